@@ -44,7 +44,9 @@ PROMETHEUS = {
 ALERTMANAGER = {"prometheus-alertmanager": "prometheus-alertmanager"}
 # A process with a wrong clock.
 CLOCKS = {"faketime": "faketime"}
-EVERYTHING = {**NODE, **IMAGES, **PROMETHEUS, **CLOCKS}
+# Tests execute the commands of pages, which read the operator's log with it.
+PAGES = {"jq": "jq"}
+EVERYTHING = {**NODE, **IMAGES, **PROMETHEUS, **CLOCKS, **PAGES}
 
 # A mirror that fails for a moment; and the installation that a machine's first minutes start by themselves.
 _PATIENT = ("--option=Acquire::Retries=3", "--option=DPkg::Lock::Timeout=300")

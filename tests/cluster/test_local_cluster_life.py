@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.pages.blocks import block
+from tests.pages.executed import Substitution, execute, substituted
 
 from localcluster import client, lifecycle, ports, processes, settings
 from localcluster.client import HACK_CLUSTER, Client
@@ -213,14 +215,19 @@ def test_down_leaves_no_process_mount_network_or_cgroup_and_keeps_volumes(runnin
 
 
 def test_control_planes_stand_side_by_side(control_plane: Client) -> None:
-    """Each has ports, objects and an end of its own."""
+    """Each has ports, objects and an end of its own; by the commands of the page on the local cluster."""
     name = f"tests-other-{os.getpid()}"
-    up = [str(HACK_CLUSTER), "up", "--profile=control-plane", f"--name={name}"]
+    last = "hack/cluster down"
+    replaced = (
+        Substitution(shown="--name try", typed=f"--name={name}", why="several sessions may do this at once"),
+        Substitution(shown=last, typed=f"kubectl create namespace only-here\n{last}", why="something to look for"),
+    )
+    shown = block("docs/local-cluster.md", '$ eval "$(hack/cluster up --profile')
     try:
-        done = subprocess.run(up, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        other = client.local(name)
-        other.kubectl("create", "namespace", "only-here")
+        printed = execute(substituted(shown.commands, replaced), os.environ, settings.REPOSITORY)
+        assert "lorafinetunes.lora-operator.io serverside-applied" in printed
+        assert "namespace/only-here created" in printed
+        assert lifecycle.load_record(settings.places(name)) is None
         assert "namespace/only-here" not in control_plane.kubectl("get", "namespaces", "--output=name").split()
     finally:
         subprocess.run([str(HACK_CLUSTER), "down", f"--name={name}"], capture_output=True, check=False)

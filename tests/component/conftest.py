@@ -28,6 +28,11 @@ def serve_definition(control_plane: Client) -> None:
     control_plane.kubectl(
         "apply", "--server-side", "--force-conflicts", f"--filename={REPOSITORY}/crds/lorafinetunes.yaml"
     )
+    until_served(control_plane)
+
+
+def until_served(control_plane: Client) -> None:
+    """Wait until the API server serves the definition's kind."""
 
     def served() -> bool:
         try:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import yaml
 from tests.component.client_account import install_roles, person
-from tests.component.documents import Object
+from tests.component.conftest import serve_definition, until_served
+from tests.component.documents import Object, finetune
 from tests.component.stage import REPOSITORY, Stage
 from tests.pages.blocks import BLOCKS, Block, block
-from tests.pages.executed import execute
+from tests.pages.executed import Substitution, execute, substituted
 from tests.pages.typed import typed
 
 from localcluster.client import Client, CommandError
@@ -20,6 +21,7 @@ from lora_trainer.contract.manifest import API_VERSION, KIND
 
 CHECKED = [each for each in BLOCKS if not each.reason]
 OURS = ("v1", API_VERSION)
+DEFINITION = "lorafinetunes.lora-operator.io"
 # Flags of kubectl whose value is an argument of its own.
 _WITH_VALUE = frozenset(("-n", "--namespace"))
 _OF_TWO = frozenset(("create", "rollout", "top"))
@@ -86,12 +88,44 @@ def test_a_team_s_namespace_is_made_by_what_the_page_types(
     """Executed as it stands, with the claims of the installation's page."""
     (tmp_path / "claims.yaml").write_text(block("docs/install.md", "metadata: {name: adapters}").yaml[0])
     try:
-        execute(block("docs/tenancy.md", "kubectl create namespace team-a").commands, control_plane, tmp_path)
+        execute(
+            block("docs/tenancy.md", "kubectl create namespace team-a").commands, control_plane.environment, tmp_path
+        )
         names = ("rolebinding/ml-engineers", "secret/hf-token", "quota/gpus", "pvc/adapters", "pvc/datasets")
         found = control_plane.get(*names, "--namespace=team-a")["items"]
         assert len(found) == len(names)
     finally:
         control_plane.kubectl("delete", "namespace", "team-a", "--wait=false")
+
+
+def test_an_administrator_installs_upgrades_and_removes_by_what_the_page_types(
+    control_plane: Client, definition: None, control_plane_namespace: str, tmp_path: Path
+) -> None:
+    """`helm uninstall` keeps the definition and every run; what removes them is the last of the page's commands."""
+    (tmp_path / "helm").symlink_to(REPOSITORY / "helm")
+    ready = Substitution(shown="kubectl -n lora-system rollout", typed=": kubectl rollout", why="there is no node")
+
+    def types(begin: str) -> str:
+        commands = substituted(block("docs/install.md", begin).commands, [ready])
+        return execute(commands, control_plane.environment, tmp_path)
+
+    run = ("lft", "kept", f"--namespace={control_plane_namespace}")
+    control_plane.kubectl("delete", "crd", DEFINITION)
+    try:
+        assert "STATUS: deployed" in types("helm install")
+        until_served(control_plane)
+        control_plane.apply(finetune("kept"), namespace=control_plane_namespace)
+        before = control_plane.get(*run)
+        assert "STATUS: deployed" in types("helm upgrade lora-finetune-operator")
+        assert "kept due to the resource policy" in types("helm uninstall")
+        assert control_plane.get(*run) == before
+        types("kubectl delete lorafinetunes")
+        assert DEFINITION not in [each["metadata"]["name"] for each in control_plane.get("crds")["items"]]
+    finally:
+        here = "--namespace=lora-system"
+        control_plane.helm("uninstall", "lora-finetune-operator", here, "--ignore-not-found")
+        control_plane.kubectl("delete", "namespace", "lora-system", "--wait=false", "--ignore-not-found")
+        serve_definition(control_plane)
 
 
 TABLES = [each for each in CHECKED if each.output.startswith("NAME ")]

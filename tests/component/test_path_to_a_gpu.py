@@ -125,7 +125,7 @@ def test_an_8b_run_reaches_a_tainted_gpu_by_what_the_page_types(
     (copy / "examples").symlink_to(REPOSITORY / "examples")
     shown = page(copy)
     stage.start(**of_the_chart(*shown.flags))
-    execute(shown.commands, client, copy)
+    execute(shown.commands, client.environment, copy)
     run = Run(stage=stage, name=NAME)
     first = placed(run, PREFLIGHT)
     stage.run_pod(first)

@@ -99,7 +99,7 @@ class Newcomer:
     def enter(self, commands: str) -> str:
         """What is printed."""
         typed = substituted(commands, self.replaced)
-        return execute(typed, self.client, self.folder, variables=self.variables, timeout_s=1200)
+        return execute(typed, {**self.client.environment, **self.variables}, self.folder, timeout_s=1200)
 
 
 def clone(folder: Path) -> None:
@@ -145,7 +145,7 @@ def newcomer(installed: Installed, namespace: str, tiny_model: Path, tmp_path: P
         afterwards.callback(installed.upgrade)
         tag = "v" + hashlib.sha256(repr(installed.images).encode()).hexdigest()[:12]
         made = " ".join(f"{PREFIX}/lora-{name}:{tag}" for name in ("operator", "trainer", "preflight"))
-        afterwards.callback(execute, f"{' '.join(builder.command)} rmi {made} || true", client, folder)
+        afterwards.callback(execute, f"{' '.join(builder.command)} rmi {made} || true", client.environment, folder)
         afterwards.callback(installed.offer_gpus, 0)
         installed.offer_gpus(1)
         client.helm("uninstall", RELEASE, f"--namespace={RELEASE_NAMESPACE}", "--wait")

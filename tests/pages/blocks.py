@@ -1,4 +1,4 @@
-"""The fenced code blocks of README.md and docs/, and the reason that stands before one that no test runs or compares.
+"""The fenced code blocks of README.md and docs/, and why no test executes or compares one, where none does.
 
 Pages that `hack/docs` writes are left out: `make lint` holds them against their sources, blocks included.
 """
@@ -9,19 +9,24 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _FENCED = re.compile(r"^(?P<indent> *)```(?P<language>\S*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
-_REASON = re.compile(r"<!-- Not (?:run|compared): ((?:(?!-->).)+?) -->\s*\Z", re.DOTALL)
+_REASON = re.compile(r"<!-- Not (?P<verb>run|compared|executed): (?P<reason>(?:(?!-->).)+?) -->\s*\Z", re.DOTALL)
 _HERE_DOCUMENT = re.compile(r"<<'YAML'\n(.*?)^YAML$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A code block; `line` is that of its opening fence, `reason` why no test runs or compares it, or empty."""
+    """A code block; `line` is that of its opening fence.
+
+    `reason` says why no test reads its commands or compares it, `unexecuted` why their programs parse them but do not
+    execute them; each is empty otherwise.
+    """
 
     page: str
     line: int
     language: str
     text: str
     reason: str = ""
+    unexecuted: str = ""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -55,7 +60,7 @@ def blocks_of(page: str, text: str) -> list[Block]:
             line=text.count("\n", 0, match.start()) + 1,
             language=match["language"],
             text=re.sub(rf"^{match['indent']}", "", match["text"], flags=re.MULTILINE),
-            reason=" ".join(reason[1].split()) if (reason := _REASON.search(text, 0, match.start())) else "",
+            **_reason(text[: match.start()]),
         )
         for match in _FENCED.finditer(text)
     ]
@@ -63,6 +68,12 @@ def blocks_of(page: str, text: str) -> list[Block]:
     if fences != 2 * len(found):
         raise ValueError(f"{page}: {fences} fences make no {len(found)} blocks: close each as it is opened")
     return found
+
+
+def _reason(before: str) -> dict[str, str]:
+    found = _REASON.search(before)
+    field = "unexecuted" if found and found["verb"] == "executed" else "reason"
+    return {field: " ".join(found["reason"].split())} if found else {}
 
 
 def pages() -> dict[str, str]:

@@ -1,11 +1,10 @@
 """Commands of a page, executed as they are typed but for a declared list of substitutions."""
 
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from localcluster.client import Client
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +24,23 @@ def substituted(text: str, substitutions: Sequence[Substitution]) -> str:
 
 
 def execute(
-    commands: str, cluster: Client, folder: Path, *, variables: Mapping[str, str] | None = None, timeout_s: int = 600
+    commands: str,
+    environment: Mapping[str, str],
+    folder: Path,
+    *,
+    pipefail: bool = True,
+    errors: bool = False,
+    timeout_s: int = 600,
 ) -> str:
-    """What bash prints, in a folder, with kubectl and helm for a cluster. A command that fails is an AssertionError."""
+    """What bash prints, in a folder. A command that fails is an AssertionError.
+
+    Without `pipefail` a pipe may come to nothing, as `grep` does where it finds nothing. No program may print an error
+    unless `errors` are a part of it.
+    """
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-x", "-c", commands],
+        ["bash", *(("-o", "pipefail") if pipefail else ()), "-eux", "-c", commands],
         cwd=folder,
-        env={**cluster.environment, **(variables or {})},
+        env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -39,4 +48,5 @@ def execute(
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert errors or not re.search(r"^error|^Error", done.stderr, re.MULTILINE), f"{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -1,7 +1,8 @@
 """Every code block of README.md and docs/ is executed, checked or compared by a test, or says why it is not.
 
 A block that none can run has the reason in a comment before it: `<!-- Not run: it needs a GPU. -->`, or for output that
-none can compare `<!-- Not compared: ... -->`.
+none can compare `<!-- Not compared: ... -->`. `<!-- Not executed: ... -->` is for commands that are parsed all
+the same.
 """
 
 import json
@@ -45,6 +46,73 @@ COMPARED = {
         "    Message: ": "tests/unit/test_when_it_fails.py::test_each_quoted_condition_is_what_the_program_says",
     },
 }
+NEWCOMER = "tests/e2e/test_newcomer.py::test_a_newcomer_gets_an_adapter_by_typing_the_readme"
+AT_A_CLUSTER = "tests/e2e/test_page_commands.py"
+RUNBOOK = f"{AT_A_CLUSTER}::test_a_runbook_s_commands_work_as_pasted"
+ADMINISTRATOR = f"{COMPONENT}::test_an_administrator_installs_upgrades_and_removes_by_what_the_page_types"
+QUICKSTART = f"{AT_A_CLUSTER}::test_the_quickstart_on_gpus_is_typed_as_it_stands"
+SUSPENDED = f"{AT_A_CLUSTER}::test_a_run_is_suspended_and_resumed_by_either_program"
+TEAM = f"{AT_A_CLUSTER}::test_a_team_s_namespace_gets_claims_and_a_file_on_one"
+FLAGS = "tests/chart/test_page_commands.py::test_a_line_of_helm_is_one_that_helm_and_the_chart_take"
+MONITORING = "tests/e2e/test_monitoring.py"
+WITHOUT = "tests/trainer/test_page_commands.py::test_every_command_of_the_page_does_what_it_says"
+# By the begin of a line of each block; of flags that Helm is shown alone, the rendering.
+EXECUTED = {
+    "README.md": dict.fromkeys(("docker build", "kubectl create secret", "pip install", "make venv"), NEWCOMER),
+    "docs/client.md": {
+        "pip install": NEWCOMER,
+        "lora init": f"{COMPONENT}::test_what_init_and_convert_write_is_what_the_cluster_takes",
+        "lora clone": QUICKSTART,
+        "lora convert": f"{COMPONENT}::test_what_init_and_convert_write_is_what_the_cluster_takes",
+    },
+    "docs/gitops.md": {
+        "kubectl patch": "tests/component/test_gitops.py::test_the_check_for_argo_cd_goes_in_beside_what_is_there"
+    },
+    "docs/gpu.md": {
+        "kubectl create": "tests/e2e/test_gpu_acceptance.py::"
+        "test_the_image_builds_an_extension_through_triton_as_a_pods_user"
+    },
+    "docs/install.md": {
+        "docker build -t registry.example.com/lora-operator": NEWCOMER,
+        "helm install": ADMINISTRATOR,
+        "helm test": f"{AT_A_CLUSTER}::test_an_administrator_looks_after_the_chart",
+        "--set": FLAGS,
+        "metadata: {name: datasets}": TEAM,
+        "metadata: {name: lora-cache}": TEAM,
+        "metadata: {name: copy}": TEAM,
+        "kubectl -n team-a create secret": TEAM,
+        "helm upgrade ... --set-json": FLAGS,
+        "helm upgrade lora": ADMINISTRATOR,
+        "helm uninstall": ADMINISTRATOR,
+        "kubectl delete lorafinetunes": ADMINISTRATOR,
+    },
+    "docs/kueue.md": {"$ hack/cluster addon kueue": "tests/cluster/test_kueue.py::kueue"},
+    "docs/local-cluster.md": {
+        "$ hack/cluster build": "tests/cluster/test_local_cluster_life.py::running",
+        '$ eval "$(hack/cluster up --profile': "tests/cluster/test_local_cluster_life.py::"
+        "test_control_planes_stand_side_by_side",
+        "$ kubectl --namespace monitoring logs": f"{MONITORING}::test_what_goes_wrong_with_a_run_wakes_somebody_once",
+    },
+    "docs/monitoring.md": {
+        "stack=": FLAGS,
+        "hack/dashboard-picture": f"{MONITORING}::test_a_picture_of_a_run_is_drawn_as_the_page_has_it",
+    },
+    "docs/operations.md": {
+        "log() {": f"{AT_A_CLUSTER}::test_questions_to_the_operator_s_log_are_answered",
+        "$ kubectl exec": f"{AT_A_CLUSTER}::test_the_operator_s_pod_explains_a_run_as_the_page_has_it",
+    },
+    "docs/quickstart.md": dict.fromkeys(
+        ("kubectl create secret", "kubectl apply", "kubectl get lft support-tone -w", "lora ask"), QUICKSTART
+    ),
+    "docs/run-without-a-cluster.md": dict.fromkeys(("$ pip install", "$ lora-trainer ask"), WITHOUT),
+    "docs/tenancy.md": {
+        "kubectl create namespace": f"{COMPONENT}::test_a_team_s_namespace_is_made_by_what_the_page_types"
+    },
+    "docs/upgrade.md": {"helm test": f"{AT_A_CLUSTER}::test_an_administrator_looks_after_the_chart"},
+    "docs/watch.md": {"lora watch": QUICKSTART, "lora suspend": SUSPENDED, "kubectl patch lft": SUSPENDED},
+    "docs/when-it-fails.md": {"$ kubectl get lft": RUNBOOK},
+    **{each.page: {"": RUNBOOK} for each in BLOCKS if each.page.startswith("docs/runbooks/")},
+}
 STRICT = {  # manifests of kinds that others define
     "kueue.x-k8s.io": "tests/cluster/test_kueue.py::test_the_page_s_objects_are_what_kueue_takes",
     "kustomize.toolkit.fluxcd.io": "tests/component/test_gitops.py::test_flux_is_told_how_each_state_is",
@@ -66,6 +134,29 @@ def test_a_block_has_a_test_or_a_reason(shown: Block) -> None:
         tests = [test for begin, test in begins.items() if f"\n{begin}" in f"\n{shown.text}"]
         assert tests, "nothing compares this output: do it and name the test above, or say in a comment why not"
         assert all(exists(test) for test in tests), tests
+
+
+@pytest.mark.parametrize("shown", **named([each for each in CHECKED if each.commands and not each.output]))
+def test_commands_are_executed_or_say_why_not(shown: Block) -> None:
+    """By the table above; where output is shown, what compares it executes them."""
+    tests = [test for begin, test in EXECUTED.get(shown.page, {}).items() if f"\n{begin}" in f"\n{shown.text}"]
+    assert tests or shown.unexecuted, (
+        "nothing executes this: do it and name the test above, or say in a comment why not"
+    )
+    assert not (tests and shown.unexecuted), tests
+    assert all(exists(test) for test in tests), tests
+
+
+def test_the_tables_name_no_block_that_there_is_not() -> None:
+    """Of what is executed."""
+    texts = {page: [f"\n{each.text}" for each in CHECKED if each.page == page] for page in EXECUTED}
+    left = [
+        (page, begin)
+        for page, of in EXECUTED.items()
+        for begin in of
+        if not any(f"\n{begin}" in t for t in texts[page])
+    ]
+    assert left == []
 
 
 @pytest.mark.parametrize("shown", **named([each for each in CHECKED if each.commands]))

@@ -59,6 +59,7 @@ BEFORE_THE_GUIDES = (
 
 
 def test_the_pages_keep_to_half_of_their_words() -> None:
-    """What is added to them takes the place of what says less."""
-    words = {page: len((REPOSITORY / page).read_text(encoding="utf-8").split()) for page in BEFORE_THE_GUIDES}
+    """What is added to them takes the place of what says less. Comments, which no reader sees, do not count."""
+    texts = {page: (REPOSITORY / page).read_text(encoding="utf-8") for page in BEFORE_THE_GUIDES}
+    words = {page: len(re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).split()) for page, text in texts.items()}
     assert sum(words.values()) <= 40_938 // 2, words

@@ -1,0 +1,194 @@
+"""What the pages have their readers type at a cluster, executed as it stands but for a declared list of substitutions.
+
+One reader is on call for a run that trains, the other has a first run. Each command must succeed, print no error, and
+say what the page promises.
+"""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.e2e.conftest import Installed
+from tests.e2e.support import CLAIM, LONG, MODEL, PATIENCE_S, finetune, long_rows, rows, status, verdict, wait_reason
+from tests.pages.blocks import BLOCKS, REPOSITORY, Block, block
+from tests.pages.executed import Substitution, execute, substituted
+
+from demoflow.run import RELEASE, RELEASE_NAMESPACE
+from localcluster.client import Client
+
+RUN = "support-tone"
+RUNBOOKS = [each for each in BLOCKS if each.page.startswith("docs/runbooks/") and each.language == "sh"]
+_ELSEWHERE = (
+    Substitution(shown='kubectl -n "$ns" top', typed=": kubectl top", why="this cluster has no metrics server"),
+    Substitution(shown='kubectl -n "$ns" exec "$pod" -- nvidia-smi', typed=": nvidia-smi", why="there is no GPU"),
+    Substitution(shown="kubectl debug", typed=": kubectl debug", why="its image is one of a public registry"),
+    Substitution(shown='kubectl -n "$ns" get localqueues,workloads', typed=": kubectl", why="where Kueue is installed"),
+    Substitution(shown="kubectl get lft support-tone -w", typed="timeout 3 kubectl get lft -w || true", why="Ctrl-C"),
+    Substitution(shown="--timeout=24h", typed="--timeout=14m", why="it takes half a minute"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """Somebody with kubectl, Helm and the client, who types in a folder and whose context names a namespace."""
+
+    client: Client
+    namespace: str
+    folder: Path
+
+    def types(self, shown: Block, *more: Substitution) -> str:
+        """What is printed of the commands of a block."""
+        (node,) = self.client.get("nodes")["items"]
+        here = (
+            Substitution(shown="team-a", typed=self.namespace, why="a namespace of the test"),
+            Substitution(shown="gpu-node-1", typed=node["metadata"]["name"], why="the node's name"),
+        )
+        typed = substituted(shown.commands, (*more, *_ELSEWHERE, *here))
+        return execute(typed, self.client.environment, self.folder, pipefail=False, timeout_s=1200)
+
+
+def _reader(installed: Installed, namespace: str, folder: Path) -> Reader:
+    """One whose context names a namespace, in a folder of theirs with the chart beside it."""
+    config = yaml.safe_load(installed.client.kubeconfig.read_text())
+    for context in config["contexts"]:
+        context["context"]["namespace"] = namespace
+    (folder / "kubeconfig").write_text(yaml.safe_dump(config))
+    (folder / "helm").symlink_to(REPOSITORY / "helm")
+    programs = f"{Path(sys.executable).parent}:{installed.client.path}"
+    client = dataclasses.replace(installed.client, kubeconfig=folder / "kubeconfig", path=programs)
+    return Reader(client=client, namespace=namespace, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def on_call(installed: Installed, module_namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """Beside a run that trains and saves, under an operator whose container has restarted once."""
+    reader = _reader(installed, module_namespace, tmp_path_factory.mktemp("on-call"))
+    client = installed.client
+    run = finetune(RUN, **LONG, checkpoint={"intervalSteps": 2})
+    client.apply(CLAIM, long_rows(), run, namespace=reader.namespace)
+    place = (f"deployment/{RELEASE}", f"--namespace={RELEASE_NAMESPACE}")
+    client.kubectl("exec", *place, "--", "python", "-c", "import os; os.kill(1, 15)")
+    pod = f"pod/{_operator(client)}"
+    client.wait(pod, "jsonpath={.status.containerStatuses[0].restartCount}=1", namespace=RELEASE_NAMESPACE)
+    client.kubectl("rollout", "status", *place, f"--timeout={PATIENCE_S}s", timeout_s=PATIENCE_S + 30)
+    wait_reason(client, reader.namespace, RUN, "Complete", "Training")
+    step = "jsonpath={.status.progress.checkpointStep}"
+    client.wait(f"lft/{RUN}", step, namespace=reader.namespace, timeout_s=PATIENCE_S)
+    yield reader
+    client.kubectl(
+        "delete", "lft", RUN, f"--namespace={reader.namespace}", "--cascade=foreground", timeout_s=PATIENCE_S
+    )
+
+
+def _operator(client: Client) -> str:
+    selector = f"--selector=app.kubernetes.io/instance={RELEASE}"
+    (pod,) = client.get("pods", selector, f"--namespace={RELEASE_NAMESPACE}")["items"]
+    name: str = pod["metadata"]["name"]
+    return name
+
+
+@pytest.mark.parametrize("shown", RUNBOOKS, ids=lambda shown: Path(shown.page).stem)
+def test_a_runbook_s_commands_work_as_pasted(on_call: Reader, shown: Block) -> None:
+    """Each answers; where the operator explains, it is about the run."""
+    printed = on_call.types(shown)
+    assert printed.strip()
+    if "explain" in shown.commands:
+        assert f"LoRAFineTune {on_call.namespace}/{RUN}" in printed
+    if '"$pod"' in shown.commands:
+        assert "step" in printed
+
+
+def test_questions_to_the_operator_s_log_are_answered(on_call: Reader) -> None:
+    """By jq, of the real log; what was written for the run is in it."""
+    printed = on_call.types(block("docs/operations.md", "log() {"))
+    assert re.search(r"^\d{4}-\d\d-\d\dT\S+ .*Job", printed, re.MULTILINE), printed
+
+
+def test_the_operator_s_pod_explains_a_run_as_the_page_has_it(on_call: Reader) -> None:
+    """By the line of the page on operations."""
+    printed = on_call.types(block("docs/operations.md", "$ kubectl exec -n lora-system"))
+    assert f"LoRAFineTune {on_call.namespace}/{RUN}" in printed
+
+
+def test_a_run_is_suspended_and_resumed_by_either_program(on_call: Reader) -> None:
+    """The commands of the page on watching: the client's, then kubectl's."""
+    for begin in ("lora suspend", "kubectl patch lft"):
+        shown = block("docs/watch.md", begin)
+        pause, resume = shown.commands.splitlines()
+        on_call.types(dataclasses.replace(shown, text=pause))
+        wait_reason(on_call.client, on_call.namespace, RUN, "Complete", "Suspended")
+        on_call.types(dataclasses.replace(shown, text=resume))
+        wait_reason(on_call.client, on_call.namespace, RUN, "Complete", "Training")
+    assert status(on_call.client, on_call.namespace, RUN)["progress"]["step"] > 0
+
+
+def test_an_administrator_looks_after_the_chart(on_call: Reader) -> None:
+    """A roll-out that is done, `helm test`, an upgrade with the same values, and all runs at a glance."""
+    shown = block("docs/install.md", "kubectl -n lora-system rollout status")
+    assert "successfully rolled out" in on_call.types(dataclasses.replace(shown, text=shown.text.splitlines()[-1]))
+    assert "STATUS: deployed" in on_call.types(block("docs/install.md", "helm upgrade lora-finetune-operator"))
+    printed = on_call.types(block("docs/upgrade.md", "helm test"))
+    assert "Phase:          Succeeded" in printed
+    assert RUN in printed
+
+
+def test_a_team_s_namespace_gets_claims_and_a_file_on_one(installed: Installed, namespace: str, tmp_path: Path) -> None:
+    """By a pod that the strictest namespace takes."""
+    reader = _reader(installed, namespace, tmp_path)
+    installed.client.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    row = '{"prompt": "a", "completion": "b"}\n'
+    (tmp_path / "support-chats.jsonl").write_text(row)
+    reader.types(block("docs/install.md", "metadata: {name: datasets}"))
+    upgraded = Substitution(shown="helm upgrade ...", typed=": helm upgrade", why="the chart is the other tests' too")
+    reader.types(block("docs/install.md", "metadata: {name: lora-cache}"), upgraded)
+    reader.types(block("docs/install.md", "kubectl -n team-a create secret"))
+    look = "kubectl -n team-a exec copy -- cat /data/support-chats.jsonl\n"
+    last = "kubectl -n team-a delete"
+    printed = reader.types(
+        block("docs/install.md", "metadata: {name: copy}"),
+        Substitution(shown="registry.example.com/lora-trainer:0.1.0", typed=installed.images.trainer, why="as pushed"),
+        Substitution(shown=last, typed=look + last, why="what was copied is looked at"),
+    )
+    assert row in printed
+
+
+@pytest.fixture
+def first(installed: Installed, namespace: str, tmp_path: Path) -> Iterator[Reader]:
+    """Somebody on a cluster with a GPU, whose pods are small, and with a data set."""
+    reader = _reader(installed, namespace, tmp_path)
+    installed.client.apply(rows(), namespace=namespace)
+    small = ("--set=defaults.cpuPerGPU=500m", "--set=defaults.memoryPerGPU=3Gi")
+    installed.offer_gpus(1)
+    installed.upgrade(*small)
+    yield reader
+    installed.offer_gpus(0)
+    installed.upgrade()
+
+
+_SMALL = (
+    Substitution(shown="hf://meta-llama/Llama-3.1-8B-Instruct", typed=MODEL, why="a model of seconds"),
+    Substitution(shown="hf://acme/support-chats", typed="configmap://rows/train.jsonl", why="rows of the test"),
+)
+QUICKSTART = "docs/quickstart.md"
+_ENDED = "lora watch support-tone-2 && lora compare"
+
+
+def test_the_quickstart_on_gpus_is_typed_as_it_stands(first: Reader) -> None:
+    """From the token to the adapter on the reader's machine; then the run is changed, compared, read and deleted."""
+    for name, begin in (("claim.yaml", "kind: PersistentVolumeClaim"), ("support-tone.yaml", "kind: LoRAFineTune")):
+        (first.folder / name).write_text(substituted(block(QUICKSTART, begin).text, _SMALL))
+    first.types(block(QUICKSTART, "kubectl create secret"))
+    first.types(block(QUICKSTART, "kubectl apply"))
+    first.types(block(QUICKSTART, "kubectl get lft support-tone -w"))
+    assert verdict(status(first.client, first.namespace, RUN))[1] == "Succeeded"
+    assert "adapter" in first.types(block(QUICKSTART, "lora ask support-tone"))
+    assert (first.folder / "support-tone/adapter_model.safetensors").is_file()
+    first.types(block("docs/client.md", "lora clone"), Substitution(shown="lora compare", typed=_ENDED, why="it ends"))
+    printed = first.types(block("docs/watch.md", "lora watch"))
+    assert "loss before training" in printed
+    assert first.client.get("lft", f"--namespace={first.namespace}")["items"][0]["metadata"]["name"] == f"{RUN}-2"
