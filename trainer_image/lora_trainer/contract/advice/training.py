@@ -9,12 +9,12 @@ from lora_trainer.contract.advice.facts import Facts
 from lora_trainer.contract.advice.rule import Rule, Values, count, number, size
 from lora_trainer.contract.config import ActivationCheckpointing, Packing, Precision, Quantization, Variant
 from lora_trainer.contract.fit.adapter import Adapter, AdapterError, plan_adapter
-from lora_trainer.contract.fit.choice import choose, recomputes
+from lora_trainer.contract.fit.choice import MANNERS, choose, recomputes
 from lora_trainer.contract.fit.devices import device_of
 from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET
 from lora_trainer.contract.fit.memory import gpu_memory
 from lora_trainer.contract.fit.setting import Setting
-from lora_trainer.contract.run_plan import Alternative
+from lora_trainer.contract.run_plan import Alternative, RunPlan
 
 _LARGE_BATCH = 32
 _LOWEST_RATE, _HIGHEST_RATE = 5e-5, 1e-3
@@ -23,6 +23,9 @@ _LEAST_FILL = 0.5
 _FOUR_BITS = (Quantization.NF4, Quantization.FP4)
 _QUANTIZED = (*_FOUR_BITS, Quantization.INT8)
 _CHANGE = re.compile(r"\bquantization: (\w+)")
+_MANNER = re.compile(r"\btraining\.activationCheckpointing: (\w+)")
+_STEPS = {manner.value: number for number, manner in enumerate(MANNERS)}
+"""From what recomputes nothing to what recomputes all."""
 _REGRET = "Schulman et al., LoRA Without Regret (Thinking Machines, 2025)"
 _RASCHKA = "Raschka, Practical Tips for Finetuning LLMs Using LoRA (2023)"
 
@@ -164,15 +167,28 @@ def _learning_rate(facts: Facts) -> Values | None:
 
 
 def _alternative(facts: Facts, quantization: Quantization) -> Alternative | None:
-    """The fastest way to run it with that quantization that fits the plan's device."""
-    if facts.plan is None or facts.plan.device_bytes is None:
+    """The fastest way to run it with that quantization that fits the plan's device, recomputing no more than the
+    run lets it; where no speed is known, the way that recomputes least."""
+    plan = facts.plan
+    if plan is None or plan.device_bytes is None:
         return None
+    wanted = facts.config.training.activation_checkpointing
+    most = _STEPS.get(wanted.value, len(MANNERS) - 1)
     fitting = [
         one
-        for one in facts.plan.alternatives
-        if one.fits and (found := _CHANGE.search(one.change)) is not None and found[1] == quantization.value
+        for one in plan.alternatives
+        if one.fits
+        and (found := _CHANGE.search(one.change)) is not None
+        and found[1] == quantization.value
+        and _recomputed(one, plan) <= most
     ]
-    return max(fitting, key=lambda one: one.tokens_per_second or 0.0, default=None)
+    return max(fitting, key=lambda one: (one.tokens_per_second or 0.0, -_recomputed(one, plan)), default=None)
+
+
+def _recomputed(one: Alternative, plan: RunPlan) -> int:
+    """How much an alternative recomputes, from 0 to 2; as the plan does where it changes nothing of that."""
+    found = _MANNER.search(one.change)
+    return _STEPS.get(plan.manner.value if found is None else found[1], len(_STEPS))
 
 
 def _quantization_not_needed(facts: Facts) -> Values | None:
@@ -180,8 +196,12 @@ def _quantization_not_needed(facts: Facts) -> Values | None:
     if wanted not in _QUANTIZED or other is None or facts.plan is None:
         return None
     ours, theirs = facts.plan.tokens_per_second, other.tokens_per_second
-    if ours is not None and theirs is not None and theirs < ours:
-        return None  # recomputed in 16 bits it fits, and takes longer than quantized
+    if ours is not None and theirs is not None:
+        slower = theirs < ours  # recomputed in 16 bits it fits, and takes longer than quantized
+    else:
+        slower = _recomputed(other, facts.plan) > _STEPS[facts.plan.manner.value]  # of a GPU whose speed is not known
+    if slower:
+        return None
     values = {
         "quantization": wanted.value,
         "change": other.change[:120],
