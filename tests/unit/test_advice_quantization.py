@@ -1,7 +1,7 @@
 """Advice against quantization: only where the fit model's own time does not contradict it."""
 
 import pytest
-from tests.unit.advised import Case
+from tests.unit.advised import Case, Spec
 from tests.unit.fit_models import LLAMA_2_13B, MODELS, Config, llama
 
 from lora_trainer.contract.fit.devices import KNOWN, Gpu
@@ -26,9 +26,9 @@ def known(name: str) -> Gpu:
 
 def says(model: Config, quantization: str, *, gib: int | None = None, gpu: Gpu | None = None, **training: str) -> bool:
     """Whether the run is advised to go without."""
-    spec = {"quantization": quantization, "training": training}
+    spec: Spec = {"quantization": quantization, "training": training}
     if gib is not None:
-        spec["resources"] = {"gpuMinMemoryGiB": gib}  # type: ignore[dict-item]
+        spec["resources"] = {"gpuMinMemoryGiB": gib}
     return CODE in Case(model=model, spec=spec, gpu=gpu, rows=SHORT).said()
 
 
