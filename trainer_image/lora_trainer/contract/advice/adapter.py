@@ -42,6 +42,7 @@ _ATTENTION = frozenset(
         "Wqkv",
     ]
 )
+_HOLDS = "the adapter can hold what there is to learn"
 _GUIDE = (
     "as a guide, 4 to 8 suffice for style or fewer than 5,000 rows, 16 to 32 for following instructions, 64 to 128 for "
     "code, recall or more than 50,000 rows, 256 and more for deep specialization"
@@ -209,13 +210,11 @@ RULES = (
         severity=Severity.WARNING,
         subject="rank",
         condition="the adapter holds less (2 bits a trained parameter) than the learned tokens do (1 bit each)",
-        message="Raise spec.lora.rank to {enough}, so that the adapter can hold what there is to learn; " + _GUIDE,
+        message=f"Raise spec.lora.rank to {{enough}}, so that {_HOLDS}; {_GUIDE}",
         special=(
-            "Take a larger model or fewer tokens, since not even rank {highest} holds what there is to learn; "
-            + _GUIDE,
-            "Set spec.lora.layers to {layers}, and spec.lora.rank to {enough}, so that the adapter can hold what there "
-            "is to learn; " + _GUIDE,
-            "Set spec.lora.layers to {layers}, so that the adapter can hold what there is to learn; " + _GUIDE,
+            "Take a larger model or fewer tokens, since not even rank {highest} holds what there is to learn",
+            "Set spec.lora.layers to {layers}, and spec.lora.rank to {enough}, so that " + _HOLDS,
+            "Set spec.lora.layers to {layers}, so that " + _HOLDS,
         ),
         evidence=(
             (
