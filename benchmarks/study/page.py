@@ -27,13 +27,18 @@ def record(page: Path, runs: Sequence[Run]) -> None:
     draw(page.with_name(PLOT), runs)
 
 
+def _recorded(runs: Sequence[Run], settings: Sequence[Setting]) -> int:
+    return sum(len(by_setting(runs, setting.name).keys() & set(SEEDS)) for setting in settings)
+
+
 def render(runs: Sequence[Run]) -> str:
     """How many runs there are, the settings, the claims."""
     wanted = len(SETTINGS) * len(SEEDS)
-    done = sum(len(by_setting(runs, setting.name).keys() & set(SEEDS)) for setting in SETTINGS)
+    done, rates, untrained = (_recorded(runs, group) for group in (SETTINGS, RATES, UNTRAINED))
+    counted = f"{done} of {wanted} trainings of the settings are recorded, {rates} at other learning rates"
     return "\n".join(
         (
-            f"{done} of {wanted} trainings are recorded.",
+            f"{counted}, and {untrained} models without training.",
             "",
             f"![Difference of each setting from the base]({PLOT})",
             "",

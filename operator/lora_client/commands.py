@@ -330,7 +330,8 @@ def plan(
     file: File,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="The model's config.json.")] = None,
     gpu: Annotated[
-        list[str] | None, typer.Option(metavar="GPU", help="A name (T4, H100) or a memory (24GiB); repeatable.")
+        list[str] | None,
+        typer.Option(metavar="GPU", help="A name (T4, NVIDIA-L4), slice (3g.40gb) or size (24GiB); repeatable."),
     ] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Of the data set, for hours.")] = None,
     output: Output = Form.TEXT,

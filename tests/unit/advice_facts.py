@@ -108,3 +108,8 @@ def make_facts(config: TrainConfig | None = None, **changes: Any) -> Facts:
             **changes,
         },
     )
+
+
+def ended_facts(**end: Any) -> Facts:
+    """A run with nothing to advise, but for its end."""
+    return make_facts(None, ended=dataclasses.replace(ENDED, **end))

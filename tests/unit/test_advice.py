@@ -191,7 +191,9 @@ def test_advice_that_somebody_wrote_into_the_status_is_not_kept(forged: Any) -> 
 
 def test_all_advice_at_once_is_within_the_bounds_of_the_status() -> None:
     """Sixteen pieces, the warnings, each within its lengths; a second look changes nothing."""
-    values = {name: "v" * 40 for rule in RULES.values() for name in re.findall(r"{(\w+)}", rule.message)}
+    values = {
+        name: "v" * 40 for rule in RULES.values() for form in rule.messages for name in re.findall(r"{(\w+)}", form)
+    }
     values |= {
         name: "v" * 40 for rule in RULES.values() for form in rule.evidence for name in re.findall(r"{(\w+)}", form)
     }

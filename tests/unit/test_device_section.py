@@ -248,6 +248,28 @@ def test_a_quantity_that_the_api_server_refuses_is_refused_without_one(resources
     assert problem in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("products", "accepted"), [(["NVIDIA-L4"], False), (["Tesla-T4", "NVIDIA-L4"], True), (["Tesla-T4"], True)]
+)
+def test_products_that_leave_out_the_selected_one_are_refused(products: list[str], accepted: bool) -> None:
+    """No node has both labels; what names neither a product nor a GPU is selected for other reasons."""
+    if accepted:
+        assert device({"gpuProducts": products}, product="Tesla-T4").gpu_selected
+        return
+    with pytest.raises(ManifestError) as caught:
+        device({"gpuProducts": products}, product="Tesla-T4")
+    assert str(caught.value) == (
+        "spec.resources.gpuProducts is ['NVIDIA-L4']: must hold Tesla-T4, to which scheduling.nodeSelector "
+        "(nvidia.com/gpu.product) restricts the nodes: remove one of the two, or name the same"
+    )
+
+
+def test_only_a_selected_gpu_is_marked_so() -> None:
+    """So that releases that do not know the mark can read all other runs."""
+    assert device({"gpuProducts": ["Tesla-T4"]}).gpu_selected is None
+    assert device({"gpus": 0}, product="Tesla-T4").gpu_selected is None
+
+
 def test_what_a_pod_is_given_is_known_to_the_run() -> None:
     """Stored resources may be smaller than what is taken today; what is silent is left to the cluster."""
     assert device({"memory": "1.5Gi", "sharedMemory": "8Mi"}).pod_memory_bytes == 3 * 2**29

@@ -109,7 +109,7 @@ def test_selective_recomputation_lies_between_none_and_full() -> None:
         done = [flops_per_token(shape, adapter, setting) for setting in settings]
         assert done == sorted(done)
         assert len(set(done)) == len(done)
-    found = choose(run(), shape_of(llama()), plan_adapter(run().lora, shape_of(llama())), find_gpu("30GiB"))
+    found = choose(run(), shape_of(llama()), plan_adapter(run().lora, shape_of(llama())), find_gpu("30.0GiB"))
     assert found.setting.manner is ActivationCheckpointing.SELECTIVE
 
 
@@ -231,7 +231,7 @@ def test_more_tokens_than_the_largest_micro_batch_would_save_no_hundredth(gpu: G
 
 def test_what_the_trainer_halves_is_no_refusal() -> None:
     """NF4 without recomputation on 24 GiB: not 4,096 tokens, but a row alone."""
-    kept = next(o for o in on(find_gpu("24GiB")).options if o.quantization is Quantization.NF4 and not o.recompute)
+    kept = next(o for o in on(find_gpu("24.0GiB")).options if o.quantization is Quantization.NF4 and not o.recompute)
     assert kept.fit is Fit.HALVED
     assert kept.tokens == 2048
     assert kept.spare_bytes < 0
@@ -310,7 +310,7 @@ def test_a_base_that_fits_whole_is_not_divided_for_speed() -> None:
 def test_auto_quantizes_nothing_that_the_trainer_would_refuse(config: TrainConfig, model: Config) -> None:
     """However little memory there is: then it does not fit."""
     shape = shape_of(model)
-    found = choose(config, shape, plan_adapter(config.lora, shape), find_gpu("8GiB"))
+    found = choose(config, shape, plan_adapter(config.lora, shape), find_gpu("8.0GiB"))
     assert found.setting.quantization is Quantization.NONE
     assert found.option.fit is not Fit.FITS
 
@@ -333,12 +333,12 @@ def test_rows_that_are_known_to_be_short_take_less() -> None:
 def test_a_guess_never_says_that_a_run_does_not_fit_where_it_may() -> None:
     """An unknown family of that size on 16 GiB: unsure, where Llama does not fit."""
     zebra = llama(model_type="zebra")
-    gpu = find_gpu("16GiB")
+    gpu = find_gpu("16.0GiB")
     assert option(gpu, run(), Quantization.NONE).fit is Fit.TOO_LARGE
     assert option(gpu, run(), Quantization.NONE, zebra).fit is Fit.UNSURE
-    assert option(find_gpu("4GiB"), run(), Quantization.NONE, zebra).fit is Fit.TOO_LARGE
-    assert option(find_gpu("22GiB"), run(), Quantization.NONE).fit is Fit.FITS
-    assert option(find_gpu("22GiB"), run(), Quantization.NONE, zebra).fit is Fit.UNSURE
+    assert option(find_gpu("4.0GiB"), run(), Quantization.NONE, zebra).fit is Fit.TOO_LARGE
+    assert option(find_gpu("22.0GiB"), run(), Quantization.NONE).fit is Fit.FITS
+    assert option(find_gpu("22.0GiB"), run(), Quantization.NONE, zebra).fit is Fit.UNSURE
 
 
 @given(
@@ -357,7 +357,7 @@ def test_more_memory_never_makes_a_slower_choice(
     training = TrainingConfig(max_sequence_length=longest)
     config = run(lora=LoraConfig(rank=rank), training=training, device=DeviceConfig(gpus=gpus))
     adapter = plan_adapter(config.lora, shape)
-    small = replace(known or find_gpu("1GiB"), memory_bytes=memory[0])
+    small = replace(known or find_gpu("1.0GiB"), memory_bytes=memory[0])
     few = choose(config, shape, adapter, small)
     more = choose(config, shape, adapter, replace(small, memory_bytes=sum(memory)))
     if few.option.fit is not Fit.FITS:

@@ -1,5 +1,6 @@
 """GPUs by the names that drivers and labels give them, and what a size that they are sold with means."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -133,6 +134,62 @@ def test_a_device_without_a_name_is_its_memory() -> None:
     assert (found.name, found.memory_bytes) == ("24.0 GiB", 24 * GIB)
     assert device_of(DeviceConfig(gpu="H100")) is None
     assert device_of(DeviceConfig(gpu="H100", gpu_memory_bytes=find_gpu("H100").memory_bytes)) == find_gpu("H100")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "gib"),
+    [
+        ("NVIDIA-A100-SXM4-80GB", "A100 80", None),
+        ("NVIDIA-H100-80GB-HBM3", "H100", None),
+        ("NVIDIA-GeForce-RTX-4090", "RTX 4090", None),
+        ("Tesla T4", "T4", None),
+        ("nvidia.com/mig-3g.40gb", "mig-3g.40gb", 40),
+        ("mig-1g.10gb", "mig-1g.10gb", 10),
+        ("1g.10gb", "mig-1g.10gb", 10),
+        ("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", "mig-1g.5gb", 5),
+    ],
+)
+def test_a_gpu_is_asked_about_by_the_names_that_manifests_take(text: str, name: str, gib: int | None) -> None:
+    """Labels of nodes, resources of slices and their profiles."""
+    found = find_gpu(text)
+    assert found.name == name
+    if gib is None:
+        assert found in KNOWN
+    else:
+        assert (found.memory_bytes, found.sold_bytes) == (least_memory(gib), gib * GIB)
+
+
+@given(size=st.integers(1, 1024))
+def test_whole_gib_are_what_a_gpu_is_sold_with(size: int) -> None:
+    """As in resources.gpuMinMemoryGiB; other memory is what the driver reports."""
+    asked = replace(find_gpu(f"{size}GiB"), name=f"{size} GiB")
+    assert asked == device_of(
+        DeviceConfig(gpu=f"{size} GiB", gpu_memory_bytes=least_memory(size), gpu_sold_bytes=size * GIB)
+    )
+    assert find_gpu(f"{size}.0GiB").memory_bytes == size * GIB
+    assert find_gpu(f"{size}.0GiB").sold_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("3090", "; did you mean 24GiB, which an RTX 3090 is sold with?"),
+        ("RTX 3090", "; did you mean 24GiB, which an RTX 3090 is sold with?"),
+        ("NVIDIA-GeForce-RTX-3090", "; did you mean 24GiB, which an RTX 3090 is sold with?"),
+        ("NVIDIA-A10G", "; did you mean 24GiB, which an A10G is sold with?"),
+        ("a6000", "; did you mean 48GiB, which an RTX A6000 is sold with?"),
+        ("24", "; did you mean 24GiB?"),
+        ("4080", "; name its memory instead, as in 24GiB"),
+        ("nvidia.com/gpu", "; name its memory instead, as in 24GiB"),
+    ],
+)
+def test_what_is_meant_by_another_gpu_is_accepted_itself(text: str, hint: str) -> None:
+    """A size that a GPU may have, or none."""
+    with pytest.raises(DeviceError) as caught:
+        find_gpu(text)
+    assert str(caught.value).endswith(hint)
+    meant = re.search(r"mean (\d+GiB)", hint)
+    assert meant is None or find_gpu(meant[1]).sold_bytes
 
 
 @pytest.mark.parametrize(

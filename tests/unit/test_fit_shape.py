@@ -13,7 +13,7 @@ from tests.unit.fit_models import GEMMA_3, GPT2, GPT_OSS, MIXTRAL, MODELS, QWEN2
 from lora_trainer.contract.config import Init, Layers, LoraConfig, Variant
 from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
 from lora_trainer.contract.fit.described import counted
-from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu
+from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu, least_memory
 from lora_trainer.contract.fit.families import KNOWN_FAMILIES, shape_of
 from lora_trainer.contract.fit.reading import ShapeError, UncountedError, read_json
 from lora_trainer.contract.fit.shape import EXACT, GUESSED, MIXTURE
@@ -378,7 +378,14 @@ def test_a_known_gpu_is_found_by_its_name(gpu: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("24GiB", 24 * 2**30), ("24 gib", 24 * 2**30), ("40GB", 40 * 10**9), ("23034MiB", 23034 * 2**20)]
+    ("text", "size"),
+    [
+        ("24GiB", least_memory(24)),
+        ("24 gib", least_memory(24)),
+        ("22.5GiB", 45 * 2**29),
+        ("40GB", 40 * 10**9),
+        ("23034MiB", 23034 * 2**20),
+    ],
 )
 def test_any_gpu_is_named_by_its_memory(text: str, size: int) -> None:
     """Its speed is not known then."""

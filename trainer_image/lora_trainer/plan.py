@@ -8,7 +8,7 @@ from lora_trainer.contract.advice.rules import Spoken, before, spoken
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter, AdapterError, doubtful, plan_adapter
 from lora_trainer.contract.fit.described import counted, described
-from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu, gib
+from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu, gib, slice_of
 from lora_trainer.contract.fit.options import OnGpu, Row, on_gpu, rows
 from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.fit.pod import expert_copies, presumed
@@ -138,7 +138,14 @@ def _notes(config: TrainConfig, adapter: Adapter, asked: Asked, planned: RunPlan
         notes.append(planned.reason)
     if config.device.gpus == 0:
         notes.append("resources.gpus is 0: the run trains on the CPU, and the GPUs above are for comparison")
-    if asked.price is not None and planned.price_per_hour is None:
+    if config.device.gpus > 1 and slice_of(config.device.gpu or "") is not None:
+        notes.append(
+            f"resources.gpus is {config.device.gpus}, slices of a GPU: a run may have one, since NCCL refuses two of "
+            "the same GPU; name a larger slice or whole GPUs"
+        )
+    if asked.price is not None and config.device.gpus == 0:
+        notes.append("--price is not used: it is of a GPU, and the run has none")
+    elif asked.price is not None and planned.price_per_hour is None:
         notes.append("--price is not used: it is of one GPU; name that by --gpu or in resources")
     if asked.tokens is not None and config.training.epochs is None:
         notes.append("--tokens is not used: training.maxSteps sets the length of the run, whatever the data set's size")

@@ -17,8 +17,8 @@ from lora_trainer.plan import Plan
 _GIB = 2**30
 _MILLION = 1_000_000
 _LEAST_WIDTH, _MOST_WIDTH = 60, 120
-_BESIDE, _COLUMN = 48, 8
-"""Columns of the devices' table but for those of its settings, and of each of these."""
+_BESIDE, _COLUMN, _NAME = 40, 8, 8
+"""Columns of the devices' table but for names and settings, of each setting, and of names at least."""
 _WHAT = {
     ActivationCheckpointing.NONE: ("no", "kept", "keeps activations"),
     ActivationCheckpointing.SELECTIVE: ("MLPs", "MLPs", "recomputes MLPs"),
@@ -80,17 +80,23 @@ def _memory(plan: Plan) -> Iterator[str]:
 
 
 def _devices(plan: Plan, width: int) -> Iterator[str]:
-    shown = _shown(plan, width)
+    name = max(_NAME, *(len(_short(gpu.name)) for gpu in plan.gpus))
+    shown = _shown(plan, width - name)
     unit = "per 1M" if plan.trained_tokens is None else "time"
     yield f"GiB to spare on a GPU (or lacking), within {FIT_SHARE:.0%} of its memory"
     first = "".join(f"{('*' if row.default else '') + row.quantization.value:>8}" for row in shown)
     second = "".join(f"{_WHAT[row.manner][1]:>8}" for row in shown)
-    yield f"{'':<8}{'':>6}{first}  the run takes there"
-    yield f"{'GPU':<8}{'GiB':>6}{second}  {'':<15}{'tokens/s':>9}{unit:>8}"
+    yield f"{'':<{name}}{'':>6}{first}  the run takes there"
+    yield f"{'GPU':<{name}}{'GiB':>6}{second}  {'':<15}{'tokens/s':>9}{unit:>8}"
     for gpu in plan.gpus:
         by_setting = {(option.quantization, option.manner): option for option in gpu.options}
         cells = "".join(f"{_cell(by_setting[row.quantization, row.manner]):>8}" for row in shown)
-        yield f"{gpu.name:<8}{gpu.memory_bytes / _GIB:>6.1f}{cells}  {_taken(gpu, plan)}".rstrip()
+        yield f"{_short(gpu.name):<{name}}{gpu.memory_bytes / _GIB:>6.1f}{cells}  {_taken(gpu, plan)}".rstrip()
+
+
+def _short(name: str) -> str:
+    """As there is room for: a slice by its profile."""
+    return name.removeprefix("mig-")
 
 
 def _shown(plan: Plan, width: int) -> list[Row]:
@@ -112,7 +118,8 @@ def _cell(option: Option) -> str:
 def _taken(gpu: OnGpu, plan: Plan) -> str:
     taken = gpu.default
     if taken.fit is not Fit.FITS:
-        return "nothing that fits"
+        tried = gpu.fits is None and taken.fit is not Fit.REFUSED
+        return "may not fit" if tried else "nothing that fits"
     smaller, larger = plan.micro_batch_tokens // taken.tokens, taken.tokens // plan.micro_batch_tokens
     times = f"/{smaller}" if smaller > 1 else f"*{larger}" if larger > 1 else ""
     manner = f"{_WHAT[taken.manner][1]}{times}"
@@ -124,15 +131,17 @@ def _taken(gpu: OnGpu, plan: Plan) -> str:
 
 
 def _verdicts(plan: Plan) -> str:
-    """On which GPUs it fits, and on which not."""
-    words = {
+    """On which GPUs it fits, on which it is tried, and on which not: as the plan of a run decides."""
+    tried = {
         Fit.FITS: "It fits",
         Fit.UNSURE: "Perhaps it fits",
-        Fit.TOO_LARGE: "It does not fit",
+        Fit.TOO_LARGE: "It is tried, and may not fit, on",
         Fit.REFUSED: "It is refused on",
     }
-    names = {fit: ", ".join(gpu.name for gpu in plan.gpus if gpu.default.fit is fit) for fit in words}
-    return " ".join(f"{word} {names[fit]}." for fit, word in words.items() if names[fit])
+    never = "It does not fit"
+    said = [(never if gpu.fits is False else tried[gpu.default.fit], gpu.name) for gpu in plan.gpus]
+    names = {verdict: ", ".join(name for one, name in said if one == verdict) for verdict in (*tried.values(), never)}
+    return " ".join(f"{verdict} {named}." for verdict, named in names.items() if named)
 
 
 def _duration(seconds: float) -> str:

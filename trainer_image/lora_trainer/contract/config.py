@@ -262,7 +262,8 @@ class DeviceConfig:
     memory that it has; None where nothing tells it, as of a name that is not known. `gpu_sold_bytes` is the size that
     it is sold with, and so the most that it has, None where the first is its very memory. `gpu_price` is what one of
     them costs an hour, in whatever money the operator's settings are written in. `pod_memory_bytes` is the main memory
-    that the manifest gives each pod, None where it leaves that to the cluster.
+    that the manifest gives each pod, None where it leaves that to the cluster. `gpu_selected` is True where
+    `scheduling.nodeSelector` asks for the GPU's nodes, else None, which earlier releases read, too.
     """
 
     gpus: int = 1
@@ -273,6 +274,7 @@ class DeviceConfig:
     gpu_sold_bytes: int | None = None
     gpu_price: float | None = None
     pod_memory_bytes: int | None = None
+    gpu_selected: bool | None = None
 
     @property
     def processes(self) -> int:

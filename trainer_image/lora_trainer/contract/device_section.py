@@ -77,7 +77,8 @@ def read_device(
             section.complain(field, value, "must not be set with gpus 0: remove it, or raise gpus")
     named = section.get("gpuResourceName")
     resource = named if isinstance(named, str) else resource
-    if selected:
+    if selected and gpus:
+        _check_selected(section, products, selected)
         products = (selected,)
     if gpus:
         _check_obtainable(section, least, products, resource)
@@ -96,6 +97,7 @@ def read_device(
         gpu_sold_bytes=found.gpu.sold_bytes if found else None,
         gpu_price=found.price if found else None,
         pod_memory_bytes=given["memory"],
+        gpu_selected=True if selected and gpus else None,
     )
 
 
@@ -120,6 +122,16 @@ def _check_shared(section: Reader, memory: int | None, shared: int | None) -> No
     if memory is not None and shared is not None and shared > memory:
         rule = "must be at most memory, which it counts as part of: raise memory or lower it"
         section.complain("sharedMemory", section.document.get("sharedMemory"), rule)
+
+
+def _check_selected(section: Reader, products: Sequence[str], selected: str) -> None:
+    """Complain of products without the one whose nodes are selected: no node has the labels of both."""
+    if products and selected not in products:
+        rule = (
+            f"must hold {selected}, to which scheduling.nodeSelector (nvidia.com/gpu.product) restricts the nodes: "
+            "remove one of the two, or name the same"
+        )
+        section.complain("gpuProducts", list(products), rule)
 
 
 def _check_obtainable(section: Reader, least: int | None, products: Sequence[str], resource: str) -> None:

@@ -1,11 +1,16 @@
 """Advice about the adapter: its rank, alpha and layers, and who can serve it."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 
 from lora_trainer.contract.advice.codes import Code, Severity
 from lora_trainer.contract.advice.facts import Facts
 from lora_trainer.contract.advice.rule import Rule, Values, count, number
-from lora_trainer.contract.config import Layers, Merge, Scaling
+from lora_trainer.contract.config import Layers, LoraConfig, Merge, Scaling, TrainConfig
+from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
+from lora_trainer.contract.fit.names import in_preset, matches
+from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.lora_section import LARGEST_RANK
 from lora_trainer.contract.serving import (
     DEFAULT_RANK,
@@ -37,10 +42,12 @@ _ATTENTION = frozenset(
         "Wqkv",
     ]
 )
+_HOLDS = "the adapter can hold what there is to learn"
 _GUIDE = (
     "as a guide, 4 to 8 suffice for style or fewer than 5,000 rows, 16 to 32 for following instructions, 64 to 128 for "
     "code, recall or more than 50,000 rows, 256 and more for deep specialization"
 )
+_ATTENTION_ALONE = "adapters on attention alone learn less than on all layers, with the same number of parameters too"
 _REGRET = "Schulman et al., LoRA Without Regret (Thinking Machines, 2025)"
 _CAPACITY = f"{_REGRET}; 2 bits a parameter: Allen-Zhu and Li, arXiv 2404.05405"
 
@@ -53,18 +60,46 @@ def _capacity(facts: Facts) -> tuple[int, int] | None:
 
 
 def _rank_too_low(facts: Facts) -> Values | None:
-    rank, bits = facts.config.lora.rank, _capacity(facts)
-    higher = [one for one in _RANKS if one > rank]
-    if bits is None or bits[0] >= bits[1] or not higher or facts.trainable_parameters is None:
+    lora, bits = facts.config.lora, _capacity(facts)
+    if bits is None or bits[0] >= bits[1] or lora.rank >= LARGEST_RANK or facts.trainable_parameters is None:
         return None
-    enough = next((one for one in higher if bits[0] * one >= bits[1] * rank), higher[-1])
-    return {
-        "rank": str(rank),
-        "enough": str(enough),
+    values = {
+        "rank": str(lora.rank),
         "parameters": count(facts.trainable_parameters),
         "capacity": count(bits[0]),
         "tokens": count(bits[1]),
     }
+    few = _few_layers(facts) is not None and facts.shape is not None
+    wide = replace(lora, layers=Layers.ALL_LINEAR, target_modules=()) if few else lora
+    held = {rank: _held(facts, replace(wide, rank=rank)) for rank in _ranks(facts, wide, also_present=few)}
+    highest = max((rank for rank, most in held.items() if most is not None), default=lora.rank)
+    enough = next((rank for rank, most in held.items() if most is not None and most >= bits[1]), None)
+    instead = {"layers": f"AllLinear{_instead(facts)}"} if few else {}
+    if enough is None:
+        return {**values, "highest": f"{highest}{' on all layers' if few else ''}"}
+    return {**values, **instead, **({"enough": str(enough)} if enough > lora.rank else {})}
+
+
+def _ranks(facts: Facts, lora: LoraConfig, *, also_present: bool) -> Iterator[int]:
+    """Ranks that may be advised: the usual ones above the present one, of which no server refuses what it takes now."""
+    if also_present:
+        yield lora.rank
+    adapter_alone = facts.config.output.merge is Merge.ADAPTER and not any(obstacles(traits_of(lora)))
+    for rank in _RANKS:
+        if rank > lora.rank and not (adapter_alone and any(obstacles(traits_of(replace(lora, rank=rank))))):
+            yield rank
+
+
+def _held(facts: Facts, lora: LoraConfig) -> float | None:
+    """Bits that another adapter holds; None where the model cannot have it. By the ranks alone where its layers are not
+    known."""
+    if facts.shape is None:
+        capacity = _capacity(facts)
+        return None if capacity is None else capacity[0] * lora.rank / max(1, facts.config.lora.rank)
+    try:
+        return float(_BITS_A_PARAMETER * plan_adapter(lora, facts.shape).parameters)
+    except AdapterError:
+        return None
 
 
 def _rank_high(facts: Facts) -> Values | None:
@@ -85,8 +120,16 @@ def _alpha_ratio(facts: Facts) -> Values | None:
     lora = facts.config.lora
     if lora.scaling is not Scaling.CLASSIC or lora.rank <= lora.alpha <= 2 * lora.rank:
         return None
-    ratio = number(lora.alpha / max(1, lora.rank))
-    return {"rank": str(lora.rank), "double": str(2 * lora.rank), "alpha": str(lora.alpha), "ratio": ratio}
+    values = {"rank": str(lora.rank), "double": str(2 * lora.rank), "alpha": str(lora.alpha)}
+    values["ratio"] = number(lora.alpha / max(1, lora.rank))
+    # Twice a high rank is advised against at such a rate.
+    return {**values, "same": str(lora.rank)} if grows_with_rank(facts.config) else values
+
+
+def grows_with_rank(config: TrainConfig) -> bool:
+    """Whether alpha twice the rank would make steps too large, at that rank and rate."""
+    classic = config.lora.scaling is Scaling.CLASSIC
+    return classic and config.lora.rank >= _RANK_THAT_SCALES and config.training.learning_rate >= _ITS_RATE
 
 
 def _alpha_rank_stabilized(facts: Facts) -> Values | None:
@@ -99,25 +142,46 @@ def _alpha_rank_stabilized(facts: Facts) -> Values | None:
 
 def _alpha_at_high_rank(facts: Facts) -> Values | None:
     lora, rate = facts.config.lora, facts.config.training.learning_rate
-    high = lora.rank >= _RANK_THAT_SCALES and lora.alpha >= 2 * lora.rank
-    if not high or lora.scaling is not Scaling.CLASSIC or rate < _ITS_RATE:
+    if not grows_with_rank(facts.config) or lora.alpha < 2 * lora.rank:
         return None
-    return {"rank": str(lora.rank), "alpha": str(lora.alpha), "rate": number(rate), "lower": number(rate / 2)}
+    return {"rank": str(lora.rank), "alpha": str(lora.alpha), "rate": number(rate), "lower": number(_ITS_RATE / 2)}
 
 
 def _few_layers(facts: Facts) -> Values | None:
     lora = facts.config.lora
-    if lora.modules_to_save or lora.target_parameters:
+    if lora.modules_to_save or lora.target_parameters or (facts.shape is not None and not _has_mlps(lora, facts.shape)):
         return None
     if lora.target_modules:
         attention = all(name.rsplit(".", 1)[-1] in _ATTENTION for name in lora.target_modules)
-        return {"layers": ", ".join(lora.target_modules)[:120]} if attention else None
-    return {"layers": lora.layers.value} if lora.layers in {Layers.ATTENTION, Layers.QUERY_VALUE} else None
+        adapted = ", ".join(lora.target_modules)[:120]
+        return {"layers": adapted, "instead": _instead(facts)} if attention else None
+    if lora.layers not in {Layers.ATTENTION, Layers.QUERY_VALUE}:
+        return None
+    return {"layers": lora.layers.value}
+
+
+def _instead(facts: Facts) -> str:
+    return " in place of targetModules" if facts.config.lora.target_modules else ""
+
+
+def _has_mlps(lora: LoraConfig, shape: Shape) -> bool:
+    """Whether `AllLinear` would adapt a module of an MLP; a mixture's experts are none."""
+    return any(
+        in_preset(name, Layers.MLP)
+        and not module.reserved
+        and not any(matches(name, one) for one in lora.exclude_modules)
+        for index, _, name, module in shape.modules()
+        if not lora.layer_indices or index in lora.layer_indices
+    )
 
 
 def _serve_merged(facts: Facts) -> Values | None:
     found = "; ".join(obstacles(traits_of(facts.config.lora)))
-    return {"obstacles": found} if found and facts.config.output.merge is Merge.ADAPTER else None
+    if not found or facts.config.output.merge is not Merge.ADAPTER:
+        return None
+    if facts.plan is None or not facts.plan.sharded:
+        return {"obstacles": found}
+    return {"obstacles": found, "divided": str(facts.plan.sharded_over or "several")}
 
 
 def _servable_rank(facts: Facts) -> int | None:
@@ -146,7 +210,12 @@ RULES = (
         severity=Severity.WARNING,
         subject="rank",
         condition="the adapter holds less (2 bits a trained parameter) than the learned tokens do (1 bit each)",
-        message="Raise spec.lora.rank to {enough}, so that the adapter can hold what there is to learn; " + _GUIDE,
+        message=f"Raise spec.lora.rank to {{enough}}, so that {_HOLDS}; {_GUIDE}",
+        special=(
+            "Take a larger model or fewer tokens, since not even rank {highest} holds what there is to learn",
+            "Set spec.lora.layers to {layers}, and spec.lora.rank to {enough}, so that " + _HOLDS,
+            "Set spec.lora.layers to {layers}, so that " + _HOLDS,
+        ),
         evidence=(
             (
                 "Rank {rank} gives {parameters} trained parameters, which hold about {capacity} bits; {tokens} tokens "
@@ -177,6 +246,12 @@ RULES = (
         condition="alpha / rank is outside of 1 to 2, without rsLoRA",
         message="Set spec.lora.alpha from {rank} to {double}, unless a trial says otherwise: alpha / rank multiplies "
         "all that the adapter adds, much as a learning rate does",
+        special=(
+            (
+                "Set spec.lora.alpha to {same}, unless a trial says otherwise: alpha / rank multiplies all that the "
+                "adapter adds, and twice that rank would make large steps at the run's learning rate"
+            ),
+        ),
         evidence=("spec.lora.alpha is {alpha} at rank {rank}, a factor of {ratio}",),
         source="Raschka, Practical Tips for Finetuning LLMs Using LoRA (2023)",
         rule_of_thumb=True,
@@ -212,9 +287,11 @@ RULES = (
         code=Code.FEW_LAYERS,
         severity=Severity.INFO,
         subject="layers",
-        condition="attention alone, or query and value alone, is adapted",
-        message="Set spec.lora.layers to AllLinear, at a lower rank where memory is short: adapters on attention alone "
-        "learn less than on all layers, with the same number of parameters too",
+        condition="attention alone, or query and value alone, is adapted, and a preset would adapt MLPs, too",
+        message=f"Set spec.lora.layers to AllLinear, at a lower rank where memory is short: {_ATTENTION_ALONE}",
+        special=(
+            f"Set spec.lora.layers to AllLinear{{instead}}, at a lower rank where memory is short: {_ATTENTION_ALONE}",
+        ),
         evidence=("Adapted are {layers}, and no module of the MLPs",),
         source=f"{_REGRET}; Dettmers et al., QLoRA, arXiv 2305.14314, section 4",
         rule_of_thumb=False,
@@ -227,6 +304,12 @@ RULES = (
         condition="vLLM cannot serve the adapter, and no merged model is asked for",
         message="Set spec.output.merge to Both or Merged where vLLM shall serve the result: every server loads a "
         "merged model",
+        special=(
+            (
+                "Merge the result with lora-trainer merge where vLLM shall serve it: every server loads a merged "
+                "model, and a run whose base is divided over {divided} GPUs merges none"
+            ),
+        ),
         evidence=("{obstacles}",),
         source="vLLM, vllm/lora/peft_helper.py",
         rule_of_thumb=False,

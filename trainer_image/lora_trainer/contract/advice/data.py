@@ -1,11 +1,16 @@
 """Advice about rows, and about what of a model the adapter leaves alone."""
 
+from collections.abc import Iterator
+
 from lora_trainer.contract.advice.codes import Code, Severity
 from lora_trainer.contract.advice.facts import Facts
 from lora_trainer.contract.advice.rule import Rule, Values, count
+from lora_trainer.contract.config import Variant
 
 FEW_ROWS = 20
 """Losses over fewer held-out rows have standard errors that are themselves uncertain; that of one row is unknown."""
+_CHANCE = "over few held-out rows an improvement of a few per cent cannot be distinguished from chance"
+_NO_PRESET = "they are no linear modules, so no preset has them"
 _MANY_DUPLICATES = 0.05
 _FEW_PER_CENT = 0.03
 _LONGEST_LIST = 160
@@ -33,11 +38,20 @@ def _few_held_out_rows(facts: Facts) -> Values | None:
         return None
     rows, ended = facts.rows.held_out, facts.ended
     if ended is None or not ended.held_out or rows < FEW_ROWS:
-        return {"rows": count(rows)} if rows < FEW_ROWS else None
+        return {"rows": count(rows), **_more_held_out(facts, rows)} if rows < FEW_ROWS else None
     smallest = 2 * ended.improvement_standard_error
     if not ended.loss_before > 0 or not smallest > _FEW_PER_CENT * ended.loss_before:
         return None
-    return {"rows": count(rows), "smallest": f"{smallest:.3g}", "share": f"{smallest / ended.loss_before:.1%}"}
+    values = {"rows": count(rows), "smallest": f"{smallest:.3g}", "share": f"{smallest / ended.loss_before:.1%}"}
+    return {**values, **_more_held_out(facts, rows)}
+
+
+def _more_held_out(facts: Facts, rows: int) -> Values:
+    """What keeps the held-out rows few, where it is not the share of them."""
+    dataset = facts.config.dataset
+    if dataset.max_validation_rows is not None and rows >= dataset.max_validation_rows:
+        return {"most": str(dataset.max_validation_rows)}
+    return {} if dataset.validation_uri is None else {"held_out": _clipped(dataset.validation_uri)}
 
 
 def _held_out_rows_learned(facts: Facts) -> Values | None:
@@ -57,7 +71,38 @@ def _held_out_rows_learned_before(facts: Facts) -> Values | None:
 def _experts_not_adapted(facts: Facts) -> Values | None:
     if facts.left_alone is None or not facts.left_alone.experts:
         return None
-    return {"experts": _clipped(facts.left_alone.experts)}
+    needs = ", ".join(_for_experts(facts))
+    return {
+        "experts": _clipped(facts.left_alone.experts),
+        **({"names": _clipped(names)} if (names := ", ".join(_expert_names(facts))) else {}),
+        **({"needs": needs} if needs else {}),
+    }
+
+
+def _expert_names(facts: Facts) -> tuple[str, ...]:
+    """What the experts' matrices are called, from within a layer on."""
+    layers = () if facts.shape is None else facts.shape.layers
+    return tuple(
+        dict.fromkeys(
+            one.name
+            for layer in layers
+            for one in layer.stacks
+            if "experts" in one.name and not one.name.endswith("_bias")
+        )
+    )
+
+
+def _for_experts(facts: Facts) -> Iterator[str]:
+    """What adapters on experts cannot go with, as it would have to be."""
+    lora = facts.config.lora
+    if lora.variant is Variant.DORA:
+        yield "variant LoRA"
+    if lora.dropout > 0:
+        yield 'dropout "0"'
+    if lora.init.changes_base:
+        yield "init Default"
+    if facts.plan is not None and facts.plan.sharded:
+        yield "GPUs that hold the whole base each"
 
 
 def _modules_passed_over(facts: Facts) -> Values | None:
@@ -107,8 +152,12 @@ RULES = (
         subject="data",
         condition="fewer than 20 rows are held out; after the training also where two standard errors of the "
         "improvement are more than 3 % of the loss before it",
-        message="Raise spec.dataset.validationFraction, or name more rows in spec.dataset.validationUri: over few "
-        "held-out rows an improvement of a few per cent cannot be distinguished from chance",
+        message="Raise spec.dataset.validationFraction, or name rows in spec.dataset.validationUri in place of it: "
+        + _CHANCE,
+        special=(
+            "Raise spec.dataset.maxValidationRows ({most}): " + _CHANCE,
+            "Name more rows in spec.dataset.validationUri ({held_out}): " + _CHANCE,
+        ),
         evidence=(
             (
                 "Held-out rows: {rows}, over which less than {smallest} nats ({share} of the loss) cannot be "
@@ -150,8 +199,12 @@ RULES = (
         severity=Severity.WARNING,
         subject="mixture",
         condition="the base is a mixture of experts, and its experts are not adapted",
-        message="Name the experts in spec.lora.targetParameters to adapt them, too: they are no linear modules, so no "
-        "preset has them",
+        message="Name the experts in spec.lora.targetParameters to adapt them, too: " + _NO_PRESET,
+        special=(
+            "Name the experts ({names}) in spec.lora.targetParameters, with {needs}, to adapt them, too: " + _NO_PRESET,
+            "Name the experts ({names}) in spec.lora.targetParameters to adapt them, too: " + _NO_PRESET,
+            "Name the experts in spec.lora.targetParameters, with {needs}, to adapt them, too: " + _NO_PRESET,
+        ),
         evidence=("The model is a mixture, whose {experts} are not adapted",),
         source="trainer-model.md",
         rule_of_thumb=False,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lora_trainer.contract.advice import adapter, data, end, kernels, storage, training
+from lora_trainer.contract.advice import adapter, data, end, kernels, quantization, storage, training
 from lora_trainer.contract.advice.codes import Advice, Code, Severity
 from lora_trainer.contract.advice.facts import Ended, Estimate, Facts, facts_before
 from lora_trainer.contract.advice.rule import Rule
@@ -17,7 +17,15 @@ MOST = 16
 RULES: Mapping[Code, Rule] = {
     rule.code: rule
     for rule in sorted(
-        (*adapter.RULES, *training.RULES, *data.RULES, *storage.RULES, *kernels.RULES, *end.RULES),
+        (
+            *adapter.RULES,
+            *training.RULES,
+            *quantization.RULES,
+            *data.RULES,
+            *storage.RULES,
+            *kernels.RULES,
+            *end.RULES,
+        ),
         key=lambda rule: list(Code).index(rule.code),
     )
 }
@@ -94,11 +102,14 @@ def _spoken(advice: Advice) -> Spoken | None:
     rule = next((rule for rule in RULES.values() if rule.code.value == advice.code), None)
     if rule is None:
         return None
-    message = _filled(rule.message, advice.values)
-    evidence = next((text for form in rule.evidence if (text := _filled(form, advice.values)) is not None), None)
+    message, evidence = _first(rule.messages, advice.values), _first(rule.evidence, advice.values)
     if message is None or evidence is None:
         return None
     return Spoken(code=rule.code, severity=rule.severity, message=message, evidence=evidence)
+
+
+def _first(forms: Iterable[str], values: Mapping[str, str]) -> str | None:
+    return next((text for form in forms if (text := _filled(form, values)) is not None), None)
 
 
 def _filled(form: str, values: Mapping[str, str]) -> str | None:

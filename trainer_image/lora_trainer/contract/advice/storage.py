@@ -1,16 +1,19 @@
 """Advice about what a run's pods take beside the GPU: main memory, and room on the claim of the checkpoints."""
 
+import math
+
 from lora_trainer.contract.advice.codes import Code, Severity
 from lora_trainer.contract.advice.facts import Facts
 from lora_trainer.contract.advice.rule import Rule, Values, number, size
 from lora_trainer.contract.manifest import checkpoint_claim
 
-_LEAST = 2**30
+_GIB = 2**30
+_KILLED = "the kernel kills a pod that takes more than its limit, and what it did since its last checkpoint is lost"
 
 
 def _claim_size(facts: Facts) -> Values | None:
     claim, plan = checkpoint_claim(facts.config), facts.plan
-    if claim is None or plan is None or plan.claim_bytes < _LEAST:
+    if claim is None or plan is None or plan.claim_bytes < _GIB:
         return None
     return {
         "claim": claim,
@@ -25,7 +28,8 @@ def _pod_memory(facts: Facts) -> Values | None:
     given, plan = facts.config.device.pod_memory_bytes, facts.plan
     if given is None or plan is None or facts.rows is None or given >= plan.pod_memory_bytes:
         return None
-    return {"given": size(given), "needed": size(plan.pod_memory_bytes)}
+    least = f"{math.ceil(plan.pod_memory_bytes / _GIB)}Gi"
+    return {"given": size(given), "needed": size(plan.pod_memory_bytes), "least": least}
 
 
 RULES = (
@@ -34,8 +38,8 @@ RULES = (
         severity=Severity.WARNING,
         subject="main memory",
         condition="the run gives its pods less main memory than the plan of its own rows estimates",
-        message="Give the pods {needed} or more with spec.resources.memory in a new LoRAFineTune: the kernel kills a "
-        "pod that takes more than its limit, and what it did since its last checkpoint is lost",
+        message=f"Give the pods {{needed}} or more with spec.resources.memory in a new LoRAFineTune: {_KILLED}",
+        special=(f"Give the pods {{least}} or more with spec.resources.memory in a new LoRAFineTune: {_KILLED}",),
         evidence=("resources.memory is {given}, and the plan estimates {needed}",),
         source="fit.md, What is counted",
         rule_of_thumb=True,

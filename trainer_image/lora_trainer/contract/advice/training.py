@@ -1,9 +1,9 @@
-"""Advice about the training: dropout, epochs, batch, learning rate, and whether weights need to be quantized."""
+"""Advice about the training: dropout, epochs, batch, and learning rate."""
 
 import math
-import re
 from dataclasses import replace
 
+from lora_trainer.contract.advice.adapter import grows_with_rank
 from lora_trainer.contract.advice.codes import Code, Severity
 from lora_trainer.contract.advice.facts import Facts
 from lora_trainer.contract.advice.rule import Rule, Values, count, number, size
@@ -14,16 +14,27 @@ from lora_trainer.contract.fit.devices import device_of
 from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET
 from lora_trainer.contract.fit.memory import gpu_memory
 from lora_trainer.contract.fit.setting import Setting
-from lora_trainer.contract.run_plan import Alternative
 
 _LARGE_BATCH = 32
-_LOWEST_RATE, _HIGHEST_RATE = 5e-5, 1e-3
+_LOWEST_RATE, _USUAL_RATE, _HIGHEST_RATE = 5e-5, 2e-4, 1e-3
 _ENOUGH_TOKENS = 4096
 _LEAST_FILL = 0.5
 _FOUR_BITS = (Quantization.NF4, Quantization.FP4)
-_QUANTIZED = (*_FOUR_BITS, Quantization.INT8)
-_CHANGE = re.compile(r"\bquantization: (\w+)")
 _REGRET = "Schulman et al., LoRA Without Regret (Thinking Machines, 2025)"
+_PASSES = (
+    "and more data rather than more epochs: further passes over the same rows often make the result worse on others. "
+    "spec.training.evalSteps with earlyStoppingPatience keeps the best adapter"
+)
+_BATCHES = "adapters learn less from large batches than whole models do, whatever their rank"
+_ANEW = (
+    "or set spec.quantization to None where the base fits in 16 bits: 4-bit weights are made 16-bit anew for each "
+    "micro-batch"
+)
+_EMPTY = "reading the weights and starting each operation take as long for a pack that is nearly empty"
+_RATES = (
+    "adapters take about ten times the rate of a whole model, less leaves them untrained, and more makes the loss "
+    "diverge"
+)
 _RASCHKA = "Raschka, Practical Tips for Finetuning LLMs Using LoRA (2023)"
 
 
@@ -94,17 +105,27 @@ def _rows_of_a_process(facts: Facts) -> int:
 
 def _several_epochs(facts: Facts) -> Values | None:
     training, rows = facts.config.training, facts.rows
-    epochs = training.epochs
+    epochs, steps = training.epochs, None
     if epochs is None and rows is not None and training.max_steps is not None:
         epochs = training.max_steps * training.effective_batch_size / max(1, rows.training)
-    return {"epochs": f"{epochs:.3g}"} if epochs is not None and epochs > 1 else None
+        steps = rows.training // training.effective_batch_size
+    if epochs is None or epochs <= 1:
+        return None
+    return {"epochs": f"{epochs:.3g}", **({"steps": str(steps)} if steps else {})}
 
 
 def _large_batch(facts: Facts) -> Values | None:
-    batch, processes = facts.config.training.effective_batch_size, facts.config.device.processes
-    if batch <= max(_LARGE_BATCH, processes):
+    training, processes = facts.config.training, facts.config.device.processes
+    batch, micro, most = training.effective_batch_size, training.micro_batch_size, max(_LARGE_BATCH, processes)
+    if batch <= most:
         return None
-    return {"batch": count(batch), "smaller": count(max(_LARGE_BATCH, processes))}
+    values = {"batch": count(batch), "smaller": str(most)}
+    if micro is not None and most % micro:
+        divided = most - most % micro
+        return (
+            {**values, "smaller": str(divided)} if divided >= processes and divided else {**values, "micro": str(micro)}
+        )
+    return {**values, "least": str(most)} if processes >= _LARGE_BATCH else values
 
 
 def _small_micro_batch(facts: Facts) -> Values | None:
@@ -113,11 +134,15 @@ def _small_micro_batch(facts: Facts) -> Values | None:
     tokens = min(_most_tokens(facts), _filled(facts))
     if tokens >= _ENOUGH_TOKENS or not _may_be_larger(facts):
         return None
-    return {
+    training = facts.config.training
+    values = {
         "tokens": count(tokens),
         "enough": count(_ENOUGH_TOKENS),
         "quantization": facts.computing.quantization.value,
     }
+    if training.micro_batch_size is not None:
+        values["micro"] = str(training.micro_batch_size)
+    return {**values, "batch": str(training.effective_batch_size)} if _filled(facts) < _ENOUGH_TOKENS else values
 
 
 def _filled(facts: Facts) -> float:
@@ -155,54 +180,25 @@ def _packs_not_filled(facts: Facts) -> Values | None:
     # What memory keeps smaller than that is filled.
     if tokens >= _LEAST_FILL * TOKEN_BUDGET or (planned is not None and planned < tokens):
         return None
-    return {"tokens": count(tokens), "room": count(TOKEN_BUDGET), "fill": f"{tokens / TOKEN_BUDGET:.0%}"}
+    values = {"tokens": count(tokens), "room": count(TOKEN_BUDGET), "fill": f"{tokens / TOKEN_BUDGET:.0%}"}
+    # Fewer GPUs may not hold a divided base.
+    fewer = facts.config.device.processes > 1 and not (facts.plan is not None and facts.plan.sharded)
+    more = training.effective_batch_size < _LARGE_BATCH
+    if fewer and more:
+        return values
+    if more:
+        return {**values, "batch": str(training.effective_batch_size)}
+    return {**values, "processes": str(facts.config.device.processes)} if fewer else None
 
 
 def _learning_rate(facts: Facts) -> Values | None:
     rate = facts.config.training.learning_rate
-    return None if _LOWEST_RATE <= rate <= _HIGHEST_RATE else {"rate": number(rate)}
-
-
-def _alternative(facts: Facts, quantization: Quantization) -> Alternative | None:
-    """The fastest way to run it with that quantization that fits the plan's device."""
-    if facts.plan is None or facts.plan.device_bytes is None:
+    if _LOWEST_RATE <= rate <= _HIGHEST_RATE:
         return None
-    fitting = [
-        one
-        for one in facts.plan.alternatives
-        if one.fits and (found := _CHANGE.search(one.change)) is not None and found[1] == quantization.value
-    ]
-    return max(fitting, key=lambda one: one.tokens_per_second or 0.0, default=None)
-
-
-def _quantization_not_needed(facts: Facts) -> Values | None:
-    wanted, other = facts.config.quantization, _alternative(facts, Quantization.NONE)
-    if wanted not in _QUANTIZED or other is None or facts.plan is None:
-        return None
-    ours, theirs = facts.plan.tokens_per_second, other.tokens_per_second
-    if ours is not None and theirs is not None and theirs < ours:
-        return None  # recomputed in 16 bits it fits, and takes longer than quantized
-    values = {
-        "quantization": wanted.value,
-        "change": other.change[:120],
-        "peak": size(other.peak_bytes),
-        "memory": size(facts.plan.device_bytes or 0),
-    }
-    if ours is None or theirs is None or not 0 < ours < theirs:
-        return values
-    return {**values, "slower": f"{theirs / ours - 1:.0%}"}
-
-
-def _quantization_would_fit(facts: Facts) -> Values | None:
-    other = _alternative(facts, Quantization.NF4)
-    if facts.config.quantization is not Quantization.NONE or other is None or facts.plan is None or facts.plan.fits:
-        return None
-    return {
-        "change": other.change[:120],
-        "peak": size(other.peak_bytes),
-        "needed": size(facts.plan.peak_bytes),
-        "memory": size(facts.plan.device_bytes or 0),
-    }
+    lora = facts.config.lora
+    usual = replace(facts.config.training, learning_rate=_USUAL_RATE)
+    high = lora.alpha >= 2 * lora.rank and grows_with_rank(replace(facts.config, training=usual))
+    return {"rate": number(rate), **({"start": number(_USUAL_RATE / 2), "rank": str(lora.rank)} if high else {})}
 
 
 RULES = (
@@ -211,7 +207,7 @@ RULES = (
         severity=Severity.INFO,
         subject="dropout",
         condition="dropout is above 0 and not all activations are recomputed",
-        message="Set spec.lora.dropout to 0 unless a trial shows that it helps, or "
+        message='Set spec.lora.dropout to "0" unless a trial shows that it helps, or '
         "spec.training.activationCheckpointing to Full: with dropout each adapted module keeps its own input and a "
         "mask of it",
         evidence=(
@@ -229,8 +225,8 @@ RULES = (
         severity=Severity.INFO,
         subject="epochs",
         condition="the run sees its rows more than once",
-        message="Try one epoch first, and more data rather than more epochs: further passes over the same rows often "
-        "make the result worse on others. spec.training.evalSteps with earlyStoppingPatience keeps the best adapter",
+        message=f"Try one epoch first, {_PASSES}",
+        special=(f"Set spec.training.maxSteps to {{steps}} first, which is one epoch, {_PASSES}",),
         evidence=("The run sees each row {epochs} times",),
         source=_RASCHKA,
         rule_of_thumb=True,
@@ -241,8 +237,14 @@ RULES = (
         severity=Severity.INFO,
         subject="batch",
         condition="spec.training.effectiveBatchSize is above 32, and above the number of training processes",
-        message="Lower spec.training.effectiveBatchSize to {smaller} or less: adapters learn less from large batches "
-        "than whole models do, whatever their rank",
+        message=f"Lower spec.training.effectiveBatchSize to {{smaller}} or less: {_BATCHES}",
+        special=(
+            (
+                "Lower spec.training.effectiveBatchSize to {smaller} or less, and microBatchSize ({micro}) to a "
+                f"divisor of it: {_BATCHES}"
+            ),
+            f"Lower spec.training.effectiveBatchSize to {{least}}, a row for each training process: {_BATCHES}",
+        ),
         evidence=("spec.training.effectiveBatchSize is {batch}",),
         source=_REGRET,
         rule_of_thumb=True,
@@ -256,8 +258,21 @@ RULES = (
             "in 4 bits a GPU's micro-batch has fewer than 4,096 tokens, though as many fit and 32 rows fill them"
         ),
         message="Let micro-batches have {enough} tokens or more (leave spec.training.microBatchSize away, or raise "
-        "effectiveBatchSize up to 32), or set spec.quantization to None where the base fits in 16 bits: 4-bit "
-        "weights are made 16-bit anew for each micro-batch",
+        f"effectiveBatchSize up to 32), {_ANEW}",
+        special=(
+            (
+                "Leave spec.training.microBatchSize ({micro}) away and raise effectiveBatchSize from {batch} up to 32, "
+                f"so that micro-batches have {{enough}} tokens or more, {_ANEW}"
+            ),
+            (
+                "Leave spec.training.microBatchSize ({micro}) away, so that micro-batches have {enough} tokens or "
+                f"more, {_ANEW}"
+            ),
+            (
+                "Raise spec.training.effectiveBatchSize from {batch} up to 32, so that micro-batches have {enough} "
+                f"tokens or more, {_ANEW}"
+            ),
+        ),
         evidence=("With {quantization} a micro-batch has at most some {tokens} tokens",),
         source="fit.md, What is counted; +50 % of time at 110 tokens: Raschka (2023)",
         rule_of_thumb=True,
@@ -267,10 +282,17 @@ RULES = (
         code=Code.PACKS_NOT_FILLED,
         severity=Severity.INFO,
         subject="batch",
-        condition="a GPU's rows of a step fill less than half of a pack of 4,096 tokens, and memory has room for more",
+        condition="a GPU's rows of a step fill less than half of a pack of 4,096 tokens, memory has room for more, and "
+        "several GPUs share a step or it has fewer than 32 rows",
         message="Let fewer GPUs share a step (spec.resources.gpus, nodes), which changes no result, or raise "
-        "spec.training.effectiveBatchSize up to 32: reading the weights and starting each operation take as long for "
-        "a pack that is nearly empty",
+        f"spec.training.effectiveBatchSize up to 32: {_EMPTY}",
+        special=(
+            f"Raise spec.training.effectiveBatchSize from {{batch}} up to 32: {_EMPTY}",
+            (
+                "Let fewer than {processes} GPUs share a step (spec.resources.gpus, nodes), which changes no result: "
+                f"{_EMPTY}"
+            ),
+        ),
         evidence=("A step gives each GPU some {tokens} tokens, {fill} of the {room} that a pack has room for",),
         source="fit.md, What is counted",
         rule_of_thumb=True,
@@ -281,36 +303,13 @@ RULES = (
         severity=Severity.WARNING,
         subject="learning rate",
         condition="spec.training.learningRate is below 5e-5 or above 1e-3",
-        message="Set spec.training.learningRate from 0.00005 to 0.001, 0.0002 for a start: adapters take about ten "
-        "times the rate of a whole model, less leaves them untrained, and more makes the loss diverge",
+        message=f"Set spec.training.learningRate from 0.00005 to 0.001, 0.0002 for a start: {_RATES}",
+        special=(
+            "Set spec.training.learningRate from 0.00005 to 0.001, {start} for a start at rank {rank}: " + _RATES,
+        ),
         evidence=("spec.training.learningRate is {rate}",),
         source=_REGRET,
         rule_of_thumb=True,
         check=_learning_rate,
-    ),
-    Rule(
-        code=Code.QUANTIZATION_NOT_NEEDED,
-        severity=Severity.INFO,
-        subject="quantization",
-        condition="quantization is asked for, and by the plan the base fits the GPU in 16 bits, no slower",
-        message="Set spec.quantization to Auto or None: the base fits in 16 bits, which is as good and no slower",
-        evidence=(
-            "By the plan {quantization} takes {slower} more time than {change}, which takes {peak} of {memory}",
-            "By the plan {change} takes {peak} of {memory}",
-        ),
-        source="Dettmers et al., QLoRA, arXiv 2305.14314 (equal quality); fit.md (memory and time)",
-        rule_of_thumb=False,
-        check=_quantization_not_needed,
-    ),
-    Rule(
-        code=Code.QUANTIZATION_WOULD_FIT,
-        severity=Severity.WARNING,
-        subject="quantization",
-        condition="no quantization is asked for, the plan does not see the base fit in 16 bits, and in NF4 it fits",
-        message="Set spec.quantization to Auto or NF4, with which the run fits the GPU",
-        evidence=("By the plan the run takes {needed} of {memory}, and {peak} with {change}",),
-        source="fit.md",
-        rule_of_thumb=False,
-        check=_quantization_would_fit,
     ),
 )

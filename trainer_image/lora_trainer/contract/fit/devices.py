@@ -84,6 +84,20 @@ _PRODUCTS = tuple(
     )
 )
 """How drivers name the GPUs of the table, in lower case and with hyphens."""
+_OTHERS = {
+    "RTX 3090": 24,
+    "RTX 3090 Ti": 24,
+    "RTX 5090": 32,
+    "RTX A4000": 16,
+    "RTX A5000": 24,
+    "RTX A6000": 48,
+    "A10G": 24,
+    "A30": 24,
+    "A40": 48,
+    "L40": 48,
+    "H100 NVL": 94,
+}
+"""GiB that GPUs are sold with of which the table has no speed, by NVIDIA's data sheets; all of one size."""
 _SLICE = re.compile(r"mig-[1-9][0-9]?g\.([0-9]{1,4})gb(?![a-z0-9])")
 _SHARED = ("-shared", ".shared")
 """How NVIDIA's device plugin marks what several pods take in turns."""
@@ -92,28 +106,40 @@ _NEAR = 0.08
 
 
 def find_gpu(text: str) -> Gpu:
-    """The GPU of that name, or one of that memory (`24GiB`, `40GB`, `23034MiB`). Raises `DeviceError`."""
-    wanted = _plain(text)
-    for gpu in KNOWN:
-        if _plain(gpu.name) == wanted:
-            return gpu
-    names = ", ".join(gpu.name for gpu in KNOWN)
-    size = _SIZE.fullmatch(text.strip())
+    """The GPU of that name, label or slice, or one of that memory: whole GiB are what it is sold with, as in
+    `resources.gpuMinMemoryGiB`, other memory (`22.5GiB`, `40GB`, `23034MiB`) what its driver reports. Raises
+    `DeviceError`."""
+    wanted, size = _plain(text), _SIZE.fullmatch(text.strip())
+    known = next((gpu for gpu in KNOWN if _plain(gpu.name) == wanted), None) or _by_label(text.strip())
+    if known is not None:
+        return known
     if size is None:
-        hint = _meant(wanted)
-        raise DeviceError(f"--gpu is {shown(text)}: must be one of {names}, or a memory as in 24GiB; {hint}")
+        names = ", ".join(gpu.name for gpu in KNOWN)
+        raise DeviceError(f"--gpu is {shown(text)}: must be one of {names}, or a memory as in 24GiB; {_meant(wanted)}")
     unit, factor = _UNITS[size[2].lower()]
     memory = int(float(size[1]) * factor)
     if not _LEAST <= memory <= _MOST:
         raise DeviceError(f"--gpu is {shown(text)}: must be from 1GiB to 1024GiB; name the memory of one GPU")
-    return Gpu(name=f"{size[1]}{unit}", memory_bytes=memory)
+    name = f"{size[1]}{unit}"
+    whole = factor == GIB and size[1].isdecimal()
+    return sold_with(int(size[1]), name) if whole else Gpu(name=name, memory_bytes=memory)
+
+
+def _by_label(text: str) -> Gpu | None:
+    """By what manifests call it: the label of its nodes, or a slice's resource or profile."""
+    profile = _SLICE.search(text.lower()) or _SLICE.fullmatch(f"mig-{text.lower()}")
+    found = None if profile is None or text.lower().endswith(_SHARED) else slice_of(profile[0])
+    return found or by_product(text)
 
 
 def _meant(wanted: str) -> str:
     """What to type instead of a name that is no GPU's: the sizes of a GPU, a memory, or a name that is misspelt, whose
     digits are right."""
-    if wanted.isdecimal():
-        return f"did you mean {wanted}GiB?"
+    if wanted.isdecimal() and 1 <= int(wanted) <= _MOST // GIB:
+        return f"did you mean {int(wanted)}GiB?"
+    other = next((name for name in _OTHERS if _plain(name).removeprefix("rtx") == wanted.removeprefix("rtx")), None)
+    if other is not None:
+        return f"did you mean {_OTHERS[other]}GiB, which an {other} is sold with?"
     plain = {_plain(gpu.name): gpu.name for gpu in KNOWN}
     near, digits = nearest(wanted, plain), re.sub(r"[^0-9]", "", wanted)
     alike = [plain[near]] if near and wanted[0] == near[0] and digits in near else []

@@ -24,6 +24,10 @@ from lora_trainer.contract.lora_section import LARGEST_LAYER_INDEX
 TEXT_ALONE = frozenset({"llama4"})
 """Kinds whose seeing class Transformers 5.24 cannot compute with: Llama 4's asks its language model for an output that
 this has not. They are loaded without what sees, as people have to."""
+_UNGROUPED = frozenset({"gpt2", "gpt_neox", "falcon"})
+"""Kinds in whose configuration nobody reads num_key_value_heads."""
+_DIVIDED = frozenset({"llama", *_UNGROUPED})
+"""Kinds that Transformers 5.24 refuses where heads do not divide the hidden size: others round their width down."""
 _WIDEST, _MOST_HEADS, _LARGEST_VOCABULARY = 2**20, 2**14, 2**25
 
 
@@ -100,6 +104,8 @@ def _retied(shape: Shape, *, tied: bool) -> Shape:
 
 def _language_model(plain: Values, kind: str) -> Shape:
     values = replace(plain, defaults=DEFAULTS.get(kind, {}))
+    if kind in KNOWN_FAMILIES:
+        _check_heads(values, kind)
     if kind in _LLAMAS:
         return _llama(values, kind, _LLAMAS[kind])
     if kind in _OTHERS:
@@ -135,6 +141,26 @@ def _sizes(values: Values, *, mlp_default: int = 0) -> Sizes:
     mlp = values.number("intermediate_size", "ffn_hidden_size", "n_inner", high=_WIDEST, default=mlp_default or None)
     head = values.number("head_dim", high=_WIDEST, default=default)
     return Sizes(hidden=hidden, heads=heads, kv_heads=kv_heads, head=head, mlp=mlp)
+
+
+def _check_heads(values: Values, kind: str) -> None:
+    """Refuse heads with which no model of a known kind computes; other kinds than those named take any width."""
+    hidden, heads = values.first("hidden_size", "n_embd", "n_embed"), values.first("num_attention_heads", "n_head")
+    if not all(type(number) is int and number > 0 for _, number in (hidden, heads)):
+        return  # said where it is read
+    rest = "take the model's own config.json"
+    divided = kind in _DIVIDED and heads[1] <= hidden[1] and not values.is_set("head_dim")
+    if divided and hidden[1] % heads[1]:
+        raise ShapeError(
+            f"{values.path}.{heads[0]} is {heads[1]}: must divide {hidden[0]} ({hidden[1]:,}) where head_dim is "
+            f"absent; {rest}"
+        )
+    grouped = values.document.get("num_key_value_heads")
+    if kind not in _UNGROUPED and type(grouped) is int and 0 < grouped < heads[1] and heads[1] % grouped:
+        raise ShapeError(
+            f"{values.path}.num_key_value_heads is {grouped}: must divide {heads[0]} ({heads[1]}), whose heads share "
+            f"keys and values; {rest}"
+        )
 
 
 def _own_heads(sizes: Sizes) -> Sizes:

@@ -17,18 +17,21 @@ from lora_trainer.contract.fit.choice import (
 )
 from lora_trainer.contract.fit.devices import Gpu
 from lora_trainer.contract.fit.memory import Memory, gpu_memory
+from lora_trainer.contract.fit.planning import fits_surely
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.fit.speed import SHARE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnGpu:
-    """A device with its options: that of the run as it is written, and the fastest that fits, None where none does."""
+    """A device with its options: that of the run as it is written, and the fastest that fits, None where none does.
+    `fits` is whether the first does, as the plan of a run has it: None where it is tried."""
 
     name: str
     memory_bytes: int
     options: tuple[Option, ...]
     default: Option
+    fits: bool | None
     fastest: Option | None
 
 
@@ -86,11 +89,13 @@ def on_gpu(
         for quantization in quantizations
         for manner in MANNERS
     )
+    chosen = choose(config, shape, adapter, gpu, share=share)
     return OnGpu(
         name=gpu.name,
         memory_bytes=gpu.memory_bytes,
         options=options,
-        default=choose(config, shape, adapter, gpu, share=share).option,
+        default=chosen.option,
+        fits=fits_surely(config, chosen, shape, adapter, gpu=gpu, load=Load()),
         fastest=fastest(config, shape, adapter, gpu, share=share),
     )
 

@@ -101,7 +101,8 @@ def _without_gpu(config: TrainConfig, shape: Shape, adapter: Adapter, load: Load
         remedy = f"set resources.gpuMinMemoryGiB or resources.gpuProducts to know before, {LABELS}"
         reason = f"nothing states the GPU's memory, {settles}: {remedy}"
     else:
-        remedy = "name it in the operator's setting config.gpus to know before"
+        size = "" if "/" in config.device.gpu else "set resources.gpuMinMemoryGiB, too, or "
+        remedy = f"{size}name it in the operator's setting config.gpus to know before"
         reason = f"the memory of {config.device.gpu} is not known here, {settles}: {remedy}"
     return replace(plan, quantization=config.quantization, reason=reason)
 

@@ -74,6 +74,10 @@ class Values:
             raise self._error(key, value, f"must be a list of whole numbers from 0 to {high:,}")
         return tuple(value)
 
+    def first(self, *keys: str) -> tuple[str, Any]:
+        """The first of `keys` that is set, and what it holds, whatever that is."""
+        return self._found(*keys)
+
     def is_set(self, key: str) -> bool:
         """Whether there is anything but null."""
         return self._found(key)[1] is not None

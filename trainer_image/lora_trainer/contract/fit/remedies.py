@@ -8,8 +8,10 @@ from typing import Any
 
 from lora_trainer.contract.config import (
     ActivationCheckpointing,
+    DeviceConfig,
     Init,
     Merge,
+    MergePrecision,
     Optimizer,
     Precision,
     Quantization,
@@ -18,8 +20,10 @@ from lora_trainer.contract.config import (
 )
 from lora_trainer.contract.fit.adapter import Adapter, AdapterError, plan_adapter
 from lora_trainer.contract.fit.choice import Fit, Load, Option, choose
-from lora_trainer.contract.fit.devices import Gpu, least_memory
+from lora_trainer.contract.fit.devices import Gpu, least_memory, slice_of
 from lora_trainer.contract.fit.shape import Shape
+from lora_trainer.contract.manifest import checkpoint_claim
+from lora_trainer.contract.scheduling_fields import PRODUCT_LABEL
 
 MOST = 3
 _MOST_AT_ONCE = 3
@@ -28,6 +32,8 @@ _GIB = 2**30
 LABELS = "where nodes have the labels of GPU feature discovery"
 """What fields that choose a GPU need: without, pods wait forever."""
 _LEAST_LENGTH, _LEAST_RANK = 256, 4
+_GPUS = (2, 4, 8)
+"""Of a node."""
 _SIZES = (12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
 """GiB that GPUs are sold with."""
 
@@ -63,11 +69,13 @@ class _Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Change:
-    """One change, as a sentence has it. `labels` says that nodes need labels for it."""
+    """One change, as a sentence has it. `labels` says that nodes need labels for it, `counts` that it says how many
+    GPUs there are, which no other change of several may, too."""
 
     text: str
     made: Callable[[_Case], _Case]
     labels: bool = False
+    counts: bool = False
 
 
 _Kinds = Sequence[Sequence[_Change]]
@@ -79,16 +87,24 @@ def remedies(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, load
     are too few, several at once; the cheapest first."""
     case = _Case(config=config, shape=shape, adapter=adapter, gpu=gpu, load=load)
     kinds = list(_kinds(case))
-    found = _single(case, kinds)
-    if len(found) < MOST:
-        found = [*found, *_together(case, kinds, found)][:MOST]
+    found = _enough(case, kinds)
+    if not found and slice_of(gpu.name) is None:
+        # Many nodes where one GPU that is larger would do are the dearest of all.
+        kinds.append(tuple(_nodes(config)))
+        found = _enough(case, kinds)
     if not found:
-        return f"not even {_MOST_AT_ONCE} changes at once make it fit, take a smaller model"
-    # By the costliest change of each: so those that need labels are the last.
+        tried = f"none of the changes that are tried here makes it fit, not even {_MOST_AT_ONCE} at once"
+        return f"{tried}: take a smaller model"
+    # By the costliest change of each: so those that need labels are among the last.
     found.sort(key=lambda picked: (max(picked), len(picked), sorted(picked)))
     texts = list(_texts(case, kinds, found))
-    needed = f", {LABELS}" if any(kinds[kind][way].labels for kind, way in found[-1].items()) else ""
+    needed = f", {LABELS}" if any(kinds[kind][way].labels for picked in found for kind, way in picked.items()) else ""
     return f"it would fit with {' or '.join(texts)}{needed}{'' if len(found) == MOST else '; nothing else was found'}"
+
+
+def _enough(case: _Case, kinds: _Kinds) -> list[_Picked]:
+    found = _single(case, kinds)
+    return found if len(found) == MOST else [*found, *_together(case, kinds, found)][:MOST]
 
 
 def _texts(case: _Case, kinds: _Kinds, found: Iterable[_Picked]) -> Iterator[str]:
@@ -129,7 +145,10 @@ def _together(case: _Case, kinds: _Kinds, single: Sequence[_Picked]) -> Iterator
     for count in range(2, _MOST_AT_ONCE + 1):
         for chosen in sorted(combinations(last, count), key=lambda one: one[::-1]):
             picked = {kind: last[kind] for kind in chosen}
-            if not _with(case, kinds, picked).fits():
+            if (
+                sum(kinds[kind][way].counts for kind, way in picked.items()) > 1
+                or not _with(case, kinds, picked).fits()
+            ):
                 continue
             picked = _smaller(case, kinds, picked)
             if not any(_is_within(one, picked) for one in found):
@@ -170,18 +189,21 @@ def _kinds(case: _Case) -> Iterator[Sequence[_Change]]:
         yield (_of("lora.variant: LoRA", "lora", variant=Variant.LORA),)
     if config.device.processes > 1 and config.output.merge is not Merge.ADAPTER:
         # A base that is divided is not merged.
-        yield (_of("output.merge: Adapter", "output", merge=Merge.ADAPTER),)
+        alone = config.output.merge_precision is MergePrecision.AUTO
+        text = f"output.merge: Adapter{'' if alone else ' without output.mergePrecision'}"
+        yield (_of(text, "output", merge=Merge.ADAPTER, merge_precision=MergePrecision.AUTO),)
     if lora.init.changes_base:
         yield (_of("lora.init: Default", "lora", init=Init.DEFAULT),)
     if lora.dropout > 0:
-        yield (_of("lora.dropout: 0", "lora", dropout=0.0),)
+        yield (_of('lora.dropout: "0"', "lora", dropout=0.0),)
     yield tuple(_shorter(config, case.load))
     yield tuple(_lower(config))
     if lora.modules_to_save:
         yield (_of("lora.modulesToSave: []", "lora", modules_to_save=()),)
     if lora.target_parameters:
         yield (_of("lora.targetParameters: []", "lora", target_parameters=()),)
-    yield tuple(_more(config))
+    # NCCL lets one run have one slice of a GPU alone ("Duplicate GPU detected"), and nothing says whose slices it gets.
+    yield tuple(_more(config) if slice_of(case.gpu.name) is None else ())
     yield tuple(_larger(case))
 
 
@@ -221,9 +243,22 @@ def _lower(config: TrainConfig) -> Iterator[_Change]:
 
 
 def _more(config: TrainConfig) -> Iterator[_Change]:
-    for gpus in (2, 4, 8):
+    for gpus in _GPUS:
         if config.device.gpus < gpus and gpus * config.device.nodes <= config.training.effective_batch_size:
-            yield _of(f"resources.gpus: {gpus}", "device", gpus=gpus)
+            yield replace(_of(f"resources.gpus: {gpus}", "device", gpus=gpus), counts=True)
+
+
+def _nodes(config: TrainConfig) -> Iterator[_Change]:
+    """With as many GPUs as a node has at most, or a step has rows for; where a claim holds the checkpoints, which
+    several nodes need."""
+    device, rows, most = config.device, config.training.effective_batch_size, config.device.processes
+    for nodes in (2, 4) if checkpoint_claim(config) is not None else ():
+        gpus = max((count for count in _GPUS if count * nodes <= rows), default=1)
+        if device.nodes < nodes and device.gpus <= gpus and gpus * nodes > max(most, _GPUS[-1]):
+            most = gpus * nodes
+            text = f"resources.gpus: {gpus} and " if gpus > device.gpus else ""
+            change = _of(f"{text}resources.nodes: {nodes}", "device", gpus=gpus, nodes=nodes)
+            yield replace(change, counts=True)
 
 
 def _larger(case: _Case) -> Iterator[_Change]:
@@ -231,17 +266,21 @@ def _larger(case: _Case) -> Iterator[_Change]:
     present = case.config.device.gpu
     for size in _SIZES:
         if least_memory(size) > case.gpu.memory_bytes:
-            labels = present is None or "/" not in present
-            yield _Change(text=_wanting(present, size), made=partial(_on, size), labels=labels)
+            named = present is not None and "/" in present
+            labels = not named and not case.config.device.gpu_selected
+            yield _Change(text=_wanting(case.config.device, size), made=partial(_on, size), labels=labels)
 
 
 def _on(size: int, case: _Case) -> _Case:
     return replace(case, gpu=replace(case.gpu, memory_bytes=least_memory(size)))
 
 
-def _wanting(present: str | None, size: int) -> str:
-    """How to ask for that size, by what named the `present` GPU: beside a resource's name, or a product that has less,
-    gpuMinMemoryGiB would find no node."""
+def _wanting(device: DeviceConfig, size: int) -> str:
+    """How to ask for that size, by what named the present GPU: beside a resource's name, or a product that has less,
+    gpuMinMemoryGiB would find no node, and beside a selected product nothing would."""
+    present = device.gpu
+    if device.gpu_selected and not (present and "/" in present):
+        return f"{PRODUCT_LABEL} of {size} GiB in scheduling.nodeSelector"
     if present is None or present.endswith(" GiB"):
         return f"resources.gpuMinMemoryGiB: {size}"
     return f"a GPU of {size} GiB" if "/" in present else f"resources.gpuProducts of {size} GiB"

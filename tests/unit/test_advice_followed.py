@@ -1,0 +1,495 @@
+"""Whoever follows a piece of advice has a spec that is accepted, loses the advice, and is not told the opposite."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from tests.unit.advice_facts import RISE, ended_facts
+from tests.unit.advised import Case
+from tests.unit.fit_models import DEEPSEEK_V3, GPT_OSS, LLAMA_4, MIXTRAL, MODELS, QWEN2_MOE, QWEN3_MOE, llama
+
+from lora_trainer.contract.advice.codes import Code
+from lora_trainer.contract.advice.rules import after, spoken
+from lora_trainer.contract.fit.adapter import plan_adapter
+from lora_trainer.contract.fit.devices import find_gpu
+from lora_trainer.contract.fit.families import shape_of
+
+LLAMA = llama()
+SMALL = MODELS["SmolLM2-135M"][0]
+H100, H200, A100 = (find_gpu(name) for name in ("H100", "H200", "A100 80"))
+MIXTURES = {"Mixtral": MIXTRAL, "Qwen3-MoE": QWEN3_MOE, "gpt-oss": GPT_OSS}
+
+SHORT = {"tokens": 9_800 * 40, "target_tokens": 9_800 * 20, "longest_tokens": 200, "p95_tokens": 80}
+"""Rows of 40 tokens in the mean."""
+MIDDLING = {"tokens": 9_800 * 200, "target_tokens": 9_800 * 100, "longest_tokens": 1_000, "p95_tokens": 500}
+"""Rows of 200."""
+FEW = {"train_samples": 1_000, "tokens": 400_000, "target_tokens": 100_000}
+"""A thousand rows."""
+
+
+def learned(tokens: int) -> dict[str, int]:
+    """Rows with so many learned tokens."""
+    return {"target_tokens": tokens, "tokens": 4 * tokens}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Followed:
+    """A run that gets `code`, in a sentence that holds `words` and `changes`, by field; `rows` are other counts that
+    the changes lead to, `never` what would be said on the contrary."""
+
+    code: Code
+    case: Case
+    words: str
+    changes: Mapping[str, Any]
+    rows: Mapping[str, int] = field(default_factory=dict)
+    never: tuple[Code, ...] = ()
+
+    def followed(self) -> Case:
+        """The run with the changes."""
+        found = self.case
+        for path, value in self.changes.items():
+            found = found.changed(path, value)
+        return replace(found, rows={**(self.case.rows or {}), **self.rows})
+
+
+def llama_on(gpu: Any = H100, rows: Mapping[str, int] | None = None, **spec: Any) -> Case:
+    """Llama-3-8B on a GPU."""
+    return Case(model=LLAMA, spec=spec, gpu=gpu, rows=rows or {})
+
+
+def small(rows: Mapping[str, int], **spec: Any) -> Case:
+    """SmolLM2-135M on an H100."""
+    return Case(model=SMALL, spec=spec, gpu=H100, rows=rows)
+
+
+TABLE: dict[str, Followed] = {
+    "a rank that is too low": Followed(
+        code=Code.RANK_TOO_LOW,
+        case=llama_on(rows=learned(300_000_000)),
+        words="Raise spec.lora.rank to 64,",
+        changes={"lora.rank": 64},
+        never=(Code.RANK_HIGH,),
+    ),
+    "a rank that is too low on query and value, where all layers suffice": Followed(
+        code=Code.RANK_TOO_LOW,
+        case=small(learned(3_000_000), lora={"layers": "QueryValue"}),
+        words="Set spec.lora.layers to AllLinear, so that",
+        changes={"lora.layers": "AllLinear"},
+        never=(Code.RANK_HIGH,),
+    ),
+    "a rank that is too low on query and value, and on all layers": Followed(
+        code=Code.RANK_TOO_LOW,
+        case=small(learned(80_000_000), lora={"targetModules": ["q_proj", "v_proj"]}),
+        words="Set spec.lora.layers to AllLinear in place of targetModules, and spec.lora.rank to 256, so that",
+        changes={"lora.layers": "AllLinear", "lora.targetModules": None, "lora.rank": 256},
+        never=(Code.RANK_HIGH,),
+    ),
+    "a rank that PiSSA cannot have above": Followed(
+        code=Code.RANK_TOO_LOW,
+        case=small(learned(20_000_000), lora={"init": "PiSSA"}),
+        words="Raise spec.lora.rank to 64,",
+        changes={"lora.rank": 64},
+        never=(Code.RANK_HIGH, Code.SERVE_MERGED),
+    ),
+    "a high rank for a thousand rows": Followed(
+        code=Code.RANK_HIGH,
+        case=llama_on(rows=FEW, lora={"rank": 64}),
+        words="A lower spec.lora.rank",
+        changes={"lora.rank": 32},
+        never=(Code.RANK_TOO_LOW,),
+    ),
+    "alpha above twice the rank": Followed(
+        code=Code.ALPHA_RATIO,
+        case=llama_on(lora={"rank": 16, "alpha": 64}),
+        words="Set spec.lora.alpha from 16 to 32,",
+        changes={"lora.alpha": 32},
+        never=(Code.ALPHA_AT_HIGH_RANK,),
+    ),
+    "alpha below a high rank": Followed(
+        code=Code.ALPHA_RATIO,
+        case=llama_on(rows=learned(10**9), lora={"rank": 256, "alpha": 128}),
+        words="Set spec.lora.alpha to 256,",
+        changes={"lora.alpha": 256},
+        never=(Code.ALPHA_AT_HIGH_RANK,),
+    ),
+    "alpha below a high rank at a low rate": Followed(
+        code=Code.ALPHA_RATIO,
+        case=llama_on(rows=learned(10**9), lora={"rank": 256, "alpha": 128}, training={"learningRate": "0.0001"}),
+        words="Set spec.lora.alpha from 256 to 512,",
+        changes={"lora.alpha": 512},
+        never=(Code.ALPHA_AT_HIGH_RANK,),
+    ),
+    "alpha with rsLoRA": Followed(
+        code=Code.ALPHA_RANK_STABILIZED,
+        case=llama_on(lora={"rank": 64, "scaling": "RankStabilized"}),
+        words="Set spec.lora.alpha to some 16,",
+        changes={"lora.alpha": 16},
+    ),
+    **{
+        f"alpha at a high rank, {name}": Followed(
+            code=Code.ALPHA_AT_HIGH_RANK,
+            case=llama_on(rows=learned(10**9), lora={"rank": 128}, training={"learningRate": rate}),
+            words="Lower spec.training.learningRate, to 0.0001 for a start, or set spec.lora.alpha to 128:",
+            changes=changes,
+            never=(Code.ALPHA_RATIO, Code.LEARNING_RATE),
+        )
+        for name, rate, changes in (
+            ("whose rate is lowered", "0.0002", {"training.learningRate": "0.0001"}),
+            ("whose high rate is lowered", "0.001", {"training.learningRate": "0.0001"}),
+            ("whose alpha is lowered", "0.0002", {"lora.alpha": 128}),
+        )
+    },
+    "attention alone": Followed(
+        code=Code.FEW_LAYERS,
+        case=llama_on(lora={"layers": "Attention"}),
+        words="Set spec.lora.layers to AllLinear, at",
+        changes={"lora.layers": "AllLinear"},
+    ),
+    "modules of attention by name": Followed(
+        code=Code.FEW_LAYERS,
+        case=llama_on(lora={"targetModules": ["q_proj", "v_proj"]}),
+        words="Set spec.lora.layers to AllLinear in place of targetModules, at",
+        changes={"lora.layers": "AllLinear", "lora.targetModules": None},
+    ),
+    "attention alone of a mixture with a shared expert": Followed(
+        code=Code.FEW_LAYERS,
+        case=Case(model=QWEN2_MOE, spec={"lora": {"layers": "Attention"}}, gpu=H200),
+        words="Set spec.lora.layers to AllLinear, at",
+        changes={"lora.layers": "AllLinear"},
+    ),
+    **{
+        f"dropout, {name}": Followed(
+            code=Code.DROPOUT_MEMORY,
+            case=llama_on(lora={"dropout": "0.05"}),
+            words='Set spec.lora.dropout to "0" unless a trial shows that it helps, or '
+            "spec.training.activationCheckpointing to Full:",
+            changes=changes,
+        )
+        for name, changes in (
+            ("left away", {"lora.dropout": "0"}),
+            ("recomputed", {"training.activationCheckpointing": "Full"}),
+        )
+    },
+    "three epochs": Followed(
+        code=Code.SEVERAL_EPOCHS,
+        case=llama_on(training={"epochs": "3"}),
+        words="Try one epoch first,",
+        changes={"training.epochs": "1"},
+    ),
+    "steps of three epochs": Followed(
+        code=Code.SEVERAL_EPOCHS,
+        case=llama_on(training={"maxSteps": 1_900}),
+        words="Set spec.training.maxSteps to 612 first, which is one epoch,",
+        changes={"training.maxSteps": 612},
+    ),
+    "a large batch": Followed(
+        code=Code.LARGE_BATCH,
+        case=llama_on(rows=MIDDLING, training={"effectiveBatchSize": 64}),
+        words="Lower spec.training.effectiveBatchSize to 32 or less:",
+        changes={"training.effectiveBatchSize": 32},
+        never=(Code.PACKS_NOT_FILLED,),
+    ),
+    "a large batch of 48 processes": Followed(
+        code=Code.LARGE_BATCH,
+        case=llama_on(training={"effectiveBatchSize": 64}, resources={"gpus": 48}),
+        words="Lower spec.training.effectiveBatchSize to 48, a row for each training process:",
+        changes={"training.effectiveBatchSize": 48},
+    ),
+    "a large batch of micro-batches that do not divide 32": Followed(
+        code=Code.LARGE_BATCH,
+        case=llama_on(training={"effectiveBatchSize": 96, "microBatchSize": 24}),
+        words="Lower spec.training.effectiveBatchSize to 24 or less:",
+        changes={"training.effectiveBatchSize": 24},
+    ),
+    "a large batch of large micro-batches": Followed(
+        code=Code.LARGE_BATCH,
+        case=llama_on(training={"effectiveBatchSize": 96, "microBatchSize": 48}),
+        words="Lower spec.training.effectiveBatchSize to 32 or less, and microBatchSize (48) to a divisor of it:",
+        changes={"training.effectiveBatchSize": 32, "training.microBatchSize": 16},
+    ),
+    "micro-batches of a row in 4 bits": Followed(
+        code=Code.SMALL_MICRO_BATCH,
+        case=llama_on(H100, quantization="NF4", training={"effectiveBatchSize": 32, "microBatchSize": 1}),
+        words="Leave spec.training.microBatchSize (1) away, so that micro-batches have 4,096 tokens or more,",
+        changes={"training.microBatchSize": None},
+    ),
+    "few rows of a step in 4 bits": Followed(
+        code=Code.SMALL_MICRO_BATCH,
+        case=llama_on(H100, MIDDLING, quantization="NF4", training={"effectiveBatchSize": 8}),
+        words="Raise spec.training.effectiveBatchSize from 8 up to 32, so that micro-batches",
+        changes={"training.effectiveBatchSize": 32},
+        never=(Code.LARGE_BATCH, Code.PACKS_NOT_FILLED),
+    ),
+    "few rows of a step, one at a time, in 4 bits": Followed(
+        code=Code.SMALL_MICRO_BATCH,
+        case=llama_on(H100, MIDDLING, quantization="NF4", training={"effectiveBatchSize": 8, "microBatchSize": 1}),
+        words="Leave spec.training.microBatchSize (1) away and raise effectiveBatchSize from 8 up to 32, so that",
+        changes={"training.microBatchSize": None, "training.effectiveBatchSize": 32},
+        never=(Code.LARGE_BATCH, Code.PACKS_NOT_FILLED),
+    ),
+    "packs of one GPU that are not filled": Followed(
+        code=Code.PACKS_NOT_FILLED,
+        case=llama_on(rows=SHORT),
+        words="Raise spec.training.effectiveBatchSize from 16 up to 32:",
+        changes={"training.effectiveBatchSize": 32},
+        never=(Code.LARGE_BATCH,),
+    ),
+    "packs of many GPUs that are not filled": Followed(
+        code=Code.PACKS_NOT_FILLED,
+        case=llama_on(rows=SHORT, training={"effectiveBatchSize": 32}, resources={"gpus": 8}),
+        words="Let fewer than 8 GPUs share a step (spec.resources.gpus, nodes), which changes no result:",
+        changes={"resources.gpus": 1},
+        never=(Code.LARGE_BATCH,),
+    ),
+    "packs of few rows for many GPUs": Followed(
+        code=Code.PACKS_NOT_FILLED,
+        case=llama_on(rows=MIDDLING, resources={"gpus": 8}),
+        words="Let fewer GPUs share a step (spec.resources.gpus, nodes), which changes no result, or raise "
+        "spec.training.effectiveBatchSize up to 32:",
+        changes={"resources.gpus": 1, "training.effectiveBatchSize": 32},
+        never=(Code.LARGE_BATCH,),
+    ),
+    "packs of a divided base, which fewer GPUs would not hold": Followed(
+        code=Code.PACKS_NOT_FILLED,
+        case=llama_on(find_gpu("T4"), SHORT, quantization="None", resources={"gpus": 4}),
+        words="Raise spec.training.effectiveBatchSize from 16 up to 32:",
+        changes={"training.effectiveBatchSize": 32},
+    ),
+    "a rate that is too low": Followed(
+        code=Code.LEARNING_RATE,
+        case=llama_on(training={"learningRate": "0.00001"}),
+        words="Set spec.training.learningRate from 0.00005 to 0.001, 0.0002 for a start:",
+        changes={"training.learningRate": "0.0002"},
+    ),
+    "a rate that is too low at a high rank": Followed(
+        code=Code.LEARNING_RATE,
+        case=llama_on(rows=learned(10**9), lora={"rank": 256}, training={"learningRate": "0.00001"}),
+        words="Set spec.training.learningRate from 0.00005 to 0.001, 0.0001 for a start at rank 256:",
+        changes={"training.learningRate": "0.0001"},
+        never=(Code.ALPHA_AT_HIGH_RANK,),
+    ),
+    **{
+        f"quantization that is not needed, set to {value}": Followed(
+            code=Code.QUANTIZATION_NOT_NEEDED,
+            case=llama_on(quantization="NF4"),
+            words="Set spec.quantization to Auto or None:",
+            changes={"quantization": value},
+            never=(Code.QUANTIZATION_WOULD_FIT,),
+        )
+        for value in ("Auto", "None")
+    },
+    **{
+        f"quantization that would fit, set to {value}": Followed(
+            code=Code.QUANTIZATION_WOULD_FIT,
+            case=llama_on(find_gpu("18GiB"), quantization="None"),
+            words="Set spec.quantization to Auto or NF4,",
+            changes={"quantization": value},
+            never=(Code.QUANTIZATION_NOT_NEEDED,),
+        )
+        for value in ("Auto", "NF4")
+    },
+    "rows that are cut": Followed(
+        code=Code.ROWS_CUT,
+        case=llama_on(rows={"truncated_samples": 3, "truncated_tokens": 90}),
+        words="Raise spec.training.maxSequenceLength,",
+        changes={"training.maxSequenceLength": 4096},
+        rows={"truncated_samples": 0, "truncated_tokens": 0},
+    ),
+    "few held-out rows of a share": Followed(
+        code=Code.FEW_HELD_OUT_ROWS,
+        case=llama_on(rows={"validation_samples": 10}),
+        words="Raise spec.dataset.validationFraction,",
+        changes={"dataset": {"uri": "hf://acme/chats", "validationFraction": "0.04"}},
+        rows={"validation_samples": 20},
+    ),
+    "few held-out rows, since no more may be": Followed(
+        code=Code.FEW_HELD_OUT_ROWS,
+        case=llama_on(
+            rows={"validation_samples": 10},
+            dataset={"uri": "hf://acme/chats", "maxValidationRows": 10, "validationFraction": "0.5"},
+        ),
+        words="Raise spec.dataset.maxValidationRows (10):",
+        changes={"dataset.maxValidationRows": 20},
+        rows={"validation_samples": 20},
+    ),
+    "few held-out rows of their own": Followed(
+        code=Code.FEW_HELD_OUT_ROWS,
+        case=llama_on(
+            rows={"validation_samples": 10}, dataset={"uri": "hf://acme/chats", "validationUri": "hf://acme/held-out"}
+        ),
+        words="Name more rows in spec.dataset.validationUri (hf://acme/held-out):",
+        changes={"dataset.validationUri": "hf://acme/more"},
+        rows={"validation_samples": 20},
+    ),
+    "little main memory": Followed(
+        code=Code.POD_MEMORY,
+        case=llama_on(resources={"memory": "1Gi"}),
+        words="Give the pods 5Gi or more with spec.resources.memory in a new LoRAFineTune:",
+        changes={"resources.memory": "5Gi"},
+    ),
+    **{
+        f"an adapter that is not served, with merge {value}": Followed(
+            code=Code.SERVE_MERGED,
+            case=llama_on(lora={"variant": "DoRA"}),
+            words="Set spec.output.merge to Both or Merged where vLLM shall serve the result:",
+            changes={"output": {"uri": "pvc://adapters/tone", "merge": value}},
+        )
+        for value in ("Both", "Merged")
+    },
+    **{
+        f"experts of {name} in a plain adapter": Followed(
+            code=Code.EXPERTS_NOT_ADAPTED,
+            case=Case(model=model, gpu=H200),
+            words="Name the experts (mlp.experts.gate_up_proj, mlp.experts.down_proj) in spec.lora.targetParameters to "
+            "adapt them, too:",
+            changes={"lora.targetParameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+            never=(Code.FEW_LAYERS,),
+        )
+        for name, model in MIXTURES.items()
+    },
+    **{
+        f"experts beside {name}": Followed(
+            code=Code.EXPERTS_NOT_ADAPTED,
+            case=Case(model=MIXTRAL, gpu=H200, spec={"lora": lora}),
+            words=f"Name the experts (mlp.experts.gate_up_proj, mlp.experts.down_proj) in spec.lora.targetParameters, "
+            f"with {', '.join(f'{path} {written}' for path, written, _ in others)}, to adapt them, too:",
+            changes={
+                "lora.targetParameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+                **{f"lora.{path}": value for path, _, value in others},
+            },
+        )
+        for name, lora, others in (
+            ("DoRA", {"variant": "DoRA"}, [("variant", "LoRA", "LoRA")]),
+            ("PiSSA", {"init": "PiSSA"}, [("init", "Default", "Default")]),
+            (
+                "DoRA and dropout",
+                {"variant": "DoRA", "dropout": "0.05"},
+                [("variant", "LoRA", "LoRA"), ("dropout", '"0"', "0")],
+            ),
+        )
+    },
+}
+"""A run for each way in which a code is said."""
+
+AT_END: dict[str, tuple[Code, dict[str, Any], str, dict[str, Any]]] = {
+    "alpha of a noisy loss": (
+        Code.NOISY_LOSS,
+        {"unsteady_steps": 3},
+        "Set spec.lora.alpha to spec.lora.rank where it is larger,",
+        {"lora": {"alpha": 16}},
+    ),
+    "the rate of a noisy loss": (
+        Code.NOISY_LOSS,
+        {"unsteady_steps": 3},
+        "lower spec.training.learningRate, or raise warmupRatio:",
+        {"training": {"learningRate": "0.0001", "warmupRatio": "0.1"}},
+    ),
+    "a better adapter before the end": (
+        Code.HELD_OUT_LOSS_ROSE,
+        {"lowest": RISE},
+        "Set spec.training.evalSteps and earlyStoppingPatience,",
+        {"training": {"evalSteps": 100, "earlyStoppingPatience": 3}},
+    ),
+}
+"""What only another run would show to have helped: its code, its end, words, and the spec of the next run."""
+OF_SERVERS_AND_DATA = {
+    Code.MAX_LORA_RANK,
+    Code.RECENT_SERVER,
+    Code.MANY_DUPLICATES,
+    Code.STILL_IMPROVING,
+    Code.HELD_OUT_ROWS_LEARNED,
+    Code.HELD_OUT_ROWS_LEARNED_BEFORE,
+    Code.CLAIM_SIZE,
+    Code.MODULES_PASSED_OVER,
+    Code.LANGUAGE_MODEL_ALONE,
+    Code.KERNEL_LEFT_OUT,
+    Code.KERNELS_CHANGED,
+    Code.ESTIMATE_OFF,
+}
+"""Codes that name no change of a spec, or none that the next run needs."""
+
+
+def test_every_code_that_names_a_change_is_followed_here() -> None:
+    """So that a new one is."""
+    followed = {one.code for one in TABLE.values()} | {code for code, *_ in AT_END.values()}
+    assert followed | OF_SERVERS_AND_DATA == set(Code)
+    assert not followed & OF_SERVERS_AND_DATA
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_followed_advice_is_accepted_gone_and_not_contradicted(name: str) -> None:
+    """By the trainer's own rules, of the spec and of the model's adapter."""
+    one = TABLE[name]
+    assert one.words in one.case.said()[one.code.value].message
+    done = one.followed()
+    plan_adapter(done.config.lora, shape_of(done.model))
+    said = done.said()
+    assert one.code.value not in said
+    assert not {code.value for code in one.never} & said.keys()
+    assert one.case.plan().fits is not True or done.plan().fits is not False
+
+
+@pytest.mark.parametrize("name", AT_END)
+def test_what_the_end_of_a_run_advises_is_accepted(name: str) -> None:
+    """In the next run; and is not advised against there."""
+    code, end, words, spec = AT_END[name]
+    found = {one.code: one for one in spoken(after(ended_facts(**end)))}
+    assert words in found[code].message
+    before = set(llama_on().said())
+    assert set(llama_on(**spec).said()) == before
+
+
+@pytest.mark.parametrize(
+    ("code", "case"),
+    [
+        *(
+            (Code.FEW_LAYERS, Case(model=model, spec={"lora": {"layers": "Attention"}}, gpu=H200))
+            for model in MIXTURES.values()
+        ),
+        (Code.FEW_LAYERS, Case(model=MIXTRAL, spec={"lora": {"targetModules": ["q_proj", "v_proj"]}}, gpu=H200)),
+        (Code.FEW_LAYERS, Case(model=DEEPSEEK_V3, spec={"lora": {"layers": "Attention"}}, gpu=H200)),
+        (
+            Code.FEW_LAYERS,
+            llama_on(lora={"layers": "Attention", "excludeModules": ["gate_proj", "up_proj", "down_proj"]}),
+        ),
+        (Code.PACKS_NOT_FILLED, llama_on(rows=SHORT, training={"effectiveBatchSize": 32})),
+        (Code.PACKS_NOT_FILLED, llama_on(rows=SHORT, training={"effectiveBatchSize": 64})),
+    ],
+    ids=str,
+)
+def test_no_advice_is_given_that_changes_nothing(code: Code, case: Case) -> None:
+    """Where both presets adapt the same modules, or neither fewer GPUs nor more rows can be had."""
+    assert code.value not in case.said()
+
+
+def test_a_rank_that_cannot_be_is_not_named() -> None:
+    """Above what holds the tokens, what PiSSA can have, or what vLLM serves: then another remedy is."""
+    tokens = 10**10
+    (found,) = [case.said()[Code.RANK_TOO_LOW.value].message for case in [small(learned(tokens), lora={"rank": 8})]]
+    assert found.startswith("Take a larger model or fewer tokens, since not even rank 512 holds")
+    pissa = small(learned(tokens), lora={"rank": 8, "init": "PiSSA"}).said()[Code.RANK_TOO_LOW.value].message
+    assert pissa.startswith("Take a larger model or fewer tokens, since not even rank 128 holds")
+    merged = small(learned(tokens), output={"uri": "pvc://adapters/tone", "merge": "Merged"})
+    assert "rank 1024 holds" in merged.said()[Code.RANK_TOO_LOW.value].message
+    few = small(learned(tokens), lora={"rank": 8, "layers": "QueryValue"}).said()[Code.RANK_TOO_LOW.value].message
+    assert few.startswith("Take a larger model or fewer tokens, since not even rank 512 on all layers holds")
+
+
+def test_a_divided_base_is_neither_merged_nor_given_adapters_on_experts_where_it_is() -> None:
+    """Both need the whole base on each GPU: the run would not fit."""
+    divided = Case(model=MIXTRAL, spec={"resources": {"gpus": 8}, "lora": {"variant": "DoRA"}}, gpu=A100)
+    assert divided.plan().sharded
+    said = divided.said()
+    assert "lora-trainer merge" in said[Code.SERVE_MERGED.value].message
+    experts = said[Code.EXPERTS_NOT_ADAPTED.value].message
+    assert "variant LoRA" in experts
+    assert "GPUs that hold the whole base each" in experts
+
+
+def test_experts_of_llama_4_are_named() -> None:
+    """Otherwise than others."""
+    case = Case(model=LLAMA_4, gpu=H200)
+    message = case.said()[Code.EXPERTS_NOT_ADAPTED.value].message
+    names = message.partition("(")[2].partition(")")[0].split(", ")
+    assert Code.EXPERTS_NOT_ADAPTED.value not in case.changed("lora.targetParameters", names).said()
