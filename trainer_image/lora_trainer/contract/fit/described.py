@@ -37,6 +37,7 @@ def counted(shape: Shape, stored: int) -> Shape:
     return replace(
         shape,
         outside=max(0, shape.outside + difference),
+        unexplained=abs(difference),
         doubts=(*shape.doubts, doubt),
         spread=max(shape.spread, min(GUESSED, wider)),
     )

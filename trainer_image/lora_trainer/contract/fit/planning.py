@@ -12,6 +12,7 @@ from lora_trainer.contract.fit.choice import (
     Load,
     Option,
     choose,
+    lower_end,
     quantizes,
 )
 from lora_trainer.contract.fit.devices import Gpu, device_of, gib
@@ -150,7 +151,7 @@ def _least(config: TrainConfig, chosen: Candidate, shape: Shape, adapter: Adapte
     spared = float(few.optimizer) if config.training.optimizer is Optimizer.PAGED_ADAMW_8BIT else 0.0
     if config.training.kernels is Kernels.AUTO and not chosen.setting.whole_layers:
         spared += _SAVED_BY_FAST_PATHS * few.activations
-    return (few.total - spared) * (1 - shape.spread)
+    return lower_end(few, shape, chosen.setting, spared=spared)
 
 
 def _seconds(config: TrainConfig, option: Option, *, tokens: int | None, rows: int | None) -> int | None:

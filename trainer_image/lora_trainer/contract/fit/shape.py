@@ -130,8 +130,9 @@ class Shape:
 
     `outside` are all other parameters: positions, last norm, a vision tower. `capped` says that something follows the
     output embedding, so that all logits exist at once, and `soft_cap` that this is a tanh, which is kept; `mixed` that
-    there are experts of a size that is not known. `doubts` are sentences about what is not known, `spread` the relative
-    width that they give the estimate.
+    there are experts of a size that is not known. `unexplained` are the parameters by which files and configuration
+    differ, in `outside` where files hold more: they may be left in the files. `doubts` are sentences about what is not
+    known, `spread` the relative width that they give the estimate.
     """
 
     family: str
@@ -145,6 +146,7 @@ class Shape:
     capped: bool = False
     soft_cap: bool = False
     mixed: bool = False
+    unexplained: int = 0
     doubts: tuple[str, ...] = ()
     spread: float = EXACT
 
