@@ -294,7 +294,7 @@ def _candidate(
 def _fit(memory: Memory, gpu: Gpu, shape: Shape, setting: Setting) -> Fit:
     most = FIT_SHARE * gpu.memory_bytes
     if memory.total * (1 + shape.spread) <= most:
-        return Fit.FITS
+        return Fit.UNSURE if shape.understated else Fit.FITS
     return Fit.TOO_LARGE if lower_end(memory, shape, setting) > most else Fit.UNSURE
 
 

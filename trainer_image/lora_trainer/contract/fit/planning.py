@@ -192,6 +192,7 @@ def _reason(
     room = f"of the {gib(FIT_SHARE * gpu.memory_bytes)} that an estimate may take on {gpu.name}"
     if fits is None:
         width = f" give or take {shape.spread:.0%}" if shape.spread else ""
+        width = " without its experts" if shape.understated else width
         return f"{way} takes least, {gib(option.peak_bytes)}{width} {room}: it may not fit"
     taken = f"{way} takes {gib(option.peak_bytes)} {room}"
     if config.quantization is not Quantization.AUTO:
