@@ -35,7 +35,7 @@ in the curves.
 _LEGEND = """
 ## Sentences
 
-In braces stands what a run puts in; of several sentences about what was seen, the first is taken that all is known for.
+In braces stands what a run puts in; of several sentences the first is taken that all is known for.
 
 """
 _LINK = re.compile(r"\b([a-z-]+\.md)(?:, ([A-Z][A-Za-z -]+))?")
@@ -66,5 +66,8 @@ def _linked(found: "re.Match[str]") -> str:
 
 
 def _sentences() -> str:
-    rows = ([code(rule.code.value), rule.message, "<br>".join(rule.evidence)] for rule in RULES.values())
+    rows = (
+        [code(rule.code.value), "<br>".join((*rule.narrower, rule.message)), "<br>".join(rule.evidence)]
+        for rule in RULES.values()
+    )
     return table(("Code", "What to do", "What was seen"), rows)

@@ -181,7 +181,7 @@ def test_a_family_that_is_not_known_is_a_guess_and_says_so() -> None:
 def test_a_mixture_that_is_not_known_says_that_its_experts_are_not_counted(experts: Any) -> None:
     """Until the files are; then it says by how much they differ, as of any family."""
     shape = shape_of(PHI_MOE | {"num_local_experts": experts})
-    said = "its experts are not counted: name the model's address, whose files tell more than its config.json"
+    said = "its experts are not counted: name the model's address, whose files show them, and not its config.json alone"
     assert (shape.mixed, shape.doubts[1:]) == (True, (said,))
     assert said not in counted(shape, shape.parameters).doubts
     (_, difference) = counted(shape, 41_872_527_360).doubts

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lora_trainer.contract.fit.positions import Positions
 from lora_trainer.data.encoding import Batch
 from lora_trainer.data.store import Block
 from lora_trainer.data.survey import Mask
-from lora_trainer.errors import DatasetError
+from lora_trainer.errors import ConfigError, DatasetError
 
 MOST_CUT = 0.5
 """Share of the tokens to be learned that may lie beyond the longest length; a run that loses more is refused."""
@@ -100,6 +101,14 @@ def objection_to(counts: Counts, examples: Found, max_length: int) -> str:
             "would never stop; the model's tokenizer names no eos_token: choose a model whose tokenizer has one"
         )
     return ""
+
+
+def positions_suffice(positions: Positions, max_length: int, longest: int) -> None:
+    """Refuse rows, held-out ones among them, whose `longest` is longer than a model computes, cut as it is: on a GPU
+    that would end like a broken one. Raises `ConfigError`."""
+    objection = positions.objection(max_length, longest)
+    if objection:
+        raise ConfigError(objection)
 
 
 def surely_lost(lost: int, drawn: int, rows: int) -> bool:

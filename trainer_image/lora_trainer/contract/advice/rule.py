@@ -14,7 +14,8 @@ _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 class Rule:
     """`condition` says in words when `check` finds something: the values of its sentences, else None.
 
-    `message` says what to do, `evidence` what was seen: of several the first whose values are all there counts.
+    `message` says what to do, `evidence` what was seen: of several the first whose values are all there counts, of
+    `narrower` messages before the general one.
     `rule_of_thumb` is one that no source proves for every run. With `at_end` it is asked when the training is over.
     """
 
@@ -28,6 +29,7 @@ class Rule:
     rule_of_thumb: bool
     check: Callable[[Facts], Values | None]
     at_end: bool = False
+    narrower: tuple[str, ...] = ()
 
 
 def count(number: float) -> str:

@@ -125,7 +125,7 @@ def _guess(values: Values, kind: str) -> Shape:
 
 def _is_several(number: object) -> bool:
     """Whether a number, or a list of one for each layer, says that there are several."""
-    return isinstance(number, list) and bool(number) or (type(number) is int and number > 1)
+    return (isinstance(number, list) and bool(number)) or (type(number) is int and number > 1)
 
 
 def _sizes(values: Values, *, mlp_default: int = 0) -> Sizes:

@@ -10,7 +10,9 @@ EXACT, MIXTURE, GUESSED = 0.0, 0.15, 0.3
 """By how much an estimate may be off besides the reserve of `limits.FIT_SHARE`: for a dense family that is known, for
 activations of a mixture's experts, and for a family that is not known."""
 
-EXPERTS_LEFT_OUT = "its experts are not counted: name the model's address, whose files tell more than its config.json"
+EXPERTS_LEFT_OUT = (
+    "its experts are not counted: name the model's address, whose files show them, and not its config.json alone"
+)
 """A shape's doubt where it is `understated`."""
 ATTENDED = "attended"
 """What a layer's attention gives, for `Linear.reads`."""
