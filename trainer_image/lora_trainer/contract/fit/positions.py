@@ -61,6 +61,15 @@ class Positions:
             "with more positions"
         )
 
+    def warning(self, max_length: int) -> str:
+        """What may become of rows of which only that they are cut at `max_length` is known; empty for nothing."""
+        if max_length <= self.most:
+            return ""
+        return (
+            f"training.maxSequenceLength is {max_length}: {self.kind} has positions for {self.most} tokens, and a run "
+            f"with a longer row is refused; set it to {self.most} or less, at which longer rows are cut"
+        )
+
 
 def positions_of(document: Mapping[str, Any]) -> Positions | None:
     """By a `config.json`; None for a kind without such a table, and for a number that no model has."""
