@@ -64,7 +64,7 @@ def test_the_configuration_alone_of_such_a_model_is_no_mistake(capsys: pytest.Ca
     write(OPT)
     text = printed(capsys, "-o", form)
     said = " ".join(text.split())
-    assert "a config.json alone does not tell the weights: without --config, model.uri has the plan by them" in said
+    assert "a config.json alone does not have the weights: without --config those of model.uri are counted" in said
     assert "must be a family that is known here or like Llama, and config.json.num_attention_heads is missing" in said
     assert form == "table" or not {"parameters", "preflight"} & json.loads(text).keys()
 

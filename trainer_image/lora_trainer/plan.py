@@ -128,7 +128,7 @@ def _by_weights(
     why = str(error).partition(";")[0]
     notes = [*_on_length(config, model)]
     if planned is None:
-        notes.append("a config.json alone does not tell the weights: without --config, model.uri has the plan by them")
+        notes.append("a config.json alone does not have the weights: without --config those of model.uri are counted")
     else:
         notes += _on_memory(config, planned)
     if asked.price is not None:
