@@ -21,7 +21,7 @@ from lora_trainer.contract.advice.rules import spoken
 from lora_trainer.contract.fit.positions import TABLES, positions_of
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Summary
-from lora_trainer.errors import ConfigError
+from lora_trainer.errors import ConfigError, DatasetError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.recipe.preflight import preflight
@@ -157,3 +157,14 @@ def test_rows_within_the_positions_are_no_matter_whatever_the_limit_is(workplace
     sections = short_model(workplace, "gpt2")
     tiny.write_jsonl(workplace.claims / "data/train.jsonl", rows(30, 9))
     assert looked_at(workplace, **sections).reason is Reason.PREFLIGHT_PASSED
+
+
+@pytest.mark.parametrize(
+    ("length", "remedy"), [(64, "stop: shorten the rows"), (63, "stop: raise it or shorten the ro")]
+)
+def test_to_raise_the_limit_is_no_remedy_beyond_the_positions(workplace: Workplace, length: int, remedy: str) -> None:
+    """Where all rows are longer, so that no answer keeps its end."""
+    sections = short_model(workplace, "gpt2")
+    tiny.write_jsonl(workplace.claims / "data/train.jsonl", rows(30, 120))
+    with pytest.raises(DatasetError, match=remedy):
+        looked_at(workplace, **sections, training={"maxSequenceLength": length})

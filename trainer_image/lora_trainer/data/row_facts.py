@@ -123,14 +123,14 @@ def count_rows(
             left_out,
             f"{longest:,}",
         )
-    _check(samples, tally, encoder, left_out)
+    _check(samples, tally, encoder, left_out, positions)
     if positions is not None:
         positions_suffice(positions, encoder.max_length, tally.longest)
     facts = _facts(samples, tally, encoder)
     return _extrapolated(facts, samples, tally) if tally.counts.rows < rows else facts
 
 
-def _check(samples: Samples, tally: _Tally, encoder: Encoder, left_out: int) -> None:
+def _check(samples: Samples, tally: _Tally, encoder: Encoder, left_out: int, positions: Positions | None) -> None:
     """Refuse what a training would refuse, where that is certain: it sees all rows. Raises `DatasetError`."""
     counts, rows = tally.counts, _chosen(samples.parts)
     found = Found(
@@ -139,7 +139,7 @@ def _check(samples: Samples, tally: _Tally, encoder: Encoder, left_out: int) -> 
         targets=tally.targets + tally.held_out_targets,
         is_text=samples.kind is DatasetFormat.TEXT,
     )
-    objection = objection_to(counts, found, encoder.max_length)
+    objection = objection_to(counts, found, encoder.max_length, positions)
     if objection and (counts.rows == rows or _are_lost(tally, left_out, rows)):
         raise DatasetError(objection)
     if objection:
