@@ -359,6 +359,27 @@ def test_the_plan_of_a_spec_says_what_its_preflight_will(workplace: Workplace, s
     assert planned == dataclasses.replace(found, seconds=None)
 
 
+@pytest.mark.parametrize("kind", ["opt", "bloom"])
+def test_of_a_family_that_is_counted_by_weights_both_say_the_same(workplace: Workplace, kind: str) -> None:
+    """Whether the GPU is known or not."""
+    path = families.make_family(workplace.claims / "models" / kind, kind) / "config.json"
+    # Published ones lack what they name otherwise.
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(
+        json.dumps({name: config[name] for name in config.keys() - KEYS.keys() | {"model_type"}}), encoding="utf-8"
+    )
+    sections: dict[str, Any] = {"model": {"uri": f"pvc://models/{kind}"}}
+    dataset = looked_at(workplace, **sections).preflight
+    assert dataset is not None
+    sections["training"] = {"maxSequenceLength": dataset.dataset.longest_tokens}
+    for resources in ({"gpuMinMemoryGiB": 24}, {"gpus": 1}, {"gpus": 0}):
+        found = looked_at(workplace, **sections, resources=resources)
+        planned = plan_run(make_config(**sections, resources=resources), Volumes(claims=workplace.claims), Asked())
+        assert planned.preflight is not None
+        assert planned.preflight.reason.startswith("the model's layers are not known, so that memory is that of its")
+        assert planned.preflight == found.plan
+
+
 @pytest.mark.parametrize(("fits", "device"), [(False, None), (None, "T4"), (True, "T4"), (False, "T4")])
 def test_only_what_cannot_fit_a_known_device_is_refused(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, *, fits: bool | None, device: str | None

@@ -38,6 +38,8 @@ GPT2: Config = {
     "vocab_size": 50257,
 }
 MIXTRAL = llama(model_type="mixtral", vocab_size=32000, num_local_experts=8, num_experts_per_tok=2)
+PHI_MOE = llama(model_type="phimoe", intermediate_size=6400, vocab_size=32064, num_local_experts=16)
+"""Phi-3.5-MoE, of a family that is not known; its files hold 41,872,527,360 parameters."""
 QWEN2_MOE: Config = {
     "model_type": "qwen2_moe",
     "hidden_size": 2048,

@@ -37,6 +37,7 @@ from lora_trainer.contract.advice.rules import (
     spoken,
 )
 from lora_trainer.contract.config import DeviceConfig, Quantization, TrainConfig
+from lora_trainer.contract.fit.positions import Positions
 from lora_trainer.contract.preflight import Preflight
 from lora_trainer.contract.run_plan import RunPlan
 
@@ -305,6 +306,23 @@ def test_advice_is_silent_where_its_rule_does_not_hold(case: str) -> None:
     """At the limit, and beside it."""
     code, config, changes = SILENT[case]
     assert code not in codes(after(make_facts(config, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("most", "message"),
+    [
+        (None, "Raise spec.training.maxSequenceLength, or split or shorten the long rows: what"),
+        (2049, "Raise spec.training.maxSequenceLength to 2049 at most, for which the model has positions, or split"),
+        (2048, "Split or shorten the long rows, or take a model with more than its 2048 positions: what is cut"),
+        (1024, "Split or shorten the long rows, or take a model with more than its 1024 positions: what is cut"),
+    ],
+)
+def test_rows_are_never_advised_to_be_longer_than_a_model_takes(most: int | None, message: str) -> None:
+    """Cut at 2048 tokens, by what the model has; what an earlier release reported is said as ever."""
+    positions = None if most is None else Positions(kind="gpt2", most=most)
+    facts = make_facts(None, positions=positions, **rows(cut=1, cut_tokens=70))
+    (found,) = [one for one in spoken(after(facts)) if one.code is Code.ROWS_CUT]
+    assert found.message.startswith(message)
 
 
 def test_every_code_has_a_rule_and_is_silent_somewhere() -> None:

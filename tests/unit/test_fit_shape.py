@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.fit_models import GEMMA_3, GPT2, GPT_OSS, MIXTRAL, MODELS, QWEN2_MOE, QWEN3_MOE, Config, llama
+from tests.unit.fit_models import (
+    GEMMA_3,
+    GPT2,
+    GPT_OSS,
+    MIXTRAL,
+    MODELS,
+    PHI_MOE,
+    QWEN2_MOE,
+    QWEN3_MOE,
+    Config,
+    llama,
+)
 
 from lora_trainer.contract.config import Init, Layers, LoraConfig, Variant
 from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
@@ -164,6 +175,18 @@ def test_a_family_that_is_not_known_is_a_guess_and_says_so() -> None:
     assert "'zebra' is not known here" in shape.doubts[0]
     lora = LoraConfig(layers=None, target_modules=("stripe_proj", "q_proj"), rank_pattern={"stripe_proj": 8})
     assert plan_adapter(lora, shape).modules == 32
+
+
+@pytest.mark.parametrize("experts", [16, [16, 16]], ids=["a number", "one of each layer"])
+def test_a_mixture_that_is_not_known_says_that_its_experts_are_not_counted(experts: Any) -> None:
+    """Until the files are; then it says by how much they differ, as of any family."""
+    shape = shape_of(PHI_MOE | {"num_local_experts": experts})
+    said = "its experts are not counted: name the model's address, whose files show them, and not its config.json alone"
+    assert (shape.mixed, shape.doubts[1:]) == (True, (said,))
+    assert said not in counted(shape, shape.parameters).doubts
+    (_, difference) = counted(shape, 41_872_527_360).doubts
+    assert difference.startswith("the files hold 41,872,527,360 parameters, of which config.json explains 4,1")
+    assert not shape_of(llama(model_type="zebra", num_experts=1, num_local_experts=[])).mixed
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.fit_models import LLAMA_2_13B, MIXTRAL, MODELS, Config, llama
+from tests.unit.fit_models import LLAMA_2_13B, MIXTRAL, MODELS, PHI_MOE, Config, llama
 from tests.unit.test_fit_choice import run
 
 from lora_trainer.contract.config import (
@@ -23,12 +23,13 @@ from lora_trainer.contract.config import (
 from lora_trainer.contract.fit.adapter import plan_adapter
 from lora_trainer.contract.fit.choice import refusal
 from lora_trainer.contract.fit.described import counted
-from lora_trainer.contract.fit.devices import KNOWN, Gpu, find_gpu, least_memory
+from lora_trainer.contract.fit.devices import KNOWN, Gpu, find_gpu, gib, least_memory
 from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.limits import TOKEN_BUDGET
+from lora_trainer.contract.fit.limits import FIT_SHARE, TOKEN_BUDGET
 from lora_trainer.contract.fit.memory import Setting, gpu_memory
 from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.fit.settle import room_bytes, settled
+from lora_trainer.contract.fit.shape import GUESSED
 from lora_trainer.contract.run_plan import Alternative, RunPlan
 
 GIB = 2**30
@@ -218,6 +219,51 @@ def test_a_guess_is_never_a_reason_to_refuse() -> None:
     assert "takes least" in found.reason
     assert "give or take 30%" in found.reason
     assert found.quantization is Quantization.NF4
+
+
+def test_a_mixture_whose_weights_alone_are_more_than_the_device_does_not_fit() -> None:
+    """They are counted, and only the rest of the estimate is uncertain: Mixtral's 93 GB on an H100."""
+    found = plan("H100", None, MIXTRAL)
+    assert found.weight_bytes > find_gpu("H100").memory_bytes
+    assert (found.fits, found.spread) == (False, 0.15)
+    assert found.reason.startswith("the run needs at least 88.9 GiB of a GPU's memory, and H100 has 79.6 GiB: it would")
+    assert plan("H200", None, MIXTRAL).fits is True
+    assert plan("94GiB", None, MIXTRAL).fits is None
+
+
+def test_what_files_hold_and_nothing_explains_is_no_reason_to_refuse() -> None:
+    """Of a model that sees, or that foretells several tokens, Transformers may leave it in the files."""
+    lora = LoraConfig(layers=None, target_modules=("q_proj",), rank=4)
+    config, shape = run(quantization=Quantization.NONE, lora=lora), shape_of(llama())
+    held = counted(shape, round(shape.parameters / 0.92))
+    gpu = Gpu(name="x", memory_bytes=2 * held.parameters - 1)
+    found = plan_of(config, held, plan_adapter(lora, held), gpu=gpu, longest=64, micro_batch_tokens=64)
+    assert found.weight_bytes > gpu.memory_bytes
+    assert (found.fits, round(found.spread, 2)) == (None, 0.24)
+
+
+@given(name=st.sampled_from(sorted(MODELS)), share=st.floats(0.5, 0.999), rank=st.sampled_from([1, 16, 256]))
+def test_known_weights_that_are_more_than_the_device_never_fit(name: str, share: float, rank: int) -> None:
+    """Whatever else of the estimate is uncertain."""
+    config, shape = run(quantization=Quantization.NONE, lora=LoraConfig(rank=rank)), shape_of(MODELS[name][0])
+    gpu = Gpu(name="x", memory_bytes=int(2 * shape.parameters * share))
+    found = plan_of(config, shape, plan_adapter(config.lora, shape), gpu=gpu)
+    assert found.weight_bytes > gpu.memory_bytes
+    assert found.fits is (None if found.spread >= GUESSED else False)
+
+
+def test_a_mixture_that_is_not_known_never_fits_before_its_files_are_counted() -> None:
+    """Phi-3.5-MoE by its config.json alone: the layers that are assumed have a tenth of its parameters."""
+    config, shape = run(), shape_of(PHI_MOE)
+    adapter = plan_adapter(config.lora, shape)
+    for gpu in map(find_gpu, ("A100 40", "B200")):
+        found = plan_of(config, shape, adapter, gpu=gpu)
+        assert (found.fits, {one.fits for one in found.alternatives}) == (None, {None})
+        assert f"GiB without its experts of the {gib(FIT_SHARE * gpu.memory_bytes)}" in found.reason
+        assert found.reason.endswith(": it may not fit")
+    files = counted(shape, 41_872_527_360)
+    assert plan_of(config, files, adapter, gpu=find_gpu("A100 40")).fits is None
+    assert plan_of(config, files, adapter, gpu=find_gpu("B200")).fits is True
 
 
 def test_what_the_trainer_refuses_is_left_to_it() -> None:

@@ -1,24 +1,27 @@
 """What a run would take, without a GPU, a cluster or PyTorch: the shape of its model read, and the fit model asked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lora_trainer.contract.advice.rules import Spoken, before, spoken
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.fit.adapter import Adapter, AdapterError, doubtful, plan_adapter
+from lora_trainer.contract.fit.by_weights import plan_by_weights
 from lora_trainer.contract.fit.described import counted, described
-from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu, gib, slice_of
+from lora_trainer.contract.fit.devices import KNOWN, DeviceError, Gpu, find_gpu, gib, slice_of
 from lora_trainer.contract.fit.options import OnGpu, Row, on_gpu, rows
 from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.fit.pod import expert_copies, presumed
-from lora_trainer.contract.fit.reading import ShapeError
-from lora_trainer.contract.fit.shape import Shape
+from lora_trainer.contract.fit.positions import positions_of
+from lora_trainer.contract.fit.reading import ShapeError, UncountedError
+from lora_trainer.contract.fit.shape import GUESSED, Shape
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.uri import ClaimUri, parse_uri
 from lora_trainer.errors import ConfigError, NotFoundError
-from lora_trainer.places.base_shape import CONFIG, read_config, shape_in
+from lora_trainer.places.base_shape import CONFIG, parameters_in, read_config
 from lora_trainer.places.volumes import Volumes, readable
 
 
@@ -67,17 +70,86 @@ class Plan:
     advice: tuple[Spoken, ...]
 
 
-def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanByWeights:
+    """The answer for a model whose layers are not known here, in the words of `Plan`: of its weights alone.
+    `parameters` and `preflight` are None where no file of weights was named either."""
+
+    run: str
+    model: str
+    family: str
+    parameters: int | None = None
+    preflight: RunPlan | None = None
+    doubts: tuple[str, ...]
+    notes: tuple[str, ...]
+    advice: tuple[Spoken, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Model:
+    """The model as far as it was looked at: its configuration, read from a file of this `name`, and how many numbers
+    its files hold, 0 where only the configuration was named."""
+
+    document: Mapping[str, Any]
+    name: str
+    stored: int = 0
+
+    @property
+    def shape(self) -> Shape:
+        """Its shape. Raises `ShapeError`."""
+        return counted(described(self.document, self.name), self.stored)
+
+
+def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan | PlanByWeights:
     """The plan of a run. Raises `ConfigError`, `NotFoundError`, `StorageError`, and the errors of a Hub or a bucket."""
     try:
         gpus = tuple(find_gpu(text) for text in asked.gpus) or KNOWN
-        plain = _shape(config, volumes, asked.config_file)
-        adapter = plan_adapter(config.lora, plain)
-    except (ShapeError, DeviceError, AdapterError) as error:
+        model = _model(config, volumes, asked.config_file)
+        shape = model.shape
+    except UncountedError as error:
+        return _by_weights(config, model, asked, gpus, error)
+    except (ShapeError, DeviceError) as error:
         raise ConfigError(str(error)) from error
+    try:
+        adapter = plan_adapter(config.lora, shape)
+    except AdapterError as error:
+        if shape.spread >= GUESSED:
+            return _by_weights(config, model, asked, gpus, error)
+        raise ConfigError(str(error)) from error
+    return _by_layers(config, model, doubtful(shape, adapter), adapter, asked=asked, gpus=gpus)
+
+
+def _by_weights(
+    config: TrainConfig, model: _Model, asked: Asked, gpus: tuple[Gpu, ...], error: ValueError
+) -> PlanByWeights:
+    """As preflight makes it; a guess is no reason to refuse."""
+    only = gpus[0] if len(asked.gpus) == 1 else None
+    planned = plan_by_weights(config, model.stored, gpu=only) if model.stored else None
+    why = str(error).partition(";")[0]
+    notes = [*_on_length(config, model)]
+    if planned is None:
+        notes.append("a config.json alone does not have the weights: without --config those of model.uri are counted")
+    else:
+        notes += _on_memory(config, planned)
+    if asked.price is not None:
+        notes.append("--price is not used: how long the training takes depends on the model's layers")
+    return PlanByWeights(
+        run=config.run.name,
+        model=config.model.uri,
+        family=str(model.document.get("model_type")),
+        parameters=model.stored or None,
+        preflight=planned,
+        doubts=(f"the layers of the model are not known here: {why}",),
+        notes=tuple(notes),
+        advice=spoken(before(config)),
+    )
+
+
+def _by_layers(
+    config: TrainConfig, model: _Model, shape: Shape, adapter: Adapter, *, asked: Asked, gpus: tuple[Gpu, ...]
+) -> Plan:
     if asked.price is not None:
         config = replace(config, device=replace(config.device, gpu_price=asked.price))
-    shape = doubtful(plain, adapter)
     wanted = (Quantization.NONE, Quantization.NF4, config.quantization)
     shown = tuple(kind for kind in dict.fromkeys(wanted) if kind is not Quantization.AUTO)
     share = asked.share_percent / 100
@@ -107,7 +179,11 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan:
         gpus=on_gpus,
         spread=shape.spread,
         doubts=shape.doubts,
-        notes=(*_notes(config, adapter, asked, planned), *_on_copies(config, shape, planned, on_gpus)),
+        notes=(
+            *_on_length(config, model),
+            *_notes(config, adapter, asked, planned),
+            *_on_copies(config, shape, planned, on_gpus),
+        ),
         advice=spoken(before(config, None, planned if planned.device_bytes else None, shape)),
     )
 
@@ -127,13 +203,22 @@ def _on_copies(config: TrainConfig, shape: Shape, planned: RunPlan, gpus: Iterab
     return (f"a base that is divided over GPUs takes {more}; --gpu, or the GPU in resources, shows whether it is",)
 
 
-def _notes(config: TrainConfig, adapter: Adapter, asked: Asked, planned: RunPlan) -> tuple[str, ...]:
-    notes = list(adapter.notes)
+def _on_length(config: TrainConfig, model: _Model) -> tuple[str, ...]:
+    """That rows, whose lengths are not known here, may be longer than the model has positions."""
+    positions = positions_of(model.document)
+    warning = positions.warning(config.training.max_sequence_length) if positions else ""
+    return (warning,) if warning else ()
+
+
+def _on_memory(config: TrainConfig, planned: RunPlan) -> tuple[str, ...]:
     given = config.device.pod_memory_bytes
-    if given is not None and given < planned.pod_memory_bytes:
-        notes.append(
-            f"resources.memory gives {gib(given)}, less than that; preflight asks again with the data's own rows"
-        )
+    if given is None or given >= planned.pod_memory_bytes:
+        return ()
+    return (f"resources.memory gives {gib(given)}, less than that; preflight asks again with the data's own rows",)
+
+
+def _notes(config: TrainConfig, adapter: Adapter, asked: Asked, planned: RunPlan) -> tuple[str, ...]:
+    notes = [*adapter.notes, *_on_memory(config, planned)]
     if planned.device is None and config.device.gpu is not None:
         notes.append(planned.reason)
     if config.device.gpus == 0:
@@ -152,12 +237,12 @@ def _notes(config: TrainConfig, adapter: Adapter, asked: Asked, planned: RunPlan
     return tuple(notes)
 
 
-def _shape(config: TrainConfig, volumes: Volumes, file: Path | None) -> Shape:
+def _model(config: TrainConfig, volumes: Volumes, file: Path | None) -> _Model:
     if file is not None:
-        return described(read_config(file), str(file))
+        return _Model(document=read_config(file), name=str(file))
     uri = parse_uri(config.model.uri)
     if not isinstance(uri, ClaimUri):
-        return _remote_shape(config.model.uri, volumes)
+        return _remote_model(config.model.uri, volumes)
     with readable(f"model.uri is {uri}"):
         folder = volumes.claim_path(uri)
         if not (folder / CONFIG).is_file():
@@ -165,12 +250,12 @@ def _shape(config: TrainConfig, volumes: Volumes, file: Path | None) -> Shape:
             raise NotFoundError(
                 f"model.uri is {uri}: {what}; or name the model's {CONFIG} by --config", Reason.MODEL_NOT_FOUND
             )
-        return shape_in(folder, str(uri))
+        return _Model(document=read_config(folder / CONFIG), name=CONFIG, stored=parameters_in(folder, str(uri)))
 
 
-def _remote_shape(address: str, volumes: Volumes) -> Shape:
+def _remote_model(address: str, volumes: Volumes) -> _Model:
     from lora_trainer.places.hub import Hub  # noqa: PLC0415 - HTTP, which a plan of local files does without
     from lora_trainer.places.model_headers import read_headers  # noqa: PLC0415
 
     headers = read_headers(address, volumes, Hub(), tokenizer=False)
-    return counted(described(read_config(headers.base.folder / CONFIG), CONFIG), headers.parameters)
+    return _Model(document=read_config(headers.base.folder / CONFIG), name=CONFIG, stored=headers.parameters)

@@ -12,7 +12,7 @@ from lora_trainer.contract.config import ActivationCheckpointing, Quantization
 from lora_trainer.contract.fit.choice import Fit, Option
 from lora_trainer.contract.fit.limits import FIT_SHARE
 from lora_trainer.contract.fit.options import OnGpu, Row
-from lora_trainer.plan import Plan
+from lora_trainer.plan import Plan, PlanByWeights
 
 _GIB = 2**30
 _MILLION = 1_000_000
@@ -27,16 +27,17 @@ _WHAT = {
 """What is recomputed: in the table of memory, in that of devices, and in a sentence."""
 
 
-def show(plan: Plan, form: str, width: int) -> str:
+def show(plan: Plan | PlanByWeights, form: str, width: int) -> str:
     """The plan as `json`, `yaml` or `table`, whose sentences are wrapped at `width` columns."""
     if form == "json":
         return json.dumps(document(plan), indent=2, ensure_ascii=False)
     if form == "yaml":
         return yaml.safe_dump(document(plan), sort_keys=False, allow_unicode=True).rstrip()
-    return "\n".join(_table(plan, max(_LEAST_WIDTH, min(_MOST_WIDTH, width))))
+    width = max(_LEAST_WIDTH, min(_MOST_WIDTH, width))
+    return "\n".join(_by_weights(plan, width) if isinstance(plan, PlanByWeights) else _table(plan, width))
 
 
-def document(plan: Plan) -> Any:
+def document(plan: Plan | PlanByWeights) -> Any:
     """The plan as dicts and lists of plain values."""
     return codec.encode(plan)
 
@@ -195,6 +196,24 @@ def _explanations(plan: Plan) -> Iterator[str]:
         "it is measured."
     )
     yield f"Main memory of each pod (resources.memory): about {_size(plan.pod_memory_bytes)}."
+    yield from _remarks(plan)
+
+
+def _by_weights(plan: PlanByWeights, width: int) -> Iterator[str]:
+    """Of a model whose layers are not known, and perhaps not even how many parameters it has."""
+    size = "" if plan.parameters is None else f", {plan.parameters:,} parameters"
+    lines = [f"{plan.run}: {plan.model} ({plan.family}{size})"]
+    if plan.preflight is not None:
+        lines += [
+            f"Plan: {plan.preflight.reason}.",
+            f"Weights without quantization: {_size(plan.preflight.weight_bytes)}; adapter and activations come on top.",
+            f"Main memory of each pod (resources.memory): about {_size(plan.preflight.pod_memory_bytes)}.",
+        ]
+    for line in (*lines, *_remarks(plan)):
+        yield from _wrapped(line, width)
+
+
+def _remarks(plan: Plan | PlanByWeights) -> Iterator[str]:
     for doubt in plan.doubts:
         yield f"Not sure: {doubt}."
     for note in plan.notes:

@@ -19,7 +19,7 @@ from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, Run
 from lora_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
-    from lora_trainer.plan import Plan
+    from lora_trainer.plan import Plan, PlanByWeights
 
 _DEFAULT_CLAIM = "of the chart's defaults.checkpointClaim"
 """In the place of a name that only the cluster knows."""
@@ -145,7 +145,9 @@ def plan(path: str, *, config: str | None, gpus: list[str], tokens: int | None, 
     say(table(found, form if form in (Form.JSON, Form.YAML) else "table", shutil.get_terminal_size((100, 24)).columns))
 
 
-def planned(resource: Mapping[str, Any], *, config: str | None, gpus: Sequence[str], tokens: int | None) -> "Plan":
+def planned(
+    resource: Mapping[str, Any], *, config: str | None, gpus: Sequence[str], tokens: int | None
+) -> "Plan | PlanByWeights":
     """What a run takes of which GPU. Raises `ClientError`."""
     from lora_trainer.places.volumes import Volumes  # noqa: PLC0415 - tables of models, which other verbs do without
     from lora_trainer.plan import Asked, plan_run  # noqa: PLC0415

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lora_trainer.contract.fit.positions import Positions
 from lora_trainer.data.encoding import Batch
 from lora_trainer.data.store import Block
 from lora_trainer.data.survey import Mask
-from lora_trainer.errors import DatasetError
+from lora_trainer.errors import ConfigError, DatasetError
 
 MOST_CUT = 0.5
 """Share of the tokens to be learned that may lie beyond the longest length; a run that loses more is refused."""
@@ -75,24 +76,26 @@ def check(counts: Counts, examples: Found, max_length: int) -> None:
         raise DatasetError(objection)
 
 
-def objection_to(counts: Counts, examples: Found, max_length: int) -> str:
-    """For what a training on just these rows is refused, as a sentence; empty where it is not."""
+def objection_to(counts: Counts, examples: Found, max_length: int, positions: Positions | None = None) -> str:
+    """For what a training on just these rows is refused, as a sentence; empty where it is not. To raise the length is
+    no remedy where the model has no `positions` for more."""
     longest = f"training.maxSequenceLength ({max_length})"
+    raised = "raise it or " if positions is None or max_length < positions.most else ""
     if not examples.training or counts.lost > counts.rows * MOST_LOST:
         return (
             f"{counts.lost} of {counts.rows} rows have no answer left within {longest}: their prompts alone are "
-            "longer; raise it or shorten the prompts"
+            f"longer; {raised}shorten the prompts"
         )
     if not examples.whole and not examples.is_text:
         return (
             f"all {examples.training} rows are longer than {longest}, so that no answer keeps its end and the model "
-            "would never learn to stop: raise it or shorten the rows"
+            f"would never learn to stop: {raised}shorten the rows"
         )
     cut = counts.cut_targets / (counts.cut_targets + examples.targets)
     if cut > MOST_CUT:
         return (
             f"{cut:.0%} of the tokens to be learned lie beyond {longest} and would be cut off, more than "
-            f"{MOST_CUT:.0%}: raise it, or split the rows into shorter ones"
+            f"{MOST_CUT:.0%}: {raised}split the rows into shorter ones"
         )
     if counts.whole is not None and counts.unended_answers == counts.learned_answers:
         return (
@@ -100,6 +103,14 @@ def objection_to(counts: Counts, examples: Found, max_length: int) -> str:
             "would never stop; the model's tokenizer names no eos_token: choose a model whose tokenizer has one"
         )
     return ""
+
+
+def positions_suffice(positions: Positions, max_length: int, longest: int) -> None:
+    """Refuse rows, held-out ones among them, whose `longest` is longer than a model computes, cut as it is: on a GPU
+    that would end like a broken one. Raises `ConfigError`."""
+    objection = positions.objection(max_length, longest)
+    if objection:
+        raise ConfigError(objection)
 
 
 def surely_lost(lost: int, drawn: int, rows: int) -> bool:

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_trainer.contract.config import DatasetFormat
+from lora_trainer.contract.fit.positions import Positions
 from lora_trainer.contract.preflight import RowFacts
 from lora_trainer.data.chosen_rows import parsed_rows
-from lora_trainer.data.counts import Counts, Found, objection_to, surely_lost
+from lora_trainer.data.counts import Counts, Found, objection_to, positions_suffice, surely_lost
 from lora_trainer.data.encoding import Batch, batches, encode_batches
 from lora_trainer.data.first_row import show_row
 from lora_trainer.data.formats import Sample, is_larger
@@ -45,7 +46,8 @@ MOST_CHARACTERS = 3 * 2**20
 @dataclass(slots=True, kw_only=True)
 class _Tally:
     """Over the rows that were counted, of which `training` were to train on. `lengths` are tokens of each example
-    before the cut; `tokens` those of each training row after it, `targets` those of them that are learned."""
+    before the cut; `tokens` those of each training row after it, `targets` those of them that are learned; `longest` is
+    the longest example before the cut, held-out ones among them."""
 
     counts: Counts = field(default_factory=Counts)
     training: int = 0
@@ -56,6 +58,7 @@ class _Tally:
     held_out: int = 0
     truncated: int = 0
     whole: int = 0
+    longest: int = 0
     first: NDArray[np.uint32] | None = None
 
     @property
@@ -69,7 +72,9 @@ class _Tally:
         rows = np.array(batch.numbers)
         ours = kept & part.training[rows[block.samples]]
         self.training += int(np.count_nonzero(part.training[rows]))
-        self.lengths.append((block.lengths + block.cut_tokens)[ours])
+        lengths = block.lengths + block.cut_tokens
+        self.longest = max(self.longest, int(lengths[kept].max(initial=0)))
+        self.lengths.append(lengths[ours])
         per_row = np.bincount(block.samples[ours], block.lengths[ours], minlength=len(rows)).astype(np.int64)
         self.tokens.append(per_row[part.training[rows]])
         self.targets += int(block.targets[ours].sum())
@@ -83,8 +88,16 @@ class _Tally:
             self.first = block.tokens[start : start + int(block.lengths[first])]
 
 
-def count_rows(samples: Samples, encoder: Encoder, seed: int, *, most_rows: int = MOST_ROWS) -> RowFacts:
-    """Count all rows, or of very many a sample drawn by `seed`. Raises `DatasetError` where a training would.
+def count_rows(
+    samples: Samples,
+    encoder: Encoder,
+    seed: int,
+    *,
+    positions: Positions | None = None,
+    most_rows: int = MOST_ROWS,
+) -> RowFacts:
+    """Count all rows, or of very many a sample drawn by `seed`. Raises `DatasetError` where a training would, and
+    `ConfigError` where a row is longer than the model has `positions`.
 
     A total over N rows of which n were drawn is N times their mean; the variance of that is N² s²/n (1 - n/N), s² being
     that of the drawn rows (Cochran, Sampling Techniques, 1977, theorem 2.2).
@@ -110,12 +123,14 @@ def count_rows(samples: Samples, encoder: Encoder, seed: int, *, most_rows: int 
             left_out,
             f"{longest:,}",
         )
-    _check(samples, tally, encoder, left_out)
+    _check(samples, tally, encoder, left_out, positions)
+    if positions is not None:
+        positions_suffice(positions, encoder.max_length, tally.longest)
     facts = _facts(samples, tally, encoder)
     return _extrapolated(facts, samples, tally) if tally.counts.rows < rows else facts
 
 
-def _check(samples: Samples, tally: _Tally, encoder: Encoder, left_out: int) -> None:
+def _check(samples: Samples, tally: _Tally, encoder: Encoder, left_out: int, positions: Positions | None) -> None:
     """Refuse what a training would refuse, where that is certain: it sees all rows. Raises `DatasetError`."""
     counts, rows = tally.counts, _chosen(samples.parts)
     found = Found(
@@ -124,7 +139,7 @@ def _check(samples: Samples, tally: _Tally, encoder: Encoder, left_out: int) -> 
         targets=tally.targets + tally.held_out_targets,
         is_text=samples.kind is DatasetFormat.TEXT,
     )
-    objection = objection_to(counts, found, encoder.max_length)
+    objection = objection_to(counts, found, encoder.max_length, positions)
     if objection and (counts.rows == rows or _are_lost(tally, left_out, rows)):
         raise DatasetError(objection)
     if objection:

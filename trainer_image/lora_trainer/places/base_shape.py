@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.contract.fit.described import counted, described
-from lora_trainer.contract.fit.reading import MOST_CHARACTERS, read_json
+from lora_trainer.contract.fit.positions import Positions, positions_of
+from lora_trainer.contract.fit.reading import MOST_CHARACTERS, ShapeError, read_json
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.errors import ConfigError, one_sentence
 from lora_trainer.places.model_folder import read_tensors, weight_files
@@ -16,6 +17,15 @@ CONFIG = "config.json"
 def shape_in(folder: Path, address: str) -> Shape:
     """The shape of the model in a folder. Raises `ConfigError` for files that cannot be read, and `ShapeError`."""
     return counted(described(read_config(folder / CONFIG), CONFIG), parameters_in(folder, address))
+
+
+def positions_in(folder: Path) -> Positions | None:
+    """How long a row of the model in a folder may be; None where nothing limits it, or its configuration cannot be
+    read, which others say."""
+    try:
+        return positions_of(read_config(folder / CONFIG))
+    except (ConfigError, ShapeError):
+        return None
 
 
 def parameters_in(folder: Path, address: str) -> int:

@@ -17,7 +17,7 @@ from lora_trainer.errors import ConfigError
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted
 from lora_trainer.places.base import Base
-from lora_trainer.places.base_shape import shape_in
+from lora_trainer.places.base_shape import positions_in, shape_in
 from lora_trainer.recipe.settling import Settled
 from lora_trainer.recipe.way import Way
 from lora_trainer.training.batches import Budget
@@ -54,6 +54,7 @@ def facts_of(
             kernels_changed_step=way.kernels.changed_step,
         ),
         shape=_shape(base),
+        positions=positions_in(base.folder),
         trainable_parameters=adapted.trainable_parameters,
         rows=Rows(
             training=stats.train_samples,

@@ -26,6 +26,7 @@ from lora_trainer.data.row_facts import count_rows
 from lora_trainer.data.survey import load_samples
 from lora_trainer.data.tokenizer import check_tokenizer, load_encoder
 from lora_trainer.errors import ConfigError, DoesNotFitError, StorageError, one_sentence
+from lora_trainer.places.base_shape import positions_in
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.model_headers import ModelHeaders, read_headers
 from lora_trainer.places.outputs import open_sink
@@ -61,7 +62,8 @@ def preflight(config: TrainConfig, volumes: Volumes, hub: Hub, *, fill: bool = F
     samples = load_samples(config, volumes, hub)
     training = config.training
     encoder = load_encoder(model.headers.base, training.loss_on, training.max_sequence_length, chosen)
-    rows = count_rows(samples, encoder, training.seed)
+    positions = positions_in(model.headers.base.folder)
+    rows = count_rows(samples, encoder, training.seed, positions=positions)
     found = Preflight(model=model_facts(model), dataset=rows, output=output)
     plan = make_plan(config, model, rows)
     check_claim(config, plan, volumes)
@@ -73,7 +75,7 @@ def preflight(config: TrainConfig, volumes: Volumes, hub: Hub, *, fill: bool = F
         message=_sentence(config, found, filled=fill),
         preflight=found,
         plan=plan,
-        advice=before(config, found, plan if model.shape and model.adapter else None, model.shape),
+        advice=before(config, found, plan if model.shape and model.adapter else None, model.shape, positions),
     )
 
 

@@ -36,7 +36,7 @@ from lora_trainer.ranks.logs import with_error
 from lora_trainer.ranks.reports import Report, Reporter
 from lora_trainer.recipe.adapting import adapted_on_all
 from lora_trainer.recipe.advising import Adviser, ended_of, facts_of, interim_of
-from lora_trainer.recipe.settling import peak_share, settle
+from lora_trainer.recipe.settling import check_lengths, peak_share, settle
 from lora_trainer.recipe.way import Way, way_of
 from lora_trainer.result.curves import write_curves
 from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
@@ -105,7 +105,7 @@ def run_training(
         encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length, chosen)
         linear = check_options(base, config, device)
         data = datasets.encode_once(samples, encoder, workshop.tokens, workshop.rows, base.revision)
-        _report_data(data, encoder, reporter)
+        _look_at_data(config, base, data, encoder, reporter)
 
         settled = settle(
             config, base, device, data.stats, group, reporter=reporter, kept=saved.quantization if saved else None
@@ -204,9 +204,10 @@ def _curves(folder: Path, goes_on: Saved | None) -> MetricsFile:
     return curves
 
 
-def _report_data(data: Data, encoder: Encoder, reporter: Reporter) -> None:
+def _look_at_data(config: TrainConfig, base: Base, data: Data, encoder: Encoder, reporter: Reporter) -> None:
     reporter.send(Report(dataset=data.stats))
     datasets.log_data(data, encoder)
+    check_lengths(config, base, data)
 
 
 def _go_on(training: Training, saved: Saved, record: RunRecord, reporter: Reporter, *, goes_on: bool) -> None:

@@ -15,13 +15,24 @@ _MANY_DUPLICATES = 0.05
 _FEW_PER_CENT = 0.03
 _LONGEST_LIST = 160
 _SHOWN = 0.001
+_SPLIT_ROWS = (
+    "Split or shorten the long rows, or take a model with more than its {positions} positions: what is cut off is not "
+    "learned, the end of an answer above all"
+)
+_RAISE_IN_BOUNDS = (
+    "Raise spec.training.maxSequenceLength to {to} at most, for which the model has positions, or split or shorten the "
+    "long rows: what is cut off is not learned, the end of an answer above all"
+)
 
 
 def _rows_cut(facts: Facts) -> Values | None:
     if facts.rows is None or facts.rows.cut <= 0:
         return None
-    length = str(facts.config.training.max_sequence_length)
-    return {"cut": count(facts.rows.cut), "tokens": count(facts.rows.cut_tokens), "length": length}
+    length = facts.config.training.max_sequence_length
+    found = {"cut": count(facts.rows.cut), "tokens": count(facts.rows.cut_tokens), "length": str(length)}
+    if facts.positions is None:
+        return found
+    return found | {"to" if length < facts.positions.most else "positions": str(facts.positions.most)}
 
 
 def _many_duplicates(facts: Facts) -> Values | None:
@@ -141,6 +152,7 @@ RULES = (
         condition="rows are longer than spec.training.maxSequenceLength and are cut",
         message="Raise spec.training.maxSequenceLength, or split or shorten the long rows: what is cut off is not "
         "learned, the end of an answer above all",
+        special=(_SPLIT_ROWS, _RAISE_IN_BOUNDS),
         evidence=("Rows with more than {length} tokens: {cut}, which lose {tokens} tokens in all",),
         source="trainer-data.md",
         rule_of_thumb=False,

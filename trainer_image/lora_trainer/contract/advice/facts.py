@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.contract.fit.positions import Positions
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.preflight import Preflight
 from lora_trainer.contract.run_plan import RunPlan
@@ -96,11 +97,13 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """A run as far as it is known. `ended` is None before its end, `left_alone` before the base was looked at."""
+    """A run as far as it is known. `ended` is None before its end, `left_alone` before the base was looked at;
+    `positions` is None where nothing in the base limits the length of a row."""
 
     config: TrainConfig
     computing: Computing
     shape: Shape | None = None
+    positions: Positions | None = None
     trainable_parameters: int | None = None
     rows: Rows | None = None
     left_alone: LeftAlone | None = None
@@ -110,9 +113,13 @@ class Facts:
 
 
 def facts_before(
-    config: TrainConfig, preflight: Preflight | None, plan: RunPlan | None, shape: Shape | None = None
+    config: TrainConfig,
+    preflight: Preflight | None,
+    plan: RunPlan | None,
+    shape: Shape | None = None,
+    positions: Positions | None = None,
 ) -> Facts:
-    """What is known before the training. `shape` is the base's, where its configuration was read."""
+    """What is known before the training. `shape` and `positions` are the base's, where its configuration was read."""
     cpu = config.device.gpus == 0
     computing = Computing(cpu=cpu, quantization=config.quantization)
     if plan is not None:
@@ -128,6 +135,7 @@ def facts_before(
         config=config,
         computing=computing,
         shape=shape,
+        positions=positions,
         trainable_parameters=trained,
         rows=_rows(preflight) if preflight else None,
         left_alone=left_alone_of(config, shape) if shape else None,

@@ -8,6 +8,7 @@ from lora_trainer.contract.advice.codes import Advice, Code, Severity
 from lora_trainer.contract.advice.facts import Ended, Estimate, Facts, facts_before
 from lora_trainer.contract.advice.rule import Rule
 from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.fit.positions import Positions
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.preflight import Preflight
 from lora_trainer.contract.run_plan import RunPlan
@@ -48,10 +49,15 @@ class Spoken:
 
 
 def before(
-    config: TrainConfig, preflight: Preflight | None = None, plan: RunPlan | None = None, shape: Shape | None = None
+    config: TrainConfig,
+    preflight: Preflight | None = None,
+    plan: RunPlan | None = None,
+    shape: Shape | None = None,
+    positions: Positions | None = None,
 ) -> tuple[Advice, ...]:
-    """What can be said before the training, by what is known of it. `shape` is the base's, where it was read."""
-    return known_before(facts_before(config, preflight, plan, shape))
+    """What can be said before the training, by what is known of it. `shape` and `positions` are the base's, where its
+    configuration was read."""
+    return known_before(facts_before(config, preflight, plan, shape, positions))
 
 
 def known_before(facts: Facts) -> tuple[Advice, ...]:

@@ -27,9 +27,12 @@ def settled_by_weights(config: TrainConfig, parameters: int, gpu: Gpu) -> tuple[
     return Quantization.NF4, more
 
 
-def plan_by_weights(config: TrainConfig, parameters: int, longest: int | None = None) -> RunPlan:
-    """A plan that settles nothing: its memory is that of the unquantized weights, and what depends on layers is 0."""
-    cpu, gpu = config.device.gpus == 0, device_of(config.device)
+def plan_by_weights(
+    config: TrainConfig, parameters: int, longest: int | None = None, gpu: Gpu | None = None
+) -> RunPlan:
+    """A plan that settles nothing: its memory is that of the unquantized weights, and what depends on layers is 0.
+    `gpu` is None for the one that the configuration tells, if any."""
+    cpu, gpu = config.device.gpus == 0, gpu or device_of(config.device)
     weights = round(_weight_bytes(config, parameters))
     other = CPU_LIBRARIES if cpu else CONTEXT_BYTES
     reason = "the model's layers are not known, so that memory is that of its unquantized weights alone"

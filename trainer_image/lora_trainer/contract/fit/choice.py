@@ -27,7 +27,7 @@ from lora_trainer.contract.fit.limits import (
 )
 from lora_trainer.contract.fit.memory import Memory, Setting, gpu_memory
 from lora_trainer.contract.fit.names import matches
-from lora_trainer.contract.fit.shape import Shape
+from lora_trainer.contract.fit.shape import GUESSED, Shape
 from lora_trainer.contract.fit.speed import SHARE, Speed, speed
 
 _LARGEST_HEAD = 256
@@ -280,7 +280,7 @@ def _candidate(
         quantization=setting.quantization,
         recompute=setting.recompute,
         selective=setting.selective,
-        fit=Fit.REFUSED if refused else _fit(memory.total, gpu, shape),
+        fit=Fit.REFUSED if refused else _fit(memory, gpu, shape, setting),
         peak_bytes=memory.total,
         spare_bytes=int(FIT_SHARE * gpu.memory_bytes) - memory.total,
         tokens=setting.tokens,
@@ -291,11 +291,20 @@ def _candidate(
     return Candidate(setting=setting, memory=memory, option=option)
 
 
-def _fit(peak: int, gpu: Gpu, shape: Shape) -> Fit:
+def _fit(memory: Memory, gpu: Gpu, shape: Shape, setting: Setting) -> Fit:
     most = FIT_SHARE * gpu.memory_bytes
-    if peak * (1 + shape.spread) <= most:
-        return Fit.FITS
-    return Fit.TOO_LARGE if peak * (1 - shape.spread) > most else Fit.UNSURE
+    if memory.total * (1 + shape.spread) <= most:
+        return Fit.UNSURE if shape.understated else Fit.FITS
+    return Fit.TOO_LARGE if lower_end(memory, shape, setting) > most else Fit.UNSURE
+
+
+def lower_end(memory: Memory, shape: Shape, setting: Setting, *, spared: float = 0.0) -> float:
+    """Bytes that a run takes at least. The weights of a known family are counted, so that its spread is of the rest
+    alone, and what nothing explains of them may be left in the files; `spared` is what of the rest may not be there."""
+    if shape.spread >= GUESSED:
+        return (memory.total - spared) * (1 - shape.spread)
+    weights = max(0, memory.weights - shape.unexplained * setting.size)
+    return weights + (memory.total - memory.weights - spared) * (1 - shape.spread)
 
 
 def refusal(config: TrainConfig, shape: Shape) -> str:

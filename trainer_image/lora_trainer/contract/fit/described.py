@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.contract.fit.reading import ShapeError
-from lora_trainer.contract.fit.shape import GUESSED, Shape
+from lora_trainer.contract.fit.shape import EXPERTS_LEFT_OUT, GUESSED, Shape
 
 _MOST_DIFFERENCE = 0.001
 """Relative, between the parameters that are counted and those that files hold: buffers are stored, too, at times."""
@@ -28,6 +28,9 @@ def described(document: Mapping[str, Any], name: str) -> Shape:
 def counted(shape: Shape, stored: int) -> Shape:
     """With as many parameters as files of weights hold: they know towers and unknown families. 0 is no file. What the
     configuration does not explain widens the estimate; an output embedding that is stored though it is tied is none."""
+    if stored and shape.understated:
+        doubts = tuple(doubt for doubt in shape.doubts if doubt != EXPERTS_LEFT_OUT)
+        shape = replace(shape, doubts=doubts, understated=False)
     difference = stored - shape.parameters
     twice = shape.embeddings[1] if shape.head[1] == 0 else 0
     if not stored or min(abs(difference), abs(difference - twice)) <= _MOST_DIFFERENCE * stored:
@@ -37,6 +40,7 @@ def counted(shape: Shape, stored: int) -> Shape:
     return replace(
         shape,
         outside=max(0, shape.outside + difference),
+        unexplained=abs(difference),
         doubts=(*shape.doubts, doubt),
         spread=max(shape.spread, min(GUESSED, wider)),
     )

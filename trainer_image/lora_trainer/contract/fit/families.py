@@ -17,7 +17,7 @@ from lora_trainer.contract.fit.layers import (
 )
 from lora_trainer.contract.fit.mixtures import MIXTURES
 from lora_trainer.contract.fit.reading import ShapeError, UncountedError, Values, shown
-from lora_trainer.contract.fit.shape import EXACT, GUESSED, MIXTURE, Layer, Shape
+from lora_trainer.contract.fit.shape import EXACT, EXPERTS_LEFT_OUT, GUESSED, MIXTURE, Layer, Shape
 from lora_trainer.contract.fit.vision import tower
 from lora_trainer.contract.lora_section import LARGEST_LAYER_INDEX
 
@@ -124,8 +124,14 @@ def _guess(values: Values, kind: str) -> Shape:
             f"{values.path}.model_type is {shown(kind)}: must be a family that is known here or like Llama, and "
             f"{str(error).partition(';')[0]}; run it without a plan, or name another model"
         ) from error
-    mixed = any(type(number := values.document.get(key)) is int and number > 1 for key in _EXPERTS)
-    return replace(shape, doubts=(_LIKE_LLAMA.format(kind=kind),), spread=GUESSED, mixed=mixed)
+    mixed = any(_is_several(values.document.get(key)) for key in _EXPERTS)
+    doubts = (_LIKE_LLAMA.format(kind=kind), *([EXPERTS_LEFT_OUT] if mixed else []))
+    return replace(shape, doubts=doubts, spread=GUESSED, mixed=mixed, understated=mixed)
+
+
+def _is_several(number: object) -> bool:
+    """Whether a number, or a list of one for each layer, says that there are several."""
+    return (isinstance(number, list) and bool(number)) or (type(number) is int and number > 1)
 
 
 def _sizes(values: Values, *, mlp_default: int = 0) -> Sizes:

@@ -12,6 +12,7 @@ from lora_trainer.contract.fit.choice import (
     Load,
     Option,
     choose,
+    lower_end,
     quantizes,
 )
 from lora_trainer.contract.fit.devices import Gpu, device_of, gib
@@ -151,7 +152,7 @@ def _least(config: TrainConfig, chosen: Candidate, shape: Shape, adapter: Adapte
     spared = float(few.optimizer) if config.training.optimizer is Optimizer.PAGED_ADAMW_8BIT else 0.0
     if config.training.kernels is Kernels.AUTO and not chosen.setting.whole_layers:
         spared += _SAVED_BY_FAST_PATHS * few.activations
-    return (few.total - spared) * (1 - shape.spread)
+    return lower_end(few, shape, chosen.setting, spared=spared)
 
 
 def _seconds(config: TrainConfig, option: Option, *, tokens: int | None, rows: int | None) -> int | None:
@@ -192,6 +193,7 @@ def _reason(
     room = f"of the {gib(FIT_SHARE * gpu.memory_bytes)} that an estimate may take on {gpu.name}"
     if fits is None:
         width = f" give or take {shape.spread:.0%}" if shape.spread else ""
+        width = " without its experts" if shape.understated else width
         return f"{way} takes least, {gib(option.peak_bytes)}{width} {room}: it may not fit"
     taken = f"{way} takes {gib(option.peak_bytes)} {room}"
     if config.quantization is not Quantization.AUTO:

@@ -10,6 +10,10 @@ EXACT, MIXTURE, GUESSED = 0.0, 0.15, 0.3
 """By how much an estimate may be off besides the reserve of `limits.FIT_SHARE`: for a dense family that is known, for
 activations of a mixture's experts, and for a family that is not known."""
 
+EXPERTS_LEFT_OUT = (
+    "its experts are not counted: name the model's address, whose files show them, and not its config.json alone"
+)
+"""A shape's doubt where it is `understated`."""
 ATTENDED = "attended"
 """What a layer's attention gives, for `Linear.reads`."""
 
@@ -130,8 +134,10 @@ class Shape:
 
     `outside` are all other parameters: positions, last norm, a vision tower. `capped` says that something follows the
     output embedding, so that all logits exist at once, and `soft_cap` that this is a tanh, which is kept; `mixed` that
-    there are experts of a size that is not known. `doubts` are sentences about what is not known, `spread` the relative
-    width that they give the estimate.
+    there are experts of a size that is not known, and `understated` that no count of files has them either.
+    `unexplained` are the parameters by which files and configuration differ, in `outside` where files hold more: they
+    may be left in the files. `doubts` are sentences about what is not known, `spread` the relative width that they give
+    the estimate.
     """
 
     family: str
@@ -145,6 +151,8 @@ class Shape:
     capped: bool = False
     soft_cap: bool = False
     mixed: bool = False
+    understated: bool = False
+    unexplained: int = 0
     doubts: tuple[str, ...] = ()
     spread: float = EXACT
 
