@@ -48,7 +48,7 @@ def ours(job: Job) -> dict[str, float]:
     )
     packs = choose_attention(adapted.model, device).packs
     budget = budget_of(None, job.length, packed=packs, device=device, plan=plan, kept=None)
-    choose_kernels(Kernels.AUTO, adapted, data, device, ALONE, packed=packs, kept=None)
+    choose_kernels(Kernels.AUTO, adapted, data, device, ALONE, packed=packs, kept=None, tokens=budget.tokens)
     loop = Training(adapted=adapted, examples=data, config=training, budget=budget, device=device)
     device.reset_peak_memory()
     clock = Clock(device.torch_device)
