@@ -7,6 +7,8 @@ import pytest
 import torch
 from benchmarks import memory
 from benchmarks.acceptance.bench import Bench
+from benchmarks.acceptance.shapes import LLAMA_3_8B
+from benchmarks.memory_estimate import estimate
 from benchmarks.memory_simulation import Step
 
 from lora_trainer.contract.config import LoraConfig
@@ -47,7 +49,6 @@ def test_a_step_is_estimated_with_the_kernel_that_the_gpu_has(
 ) -> None:
     """Without one for packs, keys and values of each head are kept: a T4 that is sound would fail in the part `fit`."""
     asked: list[bool] = []
-    estimate = memory.estimate
 
     def look(config: Any, how: Step) -> Any:
         asked.append(how.packs)
@@ -59,5 +60,5 @@ def test_a_step_is_estimated_with_the_kernel_that_the_gpu_has(
     monkeypatch.setattr(memory, "estimate", look)
     monkeypatch.setattr(memory, "_adapted", no_room)
     gpu = replace(cpu, capability=capability, dtype=dtype)
-    assert memory.measured(memory.LLAMA_3_8B, Step(rows=(1024,)), gpu) is None
+    assert memory.measured(LLAMA_3_8B, Step(rows=(1024,)), gpu) is None
     assert asked == [packs]

@@ -40,7 +40,7 @@ def choose_kernels(
         return Chosen()
     pack = collate(_first_rows(examples, device, packed=packed), device.torch_device, packed=packed)
     sized = _of_size(examples, device, tokens, packed=packed) if kept is None else None
-    at_size = sized and sized.arguments
+    at_size = None if sized is None else sized.arguments
     paths = ALL if kept is None else [path for path in ALL if path.name in kept.taken]
     found = (
         prove(path, adapted.model, adapted.head, pack.arguments, device, timed=kept is None, at_size=at_size)
