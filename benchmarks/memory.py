@@ -33,6 +33,7 @@ from lora_trainer.contract.fit.activations import layer_bytes
 from lora_trainer.contract.fit.adapter import plan_adapter
 from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.errors import out_of_memory
+from lora_trainer.model.attention import has_kernel
 from lora_trainer.model.device import Device, choose_device
 from lora_trainer.model.loading import Adapted
 from lora_trainer.training.batches import Budget, collate
@@ -72,8 +73,9 @@ def simulated(config: Mapping[str, Any], how: Step) -> tuple[float, float]:
 
 
 def measured(config: Mapping[str, Any], how: Step, device: Device) -> tuple[float, float] | None:
-    """Bytes of the allocator and of the fit model; None where the GPU's do not suffice."""
-    memory = estimate(config, how)
+    """Bytes of the allocator and of the fit model, with the kernel that the GPU has; None where its bytes do not
+    suffice."""
+    memory = estimate(config, replace(how, packs=_packs(config, device)))
     gc.collect()
     device.give_back()
     try:
@@ -90,6 +92,12 @@ def measured(config: Mapping[str, Any], how: Step, device: Device) -> tuple[floa
             raise
         return None
     return device.peak_memory_bytes(), memory.total - memory.constant
+
+
+def _packs(config: Mapping[str, Any], device: Device) -> bool:
+    """Whether the device has a kernel for packs of this model: else keys and values are kept for each head."""
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return has_kernel(size, size, device.dtype, device.capability)
 
 
 def _adapted(config: Mapping[str, Any], how: Step, device: Device) -> tuple[Adapted, bool]:

@@ -54,13 +54,15 @@ Numbers = dict[str, float]
 
 
 def in_process(job: Job, ends: float) -> Any:
-    """Run a job in a process of its own; what it measured. It is killed at `ends`, by `time.monotonic`. Raises
-    `SystemExit` with the end of what it said where it fails, with `NO_TIME` where it is late."""
+    """Run a job in a process of its own, on one GPU; what it measured. It is killed at `ends`, by `time.monotonic`.
+    Raises `SystemExit` with the end of what it said where it fails, with `NO_TIME` where it is late."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(job.threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",
+        # Transformers' Trainer takes all GPUs that it sees, and so many times the rows in a step.
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0],
     }
     command = [sys.executable, __file__, "--job", job.to_json()]
     left = None if math.isinf(ends) else max(0.0, ends - time.monotonic())

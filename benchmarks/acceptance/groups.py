@@ -20,13 +20,14 @@ from benchmarks.acceptance.bench import Bench
 from benchmarks.acceptance.findings import Check, Figure, Outcome, State, judged, not_run
 from benchmarks.acceptance.models import Recipe, Taken, random_base, training_of
 
-from lora_trainer.contract.config import LoraConfig, Quantization
+from lora_trainer.contract.config import Kernels, LoraConfig, Quantization
 from lora_trainer.errors import one_sentence
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.sharding import mesh_over, on_cpu, shard
 from lora_trainer.places.base import Base
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.ranks.group import join, local_rank
+from lora_trainer.recipe.kernels import choose_kernels
 from lora_trainer.training.stopping import Stop
 
 _WORLD, _WAIT_S = 2, 240.0
@@ -65,7 +66,11 @@ def _losses(bench: Bench, results: list[Results], way: str) -> Outcome:
     apart = max(float(result[f"{way}_apart"]) for result in results)
     held = float(results[0]["divided_share"]) if way == "divided" else 1.0
     right = apart <= _SAME[bench.device.dtype] and held <= (0.51 if way == "divided" else 1.0)
-    return judged(right, f"losses {apart:.1e} apart, each holds {held:.0%} of the layers", apart=apart, held=held)
+    said = f"losses {apart:.1e} apart, each holds {held:.0%} of the layers"
+    figures: dict[str, Figure] = {"apart": apart, "held": held}
+    if way == "divided":
+        figures["kernels"] = results[0]["divided_kernels"]
+    return judged(right, said, **figures)
 
 
 def program(bench: Bench, folder: Path) -> Results:
@@ -76,17 +81,18 @@ def program(bench: Bench, folder: Path) -> Results:
         device = dataclasses.replace(device, torch_device=torch.device("cuda", local_rank()))
     base = Base(folder=folder, name="random", revision="sha256:0", model_type="llama")
     bench = dataclasses.replace(bench, device=device)
-    alone, _ = _trained(bench, base, ALONE, divided=False)
+    alone, _, _ = _trained(bench, base, ALONE, divided=False)
     with join(device.torch_device, _WAIT_S) as ranks:
         found = _summed(device.torch_device, ranks, 2**12 if bench.tiny else 2**26)
-        whole, _ = _trained(bench, base, ranks, divided=False)
-        divided, held = _trained(bench, base, ranks, divided=True)
+        whole, _, _ = _trained(bench, base, ranks, divided=False)
+        divided, held, kernels = _trained(bench, base, ranks, divided=True)
         share = ranks.sum(held) / ranks.world
     return {
         **found,
         "whole_apart": _apart(whole, alone),
         "divided_apart": _apart(divided, alone),
         "divided_share": share,
+        "divided_kernels": ", ".join(kernels),
     }
 
 
@@ -108,8 +114,9 @@ def _summed(device: torch.device, ranks: Ranks, numbers: int) -> dict[str, Figur
     return {"sum": "right" if right else "wrong", "sum_seconds": seconds, "sum_bytes": 4 * numbers}
 
 
-def _trained(bench: Bench, base: Base, ranks: Ranks, *, divided: bool) -> tuple[list[float], float]:
-    """Losses of a short training, and the share of the layers' weights that this process holds."""
+def _trained(bench: Bench, base: Base, ranks: Ranks, *, divided: bool) -> tuple[list[float], float, tuple[str, ...]]:
+    """Losses of a short training, the share of the layers' weights that this process holds, and the fast paths that
+    were taken, as in a run."""
     device, lora = bench.device, LoraConfig(rank=8, alpha=16)
     where = on_cpu(device) if divided else device
     adapted = adapt(load_model(base, Quantization.NONE, where), lora, base, where, 3, ranks=ranks)
@@ -121,9 +128,14 @@ def _trained(bench: Bench, base: Base, ranks: Ranks, *, divided: bool) -> tuple[
         ranks = dataclasses.replace(ranks, lockstep=True)
     recipe, taken = Recipe(), Taken()
     recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, max_steps=_STEPS))
-    training_of(adapted, recipe, device, bench, taken, stop=Stop(), ranks=ranks).run()
+    training = training_of(adapted, recipe, device, bench, taken, stop=Stop(), ranks=ranks)
+    budget, rows = training.budget, training.examples
+    kernels = choose_kernels(
+        Kernels.AUTO, adapted, rows, device, ranks, packed=budget.packed, kept=None, tokens=budget.tokens
+    )
+    training.run()
     layers = [p for name, p in adapted.model.named_parameters() if ".layers." in name and not p.requires_grad]
-    return taken.losses, sum(_own(parameter) for parameter in layers) / whole
+    return taken.losses, sum(_own(parameter) for parameter in layers) / whole, kernels.taken
 
 
 def _own(parameter: Any) -> int:

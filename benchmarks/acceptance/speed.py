@@ -119,7 +119,7 @@ def _measured(
         shape, LORA, device, quantization=quantization, recompute=recompute, selective=selective
     )
     row = Examples.of([one_row(tokens, int(adapted.model.config.vocab_size))])
-    chosen = choose_kernels(Kernels.AUTO, adapted, row, device, ALONE, packed=packs, kept=None)
+    chosen = choose_kernels(Kernels.AUTO, adapted, row, device, ALONE, packed=packs, kept=None, tokens=tokens)
     set_training(adapted.model, on=True)
     step = stepper(adapted, tokens, device, packs=packs)
     device.reset_peak_memory()

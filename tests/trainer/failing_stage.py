@@ -1,5 +1,6 @@
 """A stand-in for the stage `train` under torchrun: process 1 fails as FAIL says, process 0 waits to be asked to stop,
-and with FAIL=unsaved fails then. With FAIL=unfit both fail at once, as where the run does not fit their GPUs.
+and with FAIL=unsaved fails then. With FAIL=unfit both fail at once, as where the run does not fit their GPUs. One
+process alone is process 1.
 
 They meet in the folder MEETING, and need no PyTorch for it, whose import takes most of the time."""
 
@@ -15,7 +16,7 @@ from tests.unit.reports import make_plan
 
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.errors import DatasetError, DoesNotFitError, StorageError
+from lora_trainer.errors import DatasetError, DoesNotFitError, PeerFailedError, StorageError
 from lora_trainer.host.guard import guarded, leave
 from lora_trainer.ranks.parent import end_with_parent
 from lora_trainer.ranks.reports import Report, Reporter, open_report
@@ -27,7 +28,7 @@ def main() -> int:
     """What the stage does around its own work."""
     end_with_parent()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    rank = int(os.environ["LOCAL_RANK"])
+    rank = int(os.environ.get("LOCAL_RANK", "1"))
     reporter = Reporter(open_report(sys.argv[sys.argv.index("--report") + 1]), failures_only=rank > 0)
     return guarded(lambda: _work(rank, reporter), reporter)
 
@@ -39,8 +40,14 @@ def _unsaved(*_: object) -> None:
 def _meet(where: str, rank: int) -> None:
     place = Path(os.environ["MEETING"])
     (place / f"{where}-{rank}").touch()
-    while len(list(place.glob(f"{where}-*"))) < int(os.environ["WORLD_SIZE"]):
+    while len(list(place.glob(f"{where}-*"))) < int(os.environ.get("WORLD_SIZE", "1")):
         time.sleep(0.02)
+
+
+def _end_as_bitsandbytes() -> None:
+    """Its text on a CUDA error, and C's exit, which ends a process like this: no handler runs, nothing is reported."""
+    os.write(2, f"Error {os.environ['LAST_WORDS']} at line 93 in file /src/csrc/ops.cu\n".encode())
+    os._exit(1)
 
 
 def _work(rank: int, reporter: Reporter) -> None:
@@ -58,6 +65,10 @@ def _work(rank: int, reporter: Reporter) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if how == "deaf" and rank == 1:
         atexit.register(time.sleep, 300)  # as Python's own end, which waits for the others
+    if how == "peer exited" and rank == 0:
+        raise PeerFailedError("Connection closed by peer")
+    if how in ("exited", "peer exited") and rank == 1:
+        _end_as_bitsandbytes()
     if rank == 0 or how in ("never", "unsaved"):
         signal.pause()
     if how == "killed":

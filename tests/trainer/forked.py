@@ -25,11 +25,17 @@ class ForkedStage:
     """In place of `subprocess.Popen` with the command of a stage."""
 
     def __init__(
-        self, command: Sequence[str], *, pass_fds: Sequence[int], process_group: int, env: Mapping[str, str]
+        self,
+        command: Sequence[str],
+        *,
+        pass_fds: Sequence[int],
+        process_group: int,
+        env: Mapping[str, str],
+        stderr: int,
     ) -> None:
         assert (tuple(command[: len(ONE_PROCESS.command)]), process_group) == (ONE_PROCESS.command, 0)
         arguments, (report,) = command[len(ONE_PROCESS.command) : -1], pass_fds
-        pipes = [Connection(os.dup(descriptor), readable=False) for descriptor in (report, 2)]
+        pipes = [Connection(os.dup(descriptor), readable=False) for descriptor in (report, stderr)]
         self._process = CONTEXT.Process(target=_run, args=(arguments, *pipes, dict(env)))
         self._process.start()
         for pipe in pipes:

@@ -49,6 +49,13 @@ CPU = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
 WAIT_S = 300.0
 
 
+def timeouts(timeout_s: float, over: int) -> list[float]:
+    """How long the collectives of a divided base's layers wait at most, by the groups of its mesh."""
+    with join(CPU.torch_device, timeout_s) as ranks:
+        groups = mesh_over(CPU, ranks, over).get_all_groups()
+        return [group._get_backend(CPU.torch_device).options._timeout.total_seconds() for group in groups]
+
+
 def every_collective() -> dict[str, Any]:
     """Every collective once; gradients that all, one and none of the processes have."""
     with join(CPU.torch_device, WAIT_S) as ranks:

@@ -1,6 +1,7 @@
 """GPUs and drivers that cannot train: one sentence with what was found, what is needed and what to do."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -126,20 +127,45 @@ def test_what_cannot_train_is_said_before_anything_is_read(
     assert all(text in str(known) for text in (found, needed, remedy)), str(known)
 
 
-UNMAPPABLE = "CUDA driver error: operation not supported"
+NO_FABRIC = "Expected NVML_SUCCESS == DriverAPI::get()->nvmlDeviceGetGpuFabricInfoV_( nvml_device, &fabricInfo) to be"
 
 
-def test_a_gpu_that_maps_no_memory_piece_by_piece_gets_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As virtual GPUs; where that was not the reason, it is a fault as any other, and a sound GPU is left alone."""
-    virtual, broken, sound = (card(said=RuntimeError(UNMAPPABLE)) for _ in range(3))
-    virtual.maps, sound.said = False, None
+@pytest.mark.parametrize(
+    "said",
+    [
+        RuntimeError("CUDA driver error: operation not supported"),
+        RuntimeError("CUDA driver error: unknown error"),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError(NO_FABRIC),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB. 22.00 GiB is free."),
+    ],
+)
+def test_a_gpu_that_maps_no_memory_piece_by_piece_gets_blocks(monkeypatch: pytest.MonkeyPatch, said: Exception) -> None:
+    """As virtual GPUs, WSL2 and Jetson, whatever they call it; where that was not the reason, it is a fault as any
+    other."""
+    virtual, broken = (card(said=said) for _ in range(2))
+    virtual.maps = False
     virtual.show(monkeypatch)
     check_gpus(on_gpu(), [0])
     assert virtual.in_blocks
-    assert "operation not supported" in str(refusal(broken, monkeypatch))
-    sound.show(monkeypatch)
-    check_gpus(on_gpu(), [0])
-    assert not sound.in_blocks
+    broken.show(monkeypatch)
+    with pytest.raises((TrainerError, RuntimeError), match=re.escape(str(said)[-12:].strip("."))):
+        check_gpus(on_gpu(), [0])
+    assert broken.in_blocks
+
+
+@pytest.mark.parametrize("said", [None, RuntimeError("CUDA driver error: out of memory")])
+def test_a_gpu_that_maps_or_has_nothing_free_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, said: Exception | None
+) -> None:
+    """Blocks of fixed size leave gaps, and would not help where another process holds the memory."""
+    found = card(said=said, free=22 * GIB if said is None else GIB // 2)
+    found.show(monkeypatch)
+    if said is None:
+        check_gpus(on_gpu(), [0])
+    else:
+        assert "another process holds the rest" in str(refusal(found, monkeypatch))
+    assert not found.in_blocks
 
 
 def test_pytorch_takes_the_setting_by_which_blocks_are_asked_for() -> None:

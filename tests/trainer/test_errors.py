@@ -1,7 +1,9 @@
 """Errors of libraries and of the system, each with its exit code and a sentence."""
 
 import errno
+import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import urllib3
 from lora_trainer.command_options import by_hand
 from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.errors import explain, explain_abort, one_sentence
+from lora_trainer.errors import explain, explain_abort, explain_exit, one_sentence, out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,13 @@ from lora_trainer.errors import explain, explain_abort, one_sentence
             ExitCode.CUDA_OUT_OF_MEMORY,
             Reason.CUDA_OUT_OF_MEMORY,
         ),
+        *(
+            (RuntimeError(text), ExitCode.CUDA_OUT_OF_MEMORY, Reason.CUDA_OUT_OF_MEMORY)
+            for text in (
+                "CUDA driver error: out of memory",
+                "cuSOLVER error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+            )
+        ),
         (
             RuntimeError("CUDA error: an illegal memory access was encountered"),
             ExitCode.GPU_FAULT,
@@ -50,7 +59,23 @@ def test_an_error_of_a_library_has_an_exit_code_and_one_line(error: Exception, c
     """Too little memory of a GPU is not retried on another one, as a fault of the GPU is."""
     known = explain(error)
     assert (known.code, known.reason) == (code, reason)
+    assert out_of_memory(error) is (reason in (Reason.CUDA_OUT_OF_MEMORY, Reason.OOM_KILLED))
     assert "\n" not in str(known)
+
+
+ASSERT = """CUDA error: device-side assert triggered
+Search for `cudaErrorAssert' in https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html for more.
+CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect.
+"""
+
+
+def test_an_index_out_of_range_is_no_fault_of_the_gpu() -> None:
+    """A healthy node would be drained for a token that the model has no embedding of; no attempt finds another."""
+    known = explain(torch.AcceleratorError(ASSERT))
+    assert (known.code, known.reason) == (ExitCode.CONFIG_INVALID, Reason.CONFIG_INVALID)
+    assert known.code in FINAL
+    assert "tokenizer" in str(known)
+    assert not any(text in str(known) for text in ("health", "https", "Search"))
 
 
 @pytest.mark.parametrize(
@@ -246,6 +271,39 @@ def test_an_abort_of_the_watchdog_is_explained_from_its_log(
     assert "frame #0" not in str(known)
 
 
+@pytest.mark.parametrize(
+    ("said", "blame"),
+    [
+        ("out of memory", SHORT),
+        ("an illegal memory access was encountered", GPU),
+        ("uncorrectable ECC error encountered", GPU),
+        ("CUDA driver version is insufficient for CUDA runtime version", UNFIT),
+        ("no kernel image is available for execution on the device", UNFIT),
+        ("device-side assert triggered", (ExitCode.CONFIG_INVALID, Reason.CONFIG_INVALID)),
+    ],
+)
+def test_an_exit_of_bitsandbytes_is_explained_from_its_log(said: str, blame: tuple[ExitCode, Reason]) -> None:
+    """It ends its process by C's `exit` on a CUDA error that one of its calls sees first."""
+    known = explain_exit(f"step 12/100\nError {said} at line 93 in file /src/csrc/ops.cu\nstep 13/100\n")
+    assert known is not None
+    assert (known.code, known.reason) == blame
+    assert said in str(known)
+    assert "ops.cu" not in str(known)
+
+
+def test_bitsandbytes_still_says_so() -> None:
+    """The form of its text is no interface: a release that changes it is to be noticed."""
+    found = importlib.util.find_spec("bitsandbytes")
+    assert found is not None
+    assert found.origin is not None
+    libraries = list(Path(found.origin).parent.glob("libbitsandbytes_cuda*.so"))
+    assert libraries
+    for library in libraries:
+        data = library.read_bytes()
+        assert b"Error %s at line %d in file %s" in data
+        assert b"csrc/ops.cu" in data
+
+
 NCCL2 = "[TC][rank=1] nccl hit async error on rank 1: remote process exited or there was a network error\n"
 GONE = "remote process exited or there was a network error"
 
@@ -280,6 +338,7 @@ def test_a_process_that_was_waited_for_may_still_load() -> None:
 def test_an_abort_of_anything_else_stays_without_a_cause(log: str) -> None:
     """Nothing is guessed."""
     assert explain_abort(log) is None
+    assert explain_exit(log) is None
 
 
 def test_signatures_and_passwords_of_addresses_are_no_part_of_a_sentence() -> None:

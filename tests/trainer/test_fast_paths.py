@@ -18,7 +18,7 @@ from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.model import fast_paths
 from lora_trainer.model.device import Device
-from lora_trainer.model.fast_paths import FUSED_ADAPTER, Chosen, FastPath, prove
+from lora_trainer.model.fast_paths import FUSED_ADAPTER, Chosen, FastPath, Trial, prove
 from lora_trainer.model.loading import Adapted
 from lora_trainer.model.lora_kernel import factors, install
 from lora_trainer.places.base import Base
@@ -176,6 +176,48 @@ def test_a_kernel_that_is_slower_is_left_out_where_it_is_timed(
     assert refusal(FUSED_ADAPTER, timed=True) is None
     monkeypatch.setattr(fast_paths, "_LEAST_WORK", 2**30)
     assert refusal(changed(clock.slow), timed=True) is None, "too small for a clock"
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("short", [False, True])
+def test_times_are_compared_on_the_runs_own_micro_batches(
+    tiny_base: Base, encoder: Encoder, cpu: Device, monkeypatch: pytest.MonkeyPatch, *, packed: bool, short: bool
+) -> None:
+    """Up to a bound, and as far as memory goes: with few tokens a GPU waits for launches, and a faster kernel is left
+    out for good. Numbers need no more than they did."""
+    seen: dict[str, list[int]] = {"numbers": [], "times": []}
+
+    def refusal(trial: Trial) -> None:
+        seen["numbers"].append(trial.seen[0].shape[:-1].numel())
+
+    def seconds(_trial: Trial, inputs: Any) -> tuple[float, float]:
+        seen["times"].append(inputs[0].shape[:-1].numel())
+        if short and seen["times"][-1] > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1.0, 1.0
+
+    monkeypatch.setitem(fast_paths.MOST_TOKENS, "cpu", 64)
+    monkeypatch.setitem(fast_paths.TIMED_TOKENS, "cpu", 512)
+    monkeypatch.setattr(fast_paths, "_LEAST_WORK", 0)
+    monkeypatch.setattr(fast_paths.Trial, "refusal", refusal)
+    monkeypatch.setattr(fast_paths.Trial, "seconds", seconds)
+    monkeypatch.setattr(kernels, "ALL", (FUSED_ADAPTER,))
+
+    def timed(tokens: int) -> int:
+        seen["times"].clear()
+        model = adapted(tiny_base, cpu, CONFIG)
+        found = choose_kernels(
+            Kernels.AUTO, model, rows(encoder, 4), cpu, ALONE, packed=packed, kept=None, tokens=tokens
+        )
+        assert found == PROVEN
+        return seen["times"][-1]
+
+    longest = int(rows(encoder, 4).lengths.max())
+    for tokens, most in ((256, 256), (4096, 512), (32, 64)):
+        found = timed(tokens)
+        least = 1 if short or tokens < 64 else most - longest
+        assert least <= found <= (64 if short else most), tokens
+    assert max(seen["numbers"]) <= 64
 
 
 class Others(Ranks):

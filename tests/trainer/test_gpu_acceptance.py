@@ -101,6 +101,7 @@ def test_two_processes_train_as_one_whole_and_divided(bench: Bench, tmp_path: Pa
         assert not isinstance(result, Exception), result
         assert (result["sum"], result["divided_share"]) == ("right", 0.5)
         assert max(result["whole_apart"], result["divided_apart"]) < 1e-4
+        assert "fused-adapter" in result["divided_kernels"], "fast paths prove themselves on a divided base, too"
 
 
 def test_rows_that_see_each_other_fail_the_acceptance(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,14 @@
 """The step whose memory is measured on a GPU: all that the fit model counts is there at its peak."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from benchmarks import memory
 from benchmarks.acceptance.bench import Bench
+from benchmarks.acceptance.shapes import LLAMA_3_8B
+from benchmarks.memory_estimate import estimate
 from benchmarks.memory_simulation import Step
 
 from lora_trainer.contract.config import LoraConfig
@@ -34,3 +37,28 @@ def test_gradients_are_there_at_the_peak(cpu: Device, monkeypatch: pytest.Monkey
     assert memory.measured(shape, how, cpu) is not None
     trained = seen[0][0]
     assert seen == 3 * [(trained, 0), (trained, trained)]
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "packs"),
+    [((7, 5), torch.float16, False), ((8, 6), torch.bfloat16, True), ((9, 0), torch.float32, False)],
+    ids=["T4", "A10", "fp32"],
+)
+def test_a_step_is_estimated_with_the_kernel_that_the_gpu_has(
+    cpu: Device, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, packs: bool
+) -> None:
+    """Without one for packs, keys and values of each head are kept: a T4 that is sound would fail in the part `fit`."""
+    asked: list[bool] = []
+
+    def look(config: Any, how: Step) -> Any:
+        asked.append(how.packs)
+        return estimate(config, how)
+
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(memory, "estimate", look)
+    monkeypatch.setattr(memory, "_adapted", no_room)
+    gpu = replace(cpu, capability=capability, dtype=dtype)
+    assert memory.measured(LLAMA_3_8B, Step(rows=(1024,)), gpu) is None
+    assert asked == [packs]

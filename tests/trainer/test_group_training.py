@@ -176,6 +176,12 @@ def test_a_base_that_is_divided_within_each_node_gives_what_one_divided_over_all
     assert {one.layer_weights for one in flat} == {alone.layer_weights // 4}
 
 
+@pytest.mark.parametrize(("over", "groups"), [(2, 2), (4, 1)])
+def test_a_layers_collectives_wait_as_long_as_all_others(over: int, groups: int) -> None:
+    """Half an hour would be the library's own time, whatever stallTimeoutSeconds is."""
+    assert together(4, rank_programs.timeouts, 77.0, over, nodes=2) == [[77.0] * groups] * 4
+
+
 def test_a_sharded_process_without_rows_goes_through_the_layers_with_the_others(plan: Plan) -> None:
     """One row a step for two processes, whose layers gather their weights from each other."""
     one_row = dataclasses.replace(plan, config=dataclasses.replace(CONFIG, effective_batch_size=1))

@@ -23,8 +23,8 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import ConfigError
 from lora_trainer.host.child import StageFailedError, Stages
 from lora_trainer.host.launch import ONE_PROCESS, Node, Program, grace_s, this_node, training_program
+from lora_trainer.host.passed_log import pass_on
 from lora_trainer.host.supervisor import Settings, Supervisor
-from lora_trainer.host.torchrun import pass_on
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.cpus import cpu_threads
 from lora_trainer.ranks.reports import Failure, Report, failure_of_status, first_cause
@@ -249,16 +249,40 @@ def test_a_process_that_nccls_watchdog_aborts_is_explained_by_its_last_words(
     assert words in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("gpus", "how", "said", "code"),
+    [
+        (1, "exited", "out of memory", ExitCode.CUDA_OUT_OF_MEMORY),
+        (1, "exited", "uncorrectable ECC error encountered", ExitCode.GPU_FAULT),
+        (2, "exited", "uncorrectable ECC error encountered", ExitCode.GPU_FAULT),
+        (2, "peer exited", "out of memory", ExitCode.CUDA_OUT_OF_MEMORY),
+    ],
+)
+def test_a_process_that_bitsandbytes_ends_is_explained_and_its_peers_are_not_blamed(
+    *, watched: Watched, capfd: Any, monkeypatch: pytest.MonkeyPatch, gpus: int, how: str, said: str, code: ExitCode
+) -> None:
+    """It reports nothing, and the others, which report that it is gone, may do so first. Its words stay in the log."""
+    monkeypatch.setenv("FAIL", how)
+    monkeypatch.setenv("LAST_WORDS", said)
+    if gpus == 1:
+        watched.stages.training = Program(command=(sys.executable, "-m", "tests.trainer.failing_stage"))
+    with pytest.raises(StageFailedError) as caught:
+        watched.stages.run("train")
+    assert (caught.value.failure.code, caught.value.failure.reason) == (code, reason_of(code))
+    assert said in caught.value.failure.message
+    assert f"Error {said} at line 93" in capfd.readouterr().err
+
+
 def test_the_end_of_the_log_is_there_however_torchrun_ends() -> None:
     """It says what a process failed of, and is still on its way when the process is gone."""
     program = """
 import os, sys, time
-from lora_trainer.host import torchrun
-passed_on = torchrun.pass_on
+from lora_trainer.host import passed_log, torchrun
+passed_on = passed_log.pass_on
 def run(_):
     os.write(2, b"the last words")
     raise RuntimeError
-torchrun.run, torchrun.pass_on = run, lambda *pipe: (time.sleep(0.3), passed_on(*pipe))
+torchrun.run, passed_log.pass_on = run, lambda *pipe: (time.sleep(0.3), passed_on(*pipe))
 sys.exit(torchrun.main(["train.py", str(os.open(os.devnull, os.O_WRONLY))]))
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)

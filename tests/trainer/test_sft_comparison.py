@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.comparison import measuring, plain, sft
+from benchmarks.comparison import ours as ours_module
 from benchmarks.comparison.job import Job, Row, learned_in, training_rows
 from benchmarks.comparison.measuring import Clock
 from benchmarks.comparison.plain import new_model
 from benchmarks.comparison.settings import EFFECTIVE, Form, Setting
 
+from lora_trainer.contract.config import ActivationCheckpointing
+from lora_trainer.contract.fit.devices import find_gpu
 from lora_trainer.model.device import Device
+from lora_trainer.training.loop import Training
 from lora_trainer.training.state import copy_of, trainable
 
 pytestmark = [
@@ -139,3 +143,23 @@ def test_a_row_alone_is_trained_in_every_form(form: Form, tiny_folder: Path, mon
     job = job_of(tiny_folder)
     sft._warm_up(job, SETTINGS[form], training_rows(job))
     assert [len(clock.stamps) for clock in clocks] == [2]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_ours_trains_as_a_run_does_on_a_gpu(
+    tiny_folder: Path, cpu: Device, monkeypatch: pytest.MonkeyPatch, *, recompute: bool
+) -> None:
+    """With the micro-batches and the recomputation of its plan: with smaller ones it would be measured below a run."""
+    made: list[Training] = []
+
+    def training(**given: Any) -> Training:
+        made.append(Training(**given))
+        return made[-1]
+
+    monkeypatch.setattr(ours_module, "gpu_of", lambda device: find_gpu("H100"), raising=False)
+    monkeypatch.setattr(ours_module, "device_of", lambda job: cpu)
+    monkeypatch.setattr(ours_module, "Training", training)
+    ours_module.ours(replace(job_of(tiny_folder), part="ours", length=120, recompute=recompute))
+    assert made[0].budget.tokens == EFFECTIVE * 120
+    wanted = ActivationCheckpointing.FULL if recompute else ActivationCheckpointing.NONE
+    assert made[0].adapted.checkpointing is wanted

@@ -1,7 +1,12 @@
-"""A training step does not wait for the device: counted on a CPU, by the operations that would wait for a GPU."""
+"""A training step does not wait for the device: counted on a CPU, by the operations that would wait for a GPU.
+
+Two waits of libraries do not show so, and remain: that of bitsandbytes after each trained tensor, and on GPUs below
+compute capability 9.0 that of PyTorch's grouped products, which a mixture has for each layer.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +26,7 @@ from lora_trainer.places.base import Base
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.listener import Listener, Step
 from lora_trainer.training.loop import Training
+from lora_trainer.training.optimizers import make_optimizer
 
 WAITING = {"_local_scalar_dense", "equal", "is_nonzero", "item", "masked_select", "nonzero", "unique_dim", "_unique2"}
 """Operations whose result's value or shape only the device knows."""
@@ -155,3 +161,24 @@ def test_a_step_reads_from_the_device_once(
         training.run()
     assert len(passes) > 3 * 3, "a step has several micro-batches"
     assert listener.steps[1:] == [Counter(tolist=1)] * 2
+
+
+@pytest.mark.parametrize(("optimizer", "waits"), [(Optimizer.ADAMW, 0), (Optimizer.ADAMW_8BIT, 3)])
+def test_an_optimizer_of_bitsandbytes_waits_after_each_tensor(
+    cpu: Device, monkeypatch: pytest.MonkeyPatch, optimizer: Optimizer, waits: int
+) -> None:
+    """On a CPU its function does nothing. Documented; a release that leaves it out is to be noticed."""
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr("bitsandbytes.optim.optimizer.sync_gpu", seen.append)
+    tensors = [torch.nn.Parameter(torch.ones(64, 64)) for _ in range(3)]
+    made = make_optimizer(tensors, TrainingConfig(optimizer=optimizer), cpu)
+    for tensor in tensors:
+        tensor.grad = torch.ones_like(tensor)
+    made.step()
+    assert len(seen) == waits
+
+
+def test_a_grouped_product_without_a_kernel_of_its_own_waits_for_its_offsets() -> None:
+    """Below compute capability 9.0: read in PyTorch's own source, since a CPU's memory has them already."""
+    header = Path(torch.__file__).parent / "include/ATen/native/GroupedMMUtils.h"
+    assert "auto offs_cpu = offs.value().cpu();" in header.read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from lora_trainer.contract.fit.devices import GIB, MIB, device_of, find_gpu
 from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
 
 SETTINGS = (
-    GpuSetting(name="NVIDIA-A10G", memory_gib=24, price=1.5),
+    GpuSetting(name="NVIDIA-RTX-A5000", memory_gib=24, price=1.5),
     GpuSetting(name="amd.com/gpu", memory_gib=192),
     GpuSetting(name="nvidia.com/gpu", memory_gib=16, price=0.5),
     GpuSetting(name="NVIDIA-L4", memory_gib=24, price=0.8),
@@ -33,7 +33,7 @@ SOURCES: list[tuple[dict[str, Any], str, int | None, float | None]] = [
     ({"gpuMinMemoryGiB": 24}, "24 GiB", LEAST_24, None),
     ({"gpuProducts": ["NVIDIA-L4"]}, "NVIDIA-L4", 23_034 * MIB, 0.8),
     ({"gpuProducts": ["Tesla-T4", "NVIDIA-L4"]}, "T4", 15_360 * MIB, 0.5),
-    ({"gpuProducts": ["NVIDIA-A10G"]}, "NVIDIA-A10G", LEAST_24, 1.5),
+    ({"gpuProducts": ["NVIDIA-RTX-A5000"]}, "NVIDIA-RTX-A5000", LEAST_24, 1.5),
     ({"gpuProducts": ["Tesla-T4", "NVIDIA-L4"], "gpuMinMemoryGiB": 24}, "NVIDIA-L4", 23_034 * MIB, 0.8),
     # What nobody knows may be the smallest: what is asked for at least counts, or else nothing does.
     ({"gpuProducts": ["NVIDIA-L4", "Zebra-9000"], "gpuMinMemoryGiB": 24}, "24 GiB", LEAST_24, None),
@@ -70,7 +70,7 @@ def test_the_nearest_source_tells_the_memory(
     ("product", "resources", "name", "memory"),
     [
         ("NVIDIA-L4", {}, "NVIDIA-L4", 23_034 * MIB),
-        ("NVIDIA-A10G", {}, "NVIDIA-A10G", LEAST_24),
+        ("NVIDIA-RTX-A5000", {}, "NVIDIA-RTX-A5000", LEAST_24),
         ("NVIDIA-L4", {"gpuProducts": ["Tesla-T4", "NVIDIA-L4"]}, "NVIDIA-L4", 23_034 * MIB),
         ("NVIDIA-L4", {"gpuMinMemoryGiB": 16}, "NVIDIA-L4", 23_034 * MIB),
         ("Zebra-9000", {"gpuMinMemoryGiB": 24}, "24 GiB", LEAST_24),
@@ -95,7 +95,7 @@ def test_nodes_that_are_selected_by_their_gpu_tell_it(
         ({"gpuMinMemoryGiB": 24}, "nvidia.com/gpu", 0.9),
         ({"gpuMinMemoryGiB": 32}, "32 GiB", None),
         ({"gpuProducts": ["NVIDIA-L4"]}, "L4", 0.9),
-        ({"gpuProducts": ["NVIDIA-A10G"]}, "NVIDIA-A10G", 1.5),
+        ({"gpuProducts": ["NVIDIA-RTX-A5000"]}, "NVIDIA-RTX-A5000", 1.5),
         ({"gpuProducts": ["Tesla-T4"]}, "T4", None),
         ({"gpuProducts": ["NVIDIA-L40S"]}, "L40S", None),
     ],
@@ -107,7 +107,7 @@ def test_a_price_by_the_resources_name_is_that_of_all_gpus_of_that_size(
     """A product's own goes before; of another size the cluster cannot have only one kind."""
     settings = (
         GpuSetting(name="nvidia.com/gpu", memory_gib=24, price=0.9),
-        GpuSetting(name="NVIDIA-A10G", memory_gib=24, price=1.5),
+        GpuSetting(name="NVIDIA-RTX-A5000", memory_gib=24, price=1.5),
     )
     found = device(resources, settings)
     assert (found.gpu, found.gpu_price) == (name, price)
@@ -118,7 +118,7 @@ def test_a_price_by_the_resources_name_is_that_of_all_gpus_of_that_size(
     [
         ({"gpuMinMemoryGiB": 80}, 80),
         ({"gpuResourceName": "nvidia.com/mig-3g.40gb"}, 40),
-        ({"gpuProducts": ["NVIDIA-A10G"]}, 24),
+        ({"gpuProducts": ["NVIDIA-RTX-A5000"]}, 24),
         ({}, 16),
         ({"gpuProducts": ["NVIDIA-L4"]}, None),
     ],
@@ -168,7 +168,7 @@ def test_what_no_node_can_give_is_refused(resources: dict[str, Any], rule: str) 
         {"gpuResourceName": MIG, "gpuMinMemoryGiB": 10},
         {"gpuResourceName": MIG, "gpuProducts": ["NVIDIA-A100-SXM4-80GB"]},
         {"gpuProducts": ["Tesla-T4", "Zebra-9000"], "gpuMinMemoryGiB": 32},
-        {"gpuProducts": ["NVIDIA-A10G"], "gpuMinMemoryGiB": 32},
+        {"gpuProducts": ["NVIDIA-RTX-A5000"], "gpuMinMemoryGiB": 32},
         {"gpuProducts": ["Tesla-T4", "NVIDIA-L40S"], "gpuMinMemoryGiB": 48},
         {"gpuResourceName": "example.com/vgpu", "gpuMinMemoryGiB": 24},
     ],

@@ -11,8 +11,11 @@ from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.contract.fit.devices import (
     GIB,
     KNOWN,
+    LABEL_SHARE,
     MIB,
+    RELATED,
     DeviceError,
+    Gpu,
     by_product,
     device_of,
     find_gpu,
@@ -33,6 +36,12 @@ SOLD = {
     "H100": 80,
     "H200": 141,
     "B200": 192,
+    "A10G": 24,
+    "A30": 24,
+    "L40": 48,
+    "H100 PCIe": 80,
+    "H100 NVL": 94,
+    "GH200": 96,
 }
 """GiB that they are sold with."""
 SIZES = sorted({8, 12, 20, 32, 64, 96, *SOLD.values()})
@@ -40,12 +49,13 @@ OLDER = {"T4": (15_079, 15_109), "A10": (22_731,), "A100 40": (40_536,), "A100 8
 """MiB that other drivers report for the same cards."""
 
 
-@pytest.mark.parametrize("gpu", KNOWN, ids=lambda gpu: gpu.name)
+@pytest.mark.parametrize("gpu", [*KNOWN, *RELATED], ids=lambda gpu: gpu.name)
 def test_a_card_is_taken_by_the_size_that_it_is_sold_with_and_by_no_larger_one(gpu: object) -> None:
     """A label of 23,034 MiB is a card of 24 GB; one of 16 GB is none, whatever its driver keeps for itself."""
-    (known,) = (one for one in KNOWN if one is gpu)
+    (known,) = (one for one in (*KNOWN, *RELATED) if one is gpu)
     size = SOLD[known.name]
-    larger = next((other for other in SIZES if other > size), 256)
+    # 94 and 96 GiB are nearer to each other than what a driver may keep for itself.
+    larger = next((other for other in SIZES if other * LABEL_SHARE > size), 256)
     for label in (known.memory_bytes // MIB, *OLDER.get(known.name, ())):
         assert label > least_label(size)
         assert label <= least_label(larger)
@@ -75,10 +85,14 @@ def test_a_label_is_below_what_is_sold(size: int) -> None:
         ("NVIDIA-H200", "H200"),
         ("NVIDIA-B200", "B200"),
         # Others by the same letters, with another memory or another speed.
-        ("NVIDIA-L40", None),
-        ("NVIDIA-A10G", None),
-        ("NVIDIA-H100-PCIe", None),
-        ("NVIDIA-H100-NVL", None),
+        ("NVIDIA-L40", "L40"),
+        ("NVIDIA-A10G", "A10G"),
+        ("NVIDIA A30", "A30"),
+        ("NVIDIA-H100-PCIe", "H100 PCIe"),
+        ("NVIDIA H100 NVL", "H100 NVL"),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("GH200-120GB", "GH200"),
+        ("NVIDIA-GH200-144G-HBM3e", None),
         ("NVIDIA-GeForce-RTX-4090-D", None),
         ("NVIDIA-GB200", None),
         ("Tesla-T40", None),
@@ -205,3 +219,19 @@ def test_a_gpu_is_not_taken_for_one_of_another_generation(text: str, hint: str) 
     with pytest.raises(DeviceError) as caught:
         find_gpu(text)
     assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize("gpu", RELATED, ids=lambda gpu: gpu.name)
+def test_a_relative_is_found_by_its_name_and_has_a_speed_of_its_own(gpu: Gpu) -> None:
+    """Its share of the peak is told of it, and not of the GPU by whose letters it goes."""
+    assert find_gpu(gpu.name) is gpu
+    assert device_of(DeviceConfig(gpu=gpu.name, gpu_memory_bytes=gpu.memory_bytes)) == gpu
+    assert gpu.flops is not None
+    assert gpu.packs
+
+
+def test_an_a10g_computes_less_than_an_a10() -> None:
+    """It has the same memory, and 70 teraflops of 125."""
+    a10, a10g = find_gpu("A10"), find_gpu("NVIDIA A10G")
+    assert (a10.memory_bytes, a10.bandwidth) == (a10g.memory_bytes, a10g.bandwidth)
+    assert (a10.flops, a10g.flops) == (125e12, 70e12)

@@ -1,6 +1,7 @@
 """Which settings of another trainer are tried, and which of them count."""
 
 import math
+import subprocess
 import time
 from dataclasses import asdict, replace
 
@@ -103,3 +104,20 @@ def test_a_job_that_is_late_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
         trainer.in_process(job, math.inf)
     with pytest.raises(SystemExit, match=trainer.NO_TIME):
         trainer.in_process(job, time.monotonic() - 1)
+
+
+@pytest.mark.parametrize(("visible", "seen"), [(None, "0"), ("2,3", "2"), ("GPU-7f,GPU-8a", "GPU-7f"), ("", "")])
+def test_each_trainer_sees_one_gpu(monkeypatch: pytest.MonkeyPatch, visible: str | None, seen: str) -> None:
+    """Transformers' Trainer takes all that it sees, and learns so many times the rows in a step."""
+    environments: list[dict[str, str]] = []
+
+    def run(command: list[str], *, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
+        environments.append(env)
+        return subprocess.CompletedProcess(command, 0, "{}", "")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(subprocess, "run", run)
+    trainer.in_process(Job(part="ours", workload="full", model="m", length=8, steps=1, seed=1, threads=1), math.inf)
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in environments] == [seen]

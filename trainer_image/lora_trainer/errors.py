@@ -37,15 +37,20 @@ _FAILING_ERRNOS = {errno.EIO, errno.ESTALE, getattr(errno, "EREMOTEIO", errno.EI
 
 _COLLECTIVE_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
 _OUT_OF_DEVICE_MEMORY = re.compile(
-    r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cuda failure (\d+ )?'out of memory'|\[CUDA\]: out of memory"
+    r"CUDA (driver )?error: out of memory|CU(BLAS|SOLVER)_STATUS_ALLOC_FAILED|Cuda failure (\d+ )?'out of memory'|"
+    r"\[CUDA\]: out of memory"
 )
-"""cuBLAS, NCCL and kernels that allocate past PyTorch's allocator report the shortage as a failure of the GPU."""
+"""cuBLAS, NCCL, the driver that maps memory and kernels that allocate past PyTorch's allocator report the shortage as a
+failure of the GPU."""
+_OUT_OF_RANGE = "device-side assert triggered"
 _UNFIT = re.compile(
     r"no kernel image is available|driver on your system is too old|CUDA driver version is insufficient|"
     r"unsupported toolchain|Duplicate GPU detected"
 )
 _UNCOMPILED_ERRORS = ("CompilationError", "PTXASError", "OutOfResources", "InductorError", "BackendCompilerFailed")
 _UNCOMPILED = re.compile(r"Failed to find C compiler|ptxas fatal|PTXAS error|out of resource: shared memory")
+_EXITED = re.compile(r"Error ([^\n]{1,200}?) at line \d+ in file \S*csrc/")
+"""How bitsandbytes says of a CUDA error why it ends its process (its `CUDA_CHECK_RETURN`)."""
 _GPU_FAILED = re.compile(r"CUDA error|CUDA driver|Cuda failure|unhandled cuda error|\[CUDA\]: ")
 _OWN_NETWORK = re.compile(
     r"\bibv_\w+|no socket interface|/dev/shm|shared memory segment|failed to listen|[Aa]ddress already in use|"
@@ -58,7 +63,8 @@ _WATCHDOG = re.compile(
 )
 _OF_A_COLLECTIVE = re.compile(r"NCCL|operation|remote process")
 _NO_PART_OF_THE_CAUSE = re.compile(
-    r" (Exception raised from|CUDA kernel errors might be|For debugging consider|frame #0|\(run with NCCL_DEBUG)"
+    r" (Exception raised from|Search for `|CUDA kernel errors might be|For debugging consider|frame #0|"
+    r"\(run with NCCL_DEBUG)"
 )
 _QUERY = re.compile(r"\?[\w.%-]+=[^\s'\")>]*")
 _PASSWORD = re.compile(r"://[^\s/@]+@")
@@ -289,6 +295,16 @@ def explain_abort(log: str) -> TrainerError | None:
     return next(own, known[-1] if known else None)
 
 
+def explain_exit(log: str) -> TrainerError | None:
+    """Why a process ended, from the end of what it and the others of its node wrote to stderr: bitsandbytes calls C's
+    `exit(1)` on a CUDA error that it sees first, past all handlers.
+
+    None where it was not bitsandbytes.
+    """
+    found = _EXITED.search(log)
+    return None if found is None else _explain_device(f"CUDA error: {found[1]}")
+
+
 def _explain_watchdog(cause: str) -> TrainerError | None:
     return _explain_device(cause) or (_explain_collective(cause) if _OF_A_COLLECTIVE.search(cause) else None)
 
@@ -320,6 +336,11 @@ def _explain_device(text: str) -> TrainerError | None:
     """What CUDA, its driver and NCCL say of this process's own GPU."""
     if _OUT_OF_DEVICE_MEMORY.search(text):
         return _device_memory(text)
+    if _OUT_OF_RANGE in text:
+        return ConfigError(
+            f"a token or a position has no row in the model's embeddings ({_gist(text)}): check that the tokenizer "
+            "belongs to the model's weights, and that no row of the data is longer than the model has positions"
+        )
     if _UNFIT.search(text):
         return GpuUnfitError(
             f"the GPUs cannot be used ({_gist(text)}): each process needs a GPU of its own, of a kind and with a "

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.errors import explain_exit
 from lora_trainer.host.launch import ONE_PROCESS, Program
+from lora_trainer.host.passed_log import PassedLog
 from lora_trainer.host.trackers import SECRETS
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.cpus import cpu_threads
@@ -75,8 +77,11 @@ class Stages:
         program = self.training if stage == "train" else self.sharded if sharded else ONE_PROCESS
         command = [*program.command, *self._arguments(stage), *map(str, arguments), "--report", str(write_end)]
         environment = {**stage_environment(), **self.environment, **program.environment}
+        passed = PassedLog()
         with os.fdopen(read_end, encoding="utf-8") as reports:
-            self.child = subprocess.Popen(command, pass_fds=(write_end,), process_group=0, env=environment)
+            self.child = subprocess.Popen(
+                command, pass_fds=(write_end,), process_group=0, env=environment, stderr=passed.write_end
+            )
             os.close(write_end)
             if self.stopping.is_set():
                 self.child.send_signal(signal.SIGTERM)
@@ -84,10 +89,11 @@ class Stages:
                 self._take(line)
             status = self.child.wait()
             self.child = None
+        said = passed.end()
         if self.aborted is not None:
             raise StageFailedError(self.aborted)
         if status != 0:
-            raise StageFailedError(self._cause(status))
+            raise StageFailedError(self._cause(status, said))
 
     def stop(self) -> None:
         """Pass a request to stop on; a stage that does not heed it within the grace is killed."""
@@ -135,10 +141,13 @@ class Stages:
             timer.daemon = True
             timer.start()
 
-    def _cause(self, status: int) -> Failure:
+    def _cause(self, status: int, said: str) -> Failure:
+        """Why a stage ended with this status, which wrote that to stderr at last."""
         if self.stopping.is_set() and (self.failure is None or self.failure.code not in _AFTER_A_STOP):
             return STOPPED
-        return self.failure or failure_of_status(status)
+        # A process that a library ended reports nothing; those that waited for it report that it is gone.
+        unsaid = explain_exit(said)
+        return first_cause(self.failure, Failure.of(unsaid) if unsaid else None) or failure_of_status(status)
 
     def _check_stopping(self) -> None:
         if self.stopping.is_set():

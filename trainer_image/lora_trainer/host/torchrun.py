@@ -10,9 +10,7 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,45 +20,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
 from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.errors import explain, explain_abort
+from lora_trainer.errors import explain, explain_abort, explain_exit
+from lora_trainer.host.passed_log import OwnLog
 from lora_trainer.ranks.reports import Report, Reporter, failure_of_status
 
-_KEPT_PIECES, _PIECE = 64, 4096
-"""How much of the end of the log is kept: what NCCL's watchdog says, with its stack frames, of each of eight GPUs."""
-_LOG_ENDS_S = 5.0
 _STACK_S = 0.2
 """Time for a process to write its stack before the next one does."""
-
-
-class PassedLog:
-    """Passes on what this process and its children write to stderr, and keeps the end of it."""
-
-    def __init__(self) -> None:
-        read_end, write_end = os.pipe()
-        self._to = os.dup(2)
-        self._kept: deque[bytes] = deque(maxlen=_KEPT_PIECES)
-        os.dup2(write_end, 2)
-        os.close(write_end)
-        self._passing = threading.Thread(target=pass_on, args=(read_end, self._to, self._kept), name="log", daemon=True)
-        self._passing.start()
-
-    def end(self) -> str:
-        """The end of the log, once the children are gone; from now on stderr is what it was."""
-        os.dup2(self._to, 2)
-        self._passing.join(_LOG_ENDS_S)
-        return b"".join(self._kept).decode(errors="replace")
-
-
-def pass_on(read_end: int, to: int, kept: deque[bytes]) -> None:
-    """Copy one descriptor to another until nobody writes any more, and keep the last pieces.
-
-    What nobody takes is dropped: a pipe that fills up would stop whoever writes into it.
-    """
-    while piece := os.read(read_end, _PIECE):
-        kept.append(piece)
-        with contextlib.suppress(OSError):
-            while piece:
-                piece = piece[os.write(to, piece) :]
 
 
 def leave_out_a_timer_s_end(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -93,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     # By which the supervisor has stacks logged: torchrun knows nothing of it.
     signal.signal(signal.SIGUSR1, pass_to_children)
     start: Callable[[Any], None] = run
-    log = PassedLog()
+    log = OwnLog()
     try:
         start(get_args_parser().parse_args([*options, f"/proc/{os.getpid()}/fd/{descriptor}"]))
     except ChildFailedError as error:
@@ -101,7 +66,8 @@ def main(arguments: Sequence[str]) -> int:
         status = min(failure.exitcode for failure in error.failures.values())
         if status > 0:
             return int(error.get_first_failure()[1].exitcode)
-        known = explain_abort(log.end()) if status == -signal.SIGABRT else None
+        said = log.end()
+        known = explain_exit(said) or (explain_abort(said) if status == -signal.SIGABRT else None)
         if known is not None:
             reporter.failure(known)
             return known.code

@@ -12,7 +12,14 @@ from pathlib import Path
 import torch
 
 from lora_trainer.contract.fit.limits import CONTEXT_BYTES, FIT_SHARE
-from lora_trainer.errors import CudaOutOfMemoryError, GpuFaultError, GpuUnfitError, InternalError, explain
+from lora_trainer.errors import (
+    CudaOutOfMemoryError,
+    GpuFaultError,
+    GpuUnfitError,
+    InternalError,
+    explain,
+    out_of_memory,
+)
 
 log = logging.getLogger(__name__)
 LEAST_DRIVER = {"12": 525, "13": 580}
@@ -22,8 +29,11 @@ DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _GIB = 2**30
 _LEAST_FREE_BYTES = _GIB
 """Of a GPU's memory: with less not even the smallest run begins."""
-_UNMAPPABLE = re.compile(r"CUDA driver error: (operation not supported|unknown error)|CUDA_ERROR_NOT_SUPPORTED")
-"""What virtual GPUs and WSL2 answer to CUDA's virtual memory management, which `expandable_segments` rests on."""
+_UNMAPPABLE = re.compile(
+    r"CUDA driver error: (operation not supported|unknown error)|CUDA_ERROR_NOT_SUPPORTED|nvmlDeviceGetGpuFabricInfo"
+)
+"""What virtual GPUs, WSL2 (pytorch issue 192330) and Jetson (186374) answer to CUDA's virtual memory management, which
+`expandable_segments` rests on. Others, and Jetson too (pytorch pull request 112121), call it out of memory."""
 _DRIVER = re.compile(r"\b(\d{3}\.\d+(?:\.\d+)?)\b")
 _FOUND = re.compile(r"too old \(found version (\d+)\)")
 _ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
@@ -121,7 +131,7 @@ def check_gpu(device: torch.device, name: str, capability: tuple[int, int], dtyp
         try:
             multiply(device, dtype)
         except RuntimeError as error:
-            if not _UNMAPPABLE.search(str(error)):
+            if not _cannot_map(error, device):
                 raise
             log.info("the GPU %s cannot map memory piece by piece (%s): expandable_segments is off", name, error)
             use_blocks()
@@ -130,6 +140,12 @@ def check_gpu(device: torch.device, name: str, capability: tuple[int, int], dtyp
         free, total = _memory(device)
         raise failed(name, error, free=free, total=total) from error
     check_room(device, name, _LEAST_FREE_BYTES)
+
+
+def _cannot_map(error: RuntimeError, device: torch.device) -> bool:
+    """Whether a GPU failed of mapping memory: a few megabytes do not suffice, and there is more."""
+    unmappable = _UNMAPPABLE.search(str(error)) is not None
+    return unmappable or (out_of_memory(error) and _memory(device)[0] >= _LEAST_FREE_BYTES)
 
 
 def check_room(device: torch.device, name: str, needed: int) -> None:

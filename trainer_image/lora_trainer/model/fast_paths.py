@@ -13,7 +13,7 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
-from lora_trainer.errors import one_sentence
+from lora_trainer.errors import one_sentence, out_of_memory
 from lora_trainer.model import gates, liger, lora_kernel
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import set_training
@@ -29,7 +29,10 @@ _LEAST_WORK = 2**30
 """Products of a weight and a value, over all modules, below which nothing is timed: calls then take longer than what
 they compute, and a clock would choose by chance."""
 MOST_TOKENS = {"cpu": 256, "cuda": 1024}
-"""Of the pack, by the kind of device: more would take longer and show nothing else."""
+"""Of the pack that numbers are compared on, by the kind of device: more would take longer and show nothing else."""
+TIMED_TOKENS = {"cpu": 256, "cuda": 8192}
+"""The most that times are compared on, where the run's micro-batches have as many: with few tokens a GPU is faster than
+its kernels are launched, and what moves fewer bytes would count as slower. On a CPU times grow with the tokens."""
 
 
 Tensors = tuple[torch.Tensor, ...]
@@ -160,9 +163,17 @@ class Verdict:
 
 
 def prove(
-    path: FastPath, model: Any, head: nn.Module, arguments: Mapping[str, Any], device: Device, *, timed: bool
+    path: FastPath,
+    model: Any,
+    head: nn.Module,
+    arguments: Mapping[str, Any],
+    device: Device,
+    *,
+    timed: bool,
+    at_size: Mapping[str, Any] | None = None,
 ) -> Verdict:
-    """Compare a fast path with plain PyTorch on the pack that `arguments` are, with `timed` in time, too.
+    """Compare a fast path with plain PyTorch on the pack that `arguments` are, with `timed` in time, too: on the pack
+    of the run's size that `at_size` are, where there is one and memory suffices.
 
     Nothing is installed afterwards, and the model is in evaluation mode. Where layers are divided over processes, all
     of these call it.
@@ -172,7 +183,10 @@ def prove(
         kinds.setdefault(path.kind(module), []).append(module)
     if not kinds:
         return Verdict(path=path, modules=())
-    given = _seen(path, [same[0] for same in kinds.values()], model, head, arguments, device=device)
+    modules = [same[0] for same in kinds.values()]
+    given = _seen(path, modules, model, head, arguments, device=device)
+    # Before anything is refused, which one process may do alone: divided layers are collectives.
+    large = _seen_at_size(path, modules, model, head, at_size if timed else None, device=device)
     # What the pack does not reach, such as an expert without tokens, is not proven.
     proven = [same for same in kinds.values() if same[0] in given]
     if not proven:
@@ -181,8 +195,21 @@ def prove(
     with _whole(model, [same[0] for same in proven]):
         refusal = next((found for trial in trials if (found := trial.refusal()) is not None), None)
         if refusal is None and timed:
-            refusal = _slower(trials)
+            sized = {replace(one, seen=large.get(one.module, one.seen)): count for one, count in trials.items()}
+            refusal = _too_slow(sized, trials)
     return Verdict(path=path, modules=tuple(module for same in proven for module in same), refusal=refusal)
+
+
+def _too_slow(sized: Mapping["Trial", int], small: Mapping["Trial", int]) -> str | None:
+    """Why a fast path counts as slower, or fails; None where it does not. Timed on the `small` trials where memory does
+    not suffice for those of the run's size."""
+    for trials in (sized, small):
+        try:
+            return _slower(trials)
+        except Exception as error:  # as in `refusal`
+            if trials is small or not out_of_memory(error):
+                return f"it fails: {one_sentence(error)[:200]}"
+    return None
 
 
 def _slower(trials: Mapping["Trial", int]) -> str | None:
@@ -190,16 +217,13 @@ def _slower(trials: Mapping["Trial", int]) -> str | None:
     if sum(count * trial.work for trial, count in trials.items()) < _LEAST_WORK:
         return None
     fast = plain = 0.0
-    try:
-        with contextlib.ExitStack() as stack:
-            given = {trial: stack.enter_context(trial.stirred()) for trial in trials}
-            for _ in range(_ROUNDS):
-                times = [(count, *trial.seconds(given[trial])) for trial, count in trials.items()]
-                fast, plain = (sum(one[0] * one[way] for one in times) for way in (1, 2))
-                if fast <= _MOST_TIME * plain:
-                    return None
-    except Exception as error:  # as in `refusal`
-        return f"it fails: {one_sentence(error)[:200]}"
+    with contextlib.ExitStack() as stack:
+        given = {trial: stack.enter_context(trial.stirred()) for trial in trials}
+        for _ in range(_ROUNDS):
+            times = [(count, *trial.seconds(given[trial])) for trial, count in trials.items()]
+            fast, plain = (sum(one[0] * one[way] for one in times) for way in (1, 2))
+            if fast <= _MOST_TIME * plain:
+                return None
     return f"it takes {1000 * fast:.1f} ms forward and backward, plain PyTorch {1000 * plain:.1f} ms"
 
 
@@ -238,6 +262,26 @@ def _seen(
         for handle in handles:
             handle.remove()
     return found
+
+
+def _seen_at_size(
+    path: FastPath,
+    modules: Sequence[nn.Module],
+    model: Any,
+    head: nn.Module,
+    arguments: Mapping[str, Any] | None,
+    *,
+    device: Device,
+) -> dict[nn.Module, Tensors]:
+    """The same for a pack of the run's size; nothing where there is none, or memory does not suffice for it."""
+    if arguments is None:
+        return {}
+    try:
+        return _seen(path, modules, model, head, arguments, device=device)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return {}
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import json
 import struct
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,18 @@ def on_cpu(device: Device) -> Device:
 def mesh_over(device: Device, ranks: Ranks, over: int) -> Any:
     """The processes by whose parts a model is divided: `over` neighbours, and others with the same parts. A
     collective."""
-    from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 - takes a second to import
+    import torch.distributed as dist  # noqa: PLC0415 - takes a second to import
+    from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 - as above
 
     shape = (ranks.world,) if over == ranks.world else (ranks.world // over, over)
-    return init_device_mesh(device.torch_device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+    mesh = init_device_mesh(device.torch_device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+    if ranks.timeout_s is not None:
+        # Groups within the world's have the library's own time, and the layers' collectives are theirs. PyTorch 2.14
+        # has no public function for it.
+        set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+        for group in mesh.get_all_groups():
+            set_timeout(timedelta(seconds=ranks.timeout_s), group)
+    return mesh
 
 
 def shard(model: Any, device: Device, mesh: Any) -> None:

@@ -20,7 +20,8 @@ class Ranks:
     exports.
 
     Every method but `share` is a collective: all processes call it, in the same order, also one without any rows. Each
-    raises `PeerFailedError` where another process is gone. With `lockstep` the model's own layers are collectives too.
+    raises `PeerFailedError` where another process is gone, or does not come within `timeout_s`. With `lockstep` the
+    model's own layers are collectives too.
     """
 
     rank: int = 0
@@ -28,6 +29,7 @@ class Ranks:
     local_rank: int = 0
     local_world: int = 1
     lockstep: bool = False
+    timeout_s: float | None = None
 
     @property
     def is_main(self) -> bool:

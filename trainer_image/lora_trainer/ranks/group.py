@@ -123,7 +123,7 @@ def join(device: torch.device, timeout_s: float) -> Iterator[Ranks]:
             device_id=device if on_gpu else None,
         )
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    ranks = Group(rank=dist.get_rank(), world=world, local_rank=local_rank(), local_world=here)
+    ranks = Group(rank=dist.get_rank(), world=world, local_rank=local_rank(), local_world=here, timeout_s=timeout_s)
     # After an error the process ends without taking leave: the others would be waited for.
     yield ranks
     ranks.barrier()

@@ -55,6 +55,11 @@ class Failure:
     reason: Reason
     message: str
 
+    @classmethod
+    def of(cls, error: TrainerError) -> "Failure":
+        """That of a stage which ended with this error."""
+        return cls(code=int(error.code), reason=error.reason, message=str(error))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -119,7 +124,7 @@ class Reporter:
 
     def failure(self, error: TrainerError) -> None:
         """Report the end of the stage."""
-        self.send(Report(failure=Failure(code=int(error.code), reason=error.reason, message=str(error))))
+        self.send(Report(failure=Failure.of(error)))
 
     def send(self, report: Report) -> None:
         """Send one line. Ends the process where the supervisor is gone: nobody would verify and publish the result."""

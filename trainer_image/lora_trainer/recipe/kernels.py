@@ -1,17 +1,18 @@
 """Which fast paths a run takes: chosen once, by all its processes, and kept with its checkpoints."""
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from lora_trainer.contract.config import Kernels
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Example
 from lora_trainer.model.device import Device
-from lora_trainer.model.fast_paths import ALL, MOST_TOKENS, Chosen, Verdict, prove
+from lora_trainer.model.fast_paths import ALL, MOST_TOKENS, TIMED_TOKENS, Chosen, Verdict, prove
 from lora_trainer.model.loading import Adapted
 from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.training.batches import collate
+from lora_trainer.training.batches import Batch, collate
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +26,11 @@ def choose_kernels(
     *,
     packed: bool,
     kept: Chosen | None,
+    tokens: int = 0,
     step: int = 0,
 ) -> Chosen:
-    """Install the fast paths that prove themselves on every process; all of these call it, and find the same.
+    """Install the fast paths that prove themselves on every process; all of these call it, and find the same. `tokens`
+    are those of the run's micro-batches.
 
     `kept` are those of the checkpoint that the run goes on from, which is after `step`; None without one. They are not
     timed again, nor are others taken: a run is to go on with the numbers that it began with.
@@ -35,9 +38,14 @@ def choose_kernels(
     if wanted is Kernels.REFERENCE:
         log.info("kernels: plain PyTorch alone, as training.kernels asks for")
         return Chosen()
-    pack = collate(list(_first_rows(examples, device, packed=packed)), device.torch_device, packed=packed)
+    pack = collate(_first_rows(examples, device, packed=packed), device.torch_device, packed=packed)
+    sized = _of_size(examples, device, tokens, packed=packed) if kept is None else None
+    at_size = None if sized is None else sized.arguments
     paths = ALL if kept is None else [path for path in ALL if path.name in kept.taken]
-    found = (prove(path, adapted.model, adapted.head, pack.arguments, device, timed=kept is None) for path in paths)
+    found = (
+        prove(path, adapted.model, adapted.head, pack.arguments, device, timed=kept is None, at_size=at_size)
+        for path in paths
+    )
     verdicts = {verdict.path.name: _agreed(verdict, ranks) for verdict in found}
     chosen = _fresh(verdicts) if kept is None else _kept(verdicts, kept, step)
     for sentence in chosen.left_out if kept is None else chosen.left_out[len(kept.left_out) :]:
@@ -46,11 +54,26 @@ def choose_kernels(
     return chosen
 
 
-def _first_rows(examples: Examples, device: Device, *, packed: bool) -> Iterator[Example]:
-    """Rows of a pack of so many tokens as a comparison takes, the last one cut; one row where they are not packed."""
-    room = MOST_TOKENS[device.torch_device.type]
-    for number in range(len(examples) if packed else 1):
-        row = examples[number]
+def _first_rows(examples: Examples, device: Device, *, packed: bool) -> list[Example]:
+    """Rows of a pack of so many tokens as a comparison takes; one row where they are not packed."""
+    return list(_filled(examples if packed else [examples[0]], MOST_TOKENS[device.torch_device.type]))
+
+
+def _of_size(examples: Examples, device: Device, tokens: int, *, packed: bool) -> Batch | None:
+    """The rows again and again, as many as the run's micro-batches have, and no more than times need; None where a
+    comparison of numbers takes as many."""
+    kind = device.torch_device.type
+    most = min(tokens, TIMED_TOKENS[kind])
+    if most <= MOST_TOKENS[kind]:
+        return None
+    first = list(_filled([examples[0]], most))
+    rows = list(_filled(itertools.cycle(examples), most)) if packed else first * (most // first[0].length)
+    return collate(rows, device.torch_device, packed=packed)
+
+
+def _filled(rows: Iterable[Example], room: int) -> Iterator[Example]:
+    """Rows of so many tokens, the last one cut."""
+    for row in rows:
         yield dataclasses.replace(row, input_ids=row.input_ids[:room], labels=row.labels[:room])
         room -= row.length
         if room < 2:

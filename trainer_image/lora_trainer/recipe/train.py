@@ -37,6 +37,7 @@ from lora_trainer.ranks.reports import Report, Reporter
 from lora_trainer.recipe.adapting import adapted_on_all
 from lora_trainer.recipe.advising import Adviser, ended_of, facts_of, interim_of
 from lora_trainer.recipe.settling import check_lengths, peak_share, settle
+from lora_trainer.recipe.vocabulary import check_tokens
 from lora_trainer.recipe.way import Way, way_of
 from lora_trainer.result.curves import write_curves
 from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
@@ -107,6 +108,7 @@ def run_training(
         data = datasets.encode_once(samples, encoder, workshop.tokens, workshop.rows, base.revision)
         _look_at_data(config, base, data, encoder, reporter)
 
+        check_tokens(base, data, encoder)
         settled = settle(
             config, base, device, data.stats, group, reporter=reporter, kept=saved.quantization if saved else None
         )
@@ -164,7 +166,6 @@ def run_training(
         reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
         curves.evaluated(trained.steps, loss=after.loss, standard_error=after.standard_error)
 
-        resumed = saved.checkpoint.step if saved and goes_on else None
         measured = measured_by(
             trained,
             before,
@@ -173,7 +174,7 @@ def run_training(
             plan=settled.plan,
             held_out=data.held_out,
             seconds=time.monotonic() - started,
-            resumed=resumed,
+            resumed=saved.checkpoint.step if saved and goes_on else None,
         )
         if ranks.is_main:
             workshop.make_room(_ADAPTER_BYTES * adapted.trainable_parameters + MARGIN_BYTES)

@@ -68,6 +68,7 @@ def way_of(
         ranks,
         packed=budget.packed,
         kept=saved.kernels if saved else None,
+        tokens=budget.tokens,
         step=saved.checkpoint.step if saved else 0,
     )
     return Way(attention=attention.kernel, kernels=kernels, budget=budget)

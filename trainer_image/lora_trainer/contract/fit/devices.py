@@ -67,9 +67,20 @@ KNOWN = (
 """Memory as nvidia-smi shows it, MiB; peak and bandwidth of NVIDIA's data sheets, of the SXM form where there are
 several, and without sparsity."""
 
+RELATED = (
+    _gpu("A10G", 23_028, 70, 600),
+    _gpu("A30", 24_576, 165, 933),
+    _gpu("L40", 46_068, 181.05, 864),
+    _gpu("H100 PCIe", 81_559, 756, 2000),
+    _gpu("H100 NVL", 95_830, 835, 3900),
+    _gpu("GH200", 97_871, 989.4, 4000),
+)
+"""Found by their names, and left out of tables: each is much like one of those. Sources as there: NVIDIA's data sheets
+of A10G (the form of AWS), A30, L40, H100 (PCIe: 1,513 with sparsity, NVL: 1,671) and GH200 with 96 GB of HBM3."""
+
 
 _PRODUCTS = tuple(
-    (pattern, next(gpu for gpu in KNOWN if gpu.name == name))
+    (pattern, next(gpu for gpu in (*KNOWN, *RELATED) if gpu.name == name))
     for pattern, name in (
         ("t4", "T4"),
         ("l4", "L4"),
@@ -81,6 +92,12 @@ _PRODUCTS = tuple(
         ("h100-80gb-hbm3", "H100"),
         ("h200(-141gb-hbm3e)?", "H200"),
         ("b200", "B200"),
+        ("a10g", "A10G"),
+        ("a30", "A30"),
+        ("l40", "L40"),
+        ("h100-pcie", "H100 PCIe"),
+        ("h100-nvl", "H100 NVL"),
+        ("gh200-(480|120)gb", "GH200"),
     )
 )
 """How drivers name the GPUs of the table, in lower case and with hyphens."""
@@ -91,11 +108,7 @@ _OTHERS = {
     "RTX A4000": 16,
     "RTX A5000": 24,
     "RTX A6000": 48,
-    "A10G": 24,
-    "A30": 24,
     "A40": 48,
-    "L40": 48,
-    "H100 NVL": 94,
 }
 """GiB that GPUs are sold with of which the table has no speed, by NVIDIA's data sheets; all of one size."""
 _SLICE = re.compile(r"mig-[1-9][0-9]?g\.([0-9]{1,4})gb(?![a-z0-9])")
@@ -110,7 +123,7 @@ def find_gpu(text: str) -> Gpu:
     `resources.gpuMinMemoryGiB`, other memory (`22.5GiB`, `40GB`, `23034MiB`) what its driver reports. Raises
     `DeviceError`."""
     wanted, size = _plain(text), _SIZE.fullmatch(text.strip())
-    known = next((gpu for gpu in KNOWN if _plain(gpu.name) == wanted), None) or _by_label(text.strip())
+    known = next((gpu for gpu in (*KNOWN, *RELATED) if _plain(gpu.name) == wanted), None) or _by_label(text.strip())
     if known is not None:
         return known
     if size is None:
@@ -208,7 +221,8 @@ def device_of(config: DeviceConfig) -> Gpu | None:
     if config.gpu_memory_bytes is None:
         return None
     name = config.gpu or f"{config.gpu_memory_bytes / GIB:.1f} GiB"
-    known = by_product(name) or next((gpu for gpu in KNOWN if gpu.name == name), Gpu(name=name, memory_bytes=0))
+    named = next((gpu for gpu in (*KNOWN, *RELATED) if gpu.name == name), None)
+    known = by_product(name) or named or Gpu(name=name, memory_bytes=0)
     return replace(known, memory_bytes=config.gpu_memory_bytes, sold_bytes=config.gpu_sold_bytes)
 
 
