@@ -105,3 +105,23 @@ async def test_small_objects_are_listed_by_more_at_a_time_and_large_ones_by_few(
     assert [len(found.documents) for found in chunks] == [20, 80, 26, 0]
     limits = [parse_qs(urlsplit(url).query)["limit"] for url in client.urls]
     assert limits == [["20"], ["80"], ["26"], ["20"]]
+
+
+async def test_a_webhook_that_plays_the_busy_server_holds_no_worker() -> None:
+    """Its code and its Retry-After are about one object; a worker that waits for it serves nobody."""
+    body = b'{"message": "admission webhook \\"costs.example\\" denied the request: later"}'
+    client = ScriptedClient(Answer(429, body, {"Retry-After": "2"}))
+    with pytest.raises(ApiError) as caught:
+        await Api(cast("ApiClient", client)).create(PODS, "team-a", {})
+    assert caught.value.is_of_webhook
+    assert client.asked == 1
+
+
+@pytest.mark.parametrize("code", [404, 409])
+async def test_a_deletion_that_a_webhook_denies_is_no_success(code: int) -> None:
+    """What is gone, or another's by now, is; a Job that lives and holds GPUs is not."""
+    own = Answer(code, b'{"message": "jobs not found"}', {})
+    await Api(cast("ApiClient", ScriptedClient(own))).delete(PODS, "team-a", "x", "u")
+    denied = Answer(code, b'{"message": "admission webhook \\"keep.example\\" denied the request"}', {})
+    with pytest.raises(ApiError):
+        await Api(cast("ApiClient", ScriptedClient(denied))).delete(PODS, "team-a", "x", "u")

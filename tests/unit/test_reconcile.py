@@ -18,7 +18,7 @@ from tests.unit.builders import (
 )
 from tests.unit.turns import KEY, Object, World, pod_at
 
-from lora_operator.cluster.api import JOBS, ApiError
+from lora_operator.cluster.api import JOBS, ApiError, UnreachableError
 from lora_operator.cluster.cache import Key
 from lora_operator.cluster.carry_out import TryAgainError
 from lora_operator.views.names import MANAGED_BY_LABEL, PREFLIGHT, SUSPEND_ANNOTATION, TRAIN
@@ -404,3 +404,37 @@ async def test_the_first_status_of_a_run_in_a_queue_waits_for_what_the_queue_say
     world.cache.workloads.put(make_workload_object(*([pending] if spoken else [])))
     await world.turn()
     assert ("jobName" in world.server.finetune.get("status", {})) == spoken
+
+
+@pytest.mark.parametrize("code", [401, 402, 404, 409, 410, 412, 429, 451])
+async def test_a_webhook_that_denies_the_job_is_quoted_whatever_code_it_chose(code: int) -> None:
+    """In the condition, by the first turn; and the next one tries again after a while."""
+    world = World()
+    world.cache.jobs.remove(world.server.job or {})
+    world.cache.jobs.acknowledge(KEY)
+    world.server.job = None
+    denial = 'admission webhook "costs.example" denied the request:\nno budget'
+    world.server.denied = ApiError(code, "AlreadyExists", denial, retry_after_s=3)
+    assert await world.turn() == CONFIG.retry_max_s
+    accepted = world.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "AdmissionDenied")
+    assert 'admission webhook "costs.example" denied the request: no budget' in accepted["message"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "locked_out"),
+    [
+        (ApiError(401, "Unauthorized", "Unauthorized"), True),
+        (ApiError(403, "Forbidden", "no right"), False),
+        (ApiError(404, "NotFound", "gone"), False),
+        (UnreachableError("no answer"), False),
+        (None, False),
+    ],
+)
+async def test_only_a_read_that_is_refused_tells_that_the_credentials_are(
+    answer: Exception | None, locked_out: bool
+) -> None:
+    """No webhook is asked about a read."""
+    world = World()
+    world.server.unreadable = answer
+    assert await world.reconciler.is_locked_out(KEY) is locked_out

@@ -14,6 +14,7 @@ from kubernetes.aio.client.api_client import ApiClient
 from lora_operator.cluster.login import USER_AGENT, authorization
 from lora_operator.cluster.server_clock import ServerClock
 from lora_operator.views import names
+from lora_operator.views.wording import is_of_webhook
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,11 @@ class ApiError(Exception):
     def is_passing(self) -> bool:
         """Whether the same request may well succeed later: a conflict, too many requests, a server in trouble."""
         return self.code in (409, 429) or self.code >= 500
+
+    @property
+    def is_of_webhook(self) -> bool:
+        """Whether an admission webhook denied the request, so that the code means nothing but that."""
+        return is_of_webhook(self.message)
 
 
 class UnreachableError(Exception):
@@ -134,7 +140,8 @@ class Api:
             try:
                 return await send()
             except ApiError as error:
-                if error.code != 429 or not 0 < error.retry_after_s <= LONGEST_PAUSE_S:
+                is_brief = error.code == 429 and 0 < error.retry_after_s <= LONGEST_PAUSE_S
+                if error.is_of_webhook or not is_brief:
                     raise
                 await self._sleep(error.retry_after_s)
         return await send()
@@ -233,7 +240,7 @@ class Api:
         try:
             await self.request("DELETE", resource.path(namespace, name), body=body)
         except ApiError as error:
-            if error.code not in (404, 409):
+            if error.is_of_webhook or error.code not in (404, 409):
                 raise
 
     async def list_chunks(

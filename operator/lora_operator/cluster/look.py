@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Container, Iterable
 
-from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, ApiError, Object
+from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, ApiError, Object, UnreachableError
 from lora_operator.cluster.cache import Cache, Key, key_of
 from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import Answer, EventView, FineTune, JobView, Observed, PodView, Rejection
@@ -86,6 +86,17 @@ async def read_finetune(cache: Cache, api: Api, finetune: FineTune) -> None:
         cache.finetunes.mark_deleted(key_of(finetune), finetune.uid)
     else:
         cache.finetunes.put(stored)
+
+
+async def is_locked_out(api: Api, key: Key) -> bool:
+    """Whether the API server refuses the operator's credentials, as a read shows, of which no webhook is asked."""
+    try:
+        await api.get(FINETUNES, key.namespace, key.name)
+    except ApiError as error:
+        return error.code == 401
+    except UnreachableError:
+        return False
+    return False
 
 
 async def _read_job(cache: Cache, api: Api, finetune: FineTune, name: str) -> str:
