@@ -188,7 +188,7 @@ def parse_event(obj: Mapping[str, Any]) -> EventView:
 
 def _claims(spec: Mapping[str, Any]) -> tuple[str, ...]:
     claims = (_map(volume, "persistentVolumeClaim") for volume in _maps(spec, "volumes"))
-    return tuple(dict.fromkeys(name for claim in claims if (name := _text(claim, "claimName"))))
+    return tuple(dict.fromkeys(name for claim in claims if (name := _text(claim, "claimName")[:_LONGEST_NAME])))
 
 
 def _wants_gpu_labels(spec: Mapping[str, Any]) -> bool:
