@@ -1,6 +1,7 @@
 """Turns of one run against an API server in memory: what is read and written, and when it is looked at next."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from tests.unit.builders import (
@@ -18,7 +19,7 @@ from tests.unit.builders import (
 )
 from tests.unit.turns import KEY, Object, World, pod_at
 
-from lora_operator.cluster.api import JOBS, ApiError, UnreachableError
+from lora_operator.cluster.api import JOBS, SERVICES, ApiError, UnreachableError
 from lora_operator.cluster.cache import Key
 from lora_operator.cluster.carry_out import TryAgainError
 from lora_operator.views.names import MANAGED_BY_LABEL, PREFLIGHT, SUSPEND_ANNOTATION, TRAIN
@@ -438,3 +439,50 @@ async def test_only_a_read_that_is_refused_tells_that_the_credentials_are(
     world = World()
     world.server.unreadable = answer
     assert await world.reconciler.is_locked_out(KEY) is locked_out
+
+
+@pytest.mark.parametrize("refused", ["jobs", "services"])
+async def test_a_deletion_that_is_refused_keeps_no_other(refused: str) -> None:
+    """Least of all that of a Job that holds GPUs; and the turn is tried again."""
+    ended = {"conditions": [condition_object("Failed", reason="PendingTimeout")], "attempt": 1, "jobName": job_name()}
+    world = World(spec={"resources": {"nodes": 2}}, status=ended)
+    deleted = []
+
+    async def request(method: str, path: str, *args: Any, **others: Any) -> Object:
+        if method == "DELETE":
+            deleted.append(path)
+            if f"/{refused}/" in path:
+                raise ApiError(403, "Forbidden", "no right")
+            return {}
+        if path.startswith(SERVICES.path(NAMESPACE)):
+            return make_job_object()
+        return await answer(method, path, *args, **others)
+
+    answer, world.server.request = world.server.request, request  # type: ignore[method-assign] # a server in between
+    with pytest.raises(ApiError, match="no right"):
+        await world.turn()
+    assert set(deleted) == {JOBS.path(NAMESPACE, job_name()), SERVICES.path(NAMESPACE, job_name())}
+
+
+async def test_what_was_read_before_a_conflict_is_read_again_before_the_verdict() -> None:
+    """Somebody wrote the resource meanwhile, and may have made what the verdict says is not there."""
+    stored = {"attempt": 1, "jobName": job_name(), "conditions": [condition_object("PodsReady", "False")]}
+    world = World(spec={"pendingTimeoutSeconds": 60}, status=stored)
+    conflicts = [ApiError(409, "Conflict", "the object has been modified")]
+    asked = []
+
+    async def request(method: str, path: str, *args: Any, **others: Any) -> Object:
+        asked.append(f"{method} {path.rsplit('/', 1)[-1]}")
+        if method == "PUT" and conflicts:
+            metadata = {**world.server.finetune["metadata"], "resourceVersion": "77"}
+            world.server.finetune = {**world.server.finetune, "metadata": metadata}
+            raise conflicts.pop()
+        return await answer(method, path, *args, **others)
+
+    answer, world.server.request = world.server.request, request  # type: ignore[method-assign] # a server in between
+    await world.turn()
+    assert world.condition("Failed")["reason"] == "PendingTimeout"
+    first, second = (number for number, line in enumerate(asked) if line == "PUT status")
+    read = f"GET {job_name()}"
+    assert read in asked[:first]
+    assert read in asked[first:second]

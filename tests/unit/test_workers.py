@@ -84,6 +84,14 @@ async def test_each_failure_is_one_line_with_its_code_how_often_and_when_it_is_t
     assert [registry.get_sample_value(total, {"result": result}) for result in ("retry", "error")] == [3, 1]
 
 
+async def test_a_turn_waits_as_long_as_the_server_asks_for(caplog: pytest.LogCaptureFixture) -> None:
+    """However soon it would be tried again otherwise."""
+    with caplog.at_level(logging.WARNING, "lora_operator"):
+        await work(Failing(ApiError(429, "TooManyRequests", "slow down", retry_after_s=0.05)))
+    (stated,) = list[Any](caplog.records)
+    assert stated.retryInSeconds == 0.05
+
+
 async def test_credentials_that_are_refused_end_the_process() -> None:
     """A restart reads them anew."""
     with pytest.raises(OperatorFailedError, match="accepts the credentials no more: expired"):
