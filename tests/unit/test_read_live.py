@@ -83,6 +83,7 @@ class LargePods(Shelf):
 
     def _pod(self, number: int) -> Document:
         pod = make_pod_object(name=f"pod-{number}", node="")
+        pod["metadata"]["resourceVersion"] = "8"
         pod["spec"]["volumes"] = [{"persistentVolumeClaim": {"claimName": "c" * 100_000}}] * 12
         return Document(pod)
 
