@@ -226,7 +226,7 @@ class Reflector:
         await self._sleep(delay_s)
 
     def _jittered_s(self, times: int, longest_s: float) -> float:
-        return min(_BASE_S * 2**times, longest_s) * (0.5 + self._random())
+        return min(_BASE_S * 2.0**times, longest_s) * (0.5 + self._random())
 
 
 def _read(line: bytes) -> tuple[str, Mapping[str, Any], str]:
