@@ -13,6 +13,7 @@ from tests.component.documents import Object, succeeded
 from tests.component.patience import eventually
 from tests.component.stage import Stage
 from tests.faults.earlier import restore, take_from_history
+from tests.faults.injections import Answer, Rule
 from tests.faults.one_run import Run, begin
 from tests.faults.proofs import Proofs
 from tests.unit.reports import make_report
@@ -79,6 +80,26 @@ def test_a_policy_that_denies_the_job_is_quoted_and_the_run_begins_when_it_goes(
         refused = faults.remember(run)
     faults.kept("A14.begins", refused)
     assert "Traceback" not in operator.text()
+
+
+@pytest.mark.fault("A14.policy", "A14.begins")
+@pytest.mark.parametrize("code", [401, 404, 409, 429])
+def test_a_webhook_that_denies_the_job_is_quoted_whatever_code_it_chose(
+    stage: Stage, faults: Proofs, code: int
+) -> None:
+    """It says nothing of the operator's credentials, of a name or of an overload; other runs begin meanwhile."""
+    rule = 'admission webhook "costs.example" denied the request: no budget'
+    proxy = stage.proxy()
+    denial = proxy.add(Rule(fault=Answer(code=code, reason="", message=rule), what="create jobs", about="a14"))
+    operator = stage.start(proxy=proxy)
+    run = begin(stage, "a14")
+    faults.saw("A14.policy", run, rule=rule)
+    begin(stage, "other").running_pod()
+    refused = faults.remember(run)
+    denial.lift()
+    faults.kept("A14.begins", refused)
+    assert "Traceback" not in operator.text()
+    assert operator.process.poll() is None
 
 
 @pytest.mark.fault("A14.change", "A14.pods")

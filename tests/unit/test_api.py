@@ -1,13 +1,14 @@
 """What the API server's refusals become, with a client that answers from a script."""
 
 import json
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from kubernetes.aio.client import Configuration
 
-from lora_operator.cluster.api import LONGEST_WAIT_S, MOST_PAUSES, PODS, Api, ApiError
+from lora_operator.cluster.api import LARGEST_CHUNK, LONGEST_WAIT_S, MOST_PAUSES, PODS, Api, ApiError, UnreachableError
 
 if TYPE_CHECKING:
     from kubernetes.aio.client.api_client import ApiClient
@@ -21,9 +22,22 @@ class Answer:
         self.headers = headers
         self._body = body
         self.response = self
+        self.content = self
+        self.read_bytes = 0
+        self.closed = False
 
     async def read(self) -> bytes:
         return self._body
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        """As it comes from the network."""
+        for begin in range(0, len(self._body), 65536):
+            data = self._body[begin : begin + 65536]
+            self.read_bytes += len(data)
+            yield data
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class ScriptedClient:
@@ -99,9 +113,56 @@ async def test_small_objects_are_listed_by_more_at_a_time_and_large_ones_by_few(
         return Answer(200, json.dumps(body).encode(), {})
 
     nothing = Answer(200, b"", {})  # from a gateway
-    answers = (chunk(10_000, 20, "a"), chunk(40_000, 80, "b"), chunk(250_000, 26, "c"), nothing)
+    answers = (chunk(10_000, 20, "a"), chunk(40_000, 80, "b"), chunk(200_000, 26, "c"), nothing)
     client = ScriptedClient(*answers)
     chunks = [found async for found in Api(cast("ApiClient", client)).list_chunks(PODS, None, {})]
     assert [len(found.documents) for found in chunks] == [20, 80, 26, 0]
     limits = [parse_qs(urlsplit(url).query)["limit"] for url in client.urls]
     assert limits == [["20"], ["80"], ["26"], ["20"]]
+
+
+async def test_a_webhook_that_plays_the_busy_server_holds_no_worker() -> None:
+    """Its code and its Retry-After are about one object; a worker that waits for it serves nobody."""
+    body = b'{"message": "admission webhook \\"costs.example\\" denied the request: later"}'
+    client = ScriptedClient(Answer(429, body, {"Retry-After": "2"}))
+    with pytest.raises(ApiError) as caught:
+        await Api(cast("ApiClient", client)).create(PODS, "team-a", {})
+    assert caught.value.is_of_webhook
+    assert client.asked == 1
+
+
+@pytest.mark.parametrize("code", [404, 409])
+async def test_a_deletion_that_a_webhook_denies_is_no_success(code: int) -> None:
+    """What is gone, or another's by now, is; a Job that lives and holds GPUs is not."""
+    own = Answer(code, b'{"message": "jobs not found"}', {})
+    await Api(cast("ApiClient", ScriptedClient(own))).delete(PODS, "team-a", "x", "u")
+    denied = Answer(code, b'{"message": "admission webhook \\"keep.example\\" denied the request"}', {})
+    with pytest.raises(ApiError):
+        await Api(cast("ApiClient", ScriptedClient(denied))).delete(PODS, "team-a", "x", "u")
+
+
+def of_size(size: int, token: str = "") -> Answer:
+    """A chunk of so many bytes."""
+    body = {"metadata": {"resourceVersion": "7", "continue": token}, "items": [{"note": "x" * size}]}
+    return Answer(200, json.dumps(body).encode(), {})
+
+
+async def test_a_chunk_that_is_larger_than_foreseen_is_dropped_and_asked_for_in_smaller_ones() -> None:
+    """Small objects come first, and then eighty as large as etcd takes them: a hundred mebibytes."""
+    huge = of_size(10 * LARGEST_CHUNK)
+    answers = (of_size(100, "a"), huge, huge, of_size(3_000_000, "b"), of_size(3_000_000))
+    client = ScriptedClient(*answers)
+    chunks = [found async for found in Api(cast("ApiClient", client)).list_chunks(PODS, None, {})]
+    queries = [parse_qs(urlsplit(url).query) for url in client.urls]
+    assert [query["limit"] for query in queries] == [["20"], ["80"], ["20"], ["5"], ["1"]]
+    assert [query.get("continue") for query in queries] == [None, ["a"], ["a"], ["a"], ["b"]]
+    assert [len(found.documents) for found in chunks] == [1, 1, 1]
+    assert huge.closed
+    assert huge.read_bytes <= 2 * (LARGEST_CHUNK + 65536)
+
+
+async def test_one_object_that_is_larger_than_any_can_be_ends_the_list() -> None:
+    """Whatever stands between us and the API server made it."""
+    client = ScriptedClient(of_size(30_000_000))
+    with pytest.raises(UnreachableError, match="more than"):
+        [found async for found in Api(cast("ApiClient", client)).list_chunks(PODS, None, {}, most=1)]

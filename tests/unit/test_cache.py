@@ -210,9 +210,11 @@ def test_a_live_list_replaces_what_it_covers() -> None:
     for document in (job("a", uid="j1"), job("b", uid="j2"), job("new", uid="j3", version="12")):
         jobs.put(document)
     jobs.put(job("other", uid="j4", owner_uid="u2"))
-    jobs.replace(OWNER, "u1", [job("b", uid="j2", version="2"), job("c", uid="j5", version="3")], "10")
+    for document in (job("b", uid="j2", version="2"), job("c", uid="j5", version="3")):
+        jobs.put(document, (OWNER.name, "u1"), as_of="10")
+    jobs.keep_only(OWNER, "u1", {"j2", "j5"}, "10")
     assert [view.name for view in jobs.of(OWNER, "u1")] == ["b", "c", "new"]
-    jobs.replace(OWNER, "u1", [], "13", covers=lambda view: view.name == "c")
+    jobs.keep_only(OWNER, "u1", set(), "13", covers=lambda view: view.name == "c")
     assert [view.name for view in jobs.of(OWNER, "u1")] == ["b", "new"]
     assert [view.name for view in jobs.of(OWNER, "u2")] == ["other"]
 
@@ -224,7 +226,7 @@ def test_a_live_list_finds_what_a_watch_with_a_selector_reported_as_deleted() ->
     pods.remove(pod(version="7"))
     bare = pod(version="7")
     del bare["metadata"]["labels"]
-    pods.replace(OWNER, "u1", [bare], "9")
+    pods.put(bare, (OWNER.name, "u1"), as_of="9")
     assert [view.name for view in pods.of(OWNER, "u1")] == ["pod"]
 
 

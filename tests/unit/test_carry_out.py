@@ -73,6 +73,8 @@ EXISTS = ApiError(409, "AlreadyExists", 'jobs.batch "j" already exists')
 CONFLICT = ApiError(409, "Conflict", "the object has been modified")
 NOT_FOUND = ApiError(404, "NotFound", "not found")
 DENIED = ApiError(403, "Forbidden", "exceeded quota: none")
+BUSY = ApiError(429, "TooManyRequests", "slow down")
+LOCKED_OUT = ApiError(401, "Unauthorized", "Unauthorized")
 BROKEN = ApiError(500, "InternalError", "failed calling webhook")
 
 
@@ -134,11 +136,53 @@ async def test_a_server_error_is_tried_again_and_reported_when_it_stays() -> Non
     assert "webhook" in rejection.message
 
 
-async def test_another_conflict_than_the_name_is_tried_again() -> None:
-    """As the quota controller's own."""
-    writer, _ = make_writer(ScriptedApi(create=CONFLICT))
+@pytest.mark.parametrize("error", [CONFLICT, BUSY, LOCKED_OUT], ids=["conflict", "busy", "credentials"])
+async def test_what_is_about_the_moment_or_the_operator_is_never_a_refusal_of_the_job(error: ApiError) -> None:
+    """The quota controller's conflicts, an overload, a token that has run out."""
+    writer, _ = make_writer(ScriptedApi(create=error, patch=error))
     with pytest.raises(ApiError):
         await writer.create(FINETUNE, job(), patient=True)
+    with pytest.raises(ApiError):
+        await writer.patch(FINETUNE, Patch(name="j", body={}), patient=True)
+
+
+CODES_OF_WEBHOOKS = (400, 401, 402, 403, 404, 409, 410, 412, 422, 429, 451, 503)
+
+
+@pytest.mark.parametrize("code", CODES_OF_WEBHOOKS)
+async def test_what_a_webhook_denies_is_refused_at_once_whatever_code_it_chose(code: int) -> None:
+    """Its code says nothing of our credentials, of a name that is taken, or of a Job that is gone."""
+    reason = "AlreadyExists" if code == 409 else ""
+    denial = ApiError(code, reason, 'admission webhook "costs.example" denied the request: no budget', retry_after_s=9)
+    writer, cache = make_writer(ScriptedApi(create=denial, patch=denial, get=NOT_FOUND))
+    cache.jobs.put(job())
+    created = (await writer.create(FINETUNE, job(), patient=False)).rejection
+    patched = await writer.patch(FINETUNE, Patch(name="j", body={}), patient=False)
+    for rejection in (created, patched):
+        assert rejection is not None
+        assert (rejection.code, rejection.message) == (code, denial.message)
+    assert [view.name for view in cache.jobs.of(KEY, UID)] == ["j"]
+
+
+@pytest.mark.parametrize("code", [402, 404, 410, 412, 418, 451])
+async def test_a_refusal_by_an_odd_code_is_reported_when_it_stays(code: int) -> None:
+    """From a proxy in between, say: nobody would learn what the run waits for."""
+    writer, _ = make_writer(ScriptedApi(create=ApiError(code, "", "not here")))
+    with pytest.raises(ApiError):
+        await writer.create(FINETUNE, job(), patient=False)
+    rejection = (await writer.create(FINETUNE, job(), patient=True)).rejection
+    assert rejection is not None
+    assert (rejection.code, rejection.message) == (code, "not here")
+
+
+@pytest.mark.parametrize("code", [404, 409])
+async def test_a_webhook_that_denies_a_status_makes_nobody_forget_the_resource(code: int) -> None:
+    """Neither is it gone, nor did somebody else write it."""
+    denial = ApiError(code, "", 'admission webhook "costs.example" denied the request: not now')
+    writer, cache = make_writer(ScriptedApi(status=denial))
+    with pytest.raises(ApiError):
+        await writer.write_status(FINETUNE, {})
+    assert cache.finetunes.get(KEY) is not None
 
 
 async def test_a_job_that_went_before_its_patch_is_looked_for_again() -> None:

@@ -158,7 +158,8 @@ async def test_a_namespace_full_of_events_costs_a_bounded_list(
     api.jobs, api.pages = ["job-7", "job-8"], 500
     events.watch(KEY, [make_job(uid="job-7")], [])
     clock.now_s = 9.0
-    assert len(await events.latest(KEY)) == len(api.asked) == 3
+    assert [event.message for event in await events.latest(KEY)] == ["no 3"]
+    assert len(api.asked) == 3
 
 
 async def test_what_the_jobs_of_a_namespace_were_answered_goes_with_the_last_run_that_waits_there(
@@ -254,3 +255,91 @@ async def test_an_api_that_never_answers_holds_nobody_up(
     api.hangs = True
     clock.now_s = 20.0
     assert await asyncio.wait_for(events.latest(KEY), 300) == first
+
+
+class LargeEvents(Api):
+    """Events without end, as large as etcd takes them; counts what is asked for and what is under way at once."""
+
+    def __init__(self, *, reason: str = "FailedMount", length: int = 1_400_000) -> None:
+        self.text = "x" * length
+        self.reason = reason
+        self.under_way: dict[str, int] = {}
+        self.most_at_once = self.most_of_namespace = self.total = 0
+
+    async def request(self, method: str, path: str, **others: Any) -> dict[str, Any]:
+        """A list that is no chunk."""
+        return (await self.read(path, others["query"]))[0]
+
+    async def read(self, path: str, query: Mapping[str, str]) -> tuple[dict[str, Any], int]:
+        """So many of them, and more to come."""
+        count = int(query["limit"])
+        size = count * len(self.text)
+        self.total += size
+        self.under_way[path] = self.under_way.get(path, 0) + size
+        self.most_of_namespace = max(self.most_of_namespace, self.under_way[path])
+        self.most_at_once = max(self.most_at_once, sum(self.under_way.values()))
+        await asyncio.sleep(0.001)
+        self.under_way[path] -= size
+        items = [self._event(str(self.total + number)) for number in range(count)]
+        return {"metadata": {"resourceVersion": "7", "continue": "more"}, "items": items}, size
+
+    def _event(self, uid: str) -> dict[str, Any]:
+        about = {"uid": uid, "kind": "Job"}
+        text = self.text
+        return {"involvedObject": about, "type": text, "reason": self.reason, "message": text, "metadata": {"uid": uid}}
+
+
+MIB = 2**20
+
+
+async def test_events_as_large_as_etcd_takes_them_cost_a_bounded_read(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    """Whoever may create Events of one pod would end the operator for everybody."""
+    monkeypatch.setattr(child_events, "PATIENCE_S", 60.0)
+    api = LargeEvents()
+    events = ChildEvents(api, interval_s=10, clock=clock)
+    keys = [Key(f"team-{number % 8}", f"run-{number}") for number in range(16)]
+    for key in keys:
+        events.watch(key, [make_job()], [make_pod(name="a"), make_pod(name="b")])
+    clock.now_s = 9.0
+    found = await asyncio.gather(*map(events.latest, keys))
+    assert all(found)
+    assert api.most_of_namespace <= 8 * MIB
+    assert api.most_at_once <= 32 * MIB
+    assert api.total <= 16 * 2 * 8 * MIB
+
+
+@pytest.mark.parametrize(("length", "most"), [(1000, 50), (50_000, 30)])
+async def test_of_the_events_of_an_object_a_bounded_part_is_read(length: int, most: int) -> None:
+    """Fifty, or as many as come to a mebibyte."""
+    found = await child_events.read_events(LargeEvents(length=length), "team", ["a"])
+    assert 5 <= len(found) <= most
+
+
+async def test_what_is_kept_of_a_namespaces_refusals_is_bounded_in_bytes(clock: Clock) -> None:
+    """By what is read, by what an Event may say, and by one Event for each Job."""
+    api = LargeEvents(reason="FailedCreate", length=8192)
+    events = ChildEvents(api, interval_s=10, clock=clock)
+    events.watch(KEY, [make_job()], [])
+    clock.now_s = 9.0
+    await events.latest(KEY)
+    kept = [event for found in events._refusals["team"].by_job.values() for event in found]
+    assert sum(len(event.message) + len(event.type) + len(event.about_uid) for event in kept) <= 4 * MIB
+    assert api.total <= 9 * MIB
+
+
+async def test_of_what_a_job_was_answered_the_latest_is_kept(clock: Clock) -> None:
+    """The rest explains nothing any more."""
+
+    class Twice(EventsApi):
+        async def request(self, *args: Any, **others: Any) -> dict[str, Any]:
+            answer = await super().request(*args, **others)
+            (item,) = answer["items"]
+            times = (f"2026-03-01T12:0{minute}:00Z" for minute in (1, 3, 2))
+            return {**answer, "items": [{**item, "message": time, "lastTimestamp": time} for time in times]}
+
+    events = ChildEvents(Twice(), interval_s=10, clock=clock)
+    events.watch(KEY, [make_job(uid="job-1")], [])
+    clock.now_s = 9.0
+    assert [event.message for event in await events.latest(KEY)] == ["2026-03-01T12:03:00Z"]

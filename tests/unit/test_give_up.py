@@ -70,11 +70,24 @@ def held_job(minutes: float, *, suspend: bool, **changes: Any) -> JobView:
     return make_job(spec={"suspend": suspend}, status=status, annotations=intent, **changes)
 
 
+OF_TWO_NODES = {"pendingTimeoutSeconds": 600, "resources": {"nodes": 2}}
 WAITING: dict[str, tuple[FineTune, JobView, tuple[PodView, ...], float | None]] = {
     "since its Job has started": (IMPATIENT, job_since(4), (), 360),
     "since its pods ceased to run": (ready_since(3), job_since(50), (), 420),
     "since it was resumed": (ready_since(50), job_since(2), (make_pod(),), 480),
     "since its last pod ended": (ready_since(50), job_since(50), (ended_pod(75), make_pod(name="next")), -60),
+    "since its pod was made, where that before was drained unseen": (
+        ready_since(50),
+        job_since(50),
+        (make_pod(name="next", created_at=minutes_ago(1)),),
+        540,
+    ),
+    "of several nodes, whichever of their pods is made anew": (
+        with_status(make_finetune(spec=OF_TWO_NODES), ready_since(50).status),
+        job_since(50),
+        (make_pod(name="next", created_at=minutes_ago(1)),),
+        -2400,
+    ),
     "since now, where it has just run": (ready_since(50, "True"), job_since(50), (make_pod(),), 600),
     "since now, where the user resumes it": (held_since(50), held_job(50, suspend=True), (), 600),
     "since now, where its queue has just admitted it": (
@@ -137,6 +150,45 @@ def test_a_run_that_was_held_without_a_job_waits_from_its_resumption_on() -> Non
     assert (stated(plan), plan.due_in_s) == (("Unknown", "QuotaExceeded"), 600)
     plan = look(held_since(4, "False"), rejection=refusal)
     assert (stated(plan), plan.due_in_s) == (("Unknown", "QuotaExceeded"), 360)
+
+
+@pytest.mark.parametrize(
+    ("is_there", "passed"), [(True, False), (True, True), (False, True)], ids=["not stored yet", "there", "gone"]
+)
+def test_a_run_whose_training_is_refused_waits_from_the_end_of_its_preflight_on(is_there: bool, passed: bool) -> None:
+    """Whether the preflight's Job is there or not: a preflight of 40 minutes is no wait, and does not forbid one."""
+    refusal = Rejection(kind="Job", name="x", code=403, reason="Forbidden", message="exceeded quota: gpus")
+    impatient = make_finetune(spec={"pendingTimeoutSeconds": 600, "preflight": "Run"})
+    plans = []
+    for minutes in (4, 11):
+        conditions = [condition_object("PodsReady", "False", since=minutes_ago(45))]
+        if passed:
+            conditions.append(condition_object("PreflightPassed", "True", since=minutes_ago(minutes)))
+        ended = make_job(
+            stage="preflight",
+            status={
+                "startTime": instant(minutes_ago(44)),
+                "succeeded": 1,
+                "completionTime": instant(minutes_ago(minutes)),
+                "conditions": [condition_object("Complete", since=minutes_ago(minutes))],
+            },
+        )
+        finetune = with_status(impatient, {"conditions": conditions})
+        plans.append(look(finetune, jobs=(ended,) if is_there else (), rejection=refusal))
+    assert (stated(plans[0]), plans[0].due_in_s) == (("Unknown", "QuotaExceeded"), 360)
+    assert stated(plans[1], "Failed") == ("True", "PendingTimeout")
+
+
+def test_a_preflight_whose_change_is_refused_goes_on_being_at_work() -> None:
+    """Its own Job lives: the run does not wait for another."""
+    refusal = Rejection(kind="Job", name="x", code=403, reason="Forbidden", message="exceeded quota: gpus")
+    impatient = make_finetune(spec={"pendingTimeoutSeconds": 600, "preflight": "Run"})
+    finetune = with_status(impatient, {"conditions": [condition_object("PodsReady", "False", since=minutes_ago(45))]})
+    plan = look(
+        finetune, jobs=(make_job(stage="preflight"),), pods=(running_pod(stage="preflight"),), rejection=refusal
+    )
+    assert stated(plan)[0] == "Unknown"
+    assert plan.due_in_s is None
 
 
 def test_a_pod_at_work_before_the_training_does_not_wait() -> None:

@@ -1,7 +1,7 @@
 """Leader election, with a clock that the tests turn and an API server that keeps one Lease."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -46,6 +46,7 @@ class LeaseServer:
         self.version = 0
         self.down = False
         self.hanging = False
+        self.on_the_way: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
         self.requests: list[str] = []
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Object:
@@ -84,6 +85,7 @@ class LeaseServer:
 
     async def _answer(self, verb: str) -> None:
         self.requests.append(verb)
+        await self.on_the_way()
         if self.hanging:
             await asyncio.Event().wait()
         if self.down:
@@ -182,6 +184,20 @@ async def test_a_leader_that_cannot_renew_stops_before_the_lease_runs_out() -> N
         await first.keep()
     assert 10 <= clock() - began_s < 15
     assert not first.leading
+
+
+async def test_the_lease_is_counted_from_before_the_request_that_renewed_it() -> None:
+    """The API server may have stored it then, and others count from there: a slow answer gives no more time."""
+    server, clock = LeaseServer(), Clock()
+    first = candidate(server, clock, "a")
+    server.on_the_way = lambda: clock.sleep(4)
+    await first.acquire()
+    looked_at_s = clock()  # by now it has been read and written, each in 4 s
+    assert first.leading
+    clock.now_s = looked_at_s + 1.9
+    assert first.leading
+    clock.now_s = looked_at_s + 2.1
+    assert not first.leading, "its last request began more than 10 s ago"
 
 
 async def test_a_renewal_that_hangs_is_not_waited_for_longer_than_the_deadline() -> None:

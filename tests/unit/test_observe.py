@@ -171,3 +171,11 @@ def test_events_of_both_apis_read_alike(obj: dict[str, Any]) -> None:
     """The newest time that an event tells counts."""
     event = parse_event(obj)
     assert (event.about_uid, event.reason, event.message, event.last_seen) == ("u", "FailedMount", "m", NOW)
+
+
+def test_an_event_says_no_more_than_kubernetes_own_do() -> None:
+    """An Event of core/v1 without `eventTime` may hold texts as long as etcd takes them."""
+    text = "x" * 100_000
+    event = parse_event({"involvedObject": {"uid": text}, "type": text, "reason": text, "message": text})
+    assert len(event.message) <= 1024
+    assert max(len(event.about_uid), len(event.type), len(event.reason)) <= 253

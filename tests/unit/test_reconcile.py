@@ -1,6 +1,7 @@
 """Turns of one run against an API server in memory: what is read and written, and when it is looked at next."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from tests.unit.builders import (
@@ -18,7 +19,7 @@ from tests.unit.builders import (
 )
 from tests.unit.turns import KEY, Object, World, pod_at
 
-from lora_operator.cluster.api import JOBS, ApiError
+from lora_operator.cluster.api import JOBS, SERVICES, ApiError, UnreachableError
 from lora_operator.cluster.cache import Key
 from lora_operator.cluster.carry_out import TryAgainError
 from lora_operator.views.names import MANAGED_BY_LABEL, PREFLIGHT, SUSPEND_ANNOTATION, TRAIN
@@ -404,3 +405,84 @@ async def test_the_first_status_of_a_run_in_a_queue_waits_for_what_the_queue_say
     world.cache.workloads.put(make_workload_object(*([pending] if spoken else [])))
     await world.turn()
     assert ("jobName" in world.server.finetune.get("status", {})) == spoken
+
+
+@pytest.mark.parametrize("code", [401, 402, 404, 409, 410, 412, 429, 451])
+async def test_a_webhook_that_denies_the_job_is_quoted_whatever_code_it_chose(code: int) -> None:
+    """In the condition, by the first turn; and the next one tries again after a while."""
+    world = World()
+    world.cache.jobs.remove(world.server.job or {})
+    world.cache.jobs.acknowledge(KEY)
+    world.server.job = None
+    denial = 'admission webhook "costs.example" denied the request:\nno budget'
+    world.server.denied = ApiError(code, "AlreadyExists", denial, retry_after_s=3)
+    assert await world.turn() == CONFIG.retry_max_s
+    accepted = world.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "AdmissionDenied")
+    assert 'admission webhook "costs.example" denied the request: no budget' in accepted["message"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "locked_out"),
+    [
+        (ApiError(401, "Unauthorized", "Unauthorized"), True),
+        (ApiError(403, "Forbidden", "no right"), False),
+        (ApiError(404, "NotFound", "gone"), False),
+        (UnreachableError("no answer"), False),
+        (None, False),
+    ],
+)
+async def test_only_a_read_that_is_refused_tells_that_the_credentials_are(
+    answer: Exception | None, locked_out: bool
+) -> None:
+    """No webhook is asked about a read."""
+    world = World()
+    world.server.unreadable = answer
+    assert await world.reconciler.is_locked_out(KEY) is locked_out
+
+
+@pytest.mark.parametrize("refused", ["jobs", "services"])
+async def test_a_deletion_that_is_refused_keeps_no_other(refused: str) -> None:
+    """Least of all that of a Job that holds GPUs; and the turn is tried again."""
+    ended = {"conditions": [condition_object("Failed", reason="PendingTimeout")], "attempt": 1, "jobName": job_name()}
+    world = World(spec={"resources": {"nodes": 2}}, status=ended)
+    deleted = []
+
+    async def request(method: str, path: str, *args: Any, **others: Any) -> Object:
+        if method == "DELETE":
+            deleted.append(path)
+            if f"/{refused}/" in path:
+                raise ApiError(403, "Forbidden", "no right")
+            return {}
+        if path.startswith(SERVICES.path(NAMESPACE)):
+            return make_job_object()
+        return await answer(method, path, *args, **others)
+
+    answer, world.server.request = world.server.request, request  # type: ignore[method-assign] # a server in between
+    with pytest.raises(ApiError, match="no right"):
+        await world.turn()
+    assert set(deleted) == {JOBS.path(NAMESPACE, job_name()), SERVICES.path(NAMESPACE, job_name())}
+
+
+async def test_what_was_read_before_a_conflict_is_read_again_before_the_verdict() -> None:
+    """Somebody wrote the resource meanwhile, and may have made what the verdict says is not there."""
+    stored = {"attempt": 1, "jobName": job_name(), "conditions": [condition_object("PodsReady", "False")]}
+    world = World(spec={"pendingTimeoutSeconds": 60}, status=stored)
+    conflicts = [ApiError(409, "Conflict", "the object has been modified")]
+    asked = []
+
+    async def request(method: str, path: str, *args: Any, **others: Any) -> Object:
+        asked.append(f"{method} {path.rsplit('/', 1)[-1]}")
+        if method == "PUT" and conflicts:
+            metadata = {**world.server.finetune["metadata"], "resourceVersion": "77"}
+            world.server.finetune = {**world.server.finetune, "metadata": metadata}
+            raise conflicts.pop()
+        return await answer(method, path, *args, **others)
+
+    answer, world.server.request = world.server.request, request  # type: ignore[method-assign] # a server in between
+    await world.turn()
+    assert world.condition("Failed")["reason"] == "PendingTimeout"
+    first, second = (number for number, line in enumerate(asked) if line == "PUT status")
+    read = f"GET {job_name()}"
+    assert read in asked[:first]
+    assert read in asked[first:second]

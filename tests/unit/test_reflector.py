@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,12 +53,20 @@ class Stream:
     broken: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """A refusal by a server that asks to be left alone for so long."""
+
+    retry_after_s: int
+    code: int = 429
+
+
 @dataclass(slots=True)
 class Server:
     """Lists and watches, one after the other; the last of each is repeated, and a number is a refusal."""
 
-    lists: list[list[Object] | int]
-    watches: list[Stream | int]
+    lists: list[list[Object] | int | Busy]
+    watches: list[Stream | int | Busy]
     more: str = ""
     version: int = 10
     asked: list[str] = field(default_factory=list)
@@ -71,14 +80,14 @@ class Server:
             return await self._stream(request, _next(self.watches))
         self.asked.append("list")
         found = _next(self.lists)
-        if isinstance(found, int):
+        if isinstance(found, int | Busy):
             return _refusal(found)
         self.version += 10
         metadata = {"resourceVersion": str(self.version), "continue": self.more}
         return web.json_response({"metadata": metadata, "items": found})
 
-    async def _stream(self, request: web.Request, stream: Stream | int) -> web.StreamResponse:
-        if isinstance(stream, int):
+    async def _stream(self, request: web.Request, stream: Stream | int | Busy) -> web.StreamResponse:
+        if isinstance(stream, int | Busy):
             return _refusal(stream)
         response = web.StreamResponse()
         await response.prepare(request)
@@ -98,8 +107,11 @@ def _next(answers: list[Any]) -> Any:
     return answers.pop(0) if len(answers) > 1 else answers[0]
 
 
-def _refusal(code: int) -> web.Response:
-    return web.json_response({"kind": "Status", "reason": "Trouble", "message": "injected"}, status=code)
+def _refusal(refusal: int | Busy) -> web.Response:
+    code = refusal if isinstance(refusal, int) else refusal.code
+    headers = {"Retry-After": str(refusal.retry_after_s)} if isinstance(refusal, Busy) else {}
+    body = {"kind": "Status", "reason": "Trouble", "message": "injected"}
+    return web.json_response(body, status=code, headers=headers)
 
 
 @dataclass(slots=True)
@@ -113,6 +125,7 @@ class World:
     now_s: float = 100.0
     tick_s: float = 0.0
     silence_s: float = PATIENCE_S
+    ends_at_s: float = math.inf
     pauses: list[float] = field(default_factory=list)
 
     @property
@@ -160,7 +173,8 @@ class World:
 
     async def _pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
-        await asyncio.sleep(0)
+        self.now_s += seconds
+        await asyncio.sleep(0 if self.now_s < self.ends_at_s else PATIENCE_S)
 
 
 async def test_it_lists_and_takes_in_what_the_watch_brings_from_there() -> None:
@@ -207,7 +221,6 @@ async def test_a_watch_that_ends_goes_on_from_the_last_version(stream: Stream, s
         Stream(line("ADDED", {"metadata": {}})),
         410,
         403,
-        500,
     ],
 )
 async def test_a_watch_that_cannot_go_on_is_listed_anew_after_a_pause(watch: Stream | int) -> None:
@@ -219,11 +232,63 @@ async def test_a_watch_that_cannot_go_on_is_listed_anew_after_a_pause(watch: Str
     assert world.pauses == [0.5]
 
 
-async def test_pauses_grow_up_to_a_limit() -> None:
-    """An API server in trouble is asked the less often, and the operator is never blind for more than some seconds."""
-    world = World(Server([503], []))
+@pytest.mark.parametrize("code", [429, 500, 503])
+async def test_a_watch_that_a_server_in_trouble_refuses_is_asked_for_again_from_where_it_was(code: int) -> None:
+    """A list of everything is the last thing that it needs."""
+    world = World(Server([[job("a", "5")]], [code, code, Stream(silent=True)]))
+    await world.run(lambda world: len(world.server.asked) == 4)
+    assert world.server.asked == ["list", *["watch from 20"] * 3]
+    assert world.pauses == [0.5, 1.0]
+
+
+async def test_a_watch_that_is_refused_again_and_again_is_listed_anew() -> None:
+    """There is something else than an overload; nor does the operator live on what it knew long ago."""
+    world = World(Server([[]], [500]))
+    await world.run(lambda world: world.server.asked.count("list") == 3)
+    wanted = ["list", *["watch from 20"] * 8, "list", *["watch from 30"] * 3, "list"]
+    assert world.server.asked[: len(wanted)] == wanted
+    assert sum(world.pauses[:8]) == 91.5, "an operator that hears nothing for 150 s ends"
+
+
+@pytest.mark.parametrize("what", ["list", "watch"])
+async def test_pauses_after_refusals_grow_up_to_half_a_minute(what: str) -> None:
+    """An API server in trouble is asked the less often."""
+    world = World(Server([503 if what == "list" else []], [503]))
+    await world.run(lambda world: len(world.pauses) >= 8)
+    assert world.pauses[:8] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+
+
+async def test_pauses_without_an_answer_stay_short() -> None:
+    """Such a request costs nobody anything, and the operator is blind for no more than some seconds after an outage."""
+    world = World(Server([[]], [Stream(broken=True)]))
     await world.run(lambda world: len(world.pauses) >= 5)
     assert world.pauses[:5] == [0.5, 1.0, 2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("what", ["list", "watch"])
+async def test_a_server_that_asks_for_time_gets_it(what: str) -> None:
+    """By Retry-After: a fleet's lists, every two seconds, would keep an overloaded server overloaded."""
+    busy = Busy(retry_after_s=25)
+    world = World(Server([busy if what == "list" else []], [busy]))
+    await world.run(lambda world: len(world.pauses) >= 4)
+    assert world.pauses[:4] == [25.0] * 4
+
+
+@pytest.mark.parametrize(("answer", "most"), [(Busy(retry_after_s=30), 3), (429, 8), (500, 8)])
+@pytest.mark.parametrize("what", ["list", "watch"])
+async def test_an_overloaded_server_is_asked_for_little_in_a_minute(what: str, answer: int | Busy, most: int) -> None:
+    """Of each kind, the list of the beginning included."""
+    world = World(Server([answer if what == "list" else []], [answer]), now_s=0, ends_at_s=60)
+    await world.run(lambda world: world.now_s >= 60)
+    assert len(world.server.asked) <= most
+    assert world.server.asked.count("list") == (1 if what == "watch" else len(world.server.asked))
+
+
+async def test_a_watch_that_was_granted_ends_the_long_pauses() -> None:
+    """Whether it brings something or not: the overload is over."""
+    world = World(Server([[]], [*[429] * 4, Stream(), 429, Stream(silent=True)]))
+    await world.run(lambda world: len(world.server.asked) == 8)
+    assert world.pauses == [0.5, 1.0, 2.0, 4.0, 0.5, 0.5]
 
 
 async def test_an_event_resets_the_pauses() -> None:

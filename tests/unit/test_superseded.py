@@ -76,7 +76,7 @@ class Server:
             return {"metadata": {"namespace": namespace, "name": name, "uid": UID, "resourceVersion": "50"}}
         raise ApiError(404, "NotFound", "it is gone")
 
-    async def list_chunks(self, *_: Any) -> Any:
+    async def list_chunks(self, *_: Any, **__: Any) -> Any:
         """A list of pods."""
         yield Chunk(documents=[], version="60")
 

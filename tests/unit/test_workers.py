@@ -24,8 +24,9 @@ KEY = Key("team", "tone")
 class Failing:
     """A reconciler whose turns fail one after the other, as told; then it is done."""
 
-    def __init__(self, *errors: Exception) -> None:
+    def __init__(self, *errors: Exception, locked_out: bool = False) -> None:
         self.errors = list(errors)
+        self.locked_out = locked_out
         self.done = asyncio.Event()
 
     async def reconcile(self, key: Key, *, failures: int = 0) -> float | None:
@@ -34,6 +35,10 @@ class Failing:
             raise self.errors.pop(0)
         self.done.set()
         return None
+
+    async def is_locked_out(self, key: Key) -> bool:
+        """What a read of its own says of the credentials."""
+        return self.locked_out
 
 
 async def work(reconciler: Failing) -> CollectorRegistry:
@@ -79,10 +84,25 @@ async def test_each_failure_is_one_line_with_its_code_how_often_and_when_it_is_t
     assert [registry.get_sample_value(total, {"result": result}) for result in ("retry", "error")] == [3, 1]
 
 
+async def test_a_turn_waits_as_long_as_the_server_asks_for(caplog: pytest.LogCaptureFixture) -> None:
+    """However soon it would be tried again otherwise."""
+    with caplog.at_level(logging.WARNING, "lora_operator"):
+        await work(Failing(ApiError(429, "TooManyRequests", "slow down", retry_after_s=0.05)))
+    (stated,) = list[Any](caplog.records)
+    assert stated.retryInSeconds == 0.05
+
+
 async def test_credentials_that_are_refused_end_the_process() -> None:
     """A restart reads them anew."""
     with pytest.raises(OperatorFailedError, match="accepts the credentials no more: expired"):
-        await work(Failing(ApiError(401, "Unauthorized", "expired")))
+        await work(Failing(ApiError(401, "Unauthorized", "expired"), locked_out=True))
+
+
+async def test_a_webhook_that_answers_401_ends_no_process() -> None:
+    """One tenant's webhook would stop the operator for all: a read, of which no webhook is asked, has to confirm it."""
+    denial = ApiError(401, "Unauthorized", 'admission webhook "costs.example" denied the request: no budget')
+    registry = await work(Failing(denial, denial))
+    assert registry.get_sample_value("lora_operator_reconcile_total", {"result": "error"}) == 2
 
 
 async def test_thousands_of_turns_that_wait_for_nothing_leave_the_loop_to_others() -> None:

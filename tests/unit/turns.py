@@ -39,6 +39,8 @@ class Server(Api):
         self.patched: Object | ApiError = ApiError(500, "InternalError", "no answer was put down")
         self.refused = ""
         self.conflict = False
+        self.denied: ApiError | None = None  # what a webhook says to a Job
+        self.unreadable: Exception | None = None
         self.unknown = ""  # a field of the status that its definition lacks
         self.pods: list[Object] = []  # those of the Job that is there, in no watch of ours
         self.asked: list[str] = []
@@ -64,8 +66,12 @@ class Server(Api):
             self.job = self.patched
             return self.patched
         if path == FINETUNES.path(NAMESPACE, NAME):
+            if self.unreadable is not None:
+                raise self.unreadable
             return self.finetune
         if method == "POST":
+            if self.denied is not None and path.endswith(JOBS.plural):
+                raise self.denied
             if self.refused and path.endswith(self.refused):
                 raise ApiError(403, "Forbidden", f"{self.refused} is forbidden: exceeded quota")
             if self.conflict:

@@ -14,6 +14,7 @@ from kubernetes.aio.client.api_client import ApiClient
 from lora_operator.cluster.login import USER_AGENT, authorization
 from lora_operator.cluster.server_clock import ServerClock
 from lora_operator.views import names
+from lora_operator.views.wording import is_of_webhook
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ MOST_PAUSES = 5
 # and 40 MiB where 80 of them follow small ones. Each chunk costs the API server some milliseconds of its own.
 LEAST_IN_CHUNK, MOST_IN_CHUNK = 20, 80
 CHUNK_BYTES = 2**20
+# A chunk that is larger, since large objects follow small ones, is dropped half-read and asked for in smaller ones.
+LARGEST_CHUNK = 6 * 2**20
 # etcd takes objects of 1.5 MiB, of which JSON may make several times as much.
 LONGEST_LINE = 2**24
 MERGE_PATCH = "application/merge-patch+json"
@@ -51,6 +54,11 @@ class ApiError(Exception):
     def is_passing(self) -> bool:
         """Whether the same request may well succeed later: a conflict, too many requests, a server in trouble."""
         return self.code in (409, 429) or self.code >= 500
+
+    @property
+    def is_of_webhook(self) -> bool:
+        """Whether an admission webhook denied the request, so that the code means nothing but that."""
+        return is_of_webhook(self.message)
 
 
 class UnreachableError(Exception):
@@ -94,10 +102,15 @@ BY_KIND = {resource.kind: resource for resource in (FINETUNES, JOBS, PODS, SERVI
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """A part of a list, with the resourceVersion of the whole."""
+    """A part of a list, with the resourceVersion of the whole, and of how many bytes it came."""
 
     documents: list[Object]
     version: str
+    size: int = 0
+
+
+class _ChunkTooLargeError(Exception):
+    """There is more in a chunk than is to be in memory at once."""
 
 
 class Api:
@@ -125,8 +138,10 @@ class Api:
         return _parsed(await self._patiently(lambda: self._send(method, path, query, body, content_type)))
 
     async def read(self, path: str, query: Mapping[str, str]) -> tuple[Object, int]:
-        """What is at a path, and of how many bytes it came; errors as of `request`."""
-        data = await self._patiently(lambda: self._send("GET", path, query, None, "application/json"))
+        """A chunk of a list, and of how many bytes it came; errors as of `request`, and `_ChunkTooLargeError`."""
+        # However large one object is, it cannot come in smaller parts.
+        most = LONGEST_LINE if query["limit"] == "1" else LARGEST_CHUNK
+        data = await self._patiently(lambda: self._send("GET", path, query, None, "application/json", most_bytes=most))
         return _parsed(data), len(data)
 
     async def _patiently(self, send: Callable[[], Awaitable[bytes]]) -> bytes:
@@ -134,7 +149,8 @@ class Api:
             try:
                 return await send()
             except ApiError as error:
-                if error.code != 429 or not 0 < error.retry_after_s <= LONGEST_PAUSE_S:
+                is_brief = error.code == 429 and 0 < error.retry_after_s <= LONGEST_PAUSE_S
+                if error.is_of_webhook or not is_brief:
                     raise
                 await self._sleep(error.retry_after_s)
         return await send()
@@ -146,12 +162,14 @@ class Api:
         query: Mapping[str, str] | None,
         body: Mapping[str, Any] | None,
         content_type: str,
+        *,
+        most_bytes: int | None = None,
     ) -> bytes:
         try:
             response = await self._open(
                 method, path, query=query, body=body, content_type=content_type, limits=self._timeout
             )
-            data = await response.read()
+            data = await (response.read() if most_bytes is None else _limited(response, most_bytes))
         except _BROKEN as error:
             raise _unreachable(method, path, error) from error
         if not 200 <= response.status < 300:
@@ -233,21 +251,29 @@ class Api:
         try:
             await self.request("DELETE", resource.path(namespace, name), body=body)
         except ApiError as error:
-            if error.code not in (404, 409):
+            if error.is_of_webhook or error.code not in (404, 409):
                 raise
 
     async def list_chunks(
-        self, resource: Resource, namespace: str | None, query: Mapping[str, str]
-    ) -> AsyncIterator[Chunk]:
-        """List objects, as many at a time as come to some `CHUNK_BYTES` if they are as large as the last ones."""
-        token, limit = "", LEAST_IN_CHUNK
+        self, resource: Resource, namespace: str | None, query: Mapping[str, str], *, most: int = MOST_IN_CHUNK
+    ) -> AsyncGenerator[Chunk, None]:
+        """List objects, as many at a time as come to some `CHUNK_BYTES` if they are as large as the last ones.
+
+        There are at most `most` in a chunk, and never more than `LARGEST_CHUNK` bytes of several.
+        """
+        token, least = "", min(LEAST_IN_CHUNK, most)
+        limit = least
         while True:
             page = {**query, "limit": str(limit), **({"continue": token} if token else {})}
-            answer, size = await self.read(resource.path(namespace), page)
+            try:
+                answer, size = await self.read(resource.path(namespace), page)
+            except _ChunkTooLargeError:
+                limit, least = max(1, limit // 4), 1
+                continue
             metadata = answer.get("metadata") or {}
             documents = answer.pop("items", None) or []
-            limit = min(MOST_IN_CHUNK, max(LEAST_IN_CHUNK, CHUNK_BYTES * len(documents) // max(1, size)))
-            yield Chunk(documents=documents, version=str(metadata.get("resourceVersion", "")))
+            limit = min(most, max(least, CHUNK_BYTES * len(documents) // max(1, size)))
+            yield Chunk(documents=documents, version=str(metadata.get("resourceVersion", "")), size=size)
             token = metadata.get("continue") or ""
             if not token:
                 return
@@ -256,6 +282,21 @@ class Api:
 def _parsed(data: bytes) -> Object:
     document: Object = orjson.loads(data) if data else {}
     return document
+
+
+async def _limited(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
+    """The body. Raises `_ChunkTooLargeError` for a longer one, and `ValueError` if no object can be as long."""
+    parts: list[bytes] = []
+    size = 0
+    async for data in response.content.iter_any():
+        size += len(data)
+        if size > most_bytes:
+            response.close()
+            if most_bytes < LONGEST_LINE:
+                raise _ChunkTooLargeError
+            raise ValueError(f"an object of more than {most_bytes} bytes")
+        parts.append(data)
+    return b"".join(parts)
 
 
 async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:

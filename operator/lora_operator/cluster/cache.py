@@ -211,23 +211,14 @@ class Store(Generic[T]):
         within = [e for e in self._entries.values() if namespace is None or e.place.namespace == namespace]
         return self._prune(within, version, listed)
 
-    def replace(
-        self,
-        owner: Key,
-        owner_uid: str,
-        documents: Iterable[Mapping[str, Any]],
-        version: str,
-        covers: Callable[[T], bool] = lambda _: True,
+    def keep_only(
+        self, owner: Key, owner_uid: str, listed: Set[str], version: str, covers: Callable[[T], bool] = lambda _: True
     ) -> None:
-        """Make the owner's objects for which `covers` holds be exactly those of a live list as of `version`.
+        """Drop the owner's objects for which `covers` holds and which a live list as of `version` does not hold.
 
-        What is newer than the list stays.
+        `listed` are the uids of that list. What is newer than the list stays.
         """
         self.saw(version)
-        listed = set()
-        for document in documents:
-            listed.add(str(document["metadata"].get("uid", "")))
-            self.put(document, (owner.name, owner_uid), as_of=version)
         owned = [entry for entry in self._owned_by(owner) if entry.owner_uid == owner_uid]
         self._prune([entry for entry in owned if covers(self._view(entry))], version, listed)
 

@@ -13,8 +13,10 @@ from lora_operator.views.model import FineTune, ObjectRef, Patch, Rejection
 from lora_operator.views.observe import controller_of
 
 # What the API server answers to something that it will not have: bad request, forbidden (rights, quota, pod security,
-# a terminating namespace), method not allowed by a webhook, unprocessable.
+# a terminating namespace), method not allowed, too large, unprocessable.
 _REFUSALS = frozenset({400, 403, 405, 406, 413, 415, 422})
+# These say nothing of the object, however often they come: our credentials, a conflict, an overload.
+_OF_THE_MOMENT = frozenset({401, 409, 429})
 
 
 class TryAgainError(Exception):
@@ -41,17 +43,18 @@ class Writer:
     async def create(self, finetune: FineTune, manifest: Mapping[str, Any], *, patient: bool) -> Creation:
         """Create a Service or a Job, or adopt the one that an interrupted attempt left.
 
-        `patient`: a server error is taken for a refusal, because it has come several times in a row.
+        What a webhook denies is refused, whatever code it chose. `patient`: so is what fails otherwise, because it has
+        failed several times in a row.
         """
         resource = BY_KIND[manifest["kind"]]
         name = manifest["metadata"]["name"]
         try:
             stored = await self._api.create(resource, finetune.namespace, manifest)
         except ApiError as error:
+            if _is_refusal(error, patient=patient):
+                return Creation(rejection=_rejection(resource.kind, name, error))
             if error.code == 409 and error.reason == "AlreadyExists":
                 return await self._adopt(finetune, resource.kind, name)
-            if error.code in _REFUSALS or (error.code >= 500 and patient):
-                return Creation(rejection=_rejection(resource.kind, name, error))
             raise
         self._remember(resource.kind, stored)
         return Creation()
@@ -86,10 +89,10 @@ class Writer:
         try:
             stored = await self._api.merge_patch(resource, finetune.namespace, patch.name, patch.body)
         except ApiError as error:
-            if error.code == 404:
+            if error.code == 404 and not error.is_of_webhook:
                 store.mark_deleted(place, uid)
                 raise TryAgainError(f"{patch.kind} {patch.name} is gone") from error
-            if error.code in _REFUSALS or (error.code >= 500 and patient):
+            if _is_refusal(error, patient=patient):
                 return _rejection(patch.kind, patch.name, error)
             raise
         self._remember(patch.kind, stored)
@@ -107,6 +110,8 @@ class Writer:
         try:
             stored = await self._api.replace_status(FINETUNES, finetune.namespace, finetune.name, document)
         except ApiError as error:
+            if error.is_of_webhook:
+                raise
             if error.code == 409:
                 await read_finetune(self._cache, self._api, finetune)
                 return False
@@ -142,6 +147,12 @@ class Writer:
             self._cache.jobs.put(stored, as_of=as_of)
         elif kind == WORKLOADS.kind:
             self._cache.workloads.put(stored)
+
+
+def _is_refusal(error: ApiError, *, patient: bool) -> bool:
+    if error.is_of_webhook or error.code in _REFUSALS:
+        return True
+    return patient and error.code not in _OF_THE_MOMENT
 
 
 def _rejection(kind: str, name: str, error: ApiError) -> Rejection:

@@ -1,12 +1,15 @@
 """Kubernetes Events about the children of resources that wait: where the cluster says why a pod does not come up."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
-from lora_operator.cluster.api import EVENTS, JOBS, Api, ApiError, UnreachableError
+from lora_operator.cluster.api import EVENTS, JOBS, Api, ApiError, Chunk, UnreachableError
 from lora_operator.cluster.cache import Key
+from lora_operator.cluster.fair_slots import FairSlots
 from lora_operator.views.jobs import FAILED_CREATE
 from lora_operator.views.model import EventView, JobView, PodView
 from lora_operator.views.observe import parse_event
@@ -17,9 +20,15 @@ logger = logging.getLogger(__name__)
 MOST_OBJECTS = 2
 MOST_EVENTS = 50
 MOST_REFUSALS = 5000
+# Whoever may create Events may make each as large as etcd takes it, and any number of them.
+EVENTS_IN_CHUNK = 5
+MOST_EVENT_BYTES = 2**20
+MOST_REFUSAL_BYTES = 8 * 2**20
+MOST_READS = 4
 LONGEST_INTERVAL_S = 50.0
 PATIENCE_S = 3.0
 _SOON_S = 0.1
+_LONG_AGO = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,7 +45,7 @@ class _Watched:
 
 @dataclass(slots=True, kw_only=True)
 class _Refusals:
-    """What Jobs of a namespace were answered when they wanted pods, by the Job's uid, as of `read_at_s`."""
+    """What Jobs of a namespace were answered last when they wanted pods, by the Job's uid, as of `read_at_s`."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     read_at_s: float | None = None
@@ -48,7 +57,8 @@ class ChildEvents:
 
     A list of Events costs the API server a walk over all Events of the namespace, and a queue may be long. So nothing
     is read of what has just been made, which mostly comes up by itself; and Jobs without a pod, of which a quota may
-    hold up a thousand, share one list for each namespace.
+    hold up a thousand, share one list for each namespace. A namespace's lists are read one after the other: what its
+    users may have put into them is in memory only once.
     """
 
     def __init__(self, api: Api, *, interval_s: float, clock: Callable[[], float]) -> None:
@@ -57,6 +67,7 @@ class ChildEvents:
         self._clock = clock
         self._watched: dict[Key, _Watched] = {}
         self._refusals: dict[str, _Refusals] = {}
+        self._slots = FairSlots(most=MOST_READS, most_of_group=1)
 
     def watch(self, key: Key, jobs: Iterable[JobView], pods: Iterable[PodView]) -> float | None:
         """From now on, read the Events of those children that Events alone can explain.
@@ -105,7 +116,8 @@ class ChildEvents:
 
     async def _read(self, namespace: str, watched: _Watched) -> tuple[EventView, ...]:
         if not watched.of_job:
-            return await read_events(self._api, namespace, watched.uids)
+            async with self._slots.slot(namespace):
+                return await read_events(self._api, namespace, watched.uids)
         refusals = await self._latest_refusals(namespace)
         return tuple(event for uid in watched.uids for event in refusals.get(uid, ()))
 
@@ -115,7 +127,8 @@ class ChildEvents:
         async with known.lock:
             now = self._clock()
             if known.read_at_s is None or now - known.read_at_s >= self._interval_s / 2:
-                known.by_job = await _list_refusals(self._api, namespace)
+                async with self._slots.slot(namespace):
+                    known.by_job = await _list_refusals(self._api, namespace)
                 known.read_at_s = now
             return known.by_job
 
@@ -126,27 +139,40 @@ class ChildEvents:
 
 
 async def _list_refusals(api: Api, namespace: str) -> dict[str, tuple[EventView, ...]]:
-    """By the Job's uid; of a namespace that is full of them, some."""
-    found: dict[str, list[EventView]] = {}
-    count = 0
+    """The latest by the Job's uid; of a namespace that is full of them, some."""
+    found: dict[str, tuple[EventView, ...]] = {}
     query = {"fieldSelector": f"involvedObject.kind={JOBS.kind},reason={FAILED_CREATE}"}
-    async for chunk in api.list_chunks(EVENTS, namespace, query):
-        for event in map(parse_event, chunk.documents):
-            found.setdefault(event.about_uid, []).append(event)
-        count += len(chunk.documents)
-        if count >= MOST_REFUSALS:
-            break
-    return {uid: tuple(events) for uid, events in found.items()}
+    chunks = api.list_chunks(EVENTS, namespace, query)
+    async for event in _bounded(chunks, most=MOST_REFUSALS, most_bytes=MOST_REFUSAL_BYTES):
+        known = found.get(event.about_uid)
+        if known is None or (known[0].last_seen or _LONG_AGO) <= (event.last_seen or _LONG_AGO):
+            found[event.about_uid] = (event,)
+    return found
 
 
 async def read_events(api: Api, namespace: str, uids: Iterable[str]) -> tuple[EventView, ...]:
-    """The Events about these objects. Raises `ApiError` or `UnreachableError`."""
+    """The Events about these objects, or some of them. Raises `ApiError` or `UnreachableError`."""
     events: list[EventView] = []
     for uid in uids:
-        query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": str(MOST_EVENTS)}
-        answer = await api.request("GET", EVENTS.path(namespace), query=query)
-        events += map(parse_event, answer.get("items") or ())
+        chunks = api.list_chunks(
+            EVENTS, namespace, {"fieldSelector": f"involvedObject.uid={uid}"}, most=EVENTS_IN_CHUNK
+        )
+        events += [event async for event in _bounded(chunks, most=MOST_EVENTS, most_bytes=MOST_EVENT_BYTES)]
     return tuple(events)
+
+
+async def _bounded(
+    chunks: AsyncGenerator[Chunk, None], *, most: int, most_bytes: int
+) -> AsyncGenerator[EventView, None]:
+    """What the chunks hold, up to the one that makes it so many Events or bytes."""
+    count = size = 0
+    async with contextlib.aclosing(chunks):
+        async for chunk in chunks:
+            for event in map(parse_event, chunk.documents):
+                yield event
+            count, size = count + len(chunk.documents), size + chunk.size
+            if count >= most or size >= most_bytes:
+                return
 
 
 def unexplained(jobs: Iterable[JobView], pods: Iterable[PodView]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Container, Iterable
 
-from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, ApiError, Object
+from lora_operator.cluster.api import FINETUNES, JOBS, LEAST_IN_CHUNK, PODS, Api, ApiError, Object, UnreachableError
 from lora_operator.cluster.cache import Cache, Key, key_of
 from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import Answer, EventView, FineTune, JobView, Observed, PodView, Rejection
@@ -88,6 +88,17 @@ async def read_finetune(cache: Cache, api: Api, finetune: FineTune) -> None:
         cache.finetunes.put(stored)
 
 
+async def is_locked_out(api: Api, key: Key) -> bool:
+    """Whether the API server refuses the operator's credentials, as a read shows, of which no webhook is asked."""
+    try:
+        await api.get(FINETUNES, key.namespace, key.name)
+    except ApiError as error:
+        return error.code == 401
+    except UnreachableError:
+        return False
+    return False
+
+
 async def _read_job(cache: Cache, api: Api, finetune: FineTune, name: str) -> str:
     """Read a Job into the cache; the uid of one that somebody else made by this name, or empty."""
     place = Key(finetune.namespace, name)
@@ -110,20 +121,31 @@ async def _read_pods(
     uids = {job.name: job.uid for job in cache.jobs.of(key, finetune.uid) if job.name in job_names}
     there, gone = set(uids.values()), set(job_names) - uids.keys()
     if there:
-        documents, version = await _list_pods(api, finetune.namespace, CONTROLLER_UID_LABEL, there)
-        cache.pods.replace(key, finetune.uid, documents, version, lambda pod: pod.job_uid in there)
+        listed, version = await _take_pods(cache, api, finetune, _selector(CONTROLLER_UID_LABEL, there))
+        cache.pods.keep_only(key, finetune.uid, listed, version, lambda pod: pod.job_uid in there)
     if gone:
-        found, version = await _list_pods(api, finetune.namespace, JOB_NAME_LABEL, gone)
-        documents = [pod for pod in found if pod["metadata"]["labels"].get(CONTROLLER_UID_LABEL, "") not in strangers]
-        cache.pods.replace(key, finetune.uid, documents, version, lambda pod: pod.job_name in gone)
+        listed, version = await _take_pods(cache, api, finetune, _selector(JOB_NAME_LABEL, gone), strangers)
+        cache.pods.keep_only(key, finetune.uid, listed, version, lambda pod: pod.job_name in gone)
 
 
-async def _list_pods(api: Api, namespace: str, label: str, values: Iterable[str]) -> tuple[list[Object], str]:
-    documents, version = list[Object](), ""
-    async for chunk in api.list_chunks(PODS, namespace, {"labelSelector": f"{label} in ({','.join(sorted(values))})"}):
-        documents += chunk.documents
+async def _take_pods(
+    cache: Cache, api: Api, finetune: FineTune, selector: str, strangers: Container[str] = ()
+) -> tuple[set[str], str]:
+    """Take in pods chunk by chunk, as there may be any number and each may be large; their uids, and the version."""
+    listed, version = set[str](), ""
+    chunks = api.list_chunks(PODS, finetune.namespace, {"labelSelector": selector}, most=LEAST_IN_CHUNK)
+    async for chunk in chunks:
         version = chunk.version
-    return documents, version
+        for pod in chunk.documents:
+            metadata = pod["metadata"]
+            if metadata["labels"].get(CONTROLLER_UID_LABEL, "") not in strangers:
+                listed.add(str(metadata.get("uid", "")))
+                cache.pods.put(pod, (finetune.name, finetune.uid), as_of=version)
+    return listed, version
+
+
+def _selector(label: str, values: Iterable[str]) -> str:
+    return f"{label} in ({','.join(sorted(values))})"
 
 
 async def _get(request: Awaitable[Object]) -> Object | None:

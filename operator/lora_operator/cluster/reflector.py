@@ -26,9 +26,13 @@ logger = logging.getLogger(__name__)
 WATCH_TIMEOUT_S = 600
 # So often in a row the API server may refuse with what is no passing trouble, such as a right that is missing.
 MOST_REFUSALS = 5
+# So long a watch alone is asked for while the API server is in trouble; well before it would be taken for deaf, a list
+# tells what is there.
+LONGEST_UNSEEN_S = 45.0
 _GONE = 410
 _BASE_S = 0.5
-_LONGEST_S = 2.0
+# A request that nobody answers costs nothing; a refusal comes from a server that has too much to do.
+_LONGEST_S, _LONGEST_BUSY_S = 2.0, 30.0
 
 
 class RelistError(Exception):
@@ -70,6 +74,7 @@ class Reflector:
         self._query: Mapping[str, str] = {"labelSelector": source.selector} if source.selector else {}
         self._failures = 0
         self._refusals = 0
+        self._overloads = 0
         self._began_s = clock()
         self._heard_s: float | None = None
         self._behind_s: tuple[float, float] | None = None  # when a list was first behind, and when last
@@ -99,7 +104,7 @@ class Reflector:
             version = await self._fill()
             try:
                 while True:
-                    version = await self._watch(version)
+                    version = await self._patiently_watch(version)
             except (ApiError, RelistError) as error:
                 logger.info("%s is listed anew: %s", self.path, error)
                 await self._back_off(error)
@@ -149,6 +154,17 @@ class Reflector:
     def _heard(self) -> None:
         self._heard_s = self._clock()
 
+    async def _patiently_watch(self, version: str) -> str:
+        """A watch, and again from the same version where the API server is in trouble, which a list would add to."""
+        while True:
+            try:
+                return await self._watch(version)
+            except ApiError as error:
+                if not error.is_passing or self.silent_for_s > LONGEST_UNSEEN_S:
+                    raise
+                logger.info("%s is watched anew from %s: %s", self.path, version, error)
+                await self._back_off(error)
+
     async def _watch(self, version: str) -> str:
         """Take in events until the stream ends; return the version from which to watch on.
 
@@ -166,7 +182,7 @@ class Reflector:
             async with contextlib.aclosing(lines):
                 async for line in lines:
                     self._heard()
-                    self._refusals = 0
+                    self._refusals = self._overloads = 0
                     if line:
                         version = self._take(line)
         except UnreachableError as error:
@@ -192,14 +208,25 @@ class Reflector:
         return version
 
     async def _back_off(self, error: Exception | None = None) -> None:
-        """Wait, the longer the more often in a row; raise a refusal that has come too often."""
-        if isinstance(error, ApiError) and not error.is_passing and error.code != _GONE:
+        """Wait, the longer the more often in a row, and as long as the API server asks for.
+
+        Raises a refusal that has come too often.
+        """
+        if isinstance(error, ApiError) and error.is_passing:
+            delay_s = max(error.retry_after_s, self._jittered_s(self._overloads, _LONGEST_BUSY_S))
+            self._overloads = min(self._overloads + 1, 10)
+            await self._sleep(delay_s)
+            return
+        if isinstance(error, ApiError) and error.code != _GONE:
             self._refusals += 1
             if self._refusals > MOST_REFUSALS:
                 raise error
-        delay_s = min(_BASE_S * 2**self._failures, _LONGEST_S) * (0.5 + self._random())
+        delay_s = self._jittered_s(self._failures, _LONGEST_S)
         self._failures = min(self._failures + 1, 10)
         await self._sleep(delay_s)
+
+    def _jittered_s(self, times: int, longest_s: float) -> float:
+        return min(_BASE_S * 2.0**times, longest_s) * (0.5 + self._random())
 
 
 def _read(line: bytes) -> tuple[str, Mapping[str, Any], str]:

@@ -318,7 +318,7 @@ def _invalid(case: Case) -> Plan:
 def _refused(case: Case, finding: Finding) -> Plan:
     """The API server takes no Job from us: say why, and try again after a while, but not longer than the user waits."""
     accepted = Condition(type=Type.ACCEPTED, holds=False, finding=finding)
-    situation, job = Situation(state=finding), latest_job(case)
+    situation, (_, job) = Situation(state=finding), reached(case)
     pods = case.pods_of(job) if job else ()
     verdict = waited_too_long(case, job, pods, situation)
     if verdict is not None:

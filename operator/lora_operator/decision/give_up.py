@@ -14,7 +14,7 @@ from lora_operator.decision.verdict import deadline_exceeded, out_of_retries
 from lora_operator.views import names
 from lora_operator.views.budget import is_spent
 from lora_operator.views.conditions import Finding, Type, previous_condition
-from lora_operator.views.jobs import is_ending, suspension_of
+from lora_operator.views.jobs import ending_of, is_ending, suspension_of
 from lora_operator.views.model import JobView, PodView
 from lora_operator.views.pods import failures_of, ignored_by_job, is_running
 from lora_operator.views.wording import parse_instant, sentence
@@ -87,10 +87,13 @@ def _waiting_since(case: Case, job: JobView | None, pods: Sequence[PodView]) -> 
     # A pod that waits for a node in vain ends, and waits again. Conditions may have come from a backup.
     moments = [pod.trainer.finished_at for pod in pods if not waited_in_vain(pod, pods)]
     moments.append(case.finetune.created_at)
+    moments.extend(_ends_of_early_stages(case))
     if job is not None:
         moments.append(job.started_at or job.created_at)
-        # No condition says when a pod that fetched model and data ceased to run, and one that was drained is gone.
-        moments.extend(pod.created_at for pod in pods if pod.stage != names.TRAIN)
+        # No condition says when a pod of an early stage ceased to run. And one that was drained is gone, maybe unseen:
+        # of one pod at a time, the next is made when the last has ended.
+        one_by_one = case.request.pod.nodes == 1
+        moments.extend(pod.created_at for pod in pods if one_by_one or pod.stage != names.TRAIN)
     held = previous_condition(case.finetune, Type.SUSPENDED)
     if held.get("status") == "True" or (job is not None and suspension_of(job) is not None):
         moments.append(case.now)  # let go just now, of which neither the status nor the Job's start says yet
@@ -102,6 +105,14 @@ def _waiting_since(case: Case, job: JobView | None, pods: Sequence[PodView]) -> 
     elif ready or job is None:
         moments.append(case.now)
     return max(moment for moment in [*moments, _BEGINNING] if moment is not None)
+
+
+def _ends_of_early_stages(case: Case) -> list[datetime | None]:
+    """When the stages before the training ended, as their Jobs say or, of one that is gone, the status."""
+    ends = [(job.completed_at, ending_of(job)) for job in case.children.stages.values()]
+    passed = previous_condition(case.finetune, Type.PREFLIGHT_PASSED)
+    stored = parse_instant(passed.get("lastTransitionTime")) if passed.get("status") == "True" else None
+    return [stored, *(at or ending.since for at, ending in ends if ending is not None)]
 
 
 def _is_early_work(case: Case, job: JobView, pods: Sequence[PodView]) -> bool:

@@ -12,7 +12,7 @@ from lora_operator.views.conditions import Finding
 from lora_operator.views.jobs import FAILED_CREATE
 from lora_operator.views.model import EventView, JobView, PodView, Rejection
 from lora_operator.views.pods import condition_of, has_ended, is_running, was_disrupted, was_short_of_something
-from lora_operator.views.wording import last_line, sentence
+from lora_operator.views.wording import is_of_webhook, last_line, sentence
 from lora_trainer.contract.reasons import Reason
 
 _LONG_AGO = datetime.fromtimestamp(0, UTC)
@@ -82,10 +82,10 @@ def trouble_of_job(job: JobView, pods: Iterable[PodView], events: Iterable[Event
 
 def trouble_of_rejection(rejection: Rejection) -> Finding:
     """Why the API server refused what the operator wanted to write."""
-    if rejection.code == 409:
+    if rejection.code == 409 and not is_of_webhook(rejection.message):
         return name_conflict(rejection.kind, rejection.name)
     reason, remedy = classify_refusal(rejection.message)
-    said = last_line(rejection.message, 600) or f"{rejection.code} {rejection.reason}"
+    said = sentence(rejection.message, 600) or f"{rejection.code} {rejection.reason}"
     return _finding(reason, f"The API server refused {rejection.kind} {rejection.name}: {said}", remedy)
 
 

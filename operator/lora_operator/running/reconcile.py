@@ -11,7 +11,7 @@ from lora_operator.cluster.cache import Cache, Key, key_of
 from lora_operator.cluster.carry_out import TryAgainError, Writer
 from lora_operator.cluster.child_events import ChildEvents
 from lora_operator.cluster.kueue import Kueue
-from lora_operator.cluster.look import look, read_live
+from lora_operator.cluster.look import is_locked_out, look, read_live
 from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.decision.decide import decide
@@ -117,6 +117,10 @@ class Reconciler:
             # What follows the end, such as the time to live of the Job, is decided once the verdict is stored.
             return 0.0 if has_just_ended(finetune, plan.status) else wait_s
         raise TryAgainError("the resource changes faster than its status can be written")
+
+    async def is_locked_out(self, key: Key) -> bool:
+        """Whether a 401 is about the operator: a webhook may answer with it, too, about one object."""
+        return await is_locked_out(self._api, key)
 
     def _postponed_s(self, key: Key, finetune: FineTune, observed: Observed, plan: Plan) -> float | None:
         """Seconds that the status and its Events wait; None where they are due.

@@ -183,8 +183,8 @@ class Rejection:
     """The API server refused what the last plan wanted to create or patch. `message` is the server's own text.
 
     The shell decides again with it at once; that plan creates and patches nothing, says in the status what is wrong,
-    and asks to be looked at again after a while, then without the rejection. A 409 is a name that somebody else's
-    object has.
+    and asks to be looked at again after a while, then without the rejection. A 409 that no webhook chose is a name that
+    somebody else's object has.
     """
 
     kind: str

@@ -16,6 +16,7 @@ from lora_operator.views.wording import integer_of, parse_instant
 from lora_trainer.contract.scheduling_fields import PRODUCT_LABEL
 
 LONGEST_TEXT = 8192
+_LONGEST_EVENT = 1024  # so long is what Kubernetes' own components say in one; anybody may say more
 _LONGEST_NAME = 253  # of any object, by RFC 1123; a status that holds a longer one would be refused
 MOST_ITEMS = 100
 # Almost all maps are dicts, and to ask whether one is a Mapping takes ten times as long.
@@ -177,17 +178,17 @@ def parse_event(obj: Mapping[str, Any]) -> EventView:
         _time(_map(obj, "metadata"), "creationTimestamp"),
     )
     return EventView(
-        about_uid=_text(about, "uid"),
-        type=_text(obj, "type"),
-        reason=_text(obj, "reason"),
-        message=_text(obj, "message") or _text(obj, "note"),
+        about_uid=_text(about, "uid")[:_LONGEST_NAME],
+        type=_text(obj, "type")[:_LONGEST_NAME],
+        reason=_text(obj, "reason")[:_LONGEST_NAME],
+        message=(_text(obj, "message") or _text(obj, "note"))[:_LONGEST_EVENT],
         last_seen=next((moment for moment in times if moment is not None), None),
     )
 
 
 def _claims(spec: Mapping[str, Any]) -> tuple[str, ...]:
     claims = (_map(volume, "persistentVolumeClaim") for volume in _maps(spec, "volumes"))
-    return tuple(dict.fromkeys(name for claim in claims if (name := _text(claim, "claimName"))))
+    return tuple(dict.fromkeys(name for claim in claims if (name := _text(claim, "claimName")[:_LONGEST_NAME])))
 
 
 def _wants_gpu_labels(spec: Mapping[str, Any]) -> bool:

@@ -50,6 +50,8 @@ _SECRETS = (
         r"\1***",
     ),
 )
+# As the API server quotes a webhook; the code and the reason beside it are the webhook's own choice.
+_DENIAL = 'admission webhook "'
 _READ_LIMITS = 8
 _LONGEST_NUMBER = 32
 _LONGEST_INSTANT = 40
@@ -76,6 +78,11 @@ def masked(line: str) -> str:
     for pattern, replacement in _SECRETS:
         line = pattern.sub(replacement, line)
     return line
+
+
+def is_of_webhook(text: str) -> bool:
+    """Whether an answer of the API server is that of an admission webhook which denied the request."""
+    return text.startswith(_DENIAL)
 
 
 def printable(text: str) -> str:
