@@ -206,7 +206,7 @@ ROWS = (
     ),
     Row(
         id="A14",
-        fault="An admission policy or a quota refuses the Job, or a change of it",
+        fault="An admission policy, a webhook or a quota refuses the Job, or a policy a change of it",
         sees=(
             Sees(
                 key="policy",
