@@ -190,7 +190,6 @@ def test_whole_gib_are_what_a_gpu_is_sold_with(size: int) -> None:
         ("3090", "; did you mean 24GiB, which an RTX 3090 is sold with?"),
         ("RTX 3090", "; did you mean 24GiB, which an RTX 3090 is sold with?"),
         ("NVIDIA-GeForce-RTX-3090", "; did you mean 24GiB, which an RTX 3090 is sold with?"),
-        ("NVIDIA-A10G", "; did you mean 24GiB, which an A10G is sold with?"),
         ("a6000", "; did you mean 48GiB, which an RTX A6000 is sold with?"),
         ("24", "; did you mean 24GiB?"),
         ("4080", "; name its memory instead, as in 24GiB"),

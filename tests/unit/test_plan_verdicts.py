@@ -48,7 +48,7 @@ def test_the_verdict_is_that_of_the_plan(
     ("resources", "remedy"),
     [
         (
-            {"gpuProducts": ["NVIDIA-A10G"]},
+            {"gpuProducts": ["NVIDIA-RTX-A5000"]},
             "set resources.gpuMinMemoryGiB, too, or name it in the operator's setting config.gpus to know before",
         ),
         ({"gpuResourceName": "amd.com/gpu"}, "name it in the operator's setting config.gpus to know before"),
