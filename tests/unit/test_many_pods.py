@@ -27,6 +27,7 @@ from tests.unit.builders import (
 from tests.unit.test_explain import explained
 from tests.unit.turns import KEY, World
 
+from lora_operator.cluster import cache as cache_module
 from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.look import MOST_PODS, look
 from lora_operator.decision.decide import decide
@@ -109,6 +110,38 @@ def fill(cache: Cache, number: int) -> None:
     cache.pods.put(own)
     for one in range(number):
         cache.pods.put(forged_object(one))
+
+
+class CountingKey(Key):
+    """A place that counts how often it is compared with another one, which is not the very same object."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        """As a tuple."""
+        CountingKey.compared += 1
+        return super().__eq__(other)
+
+    def __ne__(self, other: object) -> bool:
+        """As a tuple."""
+        CountingKey.compared += 1
+        return super().__ne__(other)
+
+    def __hash__(self) -> int:
+        """As a tuple."""
+        return super().__hash__()
+
+
+def test_a_list_that_shows_many_pods_gone_compares_each_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is taken in at once, and nothing else is done meanwhile."""
+    monkeypatch.setattr(cache_module, "Key", CountingKey)
+    cache = Cache()
+    fill(cache, MANY)
+    before = CountingKey.compared
+    cache.pods.prune("9000", set(), NAMESPACE)
+    assert CountingKey.compared - before <= 10 * MANY
+    assert len(cache.pods) == 0
 
 
 def seen_in(cache: Cache) -> Observed:

@@ -264,11 +264,12 @@ class Store(Generic[T]):
 
     def _delete(self, entry: Entry[T]) -> None:
         del self._entries[entry.place]
-        places = tuple(place for place in self._by_owner[entry.owner] if place != entry.place)
-        if places:
-            self._by_owner[entry.owner] = places
-        else:
+        places = self._by_owner[entry.owner]
+        if len(places) == 1:
             del self._by_owner[entry.owner]
+        else:
+            at = places.index(entry.place)  # a list shows the oldest gone first, so that thousands are soon found
+            self._by_owner[entry.owner] = places[:at] + places[at + 1 :]
 
     def _drop(self, entry: Entry[T], view: T, as_of: str) -> None:
         """The object is gone as of a version, and `view` is its last state."""

@@ -112,11 +112,12 @@ def _forgotten_before(before: Retries, rounds: Rounds) -> datetime:
     """The creation before which a pod whose uid is not kept may have been counted all the same.
 
     Pods are counted in the order in which they were made. A list that is full has lost some of its beginning: what is
-    older than a pod that it holds is one of those, at most a pod too few is counted, and none twice.
+    older than a pod of its first half is one of those, and not counted twice. That half is of earlier rounds than the
+    present one, however many nodes that has, and so says nothing of what ends now.
     """
     if len(before.counted) < MOST_COUNTED:
         return _BEGINNING
-    kept = set(before.counted)
+    kept = set(before.counted[: MOST_COUNTED // 2])
     return max((end.pod.created_at for end in rounds if end.pod.uid in kept), default=_BEGINNING)
 
 
