@@ -104,6 +104,44 @@ def test_an_operator_that_lags_does_not_make_the_job_of_a_deleted_run_again(pref
         world.close()
 
 
+@pytest.mark.parametrize("retries", [1, 5])
+def test_an_operator_that_lags_reads_the_job_of_the_attempt_that_another_has_made(retries: int) -> None:
+    """It knows that the first Job is gone, and neither the second nor the status that names it."""
+    world = World(First())
+    try:
+        world.start_operator()
+        world.settle()
+        world.life.client.post(world.life.path("lorafinetunes"), run_of("tone", maxRetries=retries))
+        world.settle()
+        world.controllers.catch_up()
+        world.pass_time(5)
+        behind = world.operators[0]
+        world.start_operator()
+        world.settle()
+        behind.deaf |= {"lorafinetunes", "jobs", "pods"}
+        world.life.delete_job()
+        world.life.stop_all()
+        world.controllers.catch_up()
+        world.pass_time(3)
+        while behind.cache.jobs.places():
+            behind.hear("jobs", 1)
+        world.settle()
+        world.check()
+        (run,) = world.server.all("lorafinetunes")
+        assert run["status"]["attempt"] == 2
+        assert {c["type"]: c["status"] for c in run["status"]["conditions"]}["Failed"] != "True"
+        assert [job["metadata"]["labels"]["lora-operator.io/attempt"] for job in world.server.all("jobs")] == ["2"]
+    finally:
+        world.close()
+
+
+def run_of(name: str, **spec: object) -> Object:
+    """A run as a user applies it."""
+    document = finetune(name, **spec)
+    document["metadata"]["annotations"] = {"team": "red"}
+    return document
+
+
 def test_a_restart_does_not_take_back_a_reason_that_events_reported(world: World) -> None:
     """The new process reads the Events before it says anything else of a run that waits."""
     world.controllers.refuses_pods = QUOTA
