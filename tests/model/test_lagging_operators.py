@@ -9,7 +9,7 @@ from tests.model.life import Object
 from tests.model.operators import Fault
 from tests.model.world import World
 
-from lora_operator.views.names import CONTROLLER_UID_LABEL, QUEUE_LABEL
+from lora_operator.views.names import CONTROLLER_UID_LABEL, NAME_LABEL, QUEUE_LABEL, UID_LABEL
 
 T = TypeVar("T")
 QUOTA = 'pods "x" is forbidden: exceeded quota: gpus'
@@ -190,6 +190,38 @@ def test_a_pod_that_its_job_counts_cannot_be_hidden_by_taking_labels_off(world: 
     world.controllers.catch_up()
     world.pass_time(60)
     assert _reasons(world) == ["Succeeded"]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("label", [NAME_LABEL, UID_LABEL])
+def test_a_pod_cannot_be_hidden_by_changing_a_label(label: str, *, restarted: bool) -> None:
+    """Whoever normalizes labels takes no pod from its run: not while it trains, and not at its end."""
+    world = World(Lucky())
+    try:
+        world.start_operator()
+        world.settle()
+        world.life.client.post(world.life.path("lorafinetunes"), run_of("tone", maxRetries=0))
+        world.settle()
+        world.controllers.catch_up()
+        world.pass_time(3)
+        (pod,) = world.server.all("pods")
+        changed = {"metadata": {"labels": {label: "other"}}}
+        world.life.client.patch(world.life.path("pods", pod["metadata"]["name"]), changed)
+        if restarted:
+            world.operators[0].kill()
+        world.settle()
+        world.life.start_pod()
+        world.settle()
+        world.pass_time(60)
+        assert _reasons(world) == ["Starting"], "its pod runs, and has yet to report a step"
+        world.life.succeed()
+        world.settle()
+        world.controllers.catch_up()
+        world.pass_time(60)
+        assert _reasons(world) == ["Succeeded"]
+        world.check()
+    finally:
+        world.close()
 
 
 def test_a_run_waits_in_its_queue_gives_way_and_ends() -> None:
