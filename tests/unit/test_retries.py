@@ -1,6 +1,5 @@
 """How often pods of a run ended early, by cause, each once; and what that leaves of the retries."""
 
-import copy
 import dataclasses
 from datetime import datetime, timedelta
 from typing import Any
@@ -49,6 +48,7 @@ def disrupted(reason: str, code: int = 143, **changes: Any) -> PodView:
     return ended_pod(code, conditions=(condition_object("DisruptionTarget", reason=reason),), **changes)
 
 
+PREEMPTED = disrupted("PreemptionByScheduler")
 CASES: dict[str, tuple[PodView, tuple[JobView, ...], Cause | None]] = {
     "a pod that runs": (running_pod(), GOING, None),
     "a pod that did its work": (ended_pod(0), GOING, None),
@@ -89,6 +89,11 @@ CASES: dict[str, tuple[PodView, tuple[JobView, ...], Cause | None]] = {
 }
 
 
+def stored(retries: Retries) -> Retries:
+    """As the next process reads it."""
+    return stored_retries({"retries": retries_block(retries)})
+
+
 @pytest.mark.parametrize(("pod", "jobs", "cause"), CASES.values(), ids=CASES)
 def test_each_end_has_its_cause(pod: PodView, jobs: tuple[JobView, ...], cause: Cause | None) -> None:
     """And is counted under it, once."""
@@ -97,7 +102,8 @@ def test_each_end_has_its_cause(pod: PodView, jobs: tuple[JobView, ...], cause: 
     assert {cause: number for cause, number in found.counts.items() if number} == ({cause: 1} if cause else {})
     assert found.counted == ((pod.uid,) if cause else ())
     assert count_pods(found, jobs, (pod,)) is found
-    assert stored_retries(retries_block(found)) == stored_retries(copy.deepcopy(retries_block(found)))
+    assert stored(found).counted == found.counted
+    assert count_pods(stored(found), jobs, (pod,)) == stored(found)
 
 
 ENDS = st.sampled_from(
@@ -123,7 +129,7 @@ def test_the_count_does_not_depend_on_how_often_and_when_pods_are_seen(
     for pod in data.draw(st.permutations(pods)):
         seen.append(pod)
         if data.draw(st.booleans()):
-            retries = stored_retries(retries_block(count_pods(retries, GOING, seen)))
+            retries = stored(count_pods(retries, GOING, seen))
     retries = count_pods(retries, GOING, seen)
     assert [retries.of(cause) for cause in Cause] == [at_once.of(cause) for cause in Cause]
     assert set(retries.counted) == set(at_once.counted)
@@ -134,21 +140,79 @@ def make_named(pod: PodView, number: int) -> PodView:
     return dataclasses.replace(pod, name=f"pod-{number}", uid=f"uid-{number}")
 
 
-def test_uids_of_pods_that_are_gone_are_forgotten_when_another_is_counted() -> None:
-    """So that the list stays short, and a pod alone that goes is no reason to write."""
+@given(st.lists(ENDS, min_size=1, max_size=9), st.data())
+def test_whatever_several_processes_see_no_end_is_counted_twice(ends: list[PodView], data: st.DataObject) -> None:
+    """Each sees some pods of all: its watch lags, a live read brings one back, it kept the last state of one that went.
+
+    The number is that of all pods that anybody has seen at a time when a status was written.
+    """
+    pods = [make_named(pod, number) for number, pod in enumerate(ends)]
+    retries, seen = Retries(), set[str]()
+    for _ in range(data.draw(st.integers(1, 6))):
+        view = data.draw(st.lists(st.sampled_from(pods), unique_by=lambda pod: pod.uid))
+        retries = stored(count_pods(retries, GOING, view))
+        seen.update(pod.uid for pod in view)
+    at_once = count_pods(Retries(), GOING, [pod for pod in pods if pod.uid in seen])
+    assert [retries.of(cause) for cause in Cause] == [at_once.of(cause) for cause in Cause]
+    assert sorted(retries.counted) == sorted(at_once.counted)
+
+
+def test_uids_of_pods_that_are_gone_are_kept() -> None:
+    """Another process may see them yet; and a pod alone that goes is no reason to write."""
     first, second = make_named(ended_pod(75), 1), make_named(ended_pod(75), 2)
     one = count_pods(Retries(), GOING, (first,))
     assert count_pods(one, GOING, ()) is one
     two = count_pods(one, GOING, (second,))
-    assert (two.of(Cause.ERROR), two.counted) == (2, ("uid-2",))
+    assert (two.of(Cause.ERROR), two.counted) == (2, ("uid-1", "uid-2"))
+    assert count_pods(two, GOING, (first,)) is two
 
 
-def test_more_pods_than_the_list_holds_are_counted_up_to_its_length() -> None:
-    """Never one twice: its Job bounds them anyway."""
-    pods = [make_named(ended_pod(75), number) for number in range(MOST_COUNTED + 9)]
+def aged(number: int, of: int, end: PodView = PREEMPTED) -> PodView:
+    """The pod with this number of so many, which were made and ended one after the other."""
+    made_at = NOW - timedelta(minutes=2 * (of - number))
+    trainer = dataclasses.replace(end.trainer, started_at=made_at, finished_at=made_at + timedelta(minutes=1))
+    return dataclasses.replace(make_named(end, number), created_at=made_at, trainer=trainer)
+
+
+MANY = MOST_COUNTED + 40
+
+
+def test_a_run_whose_pods_end_for_weeks_is_counted_beyond_the_length_of_the_list() -> None:
+    """Each as it ends, before the next is made; one of the first stays, with a node that is lost. The list is bounded,
+    and neither what stays nor a process that has kept the last hundreds counts one again."""
+    pods = [aged(number, MANY) for number in range(MANY)]
+    retries = Retries()
+    for pod in pods[1:]:
+        retries = stored(count_pods(retries, GOING, (pods[0], pod)))
+        assert len(retries.counted) <= MOST_COUNTED
+    assert retries.of(Cause.PREEMPTED) == MANY
+    assert retries.counted == ("uid-0", *(f"uid-{number}" for number in range(MANY - MOST_COUNTED + 1, MANY)))
+    for view in ((pods[0],), pods, pods[40:], pods[: MANY - 30]):
+        assert count_pods(retries, GOING, view) is retries
+    new = dataclasses.replace(aged(MANY, MANY), uid="new")
+    assert count_pods(retries, GOING, (*pods, new)).of(Cause.PREEMPTED) == MANY + 1
+
+
+def test_more_pods_than_the_list_holds_are_each_counted_once_though_all_stay() -> None:
+    """As with 64 nodes in five rounds, whose failed pods their Job keeps."""
+    pods = [aged(number, MANY, ended_pod(75)) for number in range(MANY)]
     found = count_pods(Retries(), GOING, pods)
-    assert found.of(Cause.ERROR) == MOST_COUNTED
+    assert (found.of(Cause.ERROR), len(found.counted)) == (MANY, MOST_COUNTED)
     assert count_pods(found, GOING, pods) is found
+    one_by_one = Retries()
+    for number in range(MANY):
+        one_by_one = count_pods(one_by_one, GOING, pods[: number + 1])
+    assert one_by_one == found
+
+
+def test_what_an_earlier_release_has_stored_is_gone_on_from() -> None:
+    """It kept the uids of pods that it saw, and counted no more than the list holds."""
+    pods = [aged(number, MANY, ended_pod(75)) for number in range(MANY)]
+    block = {"error": 9, "counted": ["uid-7", "uid-8"]}
+    found = count_pods(stored_retries({"retries": block}), GOING, pods[7:10])
+    assert (found.of(Cause.ERROR), found.counted) == (10, ("uid-7", "uid-8", "uid-9"))
+    full = {"error": MOST_COUNTED, "counted": [f"uid-{number}" for number in range(MOST_COUNTED)]}
+    assert count_pods(stored_retries({"retries": full}), GOING, pods).of(Cause.ERROR) == MANY
 
 
 @pytest.mark.parametrize("end", [ended_pod(0, make_summary().to_message()), ended_pod(65)], ids=["success", "final"])

@@ -1,13 +1,15 @@
 """How often a pod of a run ended early in a way that is tried again, by cause, and what that leaves of `maxRetries`.
 
-Every pod counts once, whenever and however often it is looked at: the uids of counted pods that may still be seen are
-kept in the status. Of pods that train together one counts for each round.
+Every pod counts once, whenever, however often and by whichever process it is looked at: the uids of those counted last
+are kept in the status, also of pods that are gone. A process that stood by, or whose watch lags, may still see one, and
+a live read may bring one back. Of pods that train together one counts for each round.
 """
 
 import dataclasses
 import enum
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from lora_operator.decision.proof import claims_success
@@ -26,8 +28,10 @@ from lora_operator.views.wording import block_of, integer_of
 from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.reasons import Reason
 
+# As many as the definition admits. With 36 characters each they are some 10 KB of a status.
 MOST_COUNTED = 256
 _LARGEST = 2**31 - 1
+_BEGINNING = datetime.min.replace(tzinfo=UTC)
 
 
 class Cause(enum.StrEnum):
@@ -47,7 +51,8 @@ _COUNTING = (Cause.ERROR, Cause.OUT_OF_MEMORY)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retries:
-    """Pods by cause. `counted` are uids of those that are in these numbers, or were found to belong to none."""
+    """Pods by cause. `counted` are the uids of the last `MOST_COUNTED` that are in these numbers, or were found to
+    belong to none, in the order in which they were counted."""
 
     counts: Mapping[Cause, int] = field(default_factory=dict)
     counted: tuple[str, ...] = ()
@@ -71,7 +76,7 @@ def stored_retries(status: Mapping[str, Any]) -> Retries:
     counts = {cause: _number(block.get(cause.value)) for cause in Cause}
     counted = block.get("counted")
     uids = [uid for uid in counted if isinstance(uid, str)] if isinstance(counted, list) else []
-    return Retries(counts=counts, counted=tuple(uids[:MOST_COUNTED]))
+    return Retries(counts=counts, counted=tuple(uids[-MOST_COUNTED:]))
 
 
 def retries_block(retries: Retries) -> dict[str, Any]:
@@ -85,24 +90,43 @@ def retries_block(retries: Retries) -> dict[str, Any]:
 def count_pods(before: Retries, jobs: Iterable[JobView], pods: Iterable[PodView]) -> Retries:
     """With the pods that failed since. `jobs` are all of the run that are there."""
     jobs, pods = tuple(jobs), tuple(pods)
+    counted = set(before.counted)
+    forgotten_before = _forgotten_before(before, pods)
     retries = before
     done: list[str] = []
     for pod in reversed(newest_first(pods)):
-        if pod.uid in before.counted or not pod.uid or len(pod.uid) > 64:
+        if pod.uid in counted or not pod.uid or len(pod.uid) > 64 or pod.created_at < forgotten_before:
             continue
-        known = [uid for uid in before.counted if any(other.uid == uid for other in pods)]
-        if len(known) + len(done) >= MOST_COUNTED:
-            break
         cause = cause_of(pod, jobs, pods)
         if cause is None or _waits_for_peers(pod, pods):
             continue
-        if not _follows_from_a_peer(pod, pods) and not _is_counted_with_a_peer(pod, pods, {*known, *done}):
+        if not _follows_from_a_peer(pod, pods) and not _is_counted_with_a_peer(pod, pods, counted.union(done)):
             retries = retries.with_one_more(cause)
         done.append(pod.uid)
     if not done:
         return before
-    there = {pod.uid for pod in pods}
-    return dataclasses.replace(retries, counted=(*(uid for uid in before.counted if uid in there), *done))
+    return dataclasses.replace(retries, counted=_last((*before.counted, *done), seen={pod.uid for pod in pods}))
+
+
+def _forgotten_before(before: Retries, pods: Iterable[PodView]) -> datetime:
+    """The creation before which a pod whose uid is not kept may have been counted all the same.
+
+    Pods are counted in the order in which they were made. A list that is full has lost some of its beginning: what is
+    older than a pod that it holds is one of those, at most a pod too few is counted, and none twice.
+    """
+    if len(before.counted) < MOST_COUNTED:
+        return _BEGINNING
+    kept = set(before.counted)
+    return max((pod.created_at for pod in pods if pod.uid in kept), default=_BEGINNING)
+
+
+def _last(uids: Sequence[str], *, seen: Set[str]) -> tuple[str, ...]:
+    """As many of them as the status holds: those that are still seen before the others, newer ones before older."""
+    excess = len(uids) - MOST_COUNTED
+    if excess <= 0:
+        return tuple(uids)
+    dropped = set(sorted(uids, key=lambda uid: uid in seen)[:excess])
+    return tuple(uid for uid in uids if uid not in dropped)
 
 
 def cause_of(pod: PodView, jobs: Sequence[JobView], pods: Iterable[PodView]) -> Cause | None:
