@@ -28,6 +28,7 @@ from lora_operator.decision.retries import (
     retries_block,
     stored_retries,
 )
+from lora_operator.decision.rounds import PodEnd, Rounds
 from lora_operator.views.budget import Used, backoff_limit, is_spent, seconds_left
 from lora_operator.views.model import JobView, PodView
 from lora_operator.views.pods import ignored_by_job
@@ -97,7 +98,7 @@ def stored(retries: Retries) -> Retries:
 @pytest.mark.parametrize(("pod", "jobs", "cause"), CASES.values(), ids=CASES)
 def test_each_end_has_its_cause(pod: PodView, jobs: tuple[JobView, ...], cause: Cause | None) -> None:
     """And is counted under it, once."""
-    assert cause_of(pod, jobs, (pod,)) is cause
+    assert cause_of(PodEnd(pod), Rounds((pod,), jobs)) is cause
     found = count_pods(Retries(), jobs, (pod,))
     assert {cause: number for cause, number in found.counts.items() if number} == ({cause: 1} if cause else {})
     assert found.counted == ((pod.uid,) if cause else ())

@@ -1,6 +1,7 @@
 """Looking at the children of one LoRAFineTune: what `decide` is given, for the operator's turns and for `explain`."""
 
 from collections.abc import Awaitable, Callable, Container, Iterable
+from datetime import datetime
 
 from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, ApiError, Object
 from lora_operator.cluster.cache import Cache, Key, key_of
@@ -9,6 +10,10 @@ from lora_operator.views.model import Answer, EventView, FineTune, JobView, Obse
 from lora_operator.views.names import CONTROLLER_UID_LABEL, JOB_NAME_LABEL, UID_LABEL
 from lora_operator.views.observe import controller_of
 from lora_operator.views.pods import has_ended, ignored_by_job, is_running
+
+# Of a run, as anyone who may create pods can label thousands as a run's. A Job of 64 nodes, whose failed pods stay, has
+# more after eight rounds; what is older is counted by then.
+MOST_PODS = 512
 
 
 def look(
@@ -26,13 +31,16 @@ def look(
     `kueue`: the cluster has Kueue, and the cache follows its Workloads.
     """
     key, uid = key_of(finetune), finetune.uid
-    pods = (*cache.pods.of(key, uid), *cache.pods.tombstones(key, uid))
+    jobs, former_jobs = cache.jobs.of(key, uid), cache.jobs.tombstones(key, uid)
+    known = (*cache.pods.of(key, uid), *cache.pods.tombstones(key, uid))
+    pods = _most_telling(known, (*jobs, *former_jobs))
     # Of running pods alone: what a pod said before it failed is not what its successor does.
     answer = ask(pod for pod in pods if is_running(pod))
     return Observed(
-        jobs=cache.jobs.of(key, uid),
-        former_jobs=cache.jobs.tombstones(key, uid),
+        jobs=jobs,
+        former_jobs=former_jobs,
         pods=pods,
+        pods_left_out=len(known) - len(pods),
         kueue=kueue,
         workloads=cache.workloads.of(key, uid),
         events=events,
@@ -41,6 +49,18 @@ def look(
         rejection=rejection,
         over_limit=over_limit,
     )
+
+
+def _most_telling(pods: tuple[PodView, ...], jobs: Iterable[JobView]) -> tuple[PodView, ...]:
+    """At most `MOST_PODS` of a run's pods: first those of its Jobs, then those of any other, newer ones first."""
+    if len(pods) <= MOST_PODS:
+        return pods
+    own = {job.uid for job in jobs}
+
+    def rank(pod: PodView) -> tuple[bool, bool, datetime]:
+        return pod.job_uid in own, bool(pod.job_uid), pod.created_at
+
+    return tuple(sorted(pods, key=rank, reverse=True)[:MOST_PODS])
 
 
 async def read_live(

@@ -12,20 +12,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from lora_operator.decision.proof import claims_success
+from lora_operator.decision.rounds import (
+    PodEnd,
+    Rounds,
+    follows_from_a_peer,
+    is_counted_with_a_peer,
+    waits_for_peers,
+)
 from lora_operator.views.jobs import is_ending, suspension_of
 from lora_operator.views.model import JobView, PodView
-from lora_operator.views.pods import (
-    condition_of,
-    failure_of,
-    has_ended,
-    newest_first,
-    was_disrupted,
-    was_short_of_something,
-    was_shut_down,
-)
+from lora_operator.views.pods import condition_of, was_disrupted, was_short_of_something, was_shut_down
 from lora_operator.views.wording import block_of, integer_of
-from lora_trainer.contract.exit_codes import FINAL, ExitCode
+from lora_trainer.contract.exit_codes import FINAL
 from lora_trainer.contract.reasons import Reason
 
 # As many as the definition admits. With 36 characters each they are some 10 KB of a status.
@@ -88,27 +86,29 @@ def retries_block(retries: Retries) -> dict[str, Any]:
 
 
 def count_pods(before: Retries, jobs: Iterable[JobView], pods: Iterable[PodView]) -> Retries:
-    """With the pods that failed since. `jobs` are all of the run that are there."""
-    jobs, pods = tuple(jobs), tuple(pods)
-    counted = set(before.counted)
-    forgotten_before = _forgotten_before(before, pods)
+    """With the pods that failed since, of those that a Job counts. `jobs` are all of the run that are there."""
+    rounds = Rounds(pods, jobs)
+    counted, forgotten_before = set(before.counted), _forgotten_before(before, rounds)
     retries = before
     done: list[str] = []
-    for pod in reversed(newest_first(pods)):
+    for end in rounds.counted_by_a_job():
+        pod = end.pod
         if pod.uid in counted or not pod.uid or len(pod.uid) > 64 or pod.created_at < forgotten_before:
             continue
-        cause = cause_of(pod, jobs, pods)
-        if cause is None or _waits_for_peers(pod, pods):
+        cause = cause_of(end, rounds)
+        peers = rounds.peers(end) if cause is not None else []
+        if cause is None or waits_for_peers(end, peers):
             continue
-        if not _follows_from_a_peer(pod, pods) and not _is_counted_with_a_peer(pod, pods, counted.union(done)):
+        if not follows_from_a_peer(end, peers) and not is_counted_with_a_peer(peers, counted):
             retries = retries.with_one_more(cause)
+        counted.add(pod.uid)
         done.append(pod.uid)
     if not done:
         return before
-    return dataclasses.replace(retries, counted=_last((*before.counted, *done), seen={pod.uid for pod in pods}))
+    return dataclasses.replace(retries, counted=_last((*before.counted, *done), seen={end.pod.uid for end in rounds}))
 
 
-def _forgotten_before(before: Retries, pods: Iterable[PodView]) -> datetime:
+def _forgotten_before(before: Retries, rounds: Rounds) -> datetime:
     """The creation before which a pod whose uid is not kept may have been counted all the same.
 
     Pods are counted in the order in which they were made. A list that is full has lost some of its beginning: what is
@@ -117,7 +117,7 @@ def _forgotten_before(before: Retries, pods: Iterable[PodView]) -> datetime:
     if len(before.counted) < MOST_COUNTED:
         return _BEGINNING
     kept = set(before.counted)
-    return max((pod.created_at for pod in pods if pod.uid in kept), default=_BEGINNING)
+    return max((end.pod.created_at for end in rounds if end.pod.uid in kept), default=_BEGINNING)
 
 
 def _last(uids: Sequence[str], *, seen: Set[str]) -> tuple[str, ...]:
@@ -129,12 +129,12 @@ def _last(uids: Sequence[str], *, seen: Set[str]) -> tuple[str, ...]:
     return tuple(uid for uid in uids if uid not in dropped)
 
 
-def cause_of(pod: PodView, jobs: Sequence[JobView], pods: Iterable[PodView]) -> Cause | None:
+def cause_of(end: PodEnd, rounds: Rounds) -> Cause | None:
     """Why a pod ended early; None for one that lives, did its work, failed for good, or was stopped with its Job.
 
-    `pods` are all of the run that are known.
+    `rounds` are all pods of the run that are known.
     """
-    failure = failure_of(pod)
+    pod, failure = end.pod, end.failure
     if failure is None or pod.trainer.exit_code in FINAL:
         return None
     if was_disrupted(pod):
@@ -144,7 +144,7 @@ def cause_of(pod: PodView, jobs: Sequence[JobView], pods: Iterable[PodView]) -> 
     if failure.reason is Reason.NODE_LOST:
         return Cause.NODE_LOST
     if pod.deleting and (failure.reason is Reason.EVICTED or pod.trainer.exit_code is None):
-        return None if _stopped_with_its_job(pod, jobs, pods) else Cause.PREEMPTED
+        return None if _stopped_with_its_job(pod, rounds) else Cause.PREEMPTED
     return Cause.ERROR
 
 
@@ -156,87 +156,16 @@ def _cause_of_a_disruption(pod: PodView) -> Cause:
     return Cause.NODE_LOST if lost else Cause.PREEMPTED
 
 
-def _stopped_with_its_job(pod: PodView, jobs: Iterable[JobView], pods: Iterable[PodView]) -> bool:
+def _stopped_with_its_job(pod: PodView, rounds: Rounds) -> bool:
     """Whether the pod was stopped because its Job was suspended, ended or deleted."""
-    job = next((job for job in jobs if job.uid == pod.job_uid), None)
+    job = rounds.job_of(pod)
     if job is None or job.deleting or job.suspended or suspension_of(job) is not None or is_ending(job):
         return True
     # The Job controller stops the pods of the other nodes before it writes that the Job has met its end.
-    if any(other.job_uid == pod.job_uid and _ends_the_job(other) for other in pods):
+    if rounds.are_to_end(pod.job_uid):
         return True
     # It is of a time before the last suspension.
     return job.started_at is not None and pod.created_at < job.started_at
-
-
-def _ends_the_job(pod: PodView) -> bool:
-    return claims_success(pod) or pod.trainer.exit_code in FINAL
-
-
-def waited_in_vain(pod: PodView, pods: Iterable[PodView]) -> bool:
-    """Whether the pod ended since one of its peers had not started."""
-    return _is_a_consequence(pod) and any(_was_too_late(peer, pod) for peer in _peers(pod, pods))
-
-
-def _peers(pod: PodView, pods: Iterable[PodView]) -> list[PodView]:
-    """Pods of other nodes that were there when this one was; of a node that it met, not the pod that is to come."""
-    there = [
-        other
-        for other in pods
-        if other.job_uid == pod.job_uid
-        and other.index != pod.index
-        and _began_before_the_end(other, pod)
-        and _began_before_the_end(pod, other)
-    ]
-    met = {other.index for other in there if not _was_too_late(other, pod)}
-    return [other for other in there if other.index not in met or not _was_too_late(other, pod)]
-
-
-def _began_before_the_end(pod: PodView, other: PodView) -> bool:
-    return other.trainer.finished_at is None or pod.created_at <= other.trainer.finished_at
-
-
-def _is_a_consequence(pod: PodView) -> bool:
-    """Whether the pod ended because another did: its peer is gone, or one that was asked to stop asked it in turn."""
-    failure = failure_of(pod)
-    if failure is None or was_disrupted(pod):
-        return False
-    asked_to_stop = pod.trainer.exit_code == ExitCode.TERMINATED and not pod.deleting
-    return failure.reason is Reason.PEER_FAILED or asked_to_stop
-
-
-def _is_a_cause(pod: PodView) -> bool:
-    return (failure_of(pod) is not None and not _is_a_consequence(pod)) or claims_success(pod)
-
-
-def _was_too_late(peer: PodView, pod: PodView) -> bool:
-    """Whether the pod ended, other than asked to, before its peer had started: it waited for that in vain."""
-    began, ended = peer.trainer.started_at, pod.trainer.finished_at
-    late = not has_ended(peer) if began is None else ended is not None and ended < began
-    return late and pod.trainer.exit_code != ExitCode.TERMINATED
-
-
-def _waits_for_peers(pod: PodView, pods: Iterable[PodView]) -> bool:
-    """Whether the pod that is to blame may yet be known: this one ended because another did."""
-    if not _is_a_consequence(pod):
-        return False
-    peers = _peers(pod, pods)
-    known = any(_is_a_cause(peer) or _was_too_late(peer, pod) for peer in peers)
-    return not known and not all(map(has_ended, peers))
-
-
-def _follows_from_a_peer(pod: PodView, pods: Iterable[PodView]) -> bool:
-    """Whether another pod of the same round is counted in this one's place, or was waited for and is none's fault."""
-    if not _is_a_consequence(pod):
-        return False
-    return any(
-        _is_a_cause(peer) or _was_too_late(peer, pod) or (_is_a_consequence(peer) and peer.index < pod.index)
-        for peer in _peers(pod, pods)
-    )
-
-
-def _is_counted_with_a_peer(pod: PodView, pods: Iterable[PodView], counted: Set[str]) -> bool:
-    """Whether the round has its cause already: where each node lost the network, one retry follows for all."""
-    return any(_is_a_cause(peer) for peer in _peers(pod, pods) if peer.uid in counted)
 
 
 def _number(value: object) -> int:

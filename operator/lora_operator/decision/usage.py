@@ -14,6 +14,7 @@ from typing import Any
 from lora_operator.decision.case import Case
 from lora_operator.decision.proof import Verdict, claims_success
 from lora_operator.decision.retries import Cause, cause_of
+from lora_operator.decision.rounds import PodEnd, Rounds
 from lora_operator.views.model import PodView
 from lora_operator.views.names import TRAIN
 from lora_operator.views.pods import condition_of, has_ended, summary_of
@@ -80,13 +81,14 @@ def usage_block(usage: Usage) -> dict[str, Any]:
 def count_usage(case: Case, progress: Mapping[str, Any], verdict: Verdict | None) -> Usage:
     """That of a run, up to date; `progress` is the block of its status, `verdict` that of a run that ends now."""
     pods, pod = case.observed.pods, case.request.pod
+    rounds = Rounds(pods, case.children.jobs)
     over = min(verdict.finding.since or case.now, case.now) if verdict else case.now
     return follow_usage(
         stored_usage(case.finetune.status),
         pods,
         progress,
         gpus=pod.gpus * pod.nodes,
-        cause_of=lambda ended: cause_of(ended, case.children.jobs, pods),
+        cause_of=lambda ended: cause_of(PodEnd(ended), rounds),
         end=End(succeeded=verdict.succeeded, at=over) if verdict else None,
     )
 
@@ -106,8 +108,8 @@ def follow_usage(
     began = [(pod.trainer.started_at, pod) for pod in pods if pod.stage == TRAIN and pod.index == 0]
     in_turn = sorted(((at, pod) for at, pod in began if at), key=lambda pair: (pair[0], pair[1].name))
     for number, (started_at, pod) in enumerate(in_turn):
-        later = in_turn[number + 1 :]
-        said = _said(progress, before=later[0][0] if later else None)
+        later = number + 1 < len(in_turn)
+        said = _said(progress, before=in_turn[number + 1][0] if later else None)
         usage = _with_checkpoint(usage, pod, started_at, said, gpus)
         ended_at = _ended_at(pod, end)
         start = _start(usage, started_at)

@@ -53,7 +53,7 @@ def describe(
         },
         "decides": _decision(finetune, plan),
         "plans": _writes(finetune, plan),
-        "notes": [*notes, *_notes(finetune, plan, config)],
+        "notes": [*notes, *_notes_on_pods(observed), *_notes(finetune, plan, config)],
     }
 
 
@@ -214,6 +214,13 @@ def _by_type(conditions: object) -> dict[str, str]:
 
 def _shown(value: object) -> str:
     return "nothing" if value is None else str(value)
+
+
+def _notes_on_pods(observed: Observed) -> Iterator[str]:
+    if observed.pods_left_out:
+        yield (
+            f"{observed.pods_left_out} more pods have this run's labels and are not looked at: find out who makes them"
+        )
 
 
 def _notes(finetune: FineTune, plan: Plan, config: OperatorConfig) -> Iterator[str]:

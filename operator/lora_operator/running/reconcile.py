@@ -19,6 +19,7 @@ from lora_operator.decision.proof import claims_success
 from lora_operator.decision.trouble import KNOWN_FROM_EVENTS
 from lora_operator.running import logs
 from lora_operator.running.contention import Contention
+from lora_operator.running.crowds import Crowds
 from lora_operator.running.decision_log import DecisionLine
 from lora_operator.running.pacing import SCHEDULER_S, Pacing, paced
 from lora_operator.running.transitions import has_just_ended
@@ -89,6 +90,7 @@ class Reconciler:
         self._now = now
         self._writer = Writer(api, cache, kueue)
         self._contention = Contention(now)
+        self._crowds = Crowds()
 
     async def reconcile(self, key: Key, *, failures: int = 0) -> float | None:
         """Bring the cluster to where the resource wants it; return the seconds until the next look, None for no need.
@@ -104,6 +106,7 @@ class Reconciler:
                 self._cache.jobs.acknowledge(key)
                 self._events.forget(key)
                 self._contention.forget(key)
+                self._crowds.forget(key)
                 self._pacing.forget(key)
                 return None
             if finetune.uid != turn.uid:
@@ -181,7 +184,7 @@ class Reconciler:
 
     async def _observe(self, key: Key, finetune: FineTune, turn: _Turn) -> Observed:
         events = await self._events.latest(key)
-        return look(
+        observed = look(
             self._cache,
             finetune,
             events=events,
@@ -190,6 +193,8 @@ class Reconciler:
             rejection=turn.rejection,
             over_limit=self._over_limit(key),
         )
+        self._crowds.note(key, looked_at=len(observed.pods), left_out=observed.pods_left_out)
+        return observed
 
     def _needs_events(self, key: Key, finetune: FineTune, plan: Plan) -> bool:
         """Whether Events that this process has not read yet may be where the stored reason for waiting comes from."""

@@ -1,0 +1,146 @@
+"""Of pods that train together: which one ended since another did, and which one waited for another in vain."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence, Set
+from functools import cached_property
+
+from lora_operator.decision.proof import claims_success
+from lora_operator.views.conditions import Finding
+from lora_operator.views.model import JobView, PodView
+from lora_operator.views.pods import failure_of, has_ended, newest_first, was_disrupted
+from lora_trainer.contract.exit_codes import FINAL, ExitCode
+from lora_trainer.contract.reasons import Reason
+
+
+class PodEnd:
+    """A pod and how it ended, if it has: read when it is asked for, and once, as many others may ask."""
+
+    def __init__(self, pod: PodView) -> None:
+        self.pod = pod
+        self.made_at = pod.created_at
+        self.started_at = pod.trainer.started_at
+        self.finished_at = pod.trainer.finished_at
+
+    @cached_property
+    def has_ended(self) -> bool:
+        """Whether the trainer has stopped for good."""
+        return has_ended(self.pod)
+
+    @cached_property
+    def was_told_to_stop(self) -> bool:
+        """Whether the trainer ended since it was asked to."""
+        return self.pod.trainer.exit_code == ExitCode.TERMINATED
+
+    @cached_property
+    def failure(self) -> Finding | None:
+        """How the pod failed; None for one that lives or ended well."""
+        return failure_of(self.pod)
+
+    @cached_property
+    def ends_its_job(self) -> bool:
+        """Whether the Job ends with this pod: it did the work, or failed for good."""
+        return self.claims_success or self.pod.trainer.exit_code in FINAL
+
+    @cached_property
+    def claims_success(self) -> bool:
+        """Whether the pod left the summary of a verified adapter."""
+        return claims_success(self.pod)
+
+    @cached_property
+    def is_consequence(self) -> bool:
+        """Whether the pod ended because another did: its peer is gone, or one that was asked to stop asked it."""
+        if self.failure is None or was_disrupted(self.pod):
+            return False
+        told_by_a_peer = self.was_told_to_stop and not self.pod.deleting
+        return self.failure.reason is Reason.PEER_FAILED or told_by_a_peer
+
+    @cached_property
+    def is_cause(self) -> bool:
+        """Whether others may have ended because of this pod."""
+        return (self.failure is not None and not self.is_consequence) or self.claims_success
+
+
+class Rounds:
+    """The pods of a run by the Job that counts them, and the run's Jobs by uid.
+
+    Anyone who may create pods can label thousands as the run's. So nothing here goes over all pods for each pod: peers
+    are looked for among the other nodes' of the same Job, and a pod that no Job counts has none.
+    """
+
+    def __init__(self, pods: Iterable[PodView], jobs: Iterable[JobView] = ()) -> None:
+        self._ends = [PodEnd(pod) for pod in newest_first(pods)]
+        self._jobs = {job.uid: job for job in jobs}
+        self._nodes = defaultdict[str, defaultdict[int, list[PodEnd]]](lambda: defaultdict(list))
+        for end in self._ends:
+            if end.pod.job_uid:
+                self._nodes[end.pod.job_uid][end.pod.index].append(end)
+        self._ending: dict[str, bool] = {}
+
+    def __iter__(self) -> Iterator[PodEnd]:
+        """The pods, newest first."""
+        return iter(self._ends)
+
+    def counted_by_a_job(self) -> list[PodEnd]:
+        """Those that a Job counts, in the order in which they were made."""
+        return [end for end in reversed(self._ends) if end.pod.job_uid]
+
+    def job_of(self, pod: PodView) -> JobView | None:
+        """The Job that counts the pod; None where it is gone."""
+        return self._jobs.get(pod.job_uid)
+
+    def are_to_end(self, job_uid: str) -> bool:
+        """Whether a pod of this Job has ended it, which the Job may not say yet."""
+        if job_uid not in self._ending:
+            nodes = self._nodes.get(job_uid, {}).values()
+            self._ending[job_uid] = any(end.ends_its_job for ends in nodes for end in ends)
+        return self._ending[job_uid]
+
+    def waited_in_vain(self, end: PodEnd) -> bool:
+        """Whether the pod ended since one of its peers had not started."""
+        return end.is_consequence and any(_was_too_late(peer, end) for peer in self.peers(end))
+
+    def peers(self, end: PodEnd) -> list[PodEnd]:
+        """Pods of other nodes that were there when this one was; of a node that it met, not the pod that is to come."""
+        made_at, finished_at = end.made_at, end.finished_at
+        found: list[PodEnd] = []
+        for index, others in self._nodes.get(end.pod.job_uid, {}).items():
+            if index == end.pod.index:
+                continue
+            there = [
+                other
+                for other in others
+                if (finished_at is None or other.made_at <= finished_at)
+                and (other.finished_at is None or made_at <= other.finished_at)
+            ]
+            found += [other for other in there if not _was_too_late(other, end)] or there
+        return found
+
+
+def waits_for_peers(end: PodEnd, peers: Sequence[PodEnd]) -> bool:
+    """Whether the pod that is to blame may yet be known: this one ended because another did."""
+    if not end.is_consequence:
+        return False
+    known = any(peer.is_cause or _was_too_late(peer, end) for peer in peers)
+    return not known and not all(peer.has_ended for peer in peers)
+
+
+def follows_from_a_peer(end: PodEnd, peers: Iterable[PodEnd]) -> bool:
+    """Whether another pod of the same round is counted in this one's place, or was waited for and is none's fault."""
+    if not end.is_consequence:
+        return False
+    return any(
+        peer.is_cause or _was_too_late(peer, end) or (peer.is_consequence and peer.pod.index < end.pod.index)
+        for peer in peers
+    )
+
+
+def is_counted_with_a_peer(peers: Iterable[PodEnd], counted: Set[str]) -> bool:
+    """Whether the round has its cause already: where each node lost the network, one retry follows for all."""
+    return any(peer.is_cause for peer in peers if peer.pod.uid in counted)
+
+
+def _was_too_late(peer: PodEnd, end: PodEnd) -> bool:
+    """Whether the pod ended, other than asked to, before its peer had started: it waited for that in vain."""
+    began, ended = peer.started_at, end.finished_at
+    late = not peer.has_ended if began is None else ended is not None and ended < began
+    return late and not end.was_told_to_stop

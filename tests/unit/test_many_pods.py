@@ -1,0 +1,173 @@
+"""Anyone who may create pods can label thousands as a run's: what a look costs grows with their number, and is bounded.
+
+Costs are counted by how often a field of a pod is read, and do not depend on the machine.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.unit.builders import (
+    CONFIG,
+    NAMESPACE,
+    NOW,
+    ended_pod,
+    job_name,
+    make_finetune,
+    make_job,
+    make_job_object,
+    make_pod,
+    make_pod_object,
+    make_summary,
+    running_pod,
+)
+from tests.unit.test_explain import explained
+from tests.unit.turns import KEY, World
+
+from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.look import MOST_PODS, look
+from lora_operator.decision.decide import decide
+from lora_operator.decision.retries import MOST_COUNTED, Cause, Retries, count_pods
+from lora_operator.views.model import Answer, Observed, PodView
+from lora_trainer.contract.reasons import Reason
+
+MANY = 2000
+GOING = (make_job(),)
+PEER = make_summary(Reason.PEER_FAILED, "Node 0 failed").to_message()
+reads = 0
+
+
+class Counting(PodView):
+    """A pod whose fields are counted as they are read."""
+
+    __slots__ = ()
+
+    def __getattribute__(self, name: str) -> Any:
+        """The field."""
+        global reads  # noqa: PLW0603 - the pods are frozen
+        reads += 1
+        return super().__getattribute__(name)
+
+
+def counting(pods: Iterable[PodView]) -> tuple[PodView, ...]:
+    """The same pods, each under a name and a uid of its own, the first one being the oldest."""
+    fields = [field.name for field in dataclasses.fields(PodView)]
+    found = []
+    for number, pod in enumerate(pods):
+        values = {name: getattr(pod, name) for name in fields}
+        made_at = pod.created_at + timedelta(milliseconds=number)
+        found.append(Counting(**{**values, "name": f"pod-{number}", "uid": f"uid-{number}", "created_at": made_at}))
+    return tuple(found)
+
+
+def reads_of(act: Callable[[], object]) -> int:
+    """How many fields of pods are read meanwhile."""
+    before = reads
+    act()
+    return reads - before
+
+
+FORGED = {
+    "that ended, and of which no Job knows": lambda number: ended_pod(1, job_uid="", index=number % 3),
+    "that wait, and of which no Job knows": lambda _: make_pod(job_uid="", node=""),
+    "that say that another failed": lambda number: ended_pod(76, PEER, job_uid="", index=number % 3),
+    "that were deleted with their Job": lambda _: ended_pod(143, deleting=True),
+    "of a Job that nobody made": lambda number: ended_pod(1, job_uid="forged"),
+}
+
+
+@pytest.mark.parametrize("forge", FORGED.values(), ids=FORGED)
+def test_counting_many_pods_looks_at_each_a_few_times(forge: Callable[[int], PodView]) -> None:
+    """Also where the list of those that are counted is full, and they come last."""
+    counted = [ended_pod(1) for _ in range(MOST_COUNTED)]
+    pods = counting([*(forge(number) for number in range(MANY)), *counted])
+    before = Retries(counts={Cause.ERROR: MOST_COUNTED}, counted=tuple(pod.uid for pod in pods[MANY:]))
+    assert reads_of(lambda: count_pods(before, GOING, pods)) <= 60 * len(pods)
+    assert reads_of(lambda: count_pods(Retries(), GOING, pods)) <= 60 * len(pods)
+
+
+def forged_object(number: int) -> dict[str, Any]:
+    """A pod that somebody made with the labels of the run."""
+    ended = {"exitCode": 76, "reason": "Error", "message": PEER, "finishedAt": "2026-03-01T11:59:00Z"}
+    made_at = NOW - timedelta(minutes=5) + timedelta(seconds=number % 60)
+    pod = make_pod_object(
+        name=f"forged-{number}", index=number % 3, phase="Failed", state={"terminated": ended}, created_at=made_at
+    )
+    pod["metadata"]["ownerReferences"][0]["uid"] = "forged" if number % 2 else ""
+    pod["metadata"]["resourceVersion"] = str(100 + number)
+    return pod
+
+
+def fill(cache: Cache, number: int) -> None:
+    """The run's Job and pod, and after them so many forged ones."""
+    cache.jobs.put(make_job_object(version="20"))
+    own = make_pod_object(phase="Running", state={"running": {"startedAt": "2026-03-01T11:30:00Z"}})
+    own["metadata"]["resourceVersion"] = "21"
+    cache.pods.put(own)
+    for one in range(number):
+        cache.pods.put(forged_object(one))
+
+
+def seen_in(cache: Cache) -> Observed:
+    return look(cache, make_finetune(), events=(), ask=lambda _: Answer())
+
+
+def test_of_many_pods_those_of_the_runs_jobs_and_the_newest_are_looked_at() -> None:
+    """However many somebody else has made since; and a decision reads each a bounded number of times."""
+    cache = Cache()
+    fill(cache, MANY)
+    observed = seen_in(cache)
+    assert (len(observed.pods), observed.pods_left_out) == (MOST_PODS, MANY + 1 - MOST_PODS)
+    assert observed.pods[0].name == make_pod_object()["metadata"]["name"]
+    assert {pod.job_uid for pod in observed.pods} == {"job-1", "forged"}
+    pods = counting(observed.pods)
+    finetune = make_finetune(status={"attempt": 1, "jobName": job_name()})
+    seen = dataclasses.replace(observed, pods=pods)
+    assert reads_of(lambda: decide(finetune, seen, CONFIG, NOW)) <= 3 * MOST_PODS**2
+
+
+def test_as_many_as_are_looked_at_are_left_as_they_are() -> None:
+    """No run has more but one of very many nodes, or a forged one."""
+    cache = Cache()
+    fill(cache, MOST_PODS - 1)
+    assert (len(seen_in(cache).pods), seen_in(cache).pods_left_out) == (MOST_PODS, 0)
+
+
+async def test_a_run_with_more_pods_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    """And again when it has had fewer meanwhile; its own pod is still seen to run."""
+    world = World(status={"attempt": 1, "jobName": job_name(), "conditions": []})
+    fill(world.cache, MANY)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            await world.turn()
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1
+    assert said[0].startswith(f"{MANY + 1} pods are this run's by label or Job, and {MOST_PODS} of them are looked at")
+    assert world.condition("PodsReady")["status"] == "True"
+    for number in range(MANY):
+        world.cache.pods.mark_deleted(Key(NAMESPACE, f"forged-{number}"), f"uid-of-forged-{number}")
+    world.cache.pods.acknowledge(KEY)
+    await world.turn()
+    for number in range(MANY):
+        forged = forged_object(number)
+        forged["metadata"] |= {"uid": f"again-{number}", "resourceVersion": str(9000 + number)}
+        world.cache.pods.put(forged)
+    await world.turn()
+    assert len(caplog.records) == 2
+
+
+def test_the_explanation_says_that_pods_are_left_out() -> None:
+    """As the operator's log does."""
+    observed = Observed(jobs=GOING, pods=(running_pod(),), pods_left_out=7)
+    assert any(note.startswith("7 more pods") for note in explained(make_finetune(), observed)["notes"])
+    assert not any("more pods" in note for note in explained(make_finetune(), Observed(jobs=GOING))["notes"])
+
+
+def test_pods_that_no_job_counts_are_no_ends_of_the_run() -> None:
+    """Neither what somebody made with the run's labels, nor what a Job left behind that was deleted without its pods:
+    that Job's deletion uses a retry."""
+    assert count_pods(Retries(), GOING, (ended_pod(1, job_uid=""),)) == Retries()
+    assert count_pods(Retries(), GOING, (ended_pod(1),)).of(Cause.ERROR) == 1
