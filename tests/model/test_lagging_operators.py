@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import pytest
 from tests.component.documents import finetune
-from tests.model.life import Object
+from tests.model.objects import Object
 from tests.model.operators import Fault
 from tests.model.world import World
 
@@ -220,6 +220,53 @@ def test_a_pod_cannot_be_hidden_by_changing_a_label(label: str, *, restarted: bo
         world.pass_time(60)
         assert _reasons(world) == ["Succeeded"]
         world.check()
+    finally:
+        world.close()
+
+
+def _fail(world: World) -> str:
+    """The pod starts, fails and is counted; its uid."""
+    (pod,) = world.life._pods("waiting")
+    world.life.start_pod()
+    world.settle()
+    world.life.fail()
+    world.controllers.catch_up()
+    world.pass_time(5)
+    world.check()
+    return str(pod["metadata"]["uid"])
+
+
+@pytest.mark.parametrize("how", ["stripped", "gone"])
+def test_a_pod_that_was_counted_is_not_counted_again_by_who_has_seen_less_or_more(how: str) -> None:
+    """It is hidden from a watch and shown by a live read, or gone before another operator takes over."""
+    world = World(Lucky())
+    try:
+        world.start_operator()
+        world.start_operator(leads=False)
+        world.life.client.post(world.life.path("lorafinetunes"), run_of("tone", maxRetries=2))
+        world.settle()
+        world.controllers.catch_up()
+        world.pass_time(5)
+        first = _fail(world)
+        (pod,) = (pod for pod in world.server.all("pods") if pod["metadata"]["uid"] == first)
+        path = world.life.path("pods", pod["metadata"]["name"])
+        if how == "stripped":
+            bare = dict.fromkeys(key for key in pod["metadata"]["labels"] if not key.startswith("batch.kubernetes.io"))
+            world.life.client.patch(path, {"metadata": {"labels": bare}})
+        else:
+            world.life.client.delete(path)
+        world.pass_time(5)
+        _fail(world)
+        if how == "stripped":
+            more = {"spec": {"activeDeadlineSeconds": 90_000}}
+            world.life.client.patch(world.life.path("lorafinetunes", "tone"), more)
+        else:
+            world.operators[0].kill()
+        world.settle()
+        world.pass_time(60)
+        world.check()
+        (run,) = world.server.all("lorafinetunes")
+        assert run["status"]["retries"]["error"] == 2
     finally:
         world.close()
 
