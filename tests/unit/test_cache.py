@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.tombstones import MOST
 from lora_operator.views.names import NAME_LABEL, QUEUE_LABEL, UID_LABEL, child_labels
 from lora_trainer.contract.manifest import API_VERSION, KIND
 
@@ -326,16 +327,25 @@ def test_of_what_was_deleted_only_so_much_is_remembered() -> None:
     assert jobs.put(job(uid="j0", version="6")) == OWNER, "forgotten"
 
 
-def test_only_so_many_owners_have_tombstones() -> None:
-    """Nobody acknowledges those of a run that is looked after no more."""
+def test_only_so_many_tombstones_are_kept() -> None:
+    """Nobody acknowledges those of a run that is looked after no more: those of the runs without news go first."""
     jobs = Cache().jobs
-    for number in range(1001):
+    jobs.put(job("again", uid="again"))
+    jobs.remove(job("again", uid="again"))
+    for number in range(MOST):
         document = job(f"job-{number}", uid=f"j{number}")
         document["metadata"]["ownerReferences"][0]["name"] = f"tone-{number}"
         jobs.put(document)
         jobs.remove(document)
+        if number == 0:
+            jobs.put(job("anew", uid="anew"))
+            jobs.remove(job("anew", uid="anew"))
     assert jobs.tombstones(Key("team", "tone-0"), "u1") == ()
-    assert len(jobs.tombstones(Key("team", "tone-1000"), "u1")) == 1
+    assert len(jobs.tombstones(OWNER, "u1")) == 1
+    assert len(jobs.tombstones(Key("team", f"tone-{MOST - 1}"), "u1")) == 1
+    for key in jobs.owners_of_tombstones():
+        jobs.acknowledge(key)
+    assert (jobs.owners_of_tombstones(), jobs.has_tombstones(OWNER)) == ((), False)
 
 
 def test_a_resource_is_its_own_owner_and_is_kept_without_labels() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, c
 
 import orjson
 
+from lora_operator.cluster.tombstones import Tombstones
 from lora_operator.views import names
 from lora_operator.views.conditions import is_finished
 from lora_operator.views.observe import (
@@ -70,7 +71,6 @@ class Packing(Protocol[T]):
 
 # Of each kind. A list that takes a minute may be overtaken by as many deletions.
 _MOST_DELETIONS = 5000
-_MOST_TOMBSTONES = 1000
 
 
 class Store(Generic[T]):
@@ -99,7 +99,7 @@ class Store(Generic[T]):
         self._entries: dict[Key, Entry[T]] = {}
         self._by_owner: dict[Key, tuple[Key, ...]] = {}  # a set of one or two is four times as large
         self._deletions: dict[str, str] = {}  # by uid the version as of which it was known to be gone
-        self._tombstones: dict[Key, dict[str, tuple[str, T]]] = {}
+        self._tombstones: Tombstones[T] = Tombstones()
         self.version = ""
         """The newest resource version seen of this kind, in an object, a list or a bookmark."""
 
@@ -135,17 +135,19 @@ class Store(Generic[T]):
 
     def tombstones(self, owner: Key, owner_uid: str) -> tuple[T, ...]:
         """The last states of a LoRAFineTune's objects that are gone, as far as nobody has acknowledged them."""
-        return tuple(view for uid, view in self._tombstones.get(owner, {}).values() if uid == owner_uid)
+        return self._tombstones.of(owner, owner_uid)
+
+    def has_tombstones(self, owner: Key) -> bool:
+        """Whether there are any of this name, whichever uid it had."""
+        return owner in self._tombstones
+
+    def owners_of_tombstones(self) -> tuple[Key, ...]:
+        """Whose objects left them; they need not exist."""
+        return tuple(Key(*owner) for owner in self._tombstones.owners())
 
     def acknowledge(self, owner: Key, uids: Iterable[str] | None = None) -> bool:
         """Drop the tombstones of these objects, or all that the owner has; whether there were any."""
-        tombstones = self._tombstones.get(owner)
-        if tombstones is None:
-            return False
-        dropped = [tombstones.pop(uid, None) for uid in (list(tombstones) if uids is None else uids)]
-        if not tombstones:
-            del self._tombstones[owner]
-        return any(dropped)
+        return self._tombstones.acknowledge(owner, uids)
 
     def saw(self, version: str) -> None:
         """A list or a bookmark is as of this version."""
@@ -292,9 +294,7 @@ class Store(Generic[T]):
         self._delete(entry)
         self._note_deletion(entry.uid, as_of)
         if self._keeps(view):
-            self._tombstones.setdefault(entry.owner, {})[entry.uid] = (entry.owner_uid, view)
-            while len(self._tombstones) > _MOST_TOMBSTONES:
-                del self._tombstones[next(iter(self._tombstones))]
+            self._tombstones.add(entry.owner, entry.owner_uid, entry.uid, view)
 
     def _note_deletion(self, uid: str, as_of: str) -> None:
         self._deletions.pop(uid, None)

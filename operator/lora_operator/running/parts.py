@@ -24,6 +24,7 @@ from lora_operator.running.pacing import MOST_PROGRESS_PER_S, Pacing, shortest_i
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.running.run_limit import RunLimit
 from lora_operator.running.self_check import SelfCheckError
+from lora_operator.running.standby import drop_stored
 from lora_operator.running.urgency import NEW, rank_of
 from lora_operator.running.watch import sources_of
 from lora_operator.running.work_queue import WorkQueue
@@ -133,10 +134,14 @@ class Operator:
         if self.working:
             self.run_limit.update(key)
             self.queue.add_after(key, after_s)
+        elif not self.unready():  # before the first lists are complete a run may only seem to be gone
+            drop_stored(self.cache, key)
 
     def begin_work(self) -> None:
         """Have all runs looked at, and from now on those that there is news of; their series are shown."""
         self.working = True
+        for key in {*self.cache.pods.owners_of_tombstones(), *self.cache.jobs.owners_of_tombstones()}:
+            drop_stored(self.cache, key)
         places = self.cache.finetunes.places()
         self.metrics.begin_at_zero({place.namespace for place in places})
         for key in places:
