@@ -222,8 +222,8 @@ class Life:
             self._end(self.client.post(self.path("pods"), pod), 0, succeeded())
 
     def delete_pod(self) -> None:
-        """Delete a pod, which gets its time to stop."""
-        for pod in self._some(self._pods("waiting", "running")):
+        """Delete a pod, which gets its time to stop where it has not ended."""
+        for pod in self._some(self._pods("waiting", "running", "ended")):
             self.client.delete(self.path("pods", pod["metadata"]["name"]))
 
     def force_delete_pod(self) -> None:

@@ -23,6 +23,7 @@ from lora_operator.running.metrics import Metrics
 from lora_operator.running.pacing import MOST_PROGRESS_PER_S, Pacing
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.running.resync import resync
+from lora_operator.running.standby import drop_stored
 from lora_operator.running.supervision import OperatorFailedError, run_together
 from lora_operator.running.urgency import rank_of
 from lora_operator.running.watch import sources_of
@@ -258,6 +259,8 @@ class ModelOperator:
         """As a process does that has got the Lease, at once or after hours."""
         await self._led.wait()
         self.leads = True
+        for key in {*self.cache.pods.owners_of_tombstones(), *self.cache.jobs.owners_of_tombstones()}:
+            drop_stored(self.cache, key)
         for key in self.cache.finetunes.places():
             self.queue.add(key)
         parts = {"timers": self.queue.run_timers(), "event poster": self.poster.run()}
@@ -277,9 +280,11 @@ class ModelOperator:
         self._led.set()
 
     def wake(self, key: Key, after_s: float = 0) -> None:
-        """Have a run looked at; while it does not lead, nobody would."""
+        """Have a run looked at; while it does not lead, nobody would: as `parts.Operator` does."""
         if self.leads:
             self.queue.add_after(key, after_s)
+        else:
+            drop_stored(self.cache, key)
 
     def _reflectors(self) -> list[Reflector]:
         """Of which lists are wanted alone: a watch is brought by the model."""
