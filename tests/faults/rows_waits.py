@@ -285,7 +285,8 @@ ROWS = (
             Shown(key="put-back", says="Its labels: three times they are put back"),
             Shown(
                 key="labels",
-                says="The Job and its pods are the run's without their labels too: by owner reference, name and uid",
+                says="The Job and its pods are the run's without their labels, or with changed ones, too: "
+                "by owner reference, name and uid",
             ),
         ),
     ),

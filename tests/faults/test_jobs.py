@@ -10,7 +10,7 @@ from tests.component.stage import Stage, gone
 from tests.faults.one_run import Run, begin
 from tests.faults.proofs import Proofs
 
-from lora_operator.views.names import SUSPEND_ANNOTATION
+from lora_operator.views.names import NAME_LABEL, SUSPEND_ANNOTATION, UID_LABEL
 
 _TIMES = 3  # as row B22 says
 
@@ -241,9 +241,13 @@ def test_a_job_whose_labels_are_taken_off_again_and_again_stays_the_runs(stage: 
         assert not stage.api.get(path)["metadata"]["labels"].keys() & ours.keys()
         run.change(suspend=False)
         (pod,) = stage.wait_pods(job, 1)
-        _strip(stage, stage.path("pods", pod["metadata"]["name"]), ours)
+        named = stage.path("pods", pod["metadata"]["name"])
+        stage.api.patch(named, {"metadata": {"labels": {NAME_LABEL: "another", UID_LABEL: "another"}}})
+        stage.operators[-1].kill()
+        stage.start(resyncIntervalSeconds=1)
         stage.run_pod(pod)
         run.wait("PodsReady", "True")
+        _strip(stage, named, ours)
         stage.end_pod(pod, 0, succeeded())
         run.wait("Complete", "True")
     before = faults.remember(run)

@@ -4,14 +4,17 @@ The names I1 to I10 are those of the fault matrix's invariants.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tests.model.controllers import condition_of
-from tests.model.life import PASSWORD, SECRET, Life, is_over, run_uid
+from tests.model.controllers import condition_of, controller_uid
+from tests.model.life import Life
+from tests.model.objects import has_failed, is_over, run_uid
 from tests.model.queues import is_held, workload_of
 from tests.model.server import labels_of
+from tests.model.talk import PASSWORD, SECRET
 from tests.unit.contradictions import contradictions
 
 from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL, QUEUE_LABEL, TRAIN, place_of
@@ -19,6 +22,9 @@ from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL, QUEUE_LABEL, 
 Object = dict[str, Any]
 CHILDREN = ("jobs", "pods", "services")
 KINDS = ("lorafinetunes", *CHILDREN, "events")
+
+
+_DELETED = re.compile(r"Job was deleted (?:once|(\d+) times)")
 
 
 class Witness:
@@ -31,6 +37,7 @@ class Witness:
         self._attempts: dict[str, int] = {}
         self._retries: dict[str, Object] = {}
         self._budget: dict[str, int] = {}
+        self._fewest: dict[str, int] = {}
         self._jobs: dict[tuple[str, str, int], str] = {}
         self._late: set[str] = set()
         self._read: set[tuple[str, str]] = set()
@@ -43,8 +50,12 @@ class Witness:
             # What old news of a run that was deleted makes anew, the garbage collector or the operator takes away.
             if run_uid(job) in attempts:
                 self._one_job(job, attempts[run_uid(job)])
+        for pod in seen["pods"]:
+            if has_failed(pod):
+                self._life.failed.setdefault(run_uid(pod), set()).add(pod["metadata"]["uid"])
         self._one_writer(seen["pods"])
         for run in seen["lorafinetunes"]:
+            self._fails_for_a_cause(run, seen)
             self._keeps_its_word(run)
             assert run["metadata"]["annotations"]["team"] == "red", "a user's annotation is gone"
         self._no_secrets(seen)
@@ -104,6 +115,39 @@ class Witness:
         self._retries[uid] = counts
         self._budget[uid] = max(self._budget.get(uid, 0), run["spec"].get("maxRetries", 3))
         assert attempt <= self._budget[uid] + 1, f"I8: attempt {attempt} with maxRetries {self._budget[uid]}"
+
+    def _fails_for_a_cause(self, run: Object, seen: Mapping[str, Sequence[Object]]) -> None:
+        """I3, I8: each attempt, retry and failure has a cause that there was, and none is without its proof."""
+        uid, status, verdict = run["metadata"]["uid"], run.get("status", {}), _stated(run).get("Failed", {})
+        failed, removed = len(self._life.failed.get(uid, ())), len(self._life.removed.get(uid, ()))
+        retries = status.get("retries", {})
+        counted = sum(retries.get(cause, 0) for cause in ("error", "outOfMemory", "nodeLost"))
+        assert counted <= failed, f"I8: {counted} pods are counted as failed, and {failed} did: {retries}"
+        attempt = status.get("attempt", 0)
+        assert attempt <= removed + 1, f"I8: attempt {attempt}, and {removed} Jobs were deleted"
+        self._fewest[uid] = min(self._fewest.get(uid, 100), run["spec"].get("maxRetries", 3))
+        if verdict.get("status") != "True" or uid in self._verdicts:
+            return
+        message, used = verdict["message"], failed + removed
+        if verdict["reason"] == "BackoffLimitExceeded":
+            assert used > self._fewest[uid], f"I3: of {self._fewest[uid]} retries {used} were used: {message}"
+        stated = _DELETED.search(message)
+        times = int(stated[1] or 1) if stated else 0
+        assert times <= removed, f"I3: {removed} Jobs were deleted: {message}"
+        if verdict["reason"] == "ResultUnknown":
+            proofs = [pod["metadata"]["name"] for pod in self._proofs(uid, seen)]
+            assert not proofs, f"I3: the result is unknown, though pods prove it: {proofs}"
+
+    def _proofs(self, uid: str, seen: Mapping[str, Sequence[Object]]) -> Iterator[Object]:
+        """Pods with a verified adapter that a Job of the run has counted."""
+        jobs = {
+            job["metadata"]["uid"] for job in seen["jobs"] if run_uid(job) == uid and job["status"].get("succeeded")
+        }
+        for pod in seen["pods"]:
+            proves = pod["metadata"]["uid"] in self._life.proving and pod["status"].get("phase") == "Succeeded"
+            first = (pod["metadata"].get("annotations") or {}).get(INDEX_LABEL) == "0"
+            if proves and first and controller_uid(pod) in jobs:
+                yield pod
 
     def _no_secrets(self, seen: Mapping[str, Sequence[Object]]) -> None:
         """I6: nothing secret in what the operator writes."""

@@ -1,43 +1,35 @@
 """Users, nodes and whoever else has hands in a cluster, as random acts on any API server, real or in memory."""
 
 import contextlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from tests.component.documents import failed, finetune, succeeded
+from tests.model.objects import Object, is_over, run_uid, state_of, trains
+from tests.model.talk import TALK
 from tests.unit.reports import make_report
 
 from localcluster.api import ApiError
 from lora_operator.views.names import (
-    CONFIG_ANNOTATION,
     INDEX_LABEL,
     JOB_NAME_LABEL,
     MANAGED_BY,
     MANAGED_BY_LABEL,
+    NAME_LABEL,
     QUEUE_LABEL,
     TRAIN,
+    UID_LABEL,
     child_name,
     place_of,
 )
 from lora_operator.views.wording import instant
 from lora_trainer.contract.reasons import Reason
 
-Object = dict[str, Any]
 T = TypeVar("T")
-SECRET = "hf_" + "Zq7" * 9
-PASSWORD = "s3cr3t" * 4
 NAMES = ("tone", "mood")
 KUBE = {"lorafinetunes": "/apis/lora-operator.io/v1alpha1", "jobs": "/apis/batch/v1"}
-TALK = (
-    "",
-    f"Traceback (most recent call last):\nOSError: token={SECRET} was refused",
-    f"cannot reach https://user:{PASSWORD}@mirror.example/models",
-    f"the Hub does not know {SECRET}",
-    f"503 from the Hub with Authorization: Bearer {SECRET}",
-)
 
 
 class Client(Protocol):
@@ -62,7 +54,11 @@ class Chance(Protocol):
 
 @dataclass(kw_only=True)
 class Life:
-    """What may happen in one namespace. Every act does something, or nothing where there is nothing to do it to."""
+    """What may happen in one namespace. Every act does something, or nothing where there is nothing to do it to.
+
+    What has happened, by uid: `proven` are runs and `proving` their pods with a verified adapter, `deleted` all Jobs
+    that somebody deleted. Of a run, `failed` are the pods that ended in failure and `removed` its deleted trainings.
+    """
 
     client: Client
     namespace: str
@@ -72,7 +68,10 @@ class Life:
     forced: set[str] = field(default_factory=set)
     orphaned: set[str] = field(default_factory=set)
     proven: set[str] = field(default_factory=set)
+    proving: set[str] = field(default_factory=set)
+    failed: dict[str, set[str]] = field(default_factory=dict)
     deleted: set[str] = field(default_factory=set)
+    removed: dict[str, set[str]] = field(default_factory=dict)
     forged: int = 0
     queues: bool = False
     names: Sequence[str] = NAMES
@@ -150,6 +149,8 @@ class Life:
         for job in self._some(self.objects("jobs")):
             policy = self.chance.pick(("Background", "Background", "Foreground", "Orphan"))
             self.deleted.add(job["metadata"]["uid"])
+            if place_of(job["metadata"]["name"])[1] == TRAIN:
+                self.removed.setdefault(run_uid(job), set()).add(job["metadata"]["uid"])
             if policy == "Orphan":
                 self.orphaned.add(run_uid(job))
             self.client.delete(self.path("jobs", job["metadata"]["name"], query=f"propagationPolicy={policy}"))
@@ -194,11 +195,21 @@ class Life:
 
     def strip_labels(self) -> None:
         """Take the operator's labels off a Job or a pod; the controllers' own stay."""
-        children = [(plural, child) for plural in ("jobs", "pods") for child in self.objects(plural) if run_uid(child)]
-        for plural, child in self._some(children):
-            labels = child["metadata"].get("labels") or {}
-            gone = dict.fromkeys(key for key in labels if "lora-operator" in key or key == MANAGED_BY_LABEL)
-            self.client.patch(self.path(plural, child["metadata"]["name"]), {"metadata": {"labels": gone}})
+        for plural, child in self._some(self._children()):
+            self._mark(plural, child, _ours(child), None)
+
+    def relabel(self) -> None:
+        """Change the operator's labels on a Job or a pod, all or one, or take one off: some tools tidy labels."""
+        for plural, child in self._some(self._children()):
+            chosen = self.chance.pick(([NAME_LABEL], [UID_LABEL], [MANAGED_BY_LABEL], _ours(child)))
+            self._mark(plural, child, chosen, self.chance.pick(("other", "other", None)))
+
+    def _children(self) -> list[tuple[str, Object]]:
+        return [(plural, child) for plural in ("jobs", "pods") for child in self.objects(plural) if run_uid(child)]
+
+    def _mark(self, plural: str, child: Object, keys: Iterable[str], value: str | None) -> None:
+        labels = dict.fromkeys(keys, value)
+        self.client.patch(self.path(plural, child["metadata"]["name"]), {"metadata": {"labels": labels}})
 
     def forge(self) -> None:
         """Make a pod that looks like one of a run, with the summary of an adapter that nobody trained."""
@@ -211,8 +222,8 @@ class Life:
             self._end(self.client.post(self.path("pods"), pod), 0, succeeded())
 
     def delete_pod(self) -> None:
-        """Delete a pod, which gets its time to stop."""
-        for pod in self._some(self._pods("waiting", "running")):
+        """Delete a pod, which gets its time to stop where it has not ended."""
+        for pod in self._some(self._pods("waiting", "running", "ended")):
             self.client.delete(self.path("pods", pod["metadata"]["name"]))
 
     def force_delete_pod(self) -> None:
@@ -241,12 +252,13 @@ class Life:
             if self.chance.number(0, 2) > 0:
                 self._succeed(pod)
             else:
-                self._end(pod, 0, self.chance.pick(TALK if _trains(pod) else (*TALK, succeeded())))
+                self._end(pod, 0, self.chance.pick(TALK if trains(pod) else (*TALK, succeeded())))
 
     def _succeed(self, pod: Object) -> None:
-        if _trains(pod):
+        if trains(pod):
             self.proven.add(run_uid(pod))
-        self._end(pod, 0, succeeded() if _trains(pod) else make_report().to_message())
+            self.proving.add(pod["metadata"]["uid"])
+        self._end(pod, 0, succeeded() if trains(pod) else make_report().to_message())
 
     def fail(self) -> None:
         """A trainer fails, by any exit code, with or without a word."""
@@ -317,6 +329,8 @@ class Life:
             "startedAt": self._time(),
             "finishedAt": self._time(),
         }
+        if code:
+            self._note_failure(pod)
         self._write(pod, "Failed" if code else "Succeeded", {"terminated": ended})
         if "deletionTimestamp" in pod["metadata"]:
             self._finish(pod)
@@ -324,8 +338,12 @@ class Life:
     def _finish(self, pod: Object) -> None:
         """The node is done with a pod that was deleted."""
         if not is_over(pod) and state_of(pod) == "waiting":
+            self._note_failure(pod)
             self.client.patch(self.path("pods", pod["metadata"]["name"], "status"), {"status": {"phase": "Failed"}})
         self.client.delete(self.path("pods", pod["metadata"]["name"], query="gracePeriodSeconds=0"))
+
+    def _note_failure(self, pod: Object) -> None:
+        self.failed.setdefault(run_uid(pod), set()).add(pod["metadata"]["uid"])
 
     def _write(self, pod: Object, phase: str, state: Object, conditions: Sequence[Object] | None = None) -> None:
         name = pod["metadata"]["name"]
@@ -351,29 +369,10 @@ class Life:
         return instant(self.now())
 
 
-def _trains(pod: Mapping[str, Any]) -> bool:
-    return place_of(pod["metadata"]["labels"][JOB_NAME_LABEL])[1] == TRAIN
-
-
-def state_of(pod: Mapping[str, Any]) -> str:
-    """waiting, running or ended."""
-    if is_over(pod):
-        return "ended"
-    states = [item["state"] for item in pod["status"].get("containerStatuses", ()) if item["name"] == "trainer"]
-    return "running" if states and "running" in states[0] else "waiting"
-
-
-def is_over(pod: Mapping[str, Any]) -> bool:
-    """Whether a pod has reached its last phase."""
-    return pod["status"].get("phase") in {"Succeeded", "Failed"}
-
-
-def run_uid(document: Mapping[str, Any]) -> str:
-    """The uid of the LoRAFineTune that a child belongs to, whatever became of its labels; empty for a stranger."""
-    metadata = document["metadata"]
-    owners = (owner for owner in metadata.get("ownerReferences") or () if owner["kind"] == "LoRAFineTune")
-    config = (metadata.get("annotations") or {}).get(CONFIG_ANNOTATION)
-    return str(json.loads(config)["run"]["uid"] if config else next((owner["uid"] for owner in owners), ""))
+def _ours(child: Object) -> list[str]:
+    """The operator's labels that are there."""
+    labels = child["metadata"].get("labels") or {}
+    return sorted(key for key in labels if "lora-operator" in key or key == MANAGED_BY_LABEL)
 
 
 ACTS: tuple[Callable[[Life], None], ...] = (
@@ -386,6 +385,7 @@ ACTS: tuple[Callable[[Life], None], ...] = (
     Life.plant,
     Life.delete_child,
     Life.strip_labels,
+    *[Life.relabel] * 2,
     Life.forge,
     Life.delete_pod,
     Life.force_delete_pod,

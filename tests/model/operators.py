@@ -23,6 +23,7 @@ from lora_operator.running.metrics import Metrics
 from lora_operator.running.pacing import MOST_PROGRESS_PER_S, Pacing
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.running.resync import resync
+from lora_operator.running.standby import drop_stored
 from lora_operator.running.supervision import OperatorFailedError, run_together
 from lora_operator.running.urgency import rank_of
 from lora_operator.running.watch import sources_of
@@ -163,7 +164,10 @@ class ModelPoller(ProgressPoller):
 
 
 class ModelOperator:
-    """One operator process. It hears of changes at once, unless `deaf` to a kind of objects, and until it dies."""
+    """One operator process. It hears of changes at once, unless `deaf` to a kind of objects, and until it dies.
+
+    One that does not lead hears of everything, too, and works once it does.
+    """
 
     def __init__(
         self,
@@ -179,12 +183,14 @@ class ModelOperator:
         self.skew_s = skew_s
         self.network = network
         self.alive = True
+        self.leads = False
         self.cache = Cache()
         self.api = ModelApi(network, self)
         self.kueue = Kueue()
         self.deaf: set[str] = set()
         self._heard = dict.fromkeys(WATCHED, 0)
         self._life: asyncio.Task[None] | None = None
+        self._led = asyncio.Event()
 
         def now() -> datetime:
             return BEGINNING + timedelta(seconds=loop.time() + skew_s)
@@ -201,7 +207,7 @@ class ModelOperator:
             interval_s=lambda _: config.progress_interval_s,
             timeout_s=2.0,
             most_per_s=MOST_PROGRESS_PER_S,
-            wake=self.queue.add,
+            wake=self.wake,
             clock=loop.time,
         )
         self.poller.answers = answers
@@ -233,34 +239,58 @@ class ModelOperator:
             reflectors = self._reflectors()
             for reflector in reflectors:
                 await reflector.list()
-            for key in self.cache.finetunes.places():
-                self.queue.add(key)
             for plural in WATCHED:
                 self.relist(plural)
             self.network.server.listeners.append(self._hear_soon)
             parts = {
-                "timers": self.queue.run_timers(),
-                "event poster": self.poster.run(),
                 "resync": resync(
                     self.api, self.kueue, reflectors, interval_s=self.resync_interval_s, after=lambda: None
                 ),
+                "lead": self._lead(),
             }
-            workers = {
-                f"worker {number}": run_worker(self.queue, self.cache, self.reconciler, METRICS)
-                for number in range(self.workers)
-            }
-            await run_together({**parts, **workers})
+            await run_together(parts)
         except (ApiError, UnreachableError, OperatorFailedError):
             pass  # a real process ends with a sentence, and whoever runs it starts it again
         finally:
             self._forget()
             await self.poller.close()
 
+    async def _lead(self) -> None:
+        """As a process does that has got the Lease, at once or after hours."""
+        await self._led.wait()
+        self.leads = True
+        for key in {*self.cache.pods.owners_of_tombstones(), *self.cache.jobs.owners_of_tombstones()}:
+            drop_stored(self.cache, key)
+        for key in self.cache.finetunes.places():
+            self.queue.add(key)
+        parts = {"timers": self.queue.run_timers(), "event poster": self.poster.run()}
+        workers = {
+            f"worker {number}": run_worker(self.queue, self.cache, self.reconciler, METRICS)
+            for number in range(self.workers)
+        }
+        await run_together({**parts, **workers})
+
+    @property
+    def has_lease(self) -> bool:
+        """Whether it works on runs, or will as soon as it has listed them."""
+        return self._led.is_set()
+
+    def lead(self) -> None:
+        """It has got the Lease."""
+        self._led.set()
+
+    def wake(self, key: Key, after_s: float = 0) -> None:
+        """Have a run looked at; while it does not lead, nobody would: as `parts.Operator` does."""
+        if self.leads:
+            self.queue.add_after(key, after_s)
+        else:
+            drop_stored(self.cache, key)
+
     def _reflectors(self) -> list[Reflector]:
         """Of which lists are wanted alone: a watch is brought by the model."""
         return [
             Reflector(self.api, source, None, silence_s=1.0, random=lambda: 0.5, clock=self.network.loop.time)
-            for source in sources_of(self.cache, self.kueue, self.queue.add_after)
+            for source in sources_of(self.cache, self.kueue, self.wake)
         ]
 
     def _forget(self) -> None:
@@ -294,7 +324,7 @@ class ModelOperator:
             self._heard[plural] += 1
             if happening.plural == plural:
                 most -= 1
-                self.take_in(happening.plural, happening.type, happening.document)
+                self.take_in(happening)
 
     def miss(self, plural: str) -> None:
         """Everything that the watch of a kind has not brought yet is lost."""
@@ -304,13 +334,30 @@ class ModelOperator:
         """A watch that begins anew tells of all that is there, and of nothing that is gone."""
         self.miss(plural)
         for document in self.network.server.all(plural):
-            self.take_in(plural, "MODIFIED", document)
+            if _is_selected(plural, document):
+                self._keep(plural, "MODIFIED", document)
 
-    def take_in(self, plural: str, kind: str, document: Object) -> None:
-        """As the handler of a watch does."""
-        if plural in {"jobs", "pods"} and labels_of(document).get(names.MANAGED_BY_LABEL) != names.MANAGED_BY:
-            kind = "DELETED"  # to a watch with a selector, what has lost its label is gone
+    def take_in(self, happening: Happening) -> None:
+        """What a watch brings of a change.
+
+        To one with a selector, what has lost its label is gone, and what had none was never there. A deletion brings
+        the object as it was before, as of the version of the change (cache_watcher.go of Kubernetes 1.34).
+        """
+        plural, document, before = happening.plural, happening.document, happening.before
+        if happening.type != "DELETED" and _is_selected(plural, document):
+            self._keep(plural, happening.type, document)
+        elif before is not None and _is_selected(plural, before):
+            version = document["metadata"]["resourceVersion"]
+            self._keep(plural, "DELETED", {**before, "metadata": {**before["metadata"], "resourceVersion": version}})
+
+    def _keep(self, plural: str, kind: str, document: Object) -> None:
+        """As the reflector does."""
         store: Store[Any] = getattr(self.cache, {"lorafinetunes": "finetunes"}.get(plural, plural))
         owner = store.remove(document) if kind == "DELETED" else store.put(document)
         if owner is not None:
-            self.queue.add(owner)
+            self.wake(owner)
+
+
+def _is_selected(plural: str, document: Object) -> bool:
+    """Whether the operator's watch of a kind is of such an object."""
+    return plural not in {"jobs", "pods"} or labels_of(document).get(names.MANAGED_BY_LABEL) == names.MANAGED_BY

@@ -51,12 +51,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """One line of the log: ADDED, MODIFIED or DELETED, and the document as of then."""
+    """One line of the log: ADDED, MODIFIED or DELETED, the document as of then, and as it was `before`."""
 
     version: int
     type: str
     plural: str
     document: Object
+    before: Object | None
 
 
 _REQUIREMENT = re.compile(r"([^\s,=]+)(?: in \(([^)]*)\)|=([^,]*))")
@@ -234,7 +235,7 @@ class Server:
             self.objects.pop(place, None)
         else:
             self.objects[place] = document
-        happening = Happening(self.version, kind, place.plural, document)
+        happening = Happening(self.version, kind, place.plural, document, stored)
         self.log.append(happening)
         for listener in list(self.listeners):
             listener(happening)

@@ -5,11 +5,11 @@ from typing import TypeVar
 
 import pytest
 from tests.component.documents import finetune
-from tests.model.life import Object
+from tests.model.objects import Object
 from tests.model.operators import Fault
 from tests.model.world import World
 
-from lora_operator.views.names import CONTROLLER_UID_LABEL, QUEUE_LABEL
+from lora_operator.views.names import CONTROLLER_UID_LABEL, NAME_LABEL, QUEUE_LABEL, UID_LABEL
 
 T = TypeVar("T")
 QUOTA = 'pods "x" is forbidden: exceeded quota: gpus'
@@ -104,6 +104,44 @@ def test_an_operator_that_lags_does_not_make_the_job_of_a_deleted_run_again(pref
         world.close()
 
 
+@pytest.mark.parametrize("retries", [1, 5])
+def test_an_operator_that_lags_reads_the_job_of_the_attempt_that_another_has_made(retries: int) -> None:
+    """It knows that the first Job is gone, and neither the second nor the status that names it."""
+    world = World(First())
+    try:
+        world.start_operator()
+        world.settle()
+        world.life.client.post(world.life.path("lorafinetunes"), run_of("tone", maxRetries=retries))
+        world.settle()
+        world.controllers.catch_up()
+        world.pass_time(5)
+        behind = world.operators[0]
+        world.start_operator()
+        world.settle()
+        behind.deaf |= {"lorafinetunes", "jobs", "pods"}
+        world.life.delete_job()
+        world.life.stop_all()
+        world.controllers.catch_up()
+        world.pass_time(3)
+        while behind.cache.jobs.places():
+            behind.hear("jobs", 1)
+        world.settle()
+        world.check()
+        (run,) = world.server.all("lorafinetunes")
+        assert run["status"]["attempt"] == 2
+        assert {c["type"]: c["status"] for c in run["status"]["conditions"]}["Failed"] != "True"
+        assert [job["metadata"]["labels"]["lora-operator.io/attempt"] for job in world.server.all("jobs")] == ["2"]
+    finally:
+        world.close()
+
+
+def run_of(name: str, **spec: object) -> Object:
+    """A run as a user applies it."""
+    document = finetune(name, **spec)
+    document["metadata"]["annotations"] = {"team": "red"}
+    return document
+
+
 def test_a_restart_does_not_take_back_a_reason_that_events_reported(world: World) -> None:
     """The new process reads the Events before it says anything else of a run that waits."""
     world.controllers.refuses_pods = QUOTA
@@ -152,6 +190,85 @@ def test_a_pod_that_its_job_counts_cannot_be_hidden_by_taking_labels_off(world: 
     world.controllers.catch_up()
     world.pass_time(60)
     assert _reasons(world) == ["Succeeded"]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("label", [NAME_LABEL, UID_LABEL])
+def test_a_pod_cannot_be_hidden_by_changing_a_label(label: str, *, restarted: bool) -> None:
+    """Whoever normalizes labels takes no pod from its run: not while it trains, and not at its end."""
+    world = World(Lucky())
+    try:
+        world.start_operator()
+        world.settle()
+        world.life.client.post(world.life.path("lorafinetunes"), run_of("tone", maxRetries=0))
+        world.settle()
+        world.controllers.catch_up()
+        world.pass_time(3)
+        (pod,) = world.server.all("pods")
+        changed = {"metadata": {"labels": {label: "other"}}}
+        world.life.client.patch(world.life.path("pods", pod["metadata"]["name"]), changed)
+        if restarted:
+            world.operators[0].kill()
+        world.settle()
+        world.life.start_pod()
+        world.settle()
+        world.pass_time(60)
+        assert _reasons(world) == ["Starting"], "its pod runs, and has yet to report a step"
+        world.life.succeed()
+        world.settle()
+        world.controllers.catch_up()
+        world.pass_time(60)
+        assert _reasons(world) == ["Succeeded"]
+        world.check()
+    finally:
+        world.close()
+
+
+def _fail(world: World) -> str:
+    """The pod starts, fails and is counted; its uid."""
+    (pod,) = world.life._pods("waiting")
+    world.life.start_pod()
+    world.settle()
+    world.life.fail()
+    world.controllers.catch_up()
+    world.pass_time(5)
+    world.check()
+    return str(pod["metadata"]["uid"])
+
+
+@pytest.mark.parametrize("how", ["stripped", "gone"])
+def test_a_pod_that_was_counted_is_not_counted_again_by_who_has_seen_less_or_more(how: str) -> None:
+    """It is hidden from a watch and shown by a live read, or gone before another operator takes over."""
+    world = World(Lucky())
+    try:
+        world.start_operator()
+        world.start_operator(leads=False)
+        world.life.client.post(world.life.path("lorafinetunes"), run_of("tone", maxRetries=2))
+        world.settle()
+        world.controllers.catch_up()
+        world.pass_time(5)
+        first = _fail(world)
+        (pod,) = (pod for pod in world.server.all("pods") if pod["metadata"]["uid"] == first)
+        path = world.life.path("pods", pod["metadata"]["name"])
+        if how == "stripped":
+            bare = dict.fromkeys(key for key in pod["metadata"]["labels"] if not key.startswith("batch.kubernetes.io"))
+            world.life.client.patch(path, {"metadata": {"labels": bare}})
+        else:
+            world.life.client.delete(path)
+        world.pass_time(5)
+        _fail(world)
+        if how == "stripped":
+            more = {"spec": {"activeDeadlineSeconds": 90_000}}
+            world.life.client.patch(world.life.path("lorafinetunes", "tone"), more)
+        else:
+            world.operators[0].kill()
+        world.settle()
+        world.pass_time(60)
+        world.check()
+        (run,) = world.server.all("lorafinetunes")
+        assert run["status"]["retries"]["error"] == 2
+    finally:
+        world.close()
 
 
 def test_a_run_waits_in_its_queue_gives_way_and_ends() -> None:

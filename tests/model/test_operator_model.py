@@ -119,6 +119,13 @@ class ClusterLife(RuleBasedStateMachine):
             self.world.start_operator(skew_s)
             self.world.settle()
 
+    @rule()
+    def stand_by(self) -> None:
+        """Another operator lists and watches, and works on nothing before the first has died."""
+        if len(self.world.operators) < 2:
+            self.world.start_operator(leads=False)
+            self.world.settle()
+
     @rule(plural=st.sampled_from(WATCHED))
     def lag(self, plural: str) -> None:
         """A watch of an operator falls behind."""
@@ -144,7 +151,7 @@ class ClusterLife(RuleBasedStateMachine):
         old = self.world.server.log[-back:][:1]
         for happening in old:
             if happening.plural in WATCHED:
-                self.world.operators[0].take_in(happening.plural, happening.type, happening.document)
+                self.world.operators[0].take_in(happening)
         self.world.settle()
 
     @rule(refusal=st.sampled_from(["", "", 'pods "x" is forbidden: exceeded quota: gpus']))

@@ -8,7 +8,8 @@ from typing import Any
 
 from tests.model.controllers import NODE, Controllers
 from tests.model.invariants import KINDS, Witness, check_text, waiting
-from tests.model.life import Chance, Life, Object
+from tests.model.life import Chance, Life
+from tests.model.objects import Object
 from tests.model.operators import BEGINNING, WATCHED, ModelOperator, Network, Request
 from tests.model.queues import DISCOVERY, Queues
 from tests.model.server import Server, labels_of
@@ -18,7 +19,7 @@ from localcluster.api import ApiError as ClientError
 from lora_operator.cluster.api import ApiError
 from lora_operator.running.logs import TextFormatter
 from lora_operator.views.config import OperatorConfig
-from lora_operator.views.names import QUEUE_LABEL
+from lora_operator.views.names import QUEUE_LABEL, is_of_another
 from lora_trainer.contract.progress import Phase, Progress
 
 NAMESPACE = "team-a"
@@ -127,19 +128,23 @@ class World:
 
     # -- operators
 
-    def start_operator(self, skew_s: float = 0.0) -> ModelOperator:
-        """One more operator."""
+    def start_operator(self, skew_s: float = 0.0, *, leads: bool = True) -> ModelOperator:
+        """One more operator, which may stand by until none leads any more."""
         self.started += 1
         operator = ModelOperator(self.started, self.network, self.config, self._answer, skew_s=skew_s)
         self.operators.append(operator)
         operator.start()
+        if leads:
+            operator.lead()
         return operator
 
     def keep_one_running(self) -> None:
-        """Whoever died is started again, as the cluster does."""
+        """Whoever died is started again, as the cluster does, unless another one stood by."""
         self.operators = [operator for operator in self.operators if operator.alive]
         if not self.operators:
             self.start_operator()
+        if not any(operator.has_lease for operator in self.operators):
+            self.operators[0].lead()
 
     def _answer(self, ip: str) -> Progress:
         if self.progress is None:
@@ -251,6 +256,9 @@ class World:
             return
         owners = request.answer["metadata"].get("ownerReferences", ())
         ours = any(owner["kind"] == "LoRAFineTune" for owner in owners)
+        # The run was deleted without its children while the request was under way.
+        name = request.answer["metadata"]["name"]
+        ours |= request.method == "PATCH" and any(not is_of_another(name, uid) for uid in self.life.orphaned)
         if request.method == "DELETE":
             assert plural in {"jobs", "services"}, f"I2: deleted {request.path}"
             assert ours, f"I2: deleted {request.path}"

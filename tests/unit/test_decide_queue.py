@@ -11,6 +11,7 @@ from tests.unit.builders import (
     Object,
     condition_object,
     finished_job,
+    job_name,
     make_finetune,
     make_job,
     make_workload,
@@ -275,6 +276,14 @@ def test_a_suspended_run_in_a_queue_has_no_job_until_it_is_resumed() -> None:
     assert [manifest["kind"] for manifest in resumed.create] == ["Job"]
     assert resumed.create[0]["spec"]["suspend"] is True
     assert stated(resumed, "Complete")[1] == "Queued"
+
+
+def test_a_held_run_is_said_to_have_no_job_after_a_live_read_alone() -> None:
+    """One that lost its labels may have its place in the queue, and quota. Nothing is read where nothing is new."""
+    plan = plan_for(run(suspend=True))
+    assert plan.read_first
+    assert plan.job_names == (job_name(),)
+    assert not plan_for(with_status(run(suspend=True), plan.status)).read_first
 
 
 def test_the_training_job_waits_where_a_run_was_suspended_during_its_preflight() -> None:

@@ -1,5 +1,6 @@
 """What the operator knows of the cluster: stores fed by watches, lists, live reads and the operator's own writes."""
 
+import dataclasses
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
@@ -159,24 +160,25 @@ class Store(Generic[T]):
         """Take in an object; return its owner if that was news, None if this version or a newer one is known.
 
         `owner` is the LoRAFineTune's name and uid where a live read has found out whose the object is, whatever its
-        labels say. An object that names no owner any more stays with the one it had. `as_of` is the version of the list
-        that held the object, or for a read by name the store's `version` before it: what was deleted by then is back.
-        `listed`: it was in such a list.
+        labels say. Otherwise an object stays with the owner it had first, whatever becomes of its labels. `as_of` is
+        the version of the list that held the object, or for a read by name the store's `version` before it: what was
+        deleted by then is back. `listed`: it was in such a list.
         """
         # Compared before it is parsed: each list and each write of ours is repeated by a watch.
         metadata = document["metadata"]
         uid, version = str(metadata.get("uid", "")), _version(metadata)
         self.saw(version)
         place = _place(document)
+        moved = owner is not None and self._move(place, uid, owner)
         known = self._entries.get(place)
         if known is not None and not _replaces(version, known.version, as_of if listed else ""):
-            return None
+            return known.owner if moved else None
         if self._is_deleted(uid, version, as_of):
             return None
         name, owner_uid = owner or self._owner_of(document)
         if known is not None and known.uid != uid:
             self._drop(known, self._view(known), version)
-        elif known is not None and not name:
+        elif known is not None:
             name, owner_uid = known.owner.name, known.owner_uid
         if not name:
             return known.owner if known is not None else None
@@ -251,6 +253,14 @@ class Store(Generic[T]):
         if self._packing is not None and entry.packed:
             return self._packing.unpack(entry.packed)
         return cast("T", entry.view)
+
+    def _move(self, place: Key, uid: str, owner: Owner) -> bool:
+        """Give an object that is known to its true owner, which the version cannot show; whether it had another."""
+        known = self._entries.get(place)
+        if known is None or known.uid != uid or (known.owner.name, known.owner_uid) == owner:
+            return False
+        self._insert(dataclasses.replace(known, owner=Key(place.namespace, owner[0]), owner_uid=owner[1]))
+        return True
 
     def _insert(self, entry: Entry[T]) -> None:
         self._deletions.pop(entry.uid, None)

@@ -1,7 +1,7 @@
 """One turn of one LoRAFineTune: look, decide, write. It reads the cache, except where a plan asks for more."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -36,15 +36,25 @@ _PATIENCE_FAILURES = 2
 
 @dataclass(slots=True, kw_only=True)
 class _Turn:
-    """What has happened in a turn: a refusal, a live read that no write has followed yet, and a change of a Job.
+    """What has happened in a turn to the resource with this uid: a refusal, live reads, and a change of a Job.
 
-    `resource`: the read was of the resource, too.
+    `read` are the names of the Jobs that were read, with their pods, and that no write has followed yet; None before
+    such a read. `resource`: the resource was read, too.
     """
 
+    uid: str
     rejection: Rejection | None = None
-    live: bool = False
+    read: frozenset[str] | None = None
     resource: bool = False
     patched: bool = False
+
+    def has_read(self, job_names: Iterable[str]) -> bool:
+        """Whether all of these Jobs were read; reading none is a read, too."""
+        return self.read is not None and self.read.issuperset(job_names)
+
+    def forget_reads(self) -> None:
+        """What was read is of a time before a write, or says nothing of a Job that has turned up."""
+        self.read, self.resource = None, False
 
 
 class Reconciler:
@@ -88,7 +98,7 @@ class Reconciler:
         `failures` is how often in a row the turn has failed before. Raises `ApiError`, `UnreachableError` or
         `TryAgainError` where it is to be tried again.
         """
-        turn = _Turn()
+        turn = _Turn(uid="")
         for _ in range(_MOST_ROUNDS):
             finetune = self._cache.finetunes.get(key)
             if finetune is None:
@@ -99,6 +109,9 @@ class Reconciler:
                 self._crowds.forget(key)
                 self._pacing.forget(key)
                 return None
+            if finetune.uid != turn.uid:
+                # What was read of an earlier resource by this name, or was refused to it, says nothing of this one.
+                turn = _Turn(uid=finetune.uid)
             observed = await self._observe(key, finetune, turn)
             config = paced(self._config, running=len(self._poller))
             plan = decide(finetune, observed, config, self._now())
@@ -112,7 +125,7 @@ class Reconciler:
                 postponed_s, again_s = self._postponed_s(key, finetune, observed, plan), None
                 if postponed_s is None:
                     if not await self._write_status(finetune, observed, plan, line):
-                        turn = _Turn()
+                        turn = _Turn(uid=finetune.uid)
                         continue
                     again_s = self._acknowledge(key, observed, plan)
                 wait_s = await self._finish(key, finetune, plan, line, postponed_s)
@@ -152,15 +165,21 @@ class Reconciler:
         return SCHEDULER_S if acknowledged else None
 
     async def _reads_more(self, key: Key, finetune: FineTune, plan: Plan, turn: _Turn) -> bool:
-        """Whether more had to be read before such a plan may be carried out, so that all is to be decided anew."""
-        disputed = not turn.live and self._contention.is_disputed(key, finetune, plan.status)
+        """Whether more had to be read before such a plan may be carried out, so that all is to be decided anew.
+
+        The resource that was read may name a later attempt, whose Job was not read: a plan rests on the Jobs that it
+        names itself.
+        """
+        unread = not turn.has_read(plan.job_names)
+        disputed = unread and self._contention.is_disputed(key, finetune, plan.status)
         # A status alone is guarded by the version of the resource on which it rests.
         resource = not turn.resource and (disputed or bool(plan.create or plan.patch or plan.delete))
-        if (plan.read_first or disputed) and (resource or not turn.live):
+        if (plan.read_first or disputed) and (resource or unread):
             if disputed:
                 self._events.read_anew(key)
             await read_live(self._cache, self._api, finetune, plan.job_names, resource=resource)
-            turn.live, turn.resource = True, turn.resource or resource
+            turn.read = frozenset((*(turn.read or ()), *plan.job_names))
+            turn.resource |= resource
             return True
         if self._needs_events(key, finetune, plan) and self._watch_events(key, finetune) is not None:
             self._events.read_anew(key)
@@ -208,7 +227,8 @@ class Reconciler:
             line.wrote("patched", patch.kind, patch.name)
         if plan.patch and not turn.patched:
             # Once a turn: where a policy of the cluster undoes the change, the status is written all the same.
-            turn.patched, turn.live, turn.resource = True, False, False
+            turn.patched = True
+            turn.forget_reads()
             return False
         for manifest in plan.create:
             creation = await self._writer.create(finetune, manifest, patient=patient)
@@ -217,8 +237,7 @@ class Reconciler:
             line.wrote("adopted" if creation.adopted else "created", manifest["kind"], manifest["metadata"]["name"])
             adopted |= creation.adopted and manifest["kind"] == JOBS.kind
         if adopted:
-            # What was read before did not cover a Job of which nothing was known, nor its pods.
-            turn.live = turn.resource = False
+            turn.forget_reads()
         return not adopted
 
     async def _write_status(self, finetune: FineTune, observed: Observed, plan: Plan, line: DecisionLine) -> bool:

@@ -1,0 +1,120 @@
+"""A plan rests on the Jobs that it names itself, read in the same turn for the same resource."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.unit.builders import (
+    NAME,
+    NAMESPACE,
+    UID,
+    condition_object,
+    job_name,
+    make_job_object,
+    make_manifest,
+    make_pod_object,
+)
+from tests.unit.turns import KEY, Object, World, pod_at
+
+from lora_operator.cluster.api import JOBS, ApiError
+from lora_operator.cluster.cache import Key
+from lora_operator.views.names import job_name as job_name_of
+
+ATTEMPTED: Object = {"attempt": 1, "jobName": job_name()}
+SECOND: Object = {"attempt": 2, "jobName": job_name(2)}
+
+
+def at_version(version: str, manifest: Object, **metadata: Any) -> Object:
+    """The resource as stored at this version."""
+    return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": version, **metadata}}
+
+
+def before(world: World, method: str, act: Callable[[], None]) -> None:
+    """Something happens just before the first request by this method."""
+    request, acts = world.server.request, [act]
+
+    async def interrupted(verb: str, path: str, query: Any = None, **details: Any) -> Object:
+        if verb == method and acts:
+            acts.pop()()
+        return await request(verb, path, query, **details)
+
+    world.server.request = interrupted  # type: ignore[method-assign, assignment]
+
+
+@pytest.mark.parametrize("retries", [1, 5])
+async def test_the_job_of_the_attempt_that_the_resource_names_by_now_is_read_before_an_end_or_another_attempt(
+    retries: int,
+) -> None:
+    """Another operator has made Job 2 in the place of the first. Read were the resource, which says so, and Job 1: it
+    is no proof that the second is gone, for which the run would fail, or get a third Job beside the living one."""
+    world = World(spec={"maxRetries": retries}, status=ATTEMPTED)
+    (first,) = world.cache.jobs
+    world.cache.jobs.mark_deleted(Key(NAMESPACE, first.name), first.uid)
+    world.server.finetune = at_version("9", make_manifest(spec={"maxRetries": retries}, status=SECOND))
+    world.server.job = make_job_object(attempt=2, uid="job-2", version="80", spec={"backoffLimit": retries})
+    world.server.pods = [make_pod_object(attempt=2, job_uid="job-2")]
+    await world.turn()
+    assert f"GET {JOBS.path(NAMESPACE, job_name(2))}" in world.server.asked
+    assert not [line for line in world.server.asked if line.startswith(("POST", "DELETE"))]
+    assert world.condition("Failed")["status"] != "True"
+    assert [job.attempt for job in world.cache.jobs.of(KEY, UID)] == [2]
+
+
+async def test_what_was_read_for_one_resource_is_no_read_for_the_next_by_its_name() -> None:
+    """The run is deleted and made again while its Job is read; the Jobs of the new one are read before its end."""
+    world = World(spec={"maxRetries": 0}, status=ATTEMPTED)
+    (job,) = world.cache.jobs
+    world.cache.jobs.mark_deleted(Key(NAMESPACE, job.name), job.uid)
+    world.server.job = None
+    name = job_name_of(NAME, "another-uid", 1)
+    status = {"attempt": 1, "jobName": name}
+
+    def make_anew() -> None:
+        world.server.finetune = at_version(
+            "50", make_manifest(spec={"maxRetries": 0}, status=status), uid="another-uid"
+        )
+        world.cache.finetunes.put(world.server.finetune)
+
+    before(world, "GET", make_anew)
+    await world.turn()
+    assert f"GET {JOBS.path(NAMESPACE, name)}" in world.server.asked
+
+
+async def test_a_refusal_of_the_job_of_one_resource_is_not_reported_of_the_next_by_its_name() -> None:
+    """The run is deleted and made again while the quota refuses its Job: the new one's own Job is asked for at once."""
+    world = World()
+    (job,) = world.cache.jobs
+    world.cache.jobs.mark_deleted(Key(NAMESPACE, job.name), job.uid)
+    world.cache.jobs.acknowledge(KEY)
+    world.server.job = None
+
+    def make_anew() -> None:
+        world.server.finetune = at_version("50", make_manifest(), uid="another-uid")
+        world.cache.finetunes.put(world.server.finetune)
+        raise ApiError(403, "Forbidden", 'jobs.batch "x" is forbidden: exceeded quota: gpus')
+
+    before(world, "POST", make_anew)
+    await world.turn()
+    assert [line for line in world.server.asked if line.startswith("POST")]
+    assert "QuotaExceeded" not in str(world.server.finetune.get("status"))
+
+
+async def test_what_was_read_before_the_resource_changed_is_read_again() -> None:
+    """Somebody was faster with the status: the Job and its pods may have changed with the resource."""
+    world = World(status=ATTEMPTED)
+    failed = pod_at("21", phase="Failed", state={"terminated": {"exitCode": 70, "reason": "Error"}})
+    world.cache.pods.put(failed)
+    conditions = [condition_object("Failed", reason="BackoffLimitExceeded")]
+    world.tell_job("30", status={"failed": 1, "conditions": conditions})
+
+    def change() -> None:
+        world.server.asked.append("PUT, refused")
+        world.server.finetune = at_version("60", world.server.finetune)
+        raise ApiError(409, "Conflict", "the object has been modified")
+
+    before(world, "PUT", change)
+    await world.turn()
+    refused = world.server.asked.index("PUT, refused")
+    assert f"GET {JOBS.path(NAMESPACE, job_name())}" in world.server.asked[:refused]
+    assert f"GET {JOBS.path(NAMESPACE, job_name())}" in world.server.asked[refused:]
+    assert world.condition("Failed")["status"] == "True"
