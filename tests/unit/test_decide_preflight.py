@@ -426,3 +426,16 @@ def test_the_first_row_shows_no_secret_and_keeps_its_blanks() -> None:
     assert "def f():        return" in shown["firstRow"]
     assert "hf_abcdefgh" not in shown["firstRow"]
     assert shown["fingerprint"] == preflight.dataset.fingerprint
+
+
+def test_a_training_without_a_status_has_its_preflight_read_by_name_where_none_is_known() -> None:
+    """The operator was cut off between Job and status, and somebody took the preflight's labels off: what it found and
+    planned would be lost for good."""
+    lost = plan_for(finetune(), jobs=(make_job(),))
+    assert (lost.read_first, PREFLIGHT in lost.job_names) == (True, True)
+    for known in (
+        plan_for(finetune(), jobs=(make_job(), looked()), pods=(reporting_pod(),)),
+        plan_for(with_status(finetune(), {"attempt": 1}), jobs=(make_job(),)),
+        plan_for(make_finetune(), jobs=(make_job(),)),
+    ):
+        assert not known.read_first

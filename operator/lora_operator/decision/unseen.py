@@ -3,6 +3,7 @@
 from lora_operator.decision.case import Case
 from lora_operator.decision.quota import waits_for_user
 from lora_operator.decision.stages.order import latest_job
+from lora_operator.decision.stages.preflight import is_lost
 from lora_operator.views.conditions import result_of
 from lora_operator.views.model import Plan
 from lora_operator.views.pods import has_ended, ignored_by_job
@@ -21,7 +22,7 @@ def rests_on_unseen(case: Case, plan: Plan) -> bool:
     # Where no Job may be made, no name that is taken shows one that has lost its labels.
     held = children.job is None and waits_for_user(case.request) and plan.status != case.finetune.status
     cannot_be_undone = fails or bool(plan.patch or plan.delete)
-    return cannot_be_undone or missing or bool(again) or hidden or held or _has_unseen_pods(case)
+    return cannot_be_undone or missing or bool(again) or hidden or held or is_lost(case) or _has_unseen_pods(case)
 
 
 def _has_unseen_pods(case: Case) -> bool:

@@ -1,7 +1,7 @@
 """The stages of a run, in the order in which it goes through them."""
 
 from lora_operator.decision.case import Case
-from lora_operator.decision.stages.preflight import PREFLIGHT
+from lora_operator.decision.stages.preflight import PREFLIGHT, is_lost
 from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.stages.train import TRAIN
 from lora_operator.views import names
@@ -45,6 +45,7 @@ def job_names(case: Case) -> tuple[str, ...]:
     finetune, children = case.finetune, case.children
     attempts = (max(1, children.attempt), *(pod.attempt for pod in children.orphans))
     due = [stage.name for stage in STAGES[:-1] if stage.is_due(case)]
+    due += [PREFLIGHT.name] if is_lost(case) else []
     return tuple(
         dict.fromkeys(
             (

@@ -76,6 +76,13 @@ def _is_due(case: Case) -> bool:
     return case.request.preflight and case.children.attempt == 0 and not _has_passed(case.finetune)
 
 
+def is_lost(case: Case) -> bool:
+    """Whether no status has what the preflight found, and its Job, which came before the training's, is not known."""
+    children = case.children
+    looked = case.request.preflight and not _has_passed(case.finetune) and names.PREFLIGHT not in children.stages
+    return looked and children.job is not None and not children.expected
+
+
 def _has_passed(finetune: FineTune) -> bool:
     return previous_condition(finetune, Type.PREFLIGHT_PASSED).get("status") == "True"
 
