@@ -212,6 +212,18 @@ def test_more_pods_than_the_list_holds_are_each_counted_once_though_all_stay() -
     assert one_by_one == found
 
 
+def test_the_newest_that_were_counted_are_kept_also_where_they_are_out_of_sight() -> None:
+    """Somebody takes their labels off, and more pods end meanwhile; a live read brings them back."""
+    pods = [aged(number, MANY, ended_pod(75)) for number in range(MANY)]
+    retries = Retries()
+    for number in range(MOST_COUNTED):
+        retries = count_pods(retries, GOING, pods[: number + 1])
+    end = MOST_COUNTED + 6
+    retries = count_pods(retries, GOING, [*pods[: MOST_COUNTED - 6], *pods[MOST_COUNTED:end]])
+    assert retries.of(Cause.ERROR) == end
+    assert count_pods(retries, GOING, pods[:end]) is retries
+
+
 def test_what_an_earlier_release_has_stored_is_gone_on_from() -> None:
     """It kept the uids of pods that it saw, and counted no more than the list holds."""
     pods = [aged(number, MANY, ended_pod(75)) for number in range(MANY)]

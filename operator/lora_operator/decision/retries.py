@@ -121,11 +121,16 @@ def _forgotten_before(before: Retries, rounds: Rounds) -> datetime:
 
 
 def _last(uids: Sequence[str], *, seen: Set[str]) -> tuple[str, ...]:
-    """As many of them as the status holds: those that are still seen before the others, newer ones before older."""
+    """As many of them as the status holds: the newest, and of the others those that are still seen before those that
+    are not, newer ones before older.
+
+    One of the newest may be out of sight for a moment, and no creation tells that it was counted.
+    """
     excess = len(uids) - MOST_COUNTED
     if excess <= 0:
         return tuple(uids)
-    dropped = set(sorted(uids, key=lambda uid: uid in seen)[:excess])
+    older = uids[: -MOST_COUNTED // 2]
+    dropped = set(sorted(older, key=lambda uid: uid in seen)[:excess])
     return tuple(uid for uid in uids if uid not in dropped)
 
 
