@@ -196,6 +196,19 @@ def test_a_decision_reads_each_of_the_most_pods_a_few_times(forge: Callable[[int
     assert reads_of(lambda: decide(finetune, seen, CONFIG, NOW)) <= 200 * MOST_PODS
 
 
+def test_of_pods_whose_job_is_not_there_a_few_have_it_asked_for() -> None:
+    """By a name that a Job of the run may have had: each is a request, again and again for as long as they live."""
+    orphans = [
+        dataclasses.replace(
+            running_pod(job_uid=""), attempt=number, created_at=NOW - timedelta(seconds=MOST_PODS - number)
+        )
+        for number in range(MOST_PODS)
+    ]
+    plan = decide(make_finetune(status={"attempt": 20}), Observed(pods=counting(orphans)), CONFIG, NOW)
+    assert plan.job_names == tuple(job_name(attempt) for attempt in (20, 21, 19, 18, 17, 16, 15, 14))
+    assert decide(make_finetune(), Observed(pods=counting(orphans)), CONFIG, NOW).job_names == (job_name(),)
+
+
 def test_as_many_as_are_looked_at_are_left_as_they_are() -> None:
     """No run has more but one of very many nodes, or a forged one."""
     cache = Cache()

@@ -8,6 +8,8 @@ from lora_operator.views import names
 from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import JobView
 
+# Anyone who may create pods can make hundreds whose Job is not there, and each read costs the API server something.
+_MOST_ORPHANED = 8
 STAGES: tuple[Stage, ...] = (PREFLIGHT, TRAIN)
 
 
@@ -43,7 +45,9 @@ def latest_job(case: Case) -> JobView | None:
 def job_names(case: Case) -> tuple[str, ...]:
     """The Jobs that the run has or should have, and those that its orphans had, by name: what a live read asks for."""
     finetune, children = case.finetune, case.children
-    attempts = (max(1, children.attempt), *(pod.attempt for pod in children.orphans))
+    # An operator that was cut off may have made the next attempt, and no other.
+    orphaned = dict.fromkeys(pod.attempt for pod in children.orphans if 0 < pod.attempt <= children.attempt + 1)
+    attempts = (max(1, children.attempt), *[*orphaned][:_MOST_ORPHANED])
     due = [stage.name for stage in STAGES[:-1] if stage.is_due(case)]
     due += [PREFLIGHT.name] if is_lost(case) else []
     return tuple(
