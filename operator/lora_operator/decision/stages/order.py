@@ -1,7 +1,7 @@
 """The stages of a run, in the order in which it goes through them."""
 
 from lora_operator.decision.case import Case
-from lora_operator.decision.stages.preflight import PREFLIGHT, is_lost
+from lora_operator.decision.stages.preflight import FIRST, PREFLIGHT, is_lost
 from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.stages.train import TRAIN
 from lora_operator.views import names
@@ -48,14 +48,14 @@ def job_names(case: Case) -> tuple[str, ...]:
     # An operator that was cut off may have made the next attempt, and no other.
     orphaned = dict.fromkeys(pod.attempt for pod in children.orphans if 0 < pod.attempt <= children.attempt + 1)
     attempts = (max(1, children.attempt), *[*orphaned][:_MOST_ORPHANED])
-    due = [stage.name for stage in STAGES[:-1] if stage.is_due(case)]
-    due += [PREFLIGHT.name] if is_lost(case) else []
+    due = [(stage.name, children.number) for stage in STAGES[:-1] if stage.is_due(case)]
+    due += [(PREFLIGHT.name, FIRST)] if is_lost(case) else []
     return tuple(
         dict.fromkeys(
             (
                 *(job.name for job in children.jobs),
                 *(names.child_name(finetune.name, finetune.uid, attempt) for attempt in attempts),
-                *(names.job_name(finetune.name, finetune.uid, children.number, stage) for stage in due),
+                *(names.job_name(finetune.name, finetune.uid, number, stage) for stage, number in due),
             )
         )
     )
