@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 
 import pytest
 from tests.unit.builders import NOW, ended_pod, make_job, running_pod
-from tests.unit.test_retries import PEER, PREEMPTED, SAVED, stored
+from tests.unit.test_retries import PEER, PREEMPTED, SAVED, count_pods, stored
 
-from lora_operator.decision.retries import MOST_COUNTED, Cause, Retries, count_pods
+from lora_operator.decision.retries import MOST_COUNTED, Cause, Retries
 from lora_operator.views.model import PodView
 
 GOING = (make_job(),)

@@ -433,6 +433,12 @@ def test_a_training_without_a_status_has_its_preflight_read_by_name_where_none_i
     planned would be lost for good."""
     lost = plan_for(finetune(), jobs=(make_job(),))
     assert (lost.read_first, PREFLIGHT in lost.job_names) == (True, True)
+    second = make_job(attempt=2, uid="job-2")
+    lost = plan_for(finetune(), jobs=(second,))
+    assert (lost.read_first, lost.job_names) == (True, (job_name(2), PREFLIGHT)), "each run has one preflight"
+    found = plan_for(finetune(), jobs=(second, looked()), pods=(reporting_pod(),))
+    assert (found.read_first, "plan" in found.status) == (False, True)
+    assert stated(found, "PreflightPassed")[0] == "True"
     for known in (
         plan_for(finetune(), jobs=(make_job(), looked()), pods=(reporting_pod(),)),
         plan_for(with_status(finetune(), {"attempt": 1}), jobs=(make_job(),)),

@@ -223,6 +223,7 @@ def test_a_deciding_module_has_neither_clock_nor_client(name: str) -> None:
     allowed = {
         "lora_operator",
         "lora_trainer",
+        "bisect",
         "collections",
         "copy",
         "dataclasses",

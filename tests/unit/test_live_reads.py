@@ -6,8 +6,9 @@ import pytest
 from tests.unit.builders import NAMESPACE, NOW, UID, condition_object, job_name, make_job_object, make_summary
 from tests.unit.turns import KEY, Object, World, pod_at
 
+from lora_operator.cluster.api import JOBS
 from lora_operator.cluster.cache import Key
-from lora_operator.views.names import CONTROLLER_UID_LABEL
+from lora_operator.views.names import CONTROLLER_UID_LABEL, QUEUE_LABEL
 from lora_operator.views.wording import instant
 from lora_trainer.contract.exit_codes import ExitCode
 
@@ -40,6 +41,64 @@ async def test_a_success_of_an_attempt_that_nobody_noted_is_found_without_labels
     world.server.pods = [unlabelled_success(attempt=2, job_uid="job-2")]
     await world.turn()
     assert world.condition("Complete")["status"] == "True"
+
+
+def bare(world: World, attempt: int = 1) -> None:
+    """The Job of this attempt has lost its labels, is in no watch, and gets them back by a patch."""
+    (known,) = world.cache.jobs
+    world.cache.jobs.mark_deleted(Key(NAMESPACE, known.name), known.uid)
+    world.cache.jobs.acknowledge(KEY)
+    job = make_job_object(attempt=attempt, version="80")
+    world.server.patched = make_job_object(attempt=attempt, version="81")
+    world.server.job = {**job, "metadata": {**job["metadata"], "labels": {}}}
+
+
+def held(status: Object | None = None) -> World:
+    """A run in a queue that its user holds."""
+    world = World(spec={"suspend": True}, status=status)
+    metadata = {**world.server.finetune["metadata"], "labels": {QUEUE_LABEL: "gpus"}, "resourceVersion": "8"}
+    world.server.finetune = {**world.server.finetune, "metadata": metadata}
+    world.cache.finetunes.put(world.server.finetune)
+    return world
+
+
+async def test_a_run_beyond_its_namespaces_limit_is_said_to_have_no_job_after_a_live_read_alone() -> None:
+    """One that lost its labels would train, and the run say QuotaExceeded. Nothing is read where nothing is new."""
+    world = World()
+    bare(world)
+    world.over_limit = 3
+    await world.turn()
+    assert [job.attempt for job in world.cache.jobs.of(KEY, UID)] == [1]
+    world.now_s = 60.0
+    await world.turn()
+    assert world.condition("Accepted")["status"] == "True"
+    world = World()
+    world.cache.jobs.remove(world.server.job or {})
+    world.server.job, world.over_limit = None, 3
+    await world.turn()
+    asked = len(world.server.asked)
+    await world.turn()
+    assert len(world.server.asked) == asked
+
+
+async def test_a_held_run_is_said_to_have_no_job_of_its_next_attempt_after_a_live_read_alone() -> None:
+    """The first is gone, and the second, of which no status tells, has lost its labels."""
+    world = held(status=ATTEMPTED)
+    bare(world, attempt=2)
+    await world.turn()
+    assert [job.attempt for job in world.cache.jobs.of(KEY, UID)] == [2]
+
+
+async def test_nothing_is_read_for_a_held_run_of_whose_status_all_is_stored_that_can_be() -> None:
+    """The definition in the cluster is older, and lacks a field: what is written again and again is no news."""
+    world = held()
+    world.cache.jobs.remove(world.server.job or {})
+    world.server.job, world.server.unknown = None, "observedGeneration"
+    await world.turn()
+    assert f"GET {JOBS.path(NAMESPACE, job_name())}" in world.server.asked
+    asked = len(world.server.asked)
+    await world.turn()
+    assert len(world.server.asked) == asked
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """Anyone who may create pods can label thousands as a run's: what a look costs grows with their number, and is bounded.
 
-Costs are counted by how often a field of a pod is read, and do not depend on the machine.
+Costs are counted by how often a field of a pod is read or a time of one is compared, and do not depend on the machine.
 """
 
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -25,13 +25,14 @@ from tests.unit.builders import (
     running_pod,
 )
 from tests.unit.test_explain import explained
+from tests.unit.test_retries import count_pods
 from tests.unit.turns import KEY, World
 
 from lora_operator.cluster import cache as cache_module
 from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.look import MOST_PODS, look
 from lora_operator.decision.decide import decide
-from lora_operator.decision.retries import MOST_COUNTED, Cause, Retries, count_pods
+from lora_operator.decision.retries import MOST_COUNTED, Cause, Retries
 from lora_operator.views.model import Answer, Observed, PodView
 from lora_trainer.contract.reasons import Reason
 
@@ -39,6 +40,24 @@ MANY = 2000
 GOING = (make_job(),)
 PEER = make_summary(Reason.PEER_FAILED, "Node 0 failed").to_message()
 reads = 0
+
+
+class Moment(datetime):
+    """A time whose comparisons are counted."""
+
+    __slots__ = ()
+
+    def __lt__(self, other: Any) -> bool:
+        """As of any time."""
+        global reads  # noqa: PLW0603 - as below
+        reads += 1
+        return super().__lt__(other)
+
+    def __le__(self, other: Any) -> bool:
+        """As of any time."""
+        global reads  # noqa: PLW0603 - as below
+        reads += 1
+        return super().__le__(other)
 
 
 class Counting(PodView):
@@ -59,7 +78,7 @@ def counting(pods: Iterable[PodView]) -> tuple[PodView, ...]:
     found = []
     for number, pod in enumerate(pods):
         values = {name: getattr(pod, name) for name in fields}
-        made_at = pod.created_at + timedelta(milliseconds=number)
+        made_at = Moment.fromtimestamp(pod.created_at.timestamp(), UTC) + timedelta(milliseconds=number)
         found.append(Counting(**{**values, "name": f"pod-{number}", "uid": f"uid-{number}", "created_at": made_at}))
     return tuple(found)
 
@@ -75,6 +94,9 @@ FORGED = {
     "that ended, and of which no Job knows": lambda number: ended_pod(1, job_uid="", index=number % 3),
     "that wait, and of which no Job knows": lambda _: make_pod(job_uid="", node=""),
     "that say that another failed": lambda number: ended_pod(76, PEER, job_uid="", index=number % 3),
+    "that say so to their Job, each at a place of its own": lambda number: ended_pod(76, PEER, index=number),
+    "that say so to their Job, at two places": lambda number: ended_pod(76, PEER, index=number % 2),
+    "that failed at two places": lambda number: ended_pod(1, index=number % 2),
     "that were deleted with their Job": lambda _: ended_pod(143, deleting=True),
     "of a Job that nobody made": lambda number: ended_pod(1, job_uid="forged"),
 }
@@ -84,10 +106,11 @@ FORGED = {
 def test_counting_many_pods_looks_at_each_a_few_times(forge: Callable[[int], PodView]) -> None:
     """Also where the list of those that are counted is full, and they come last."""
     counted = [ended_pod(1) for _ in range(MOST_COUNTED)]
-    pods = counting([*(forge(number) for number in range(MANY)), *counted])
-    before = Retries(counts={Cause.ERROR: MOST_COUNTED}, counted=tuple(pod.uid for pod in pods[MANY:]))
-    assert reads_of(lambda: count_pods(before, GOING, pods)) <= 60 * len(pods)
-    assert reads_of(lambda: count_pods(Retries(), GOING, pods)) <= 60 * len(pods)
+    living = make_pod(node="", index=1)
+    pods = counting([*(forge(number) for number in range(MANY)), *counted, living])
+    before = Retries(counts={Cause.ERROR: MOST_COUNTED}, counted=tuple(pod.uid for pod in pods[MANY:-1]))
+    assert reads_of(lambda: count_pods(before, GOING, pods)) <= 120 * len(pods)
+    assert reads_of(lambda: count_pods(Retries(), GOING, pods)) <= 120 * len(pods)
 
 
 def forged_object(number: int) -> dict[str, Any]:
@@ -159,7 +182,31 @@ def test_of_many_pods_those_of_the_runs_jobs_and_the_newest_are_looked_at() -> N
     pods = counting(observed.pods)
     finetune = make_finetune(status={"attempt": 1, "jobName": job_name()})
     seen = dataclasses.replace(observed, pods=pods)
-    assert reads_of(lambda: decide(finetune, seen, CONFIG, NOW)) <= 3 * MOST_PODS**2
+    assert reads_of(lambda: decide(finetune, seen, CONFIG, NOW)) <= 200 * MOST_PODS
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 64])
+@pytest.mark.parametrize("forge", FORGED.values(), ids=FORGED)
+def test_a_decision_reads_each_of_the_most_pods_a_few_times(forge: Callable[[int], PodView], nodes: int) -> None:
+    """Whatever they say, and though one lives for which the others may have to wait: it meets a few of each node."""
+    pods = counting([*(forge(number) for number in range(MOST_PODS - 1)), make_pod(node="", index=nodes - 1)])
+    spec = {"pendingTimeoutSeconds": 600, "resources": {"nodes": nodes}}
+    finetune = make_finetune(spec=spec, status={"attempt": 1, "jobName": job_name()})
+    seen = Observed(jobs=GOING, pods=pods)
+    assert reads_of(lambda: decide(finetune, seen, CONFIG, NOW)) <= 200 * MOST_PODS
+
+
+def test_of_pods_whose_job_is_not_there_a_few_have_it_asked_for() -> None:
+    """By a name that a Job of the run may have had: each is a request, again and again for as long as they live."""
+    orphans = [
+        dataclasses.replace(
+            running_pod(job_uid=""), attempt=number, created_at=NOW - timedelta(seconds=MOST_PODS - number)
+        )
+        for number in range(MOST_PODS)
+    ]
+    plan = decide(make_finetune(status={"attempt": 20}), Observed(pods=counting(orphans)), CONFIG, NOW)
+    assert plan.job_names == tuple(job_name(attempt) for attempt in (20, 21, 19, 18, 17, 16, 15, 14))
+    assert decide(make_finetune(), Observed(pods=counting(orphans)), CONFIG, NOW).job_names == (job_name(),)
 
 
 def test_as_many_as_are_looked_at_are_left_as_they_are() -> None:

@@ -1,6 +1,7 @@
 """How often pods of a run ended early, by cause, each once; and what that leaves of the retries."""
 
 import dataclasses
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -24,7 +25,7 @@ from lora_operator.decision.retries import (
     Cause,
     Retries,
     cause_of,
-    count_pods,
+    count_ends,
     retries_block,
     stored_retries,
 )
@@ -42,6 +43,11 @@ SAVED = make_summary(Reason.EVICTED, "The run was asked to stop: its state after
 GOING = (make_job(),)
 SUSPENDED = (make_job(spec={"suspend": True}),)
 RESUMED = (make_job(status={"startTime": "2026-03-01T11:30:00Z"}),)
+
+
+def count_pods(before: Retries, jobs: Iterable[JobView], pods: Iterable[PodView], *, nodes: int = 64) -> Retries:
+    """With the pods that failed since, of a run that has so many nodes and these Jobs."""
+    return count_ends(before, Rounds(pods, jobs, nodes=nodes))
 
 
 def disrupted(reason: str, code: int = 143, **changes: Any) -> PodView:
@@ -98,7 +104,7 @@ def stored(retries: Retries) -> Retries:
 @pytest.mark.parametrize(("pod", "jobs", "cause"), CASES.values(), ids=CASES)
 def test_each_end_has_its_cause(pod: PodView, jobs: tuple[JobView, ...], cause: Cause | None) -> None:
     """And is counted under it, once."""
-    assert cause_of(PodEnd(pod), Rounds((pod,), jobs)) is cause
+    assert cause_of(PodEnd(pod), Rounds((pod,), jobs, nodes=1)) is cause
     found = count_pods(Retries(), jobs, (pod,))
     assert {cause: number for cause, number in found.counts.items() if number} == ({cause: 1} if cause else {})
     assert found.counted == ((pod.uid,) if cause else ())
@@ -206,6 +212,18 @@ def test_more_pods_than_the_list_holds_are_each_counted_once_though_all_stay() -
     assert one_by_one == found
 
 
+def test_the_newest_that_were_counted_are_kept_also_where_they_are_out_of_sight() -> None:
+    """Somebody takes their labels off, and more pods end meanwhile; a live read brings them back."""
+    pods = [aged(number, MANY, ended_pod(75)) for number in range(MANY)]
+    retries = Retries()
+    for number in range(MOST_COUNTED):
+        retries = count_pods(retries, GOING, pods[: number + 1])
+    end = MOST_COUNTED + 6
+    retries = count_pods(retries, GOING, [*pods[: MOST_COUNTED - 6], *pods[MOST_COUNTED:end]])
+    assert retries.of(Cause.ERROR) == end
+    assert count_pods(retries, GOING, pods[:end]) is retries
+
+
 def test_what_an_earlier_release_has_stored_is_gone_on_from() -> None:
     """It kept the uids of pods that it saw, and counted no more than the list holds."""
     pods = [aged(number, MANY, ended_pod(75)) for number in range(MANY)]
@@ -235,6 +253,14 @@ def test_of_several_nodes_the_pod_that_failed_counts_and_those_that_followed_do_
     assert early == Retries()
     later = count_pods(early, GOING, (follower, cause))
     assert (later.counts, set(later.counted)) == ({Cause.ERROR: 1}, {cause.uid, follower.uid})
+
+
+def test_a_pod_of_a_node_that_the_run_does_not_have_is_no_peer() -> None:
+    """Somebody made it: nothing waits for how it ends."""
+    follower, forged = ended_pod(76, PEER), running_pod(index=7)
+    assert count_pods(Retries(), GOING, (follower, forged), nodes=8).counts == {}
+    for nodes in (1, 2, 7):
+        assert count_pods(Retries(), GOING, (follower, forged), nodes=nodes).counts == {Cause.ERROR: 1}
 
 
 def test_of_several_nodes_that_only_blame_each_other_one_counts() -> None:

@@ -14,9 +14,10 @@ from tests.unit.builders import (
     running_pod,
 )
 from tests.unit.plans import judged
+from tests.unit.test_retries import count_pods
 
 from lora_operator.decision.proof import Evidence, Verdict, proven_success
-from lora_operator.decision.retries import Retries, count_pods
+from lora_operator.decision.retries import Retries
 from lora_operator.views.model import JobView, PodView
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import FAILURES, Reason

@@ -85,7 +85,7 @@ class World:
         """One decision, on what a cache holds or on the truth, carried out; what it changed is marked in its status."""
         before = self.status
         plan = decide(self.view(), cached or self.observed(), self.config, self.now)
-        if plan.read_first:
+        if plan.read_first or (plan.read_for_status and plan.status != before):
             plan = decide(self.view(), self.observed(), self.config, self.now)
         if (plan.create or plan.patch) and self.refusal is not None:
             code, message = self.refusal

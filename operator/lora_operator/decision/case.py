@@ -7,7 +7,8 @@ from datetime import datetime
 from lora_operator.decision.children import Children, find_children
 from lora_operator.decision.proof import Evidence
 from lora_operator.decision.results import kept_max_validation_rows, kept_quantization
-from lora_operator.decision.retries import Cause, Retries, count_pods, stored_retries
+from lora_operator.decision.retries import Cause, Retries, count_ends, stored_retries
+from lora_operator.decision.rounds import Rounds
 from lora_operator.decision.spent_time import SpentTime, follow_time, stored_time
 from lora_operator.views.budget import Used
 from lora_operator.views.conditions import state_of
@@ -25,7 +26,7 @@ from lora_trainer.contract.reasons import Reason
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """`request` is read as for the attempt that is present or, without a Job, next; `spent` and `retries` are up to
-    date, with what the status does not say yet."""
+    date, with what the status does not say yet. `rounds` are all pods of the run that are known."""
 
     finetune: FineTune
     observed: Observed
@@ -35,6 +36,7 @@ class Case:
     request: Request
     spent: SpentTime
     retries: Retries
+    rounds: Rounds
 
     @property
     def evidence(self) -> Evidence:
@@ -81,7 +83,8 @@ def read_case(finetune: FineTune, observed: Observed, config: OperatorConfig, no
     request = read_request(finetune.manifest, options, defaults)
     stored = stored_time(finetune.status)
     spent = follow_time(stored, children.jobs, observed.pods)
-    retries = count_pods(stored_retries(finetune.status), children.jobs, observed.pods)
+    rounds = Rounds(observed.pods, children.jobs, nodes=request.pod.nodes)
+    retries = count_ends(stored_retries(finetune.status), rounds)
     stopped = spent.active_since is None and spent.active_until != stored.active_until
     held = stopped and _was_held_since(stored.active_since, children.jobs)
     if held and not _held_by_user(finetune, children.jobs, observed.workloads, request):
@@ -95,6 +98,7 @@ def read_case(finetune: FineTune, observed: Observed, config: OperatorConfig, no
         request=request,
         spent=spent,
         retries=retries,
+        rounds=rounds,
     )
 
 

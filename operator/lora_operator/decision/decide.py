@@ -28,7 +28,7 @@ from lora_operator.decision.situation import (
     awaiting_superseded,
     held_by_user,
 )
-from lora_operator.decision.stages.order import STAGES, job_names, latest_job, reached, superseded
+from lora_operator.decision.stages.order import STAGES, job_names, latest_job, makes_none, reached, superseded
 from lora_operator.decision.stages.preflight import advised, findings, planned
 from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.stages.train import TRAIN
@@ -77,7 +77,8 @@ def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: 
     else:
         stage, job = reached(case)
         plan = _follow(case, stage, job) if case.children.job and job else _begin(case, stage, job)
-    return dataclasses.replace(plan, read_first=rests_on_unseen(case, plan), job_names=job_names(case))
+    read_first, read_for_status = rests_on_unseen(case, plan), makes_none(case)
+    return dataclasses.replace(plan, read_first=read_first, read_for_status=read_for_status, job_names=job_names(case))
 
 
 def _after_the_end(finetune: FineTune, observed: Observed, now: datetime) -> Plan:

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 
 from lora_operator.decision.case import Case
 from lora_operator.decision.proof import Verdict
-from lora_operator.decision.rounds import Rounds
 from lora_operator.decision.situation import Scene, Situation
 from lora_operator.decision.verdict import deadline_exceeded, out_of_retries
 from lora_operator.views import names
@@ -85,8 +84,8 @@ def pending_left_s(case: Case, job: JobView | None, pods: Sequence[PodView], sit
 def _waiting_since(case: Case, job: JobView | None, pods: Sequence[PodView]) -> datetime:
     """Since when not all pods run, the time before the Job, suspended and in a queue not included."""
     # A pod that waits for a node in vain ends, and waits again. Conditions may have come from a backup.
-    rounds = Rounds(pods)
-    moments = [end.pod.trainer.finished_at for end in rounds if not rounds.waited_in_vain(end)]
+    ends = case.rounds.of(job) if job is not None else ()
+    moments = [end.finished_at for end in ends if not case.rounds.waited_in_vain(end)]
     moments.append(case.finetune.created_at)
     moments.extend(_ends_of_early_stages(case))
     if job is not None:

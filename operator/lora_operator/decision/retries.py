@@ -7,7 +7,7 @@ a live read may bring one back. Of pods that train together one counts for each 
 
 import dataclasses
 import enum
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +20,7 @@ from lora_operator.decision.rounds import (
     waits_for_peers,
 )
 from lora_operator.views.jobs import is_ending, suspension_of
-from lora_operator.views.model import JobView, PodView
+from lora_operator.views.model import PodView
 from lora_operator.views.pods import condition_of, was_disrupted, was_short_of_something, was_shut_down
 from lora_operator.views.wording import block_of, integer_of
 from lora_trainer.contract.exit_codes import FINAL
@@ -85,9 +85,8 @@ def retries_block(retries: Retries) -> dict[str, Any]:
     return {**numbers, **({"counted": list(retries.counted)} if retries.counted else {})}
 
 
-def count_pods(before: Retries, jobs: Iterable[JobView], pods: Iterable[PodView]) -> Retries:
-    """With the pods that failed since, of those that a Job counts. `jobs` are all of the run that are there."""
-    rounds = Rounds(pods, jobs)
+def count_ends(before: Retries, rounds: Rounds) -> Retries:
+    """With the pods that failed since, of those that a Job counts."""
     counted, forgotten_before = set(before.counted), _forgotten_before(before, rounds)
     retries = before
     done: list[str] = []
@@ -122,11 +121,16 @@ def _forgotten_before(before: Retries, rounds: Rounds) -> datetime:
 
 
 def _last(uids: Sequence[str], *, seen: Set[str]) -> tuple[str, ...]:
-    """As many of them as the status holds: those that are still seen before the others, newer ones before older."""
+    """As many of them as the status holds: the newest, and of the others those that are still seen before those that
+    are not, newer ones before older.
+
+    One of the newest may be out of sight for a moment, and no creation tells that it was counted.
+    """
     excess = len(uids) - MOST_COUNTED
     if excess <= 0:
         return tuple(uids)
-    dropped = set(sorted(uids, key=lambda uid: uid in seen)[:excess])
+    older = uids[: -MOST_COUNTED // 2]
+    dropped = set(sorted(older, key=lambda uid: uid in seen)[:excess])
     return tuple(uid for uid in uids if uid not in dropped)
 
 

@@ -1,5 +1,6 @@
 """Of pods that train together: which one ended since another did, and which one waited for another in vain."""
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
 from functools import cached_property
@@ -11,12 +12,16 @@ from lora_operator.views.pods import failure_of, has_ended, newest_first, was_di
 from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.reasons import Reason
 
+# A node has one pod of a Job at a time: those that one of another node met are its last, and in an odd case a few more.
+_MOST_MET = 4
+
 
 class PodEnd:
     """A pod and how it ended, if it has: read when it is asked for, and once, as many others may ask."""
 
     def __init__(self, pod: PodView) -> None:
         self.pod = pod
+        self.index = pod.index
         self.made_at = pod.created_at
         self.started_at = pod.trainer.started_at
         self.finished_at = pod.trainer.finished_at
@@ -61,20 +66,24 @@ class PodEnd:
 
 
 class Rounds:
-    """The pods of a run by the Job that counts them, and the run's Jobs by uid.
+    """The pods of a run of so many nodes by the Job that counts them, and the run's Jobs by uid.
 
-    Anyone who may create pods can label thousands as the run's. So nothing here goes over all pods for each pod: peers
-    are looked for among the other nodes' of the same Job, and a pod that no Job counts has none.
+    Anyone who may create pods can make hundreds that are the run's by their labels and their controller. So nothing
+    here goes over all pods for each pod: its peers are a few of each of the run's other nodes, found once, and a pod
+    that no Job counts, or that says that it is of a node beyond these, is nobody's peer.
     """
 
-    def __init__(self, pods: Iterable[PodView], jobs: Iterable[JobView] = ()) -> None:
+    def __init__(self, pods: Iterable[PodView], jobs: Iterable[JobView] = (), *, nodes: int) -> None:
         self._ends = [PodEnd(pod) for pod in newest_first(pods)]
         self._jobs = {job.uid: job for job in jobs}
+        self._of_job = defaultdict[str, list[PodEnd]](list)
         self._nodes = defaultdict[str, defaultdict[int, list[PodEnd]]](lambda: defaultdict(list))
-        for end in self._ends:
-            if end.pod.job_uid:
-                self._nodes[end.pod.job_uid][end.pod.index].append(end)
+        for end in self.counted_by_a_job():
+            self._of_job[end.pod.job_uid].append(end)
+            if end.index < nodes:
+                self._nodes[end.pod.job_uid][end.index].append(end)
         self._ending: dict[str, bool] = {}
+        self._peers: dict[PodEnd, list[PodEnd]] = {}
 
     def __iter__(self) -> Iterator[PodEnd]:
         """The pods, newest first."""
@@ -84,6 +93,10 @@ class Rounds:
         """Those that a Job counts, in the order in which they were made."""
         return [end for end in reversed(self._ends) if end.pod.job_uid]
 
+    def of(self, job: JobView) -> list[PodEnd]:
+        """Those that this Job counts."""
+        return self._of_job.get(job.uid, [])
+
     def job_of(self, pod: PodView) -> JobView | None:
         """The Job that counts the pod; None where it is gone."""
         return self._jobs.get(pod.job_uid)
@@ -91,8 +104,7 @@ class Rounds:
     def are_to_end(self, job_uid: str) -> bool:
         """Whether a pod of this Job has ended it, which the Job may not say yet."""
         if job_uid not in self._ending:
-            nodes = self._nodes.get(job_uid, {}).values()
-            self._ending[job_uid] = any(end.ends_its_job for ends in nodes for end in ends)
+            self._ending[job_uid] = any(end.ends_its_job for end in self._of_job.get(job_uid, ()))
         return self._ending[job_uid]
 
     def waited_in_vain(self, end: PodEnd) -> bool:
@@ -101,19 +113,19 @@ class Rounds:
 
     def peers(self, end: PodEnd) -> list[PodEnd]:
         """Pods of other nodes that were there when this one was; of a node that it met, not the pod that is to come."""
-        made_at, finished_at = end.made_at, end.finished_at
-        found: list[PodEnd] = []
-        for index, others in self._nodes.get(end.pod.job_uid, {}).items():
-            if index == end.pod.index:
-                continue
-            there = [
-                other
-                for other in others
-                if (finished_at is None or other.made_at <= finished_at)
-                and (other.finished_at is None or made_at <= other.finished_at)
-            ]
-            found += [other for other in there if not _was_too_late(other, end)] or there
-        return found
+        if end not in self._peers:
+            nodes = self._nodes.get(end.pod.job_uid, {}).items()
+            self._peers[end] = [peer for index, pods in nodes if index != end.index for peer in _met(end, pods)]
+        return self._peers[end]
+
+
+def _met(end: PodEnd, others: Sequence[PodEnd]) -> list[PodEnd]:
+    """Of a node's pods, oldest first, the last that were there when this one was."""
+    made_at, finished_at = end.made_at, end.finished_at
+    until = len(others) if finished_at is None else bisect_right(others, finished_at, key=lambda other: other.made_at)
+    last = others[max(0, until - _MOST_MET) : until]
+    there = [other for other in last if other.finished_at is None or made_at <= other.finished_at]
+    return [other for other in there if not _was_too_late(other, end)] or there
 
 
 def waits_for_peers(end: PodEnd, peers: Sequence[PodEnd]) -> bool:
@@ -129,8 +141,7 @@ def follows_from_a_peer(end: PodEnd, peers: Iterable[PodEnd]) -> bool:
     if not end.is_consequence:
         return False
     return any(
-        peer.is_cause or _was_too_late(peer, end) or (peer.is_consequence and peer.pod.index < end.pod.index)
-        for peer in peers
+        peer.is_cause or _was_too_late(peer, end) or (peer.is_consequence and peer.index < end.index) for peer in peers
     )
 
 

@@ -1,7 +1,6 @@
 """What a watch may not have brought yet: which plans are not to be carried out before a live read."""
 
 from lora_operator.decision.case import Case
-from lora_operator.decision.quota import waits_for_user
 from lora_operator.decision.stages.order import latest_job
 from lora_operator.decision.stages.preflight import is_lost
 from lora_operator.views.conditions import result_of
@@ -19,10 +18,8 @@ def rests_on_unseen(case: Case, plan: Plan) -> bool:
     again = {job.name for job in children.former} & {manifest["metadata"]["name"] for manifest in plan.create}
     hidden = not all(job.is_indexed for job in children.jobs) or not all(pod.is_indexed for pod in children.pods)
     fails = result_of(plan.status) == "failed"
-    # Where no Job may be made, no name that is taken shows one that has lost its labels.
-    held = children.job is None and waits_for_user(case.request) and plan.status != case.finetune.status
     cannot_be_undone = fails or bool(plan.patch or plan.delete)
-    return cannot_be_undone or missing or bool(again) or hidden or held or is_lost(case) or _has_unseen_pods(case)
+    return cannot_be_undone or missing or bool(again) or hidden or is_lost(case) or _has_unseen_pods(case)
 
 
 def _has_unseen_pods(case: Case) -> bool:

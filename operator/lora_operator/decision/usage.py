@@ -14,7 +14,7 @@ from typing import Any
 from lora_operator.decision.case import Case
 from lora_operator.decision.proof import Verdict, claims_success
 from lora_operator.decision.retries import Cause, cause_of
-from lora_operator.decision.rounds import PodEnd, Rounds
+from lora_operator.decision.rounds import PodEnd
 from lora_operator.views.model import PodView
 from lora_operator.views.names import TRAIN
 from lora_operator.views.pods import condition_of, has_ended, summary_of
@@ -81,14 +81,13 @@ def usage_block(usage: Usage) -> dict[str, Any]:
 def count_usage(case: Case, progress: Mapping[str, Any], verdict: Verdict | None) -> Usage:
     """That of a run, up to date; `progress` is the block of its status, `verdict` that of a run that ends now."""
     pods, pod = case.observed.pods, case.request.pod
-    rounds = Rounds(pods, case.children.jobs)
     over = min(verdict.finding.since or case.now, case.now) if verdict else case.now
     return follow_usage(
         stored_usage(case.finetune.status),
         pods,
         progress,
         gpus=pod.gpus * pod.nodes,
-        cause_of=lambda ended: cause_of(PodEnd(ended), rounds),
+        cause_of=lambda ended: cause_of(PodEnd(ended), case.rounds),
         end=End(succeeded=verdict.succeeded, at=over) if verdict else None,
     )
 

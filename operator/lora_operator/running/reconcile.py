@@ -174,7 +174,8 @@ class Reconciler:
         disputed = unread and self._contention.is_disputed(key, finetune, plan.status)
         # A status alone is guarded by the version of the resource on which it rests.
         resource = not turn.resource and (disputed or bool(plan.create or plan.patch or plan.delete))
-        if (plan.read_first or disputed) and (resource or unread):
+        news = plan.read_for_status and not self._writer.is_written(finetune, plan.status)
+        if (plan.read_first or news or disputed) and (resource or unread):
             if disputed:
                 self._events.read_anew(key)
             await read_live(self._cache, self._api, finetune, plan.job_names, resource=resource)

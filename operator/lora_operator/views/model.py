@@ -262,9 +262,10 @@ class Plan:
 
     `status` is the whole status; equal to the present one means no write. `read_first`: the plan rests on something not
     seen, or cannot be taken back, so it is carried out only after a live read in the same turn of the resource, of the
-    Jobs `job_names` and of their pods. `watch_events` asks for the children's Events at the next look. `ask_progress`
-    names the pod that is asked for its progress, once; the answer goes into `Observed.progress` of another look.
-    `due_in_s` is when something falls due on time, however patient the rest is.
+    Jobs `job_names` and of their pods. `read_for_status`: so it is only where the status is to be written.
+    `watch_events` asks for the children's Events at the next look. `ask_progress` names the pod that is asked for its
+    progress, once; the answer goes into `Observed.progress` of another look. `due_in_s` is when something falls due on
+    time, however patient the rest is.
     """
 
     create: tuple[Mapping[str, Any], ...] = ()
@@ -275,6 +276,7 @@ class Plan:
     requeue_after_s: float | None = None
     due_in_s: float | None = None
     read_first: bool = False
+    read_for_status: bool = False
     job_names: tuple[str, ...] = ()
     watch_events: bool = False
     ask_progress: PodView | None = None

@@ -1,6 +1,7 @@
 """What a pod says of itself: whether it lives, runs, was disrupted, what it left behind and how it failed."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from lora_operator.views.conditions import Finding
 from lora_operator.views.model import ConditionView, MemoryLimit, PodView
@@ -71,8 +72,13 @@ def leader_first(pods: Iterable[PodView]) -> list[PodView]:
 
 def summary_of(pod: PodView) -> Summary | None:
     """What the trainer wrote at its end; None where it wrote nothing or the message is but a tail of its log."""
+    return _summary_in(pod.trainer.termination_message)
+
+
+@lru_cache(maxsize=1024)  # twice as many as a run's pods that are looked at, each of which several parts of a look read
+def _summary_in(message: str) -> Summary | None:
     try:
-        return Summary.from_message(pod.trainer.termination_message)
+        return Summary.from_message(message)
     except CodecError:
         return None
 

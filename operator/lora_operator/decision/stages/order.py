@@ -1,13 +1,16 @@
 """The stages of a run, in the order in which it goes through them."""
 
 from lora_operator.decision.case import Case
-from lora_operator.decision.stages.preflight import PREFLIGHT, is_lost
+from lora_operator.decision.quota import waits_for_user
+from lora_operator.decision.stages.preflight import FIRST, PREFLIGHT, is_lost
 from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.stages.train import TRAIN
 from lora_operator.views import names
 from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import JobView
 
+# Anyone who may create pods can make hundreds whose Job is not there, and each read costs the API server something.
+_MOST_ORPHANED = 8
 STAGES: tuple[Stage, ...] = (PREFLIGHT, TRAIN)
 
 
@@ -40,18 +43,27 @@ def latest_job(case: Case) -> JobView | None:
     return next((job for job in (case.children.job, *reversed(stages)) if job is not None), None)
 
 
+def makes_none(case: Case) -> bool:
+    """Whether no training Job is known and none may be made: no name that is taken shows one that lost its labels."""
+    held = case.observed.over_limit is not None or waits_for_user(case.request)
+    return held and case.children.job is None
+
+
 def job_names(case: Case) -> tuple[str, ...]:
     """The Jobs that the run has or should have, and those that its orphans had, by name: what a live read asks for."""
     finetune, children = case.finetune, case.children
-    attempts = (max(1, children.attempt), *(pod.attempt for pod in children.orphans))
-    due = [stage.name for stage in STAGES[:-1] if stage.is_due(case)]
-    due += [PREFLIGHT.name] if is_lost(case) else []
+    # An operator that was cut off may have made the next attempt, and no other.
+    orphaned = dict.fromkeys(pod.attempt for pod in children.orphans if 0 < pod.attempt <= children.attempt + 1)
+    unmade = (children.number,) if makes_none(case) else ()
+    attempts = (max(1, children.attempt), *unmade, *[*orphaned][:_MOST_ORPHANED])
+    due = [(stage.name, children.number) for stage in STAGES[:-1] if stage.is_due(case)]
+    due += [(PREFLIGHT.name, FIRST)] if is_lost(case) else []
     return tuple(
         dict.fromkeys(
             (
                 *(job.name for job in children.jobs),
                 *(names.child_name(finetune.name, finetune.uid, attempt) for attempt in attempts),
-                *(names.job_name(finetune.name, finetune.uid, children.number, stage) for stage in due),
+                *(names.job_name(finetune.name, finetune.uid, number, stage) for stage, number in due),
             )
         )
     )

@@ -29,6 +29,8 @@ from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import Summary
 
 Block = dict[str, Any]
+FIRST = 1
+"""The attempt whose preflight is the run's, for all that follow."""
 
 
 def findings(case: Case) -> Block:
@@ -49,9 +51,14 @@ def advised(case: Case) -> tuple[Advice, ...]:
 
 
 def _report(case: Case) -> Summary | None:
-    job = case.children.stages.get(names.PREFLIGHT)
+    job = _job(case)
     verdict = _judge(case, job) if job else None
     return verdict.summary if verdict else None
+
+
+def _job(case: Case) -> JobView | None:
+    jobs = (job for job in case.children.jobs if (job.stage, job.attempt) == (names.PREFLIGHT, FIRST))
+    return next(jobs, case.children.stages.get(names.PREFLIGHT))
 
 
 def planned(case: Case) -> Case:
@@ -79,7 +86,7 @@ def _is_due(case: Case) -> bool:
 def is_lost(case: Case) -> bool:
     """Whether no status has what the preflight found, and its Job, which came before the training's, is not known."""
     children = case.children
-    looked = case.request.preflight and not _has_passed(case.finetune) and names.PREFLIGHT not in children.stages
+    looked = case.request.preflight and not _has_passed(case.finetune) and _job(case) is None
     return looked and children.job is not None and not children.expected
 
 
@@ -112,7 +119,7 @@ def _condition(case: Case, state: Finding, verdict: Verdict | None) -> Condition
     if _has_passed(case.finetune):
         message = str(previous_condition(case.finetune, Type.PREFLIGHT_PASSED).get("message", ""))
         return _passed(Finding(reason=Reason.PREFLIGHT_PASSED, message=message))
-    job = case.children.stages.get(names.PREFLIGHT)
+    job = _job(case)
     if job is None:
         return None
     own = _judge(case, job)
