@@ -136,6 +136,61 @@ def test_an_argument_that_cannot_be_is_refused(
     assert sentence in capsys.readouterr().err
 
 
+UNREAD = (
+    "import json, os, sys\n"
+    "read_end, write_end = os.pipe()\n"
+    "os.close(read_end)\n"
+    "for number in json.loads(sys.argv[1]): os.dup2(write_end, number)\n"
+    "from lora_trainer import cli, {module}\n"
+    "{patch}\n"
+    "sys.exit(cli.main(sys.argv[2:]))\n"
+)
+"""A command whose output, of the descriptors that are its first argument, nobody reads any more, as behind `| head`."""
+CONNECTION = "def broken(*_): raise BrokenPipeError(32, 'Broken pipe')\nplan_command.plan_run = broken"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("gone", [[1], [1, 2]])
+@pytest.mark.parametrize(
+    ("arguments", "module", "patch", "status"),
+    [
+        (["run", "-f", "wrong.yaml"], "run_commands", "", 64),
+        (["preflight", "-f", "wrong.yaml"], "run_commands", "", 64),
+        (["verify", "none"], "result_commands", "", 64),
+        (["plan", "-f", "right.yaml", "--claims", "claims"], "plan_command", "", 0),
+        (["plan", "-f", "right.yaml", "--claims", "claims"], "plan_command", CONNECTION, 1),
+        (["plan", "--help"], "plan_command", "", 0),
+        (["plan"], "plan_command", "", 2),
+    ],
+    ids=["run", "preflight", "verify", "plan", "connection", "help", "usage"],
+)
+def test_a_command_that_nobody_reads_keeps_its_status(
+    *,
+    workplace: Workplace,
+    arguments: list[str],
+    module: str,
+    patch: str,
+    status: int,
+    gone: list[int],
+    unbuffered: str,
+) -> None:
+    """Of what goes wrong, a connection that breaks among it, which looks the same; without a traceback."""
+    (workplace.root / "wrong.yaml").write_text(yaml.safe_dump(tiny.manifest(lora={"rnak": 4})), encoding="utf-8")
+    (workplace.root / "right.yaml").write_text(yaml.safe_dump(tiny.manifest()), encoding="utf-8")
+    program = UNREAD.format(module=module, patch=patch)
+    environment = {**os.environ, "PYTHONPATH": str(TRAINER), "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(gone), *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=workplace.root,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+
+
 def test_ctrl_c_before_a_run_began_is_one_line(workplace: Workplace) -> None:
     """Here while the manifest is read, from a pipe that nobody writes to."""
     pipe = workplace.root / "pipe"

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +19,10 @@ from lora_trainer.contract.config import DeviceConfig, TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode, reason_of
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.errors import ConfigError
+from lora_trainer.errors import ConfigError, CudaOutOfMemoryError, explain_exit
 from lora_trainer.host.child import StageFailedError, Stages
 from lora_trainer.host.launch import ONE_PROCESS, Node, Program, grace_s, this_node, training_program
-from lora_trainer.host.passed_log import pass_on
+from lora_trainer.host.passed_log import PassedLog, pass_on
 from lora_trainer.host.supervisor import Settings, Supervisor
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.cpus import cpu_threads
@@ -294,7 +293,7 @@ def test_a_log_that_nobody_takes_stops_no_process() -> None:
     nobody, gone = os.pipe()
     os.close(nobody)
     read_end, write_end = os.pipe()
-    kept: deque[bytes] = deque(maxlen=4)
+    kept = bytearray()
     passing = threading.Thread(target=pass_on, args=(read_end, gone, kept), daemon=True)
     passing.start()
     for number in range(40):  # more than a pipe holds
@@ -302,7 +301,24 @@ def test_a_log_that_nobody_takes_stops_no_process() -> None:
     os.close(write_end)
     passing.join(300)
     assert not passing.is_alive()
-    assert b"".join(kept)[-1] == 39
+    assert kept[-1] == 39
+
+
+def test_what_a_library_said_of_its_end_outlives_the_small_writes_after_it() -> None:
+    """Of other processes' stack traces, line by line; of a very long log the end is kept, and no more."""
+    log = PassedLog()
+    os.write(log.write_end, b"Error out of memory at line 93 in file /src/csrc/ops.cu\n")
+    for number in range(400):
+        os.write(log.write_end, b'  File "/x/y.py", line %d in z\n' % number)
+        if number % 4 == 0:
+            time.sleep(0.001)  # so that each is read alone
+    said = log.end()
+    assert said.endswith("line 399 in z\n")
+    assert isinstance(explain_exit(said), CudaOutOfMemoryError)
+    long = PassedLog()
+    for number in range(100):
+        os.write(long.write_end, bytes([number]) * 4096)
+    assert long.end() == "".join(chr(number) * 4096 for number in range(36, 100))
 
 
 def test_a_process_that_a_signal_ended_without_a_word_has_the_signals_name() -> None:

@@ -114,6 +114,8 @@ def test_products_are_known_by_the_drivers_names(product: str, name: str | None)
         ("nvidia.com/mig-1g.5gb", 5),
         ("nvidia.com/mig-1g.10gb.me", 10),
         ("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", 5),
+        ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", 10),
+        ("NVIDIA_A100-SXM4-80GB_MIG_1g.10gb", 10),
         ("nvidia.com/gpu", None),
         ("nvidia.com/mig-3g.0gb", None),
         ("nvidia.com/mig-3g.9999gb", None),

@@ -27,7 +27,7 @@ from lora_trainer.contract.config import (
 )
 from lora_trainer.contract.fit.adapter import plan_adapter
 from lora_trainer.contract.fit.choice import Fit, Option, choose
-from lora_trainer.contract.fit.devices import find_gpu, least_memory
+from lora_trainer.contract.fit.devices import find_gpu, found_gpu, least_memory
 from lora_trainer.contract.fit.families import shape_of
 
 LLAMA_70B = llama(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
@@ -202,6 +202,8 @@ def test_no_more_slices_of_a_gpu_are_named(resource: str) -> None:
     assert "resources." not in reason
     by_hand = Case(model=llama(), spec={"quantization": "None"}, gpu=find_gpu("nvidia.com/mig-1g.10gb"))
     assert "resources.gpus" not in by_hand.plan().reason
+    own = found_gpu("NVIDIA A100-SXM4-80GB MIG 1g.10gb", 9_728 * 2**20, (8, 0))
+    assert "resources.gpus" not in replace(by_hand, gpu=own).plan().reason
 
 
 def test_a_gpu_that_a_node_selector_pins_is_exchanged_there() -> None:

@@ -11,22 +11,26 @@ INTERRUPTED = 143
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the process's exit status."""
-    status = 0
     try:
         from lora_trainer.commands import run_command  # noqa: PLC0415 - Ctrl-C may come while it is imported
 
         try:
-            status = run_command(arguments)
+            return run_command(arguments)
         finally:
-            sys.stdout.flush()
-        return status
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return status
+            _flush()
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("Interrupted before it was done.", file=sys.stderr)
         return INTERRUPTED
+
+
+def _flush() -> None:
+    """Write what was printed: here, for Python's own end has a status of its own where the reader is gone."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:  # the reader, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 import argparse
 import os
-import select
 import sys
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TextIO
 
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
@@ -25,19 +25,22 @@ def by_hand(action: Callable[[], None]) -> int:
         with view():
             action()
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _is_unread():
-            raise
         known = explain_by_hand(error)
-        print(known, file=sys.stderr)
+        say(str(known), sys.stderr)
         return int(known.code)
     return int(ExitCode.OK)
 
 
-def _is_unread() -> bool:
-    """Whether the reader of the output is gone, which a connection that breaks looks like."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    return bool(poll.poll(0))
+def say(text: str, to: TextIO | None = None) -> bool:
+    """Print lines, to standard output where nothing else is named; whether anybody reads them. A reader that is gone,
+    such as head, is no failure of the command."""
+    stream = to or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
 
 
 def view(log_format: str = logs.TEXT) -> AbstractContextManager[View]:

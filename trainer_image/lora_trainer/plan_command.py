@@ -3,7 +3,7 @@
 import argparse
 import shutil
 
-from lora_trainer.command_options import by_hand, local_config, volumes
+from lora_trainer.command_options import by_hand, local_config, say, volumes
 from lora_trainer.plan import Asked, plan_run
 from lora_trainer.plan_table import show
 
@@ -20,6 +20,6 @@ def plan(options: argparse.Namespace) -> int:
             price=options.price,
         )
         found = plan_run(local_config(options.file), volumes(options), asked)
-        print(show(found, options.form, shutil.get_terminal_size((80, 24)).columns))
+        say(show(found, options.form, shutil.get_terminal_size((80, 24)).columns))
 
     return by_hand(action)

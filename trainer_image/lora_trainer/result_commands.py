@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from lora_trainer.by_hand import check_checkpoint, check_question, check_result
-from lora_trainer.command_options import by_hand, volumes
+from lora_trainer.command_options import by_hand, say, volumes
 from lora_trainer.contract.config import MergePrecision
 from lora_trainer.places.model_folder import check_on_claim
 from lora_trainer.places.publishing import publish_folder
@@ -17,7 +17,7 @@ def publish(options: argparse.Namespace) -> int:
     def action() -> None:
         check_result(options.folder)
         published = publish_folder(options.folder, options.uri, volumes(options))
-        print(f"{published.uri} ({published.digest})")
+        say(f"{published.uri} ({published.digest})")
 
     return by_hand(action)
 
@@ -31,7 +31,7 @@ def verify(options: argparse.Namespace) -> int:
         from lora_trainer.result.verify import verify  # noqa: PLC0415
 
         result = verify(options.folder, volumes(options), Hub(), anywhere=True)
-        print(f"verified: loss {result.loss:.6f}, within {result.tolerance:.2g} of what the training measured")
+        say(f"verified: loss {result.loss:.6f}, within {result.tolerance:.2g} of what the training measured")
 
     return by_hand(action)
 
@@ -45,7 +45,7 @@ def export(options: argparse.Namespace) -> int:
         from lora_trainer.result.export_checkpoint import export_checkpoint  # noqa: PLC0415
 
         result = export_checkpoint(options.checkpoint, options.output, volumes(options), Hub())
-        print(f"{options.output}: verified, loss {result.loss:.6f}, within {result.tolerance:.2g} of the checkpoint's")
+        say(f"{options.output}: verified, loss {result.loss:.6f}, within {result.tolerance:.2g} of the checkpoint's")
 
     return by_hand(action)
 
@@ -61,8 +61,8 @@ def merge(options: argparse.Namespace) -> int:
         result = merge_by_hand(
             options.adapter, options.output, volumes(options), Hub(), MergePrecision(options.precision)
         )
-        print(f"{options.output}: loss {result.loss:.6f}, within {result.tolerance:.2g} of base model and adapter")
-        print(f"Serve it: {merged_command(str(options.output))}")
+        say(f"{options.output}: loss {result.loss:.6f}, within {result.tolerance:.2g} of base model and adapter")
+        say(f"Serve it: {merged_command(str(options.output))}")
 
     return by_hand(action)
 
@@ -80,10 +80,11 @@ def ask(options: argparse.Namespace) -> int:
         as_json = options.format == "json"
         pair = Pair(options.base, options.adapter, options.max_new_tokens, volumes(options))
         if options.question:
-            print(show([pair.answer(question) for question in options.question], as_json=as_json))
+            say(show([pair.answer(question) for question in options.question], as_json=as_json))
             return
         for text in filter(str.strip, sys.stdin):
             answer = pair.answer(text.strip())
-            print(line(answer) if as_json else show([answer], as_json=False), flush=True)
+            if not say(line(answer) if as_json else show([answer], as_json=False)):
+                return
 
     return by_hand(action)

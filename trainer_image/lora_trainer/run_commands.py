@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from lora_trainer.command_options import local_config, read, view, volumes
+from lora_trainer.command_options import local_config, read, say, view, volumes
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
             ending = Supervisor(config=config, settings=settings, stopping=stopping, view=shown).run()
     _write_summary(ending, options.termination_log)
     if local:
-        print(show_summary(ending))
+        say(show_summary(ending))
     return ending.code
 
 
@@ -83,7 +83,7 @@ def preflight(options: argparse.Namespace) -> int:
     except Exception as error:
         ending = _ended(error)
     _write_summary(ending, options.termination_log)
-    print(show_preflight(ending.summary), file=sys.stdout if ending.code == ExitCode.OK else sys.stderr)
+    say(show_preflight(ending.summary), sys.stdout if ending.code == ExitCode.OK else sys.stderr)
     return ending.code
 
 
@@ -120,4 +120,4 @@ def _write_summary(ending: Ending, path: Path | None) -> None:
     try:
         target.write_text(ending.summary.to_message(), encoding="utf-8")
     except OSError as error:
-        print(f"the summary cannot be written to {target}: {error.strerror}", file=sys.stderr)
+        say(f"the summary cannot be written to {target}: {error.strerror}", sys.stderr)

@@ -4,7 +4,7 @@ No token is kept, so that any number of rows takes little memory and no disk.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -47,7 +47,7 @@ MOST_CHARACTERS = 3 * 2**20
 class _Tally:
     """Over the rows that were counted, of which `training` were to train on. `lengths` are tokens of each example
     before the cut; `tokens` those of each training row after it, `targets` those of them that are learned; `longest` is
-    the longest example before the cut, held-out ones among them."""
+    the longest example before the cut, `largest` the largest token after it, held-out ones among them."""
 
     counts: Counts = field(default_factory=Counts)
     training: int = 0
@@ -59,6 +59,7 @@ class _Tally:
     truncated: int = 0
     whole: int = 0
     longest: int = 0
+    largest: int = 0
     first: NDArray[np.uint32] | None = None
 
     @property
@@ -74,6 +75,8 @@ class _Tally:
         self.training += int(np.count_nonzero(part.training[rows]))
         lengths = block.lengths + block.cut_tokens
         self.longest = max(self.longest, int(lengths[kept].max(initial=0)))
+        tokens = block.tokens[np.repeat(kept, block.lengths)] & ~LEARNED
+        self.largest = max(self.largest, int(tokens.max(initial=0)))
         self.lengths.append(lengths[ours])
         per_row = np.bincount(block.samples[ours], block.lengths[ours], minlength=len(rows)).astype(np.int64)
         self.tokens.append(per_row[part.training[rows]])
@@ -94,10 +97,11 @@ def count_rows(
     seed: int,
     *,
     positions: Positions | None = None,
+    check_token: Callable[[int], None] | None = None,
     most_rows: int = MOST_ROWS,
 ) -> RowFacts:
     """Count all rows, or of very many a sample drawn by `seed`. Raises `DatasetError` where a training would, and
-    `ConfigError` where a row is longer than the model has `positions`.
+    `ConfigError` where a row is longer than the model has `positions`, or `check_token` for the largest token.
 
     A total over N rows of which n were drawn is N times their mean; the variance of that is N² s²/n (1 - n/N), s² being
     that of the drawn rows (Cochran, Sampling Techniques, 1977, theorem 2.2).
@@ -126,6 +130,8 @@ def count_rows(
     _check(samples, tally, encoder, left_out, positions)
     if positions is not None:
         positions_suffice(positions, encoder.max_length, tally.longest)
+    if check_token is not None:
+        check_token(tally.largest)
     facts = _facts(samples, tally, encoder)
     return _extrapolated(facts, samples, tally) if tally.counts.rows < rows else facts
 

@@ -3,10 +3,10 @@
 import contextlib
 import os
 import threading
-from collections import deque
 
-_KEPT_PIECES, _PIECE = 64, 4096
-"""How much of the end of the log is kept: what NCCL's watchdog says, with its stack frames, of each of eight GPUs."""
+_KEPT, _PIECE = 256 * 1024, 4096
+"""How many bytes of the end of the log are kept, in however many writes: what NCCL's watchdog says, with its stack
+frames, of each of eight GPUs."""
 _LOG_ENDS_S = 5.0
 
 
@@ -17,7 +17,7 @@ class PassedLog:
     def __init__(self) -> None:
         read_end, self.write_end = os.pipe()
         self._to = os.dup(2)
-        self._kept: deque[bytes] = deque(maxlen=_KEPT_PIECES)
+        self._kept = bytearray()
         self._ended = False
         self._passing = threading.Thread(target=pass_on, args=(read_end, self._to, self._kept), name="log", daemon=True)
         self._passing.start()
@@ -31,7 +31,7 @@ class PassedLog:
             # Its end may still be on its way where a process that outlives the stage holds stderr.
             if not self._passing.is_alive():
                 os.close(self._to)
-        return b"".join(self._kept).decode(errors="replace")
+        return self._kept.decode(errors="replace")
 
 
 class OwnLog(PassedLog):
@@ -48,14 +48,15 @@ class OwnLog(PassedLog):
         return super().end()
 
 
-def pass_on(read_end: int, to: int, kept: deque[bytes]) -> None:
-    """Copy one descriptor to another until nobody writes any more, and keep the last pieces.
+def pass_on(read_end: int, to: int, kept: bytearray) -> None:
+    """Copy one descriptor to another until nobody writes any more, and keep the end of it.
 
     What nobody takes is dropped: a pipe that fills up would stop whoever writes into it.
     """
     with os.fdopen(read_end, "rb", buffering=0) as written:
         while piece := written.read(_PIECE):
-            kept.append(piece)
+            kept += piece
+            del kept[:-_KEPT]
             with contextlib.suppress(OSError):
                 while piece:
                     piece = piece[os.write(to, piece) :]

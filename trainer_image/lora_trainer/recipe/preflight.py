@@ -33,6 +33,7 @@ from lora_trainer.places.outputs import open_sink
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.activity import begun
 from lora_trainer.recipe.inputs import fill_cache
+from lora_trainer.recipe.vocabulary import token_check
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ def preflight(config: TrainConfig, volumes: Volumes, hub: Hub, *, fill: bool = F
     training = config.training
     encoder = load_encoder(model.headers.base, training.loss_on, training.max_sequence_length, chosen)
     positions = positions_in(model.headers.base.folder)
-    rows = count_rows(samples, encoder, training.seed, positions=positions)
+    check_token = token_check(model.headers.base, encoder)
+    rows = count_rows(samples, encoder, training.seed, positions=positions, check_token=check_token)
     found = Preflight(model=model_facts(model), dataset=rows, output=output)
     plan = make_plan(config, model, rows)
     check_claim(config, plan, volumes)

@@ -1,5 +1,9 @@
 """Whether the model has an embedding of each token that its tokenizer gives."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+from lora_trainer.contract.fit.reading import ShapeError
 from lora_trainer.data.dataset import Data
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Encoder
@@ -7,16 +11,31 @@ from lora_trainer.errors import ConfigError
 from lora_trainer.places.base import Base
 from lora_trainer.places.base_shape import CONFIG, read_config
 
+_MORE = {"mllama": 8, "mllama_text_model": 8, "moshi": 1}
+_ADDITIONAL = {"molmo2": 128, "molmo2_text": 128}
+"""Embeddings beside those of the vocabulary, by kinds of Transformers 5.24: always so many, or so many where
+`additional_vocab_size` does not say how many."""
+
 
 def check_tokens(base: Base, data: Data, encoder: Encoder) -> None:
     """Refuse rows with a token beyond the embeddings, before weights are read: a GPU would stop at its index, as a
     broken one does. Raises `ConfigError`."""
-    rows = _embeddings(base)
+    check = token_check(base, encoder)
+    if check is not None:
+        check(max(_largest(data.training), _largest(data.evaluation)))
+
+
+def token_check(base: Base, encoder: Encoder) -> Callable[[int], None] | None:
+    """What refuses a token's number that is beyond the embeddings; it raises `ConfigError`. None where no token of the
+    tokenizer is, or the configuration does not say how many there are."""
+    rows = embeddings_in(base.folder)
     vocabulary = encoder.tokenizer.get_vocab().values()
     if rows is None or max(vocabulary, default=0) < rows:
-        return
-    largest = max(_largest(data.training), _largest(data.evaluation))
-    if largest >= rows:
+        return None
+
+    def check(largest: int) -> None:
+        if largest < rows:
+            return
         text = encoder.tokenizer.convert_ids_to_tokens(largest)
         raise ConfigError(
             f"model.uri is {base.name}: its tokenizer gives the data's token {text!r} the number {largest}, and the "
@@ -24,13 +43,22 @@ def check_tokens(base: Base, data: Data, encoder: Encoder) -> None:
             "missing ones with resize_token_embeddings and save it"
         )
 
+    return check
 
-def _embeddings(base: Base) -> int | None:
-    """How many the model's configuration says; None where it does not."""
-    config = read_config(base.folder / CONFIG)
-    text = config.get("text_config")
-    rows = (text if isinstance(text, dict) else config).get("vocab_size")
-    return rows if isinstance(rows, int) else None
+
+def embeddings_in(folder: Path) -> int | None:
+    """How many the model in a folder has, by its configuration; None where that does not say it, or cannot be read,
+    which others say."""
+    try:
+        config = read_config(folder / CONFIG)
+    except (ConfigError, ShapeError):
+        return None
+    inner = config.get("text_config")
+    text = inner if isinstance(inner, dict) and inner else config
+    kind = text.get("model_type") or config.get("model_type")
+    kind = kind if isinstance(kind, str) else ""
+    rows, more = text.get("vocab_size"), text.get("additional_vocab_size", _ADDITIONAL.get(kind, 0))
+    return rows + more + _MORE.get(kind, 0) if type(rows) is int and type(more) is int else None
 
 
 def _largest(examples: Examples) -> int:

@@ -189,7 +189,7 @@ def sold_with(gib: int, name: str) -> Gpu:
 def by_product(name: str) -> Gpu | None:
     """The GPU that a driver calls so (`NVIDIA A100-SXM4-40GB`), or GPU feature discovery, with hyphens for blanks; a
     slice of one has the memory that its name says. None for any other, and for one that is shared in time."""
-    plain = re.sub(r"[\s_]+", "-", name.strip().lower())
+    plain = _hyphened(name)
     found = slice_of(plain)
     if found is not None:
         return replace(found, name=name)
@@ -197,12 +197,18 @@ def by_product(name: str) -> Gpu | None:
 
 
 def slice_of(name: str) -> Gpu | None:
-    """The slice of a GPU whose profile a resource or a product names, as in `nvidia.com/mig-3g.40gb`; None for any
-    other, and for one that is shared in time."""
-    found = None if name.lower().endswith(_SHARED) else _SLICE.search(name.lower())
+    """The slice of a GPU whose profile a resource or a product names, as in `nvidia.com/mig-3g.40gb`, with blanks as
+    PyTorch writes it; None for any other, and for one that is shared in time."""
+    plain = _hyphened(name)
+    found = None if plain.endswith(_SHARED) else _SLICE.search(plain)
     if found is None or not 1 <= int(found[1]) <= _MOST // GIB:
         return None
     return sold_with(int(found[1]), name.rpartition("/")[2])
+
+
+def _hyphened(name: str) -> str:
+    """As labels have it: drivers write blanks."""
+    return re.sub(r"[\s_]+", "-", name.strip().lower())
 
 
 def found_gpu(name: str, memory_bytes: int, capability: tuple[int, int]) -> Gpu:
