@@ -41,6 +41,8 @@ class Witness:
         self._jobs: dict[tuple[str, str, int], str] = {}
         self._late: set[str] = set()
         self._read: set[tuple[str, str]] = set()
+        self._pods: dict[str, set[str]] = {}
+        self._suspensions: dict[str, set[tuple[str, str]]] = {}
 
     def look(self, seen: Mapping[str, Sequence[Object]]) -> None:
         """Look at everything there is, by kind."""
@@ -53,6 +55,12 @@ class Witness:
         for pod in seen["pods"]:
             if has_failed(pod):
                 self._life.failed.setdefault(run_uid(pod), set()).add(pod["metadata"]["uid"])
+            self._pods.setdefault(run_uid(pod), set()).add(pod["metadata"]["uid"])
+        for job in seen["jobs"]:
+            held = condition_of(job.get("status", {}), "Suspended")
+            if held.get("status") == "True":
+                moment = (job["metadata"]["uid"], held["lastTransitionTime"])
+                self._suspensions.setdefault(run_uid(job), set()).add(moment)
         self._one_writer(seen["pods"])
         for run in seen["lorafinetunes"]:
             self._fails_for_a_cause(run, seen)
@@ -123,6 +131,9 @@ class Witness:
         retries = status.get("retries", {})
         counted = sum(retries.get(cause, 0) for cause in ("error", "outOfMemory", "nodeLost"))
         assert counted <= failed, f"I8: {counted} pods are counted as failed, and {failed} did: {retries}"
+        staying = {pod["metadata"]["uid"] for pod in seen["pods"] if not _was_taken(pod)}
+        taken = len(self._pods.get(uid, set()) - staying) + len(self._suspensions.get(uid, ()))
+        assert retries.get("preempted", 0) <= taken, f"I8: {taken} pods were taken away or suspended: {retries}"
         attempt = status.get("attempt", 0)
         assert attempt <= removed + 1, f"I8: attempt {attempt}, and {removed} Jobs were deleted"
         self._fewest[uid] = min(self._fewest.get(uid, 100), run["spec"].get("maxRetries", 3))
@@ -223,6 +234,12 @@ def waiting(seen: Mapping[str, Sequence[Object]]) -> Iterator[Object]:
 
 def _stated(run: Object) -> dict[str, Object]:
     return {condition["type"]: condition for condition in run.get("status", {}).get("conditions", ())}
+
+
+def _was_taken(pod: Object) -> bool:
+    """Whether a pod that is there was preempted or deleted."""
+    disrupted = condition_of(pod["status"], "DisruptionTarget").get("status") == "True"
+    return disrupted or "deletionTimestamp" in pod["metadata"]
 
 
 def goes_on(job: Object) -> bool:

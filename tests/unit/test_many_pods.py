@@ -33,6 +33,7 @@ from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.look import MOST_PODS, look
 from lora_operator.decision.decide import decide
 from lora_operator.decision.retries import MOST_COUNTED, Cause, Retries
+from lora_operator.views import wording
 from lora_operator.views.model import Answer, Observed, PodView
 from lora_trainer.contract.reasons import Reason
 
@@ -194,6 +195,24 @@ def test_a_decision_reads_each_of_the_most_pods_a_few_times(forge: Callable[[int
     finetune = make_finetune(spec=spec, status={"attempt": 1, "jobName": job_name()})
     seen = Observed(jobs=GOING, pods=pods)
     assert reads_of(lambda: decide(finetune, seen, CONFIG, NOW)) <= 200 * MOST_PODS
+
+
+def test_what_each_of_many_pods_said_last_is_made_printable_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the end of a log, of some kilobytes; several parts of each decision ask for it."""
+    texts: list[str] = []
+    masked = wording.masked
+
+    def counted(line: str) -> str:
+        texts.append(line)
+        return masked(line)
+
+    monkeypatch.setattr(wording, "masked", counted)
+    pods = counting([ended_pod(1, f"the end of log {number}") for number in range(MOST_PODS - 1)])
+    finetune = make_finetune(status={"attempt": 1, "jobName": job_name()})
+    for most in (3 * MOST_PODS, 10):
+        texts.clear()
+        decide(finetune, Observed(jobs=GOING, pods=(*pods, make_pod(node=""))), CONFIG, NOW)
+        assert len(texts) <= most
 
 
 def test_of_pods_whose_job_is_not_there_a_few_have_it_asked_for() -> None:

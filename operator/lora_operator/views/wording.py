@@ -65,8 +65,13 @@ def sentence(text: str, limit: int = SENTENCE_LENGTH) -> str:
     Of a text as long as a server takes, only the first few `limit` characters are read.
     """
     begin = text.lstrip()[: _READ_LIMITS * limit]
+    return _sentence(begin, limit, is_cut=len(begin) < len(text.strip()))
+
+
+@lru_cache(maxsize=2048)  # a run has at most 512 pods that are looked at, with two texts each, and again and again
+def _sentence(begin: str, limit: int, *, is_cut: bool) -> str:
     line = masked(printable(begin))
-    if len(line) < limit and len(begin) < len(text.strip()):
+    if len(line) < limit and is_cut:
         line = (
             f"{line.rpartition(' ')[0]} …"  # what was cut may be a secret, of which too little is left to look like one
         )
