@@ -91,6 +91,7 @@ class Operator:
                 source,
                 place,
                 silence_s=self.config.watch_inactivity_s,
+                stale_s=self.config.watch_stale_s,
                 random=random.Random().random,  # noqa: S311 - jitter is no secret
             )
             for source in sources_of(self.cache, self.kueue, self.wake)
