@@ -218,7 +218,7 @@ class ModelOperator:
             kueue=self.kueue,
             config=config,
             poller=self.poller,
-            events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=loop.time),
+            events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=loop.time, wake=self.wake),
             poster=self.poster,
             count=METRICS.observe,
             now=now,

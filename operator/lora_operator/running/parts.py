@@ -68,7 +68,7 @@ class Operator:
             kueue=self.kueue,
             config=config,
             poller=self.poller,
-            events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=time.monotonic),
+            events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=time.monotonic, wake=self.wake),
             poster=self.poster,
             count=metrics.observe,
             now=self.api.clock.now,
