@@ -347,6 +347,16 @@ async def test_a_watch_that_ends_with_too_many_requests_is_watched_on_ever_less_
     assert world.pauses == [0.5, 1.0, 2.0, 4.0]
 
 
+async def test_what_a_stream_brought_before_it_ended_with_too_many_requests_is_not_asked_for_again() -> None:
+    """The watch goes on from the last version; what was seen for long may be gone from the server's memory."""
+    stream = Stream(line("ADDED", job("b", "21")) + error(429))
+    world = World(Server([[]], [429, 429, stream, Stream(silent=True)]))
+    await world.run(lambda world: len(world.server.asked) == 5)
+    assert world.server.asked == ["list", *["watch from 20"] * 3, "watch from 21"]
+    assert world.pauses == [0.5, 1.0, 0.5]
+    assert world.names == ["b"]
+
+
 async def test_an_event_resets_the_pauses() -> None:
     """One stream after the other brings something, and then breaks."""
     fine = [Stream(line("ADDED", job("b", str(21 + number)))) for number in range(3)]

@@ -194,23 +194,29 @@ class Reflector:
             async with contextlib.aclosing(lines):
                 async for line in lines:
                     self._heard()
-                    granted = True
+                    self._refusals, granted = 0, True
                     if line:
                         version = self._take(line)
-                        self._forget_refusals()
+                        self._forget_overload()
         except UnreachableError as error:
             logger.debug("the watch of %s broke and continues from %s: %s", self.path, version, error)
+        except ApiError as error:
+            if version == before:
+                raise
+            logger.info("the watch of %s was ended and continues from %s: %s", self.path, version, error)
+            await self._back_off(error)
+            return version
         if granted:
-            self._forget_refusals()
+            self._forget_overload()
         if version == before:
             await self._back_off()  # a stream that brings nothing is not to be asked for at once again
         else:
             self._failures = 0
         return version
 
-    def _forget_refusals(self) -> None:
-        """Not where the first that a granted stream brings is a refusal."""
-        self._refusals = self._overloads = 0
+    def _forget_overload(self) -> None:
+        """The API server is out of trouble: not yet where all that a granted watch brings is a refusal."""
+        self._overloads = 0
         self._refused_s = None
 
     def _take(self, line: bytes) -> str:
