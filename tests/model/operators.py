@@ -218,7 +218,7 @@ class ModelOperator:
             kueue=self.kueue,
             config=config,
             poller=self.poller,
-            events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=loop.time),
+            events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=loop.time, wake=self.wake),
             poster=self.poster,
             count=METRICS.observe,
             now=now,
@@ -289,7 +289,9 @@ class ModelOperator:
     def _reflectors(self) -> list[Reflector]:
         """Of which lists are wanted alone: a watch is brought by the model."""
         return [
-            Reflector(self.api, source, None, silence_s=1.0, random=lambda: 0.5, clock=self.network.loop.time)
+            Reflector(
+                self.api, source, None, silence_s=1.0, stale_s=150, random=lambda: 0.5, clock=self.network.loop.time
+            )
             for source in sources_of(self.cache, self.kueue, self.wake)
         ]
 

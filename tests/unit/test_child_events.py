@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from lora_operator.cluster import child_events
 from lora_operator.cluster.api import Api, ApiError
 from lora_operator.cluster.cache import Key
 from lora_operator.cluster.child_events import ChildEvents
+from lora_operator.running.work_queue import WorkQueue
 from lora_operator.views.model import PodView
 
 KEY = Key("team", "tone")
@@ -129,7 +130,8 @@ async def test_a_thousand_jobs_without_a_pod_share_one_list(
     events: ChildEvents, api: EventsApi, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A quota holds them all up; each is told what was said of its own Job, and a list serves half an interval."""
-    monkeypatch.setattr(child_events, "PATIENCE_S", 60.0)  # a busy machine takes seconds for the thousand
+    for patience in ("PATIENCE_S", "IN_LINE_S"):  # a busy machine takes seconds for the thousand
+        monkeypatch.setattr(child_events, patience, 60.0)
     api.jobs = [f"job-{number}" for number in range(1000)]
     keys = [Key("team", f"run-{number}") for number in range(1000)]
     for number, key in enumerate(keys):
@@ -296,7 +298,8 @@ async def test_events_as_large_as_etcd_takes_them_cost_a_bounded_read(
     monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     """Whoever may create Events of one pod would end the operator for everybody."""
-    monkeypatch.setattr(child_events, "PATIENCE_S", 60.0)
+    for patience in ("PATIENCE_S", "IN_LINE_S"):
+        monkeypatch.setattr(child_events, patience, 60.0)
     api = LargeEvents()
     events = ChildEvents(api, interval_s=10, clock=clock)
     keys = [Key(f"team-{number % 8}", f"run-{number}") for number in range(16)]
@@ -343,3 +346,121 @@ async def test_of_what_a_job_was_answered_the_latest_is_kept(clock: Clock) -> No
     events.watch(KEY, [make_job(uid="job-1")], [])
     clock.now_s = 9.0
     assert [event.message for event in await events.latest(KEY)] == ["2026-03-01T12:03:00Z"]
+
+
+class SlowEvents(EventsApi):
+    """Answers each list once it may; of a namespace nothing else is ever asked for at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_answer = asyncio.Semaphore(0)
+        self.under_way = 0
+
+    async def request(self, *args: Any, **others: Any) -> dict[str, Any]:
+        self.under_way += 1
+        assert self.under_way == 1
+        try:
+            await self.may_answer.acquire()
+            return await super().request(*args, **others)
+        finally:
+            self.under_way -= 1
+
+
+class Line:
+    """Runs of one namespace that wait for a read of a slow API server, and who was woken."""
+
+    def __init__(self, clock: Clock, count: int, *, with_pods: bool = True) -> None:
+        self.api = SlowEvents()
+        self.woken: list[Key] = []
+        self.events = ChildEvents(self.api, interval_s=10, clock=clock, wake=self.woken.append)
+        self.keys = [Key("team", f"run-{number}") for number in range(count)]
+        for key in self.keys:
+            self.events.watch(key, [make_job(uid="job-1")], [make_pod(name=key.name)] if with_pods else [])
+        clock.now_s = 9.0
+
+
+@pytest.mark.parametrize("with_pods", [True, False], ids=["pods", "Jobs"])
+async def test_a_namespaces_line_holds_one_worker_at_most(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, with_pods: bool
+) -> None:
+    """Its API is slow, or its Events are many; the turns of everybody else go on."""
+    monkeypatch.setattr(child_events, "PATIENCE_S", 600.0)
+    monkeypatch.setattr(child_events, "IN_LINE_S", 0.01)
+    line = Line(clock, 40, with_pods=with_pods)
+    turns = [asyncio.create_task(line.events.latest(key)) for key in line.keys]
+    done = [await turn for turn in turns[1:]]
+    assert done == [()] * 39
+    assert not turns[0].done(), "its read has begun"
+    assert not any(line.events.has_read(key) for key in line.keys)
+    assert [key for key in line.keys if line.events.is_in_line(key)] == line.keys
+    line.api.may_answer.release()
+    assert await turns[0]
+
+
+async def test_turns_of_other_namespaces_are_served_beside_a_long_line(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen workers, three hundred runs that wait for a read that does not end, and a hundred turns of others."""
+    monkeypatch.setattr(child_events, "PATIENCE_S", 600.0)
+    monkeypatch.setattr(child_events, "IN_LINE_S", 0.001)
+    line = Line(clock, 300)
+    others = [Key("other", f"run-{number}") for number in range(100)]
+    queue: WorkQueue[Key] = WorkQueue(base_s=1, max_s=60, random=lambda: 1.0, group=lambda key: key.namespace)
+    served = list[Key]()
+
+    async def work() -> None:
+        while True:
+            key = await queue.take()
+            await line.events.latest(key)
+            served.append(key)
+            queue.done(key)
+
+    for key in (*line.keys, *others):
+        queue.add(key)
+    workers = [asyncio.create_task(work()) for _ in range(16)]
+    await _until(lambda: len(served) >= 399)
+    for worker in workers:
+        worker.cancel()
+    assert {key for key in served if key.namespace == "other"} == set(others)
+    assert line.api.asked == []
+
+
+async def test_each_run_of_a_line_is_read_in_its_turn_and_woken(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks for a place again, and nobody who comes later goes first."""
+    monkeypatch.setattr(child_events, "IN_LINE_S", 0.001)
+    line = Line(clock, 30)
+    turns = [asyncio.create_task(line.events.latest(key)) for key in line.keys]
+    await asyncio.gather(*turns[1:])
+    for key in line.keys:
+        line.api.may_answer.release()
+        assert await line.events.latest(key) == () or key == line.keys[0]
+    await _until(lambda: not any(map(line.events.is_in_line, line.keys)))
+    await asyncio.sleep(0)
+    assert line.api.asked == [f"uid=uid-of-{key.name}" for key in line.keys]
+    assert line.woken == line.keys[1:]
+    assert all(map(line.events.has_read, line.keys))
+    assert [len(await line.events.latest(key)) for key in line.keys] == [1] * 30
+    assert len(line.api.asked) == 30
+
+
+async def test_who_waits_no_more_leaves_the_line(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or waits for something else; neither is read about or woken."""
+    monkeypatch.setattr(child_events, "IN_LINE_S", 0.001)
+    line = Line(clock, 4)
+    turns = [asyncio.create_task(line.events.latest(key)) for key in line.keys]
+    await asyncio.gather(*turns[1:])
+    line.events.forget(line.keys[1])
+    line.events.watch(line.keys[2], [make_job()], [make_pod(name="another")])
+    for _ in line.keys:
+        line.api.may_answer.release()
+    await _until(lambda: not any(map(line.events.is_in_line, line.keys)))
+    await asyncio.sleep(0)
+    assert line.api.asked == ["uid=uid-of-run-0", "uid=uid-of-run-3"]
+    assert line.woken == [line.keys[3]]
+    assert not line.events.has_read(line.keys[2])
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(120):
+        while not condition():  # noqa: ASYNC110 - of several things one may change
+            await asyncio.sleep(0.001)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 from collections.abc import AsyncIterator, Callable
@@ -24,6 +25,8 @@ PATH = JOBS.path(None)
 KEY = Key(NAMESPACE, NAME)
 # Of a watch that is to be found silent; all others may be silent for as long as a busy machine makes them.
 SILENCE_S, PATIENCE_S = 1.0, 600.0
+# After so long without a sign of life the watchdog ends the process.
+STALE_S = 150.0
 Object = dict[str, Any]
 
 
@@ -116,7 +119,10 @@ def _refusal(refusal: int | Busy) -> web.Response:
 
 @dataclass(slots=True)
 class World:
-    """A reflector at work: its store, the keys that it woke, its signs of life, and its pauses, which take no time."""
+    """A reflector at work: its store, the keys that it woke, its signs of life, and its pauses, which take no time.
+
+    The first pause takes `quiet_s` more.
+    """
 
     server: Server
     cache: Cache = field(default_factory=Cache)
@@ -126,6 +132,8 @@ class World:
     tick_s: float = 0.0
     silence_s: float = PATIENCE_S
     ends_at_s: float = math.inf
+    chance: float = 0.5
+    quiet_s: float = 0.0
     pauses: list[float] = field(default_factory=list)
 
     @property
@@ -161,7 +169,8 @@ class World:
                     source,
                     None,
                     silence_s=self.silence_s,
-                    random=lambda: 0.5,
+                    stale_s=STALE_S,
+                    random=lambda: self.chance,
                     clock=self._clock,
                     sleep=self._pause,
                 )
@@ -173,7 +182,7 @@ class World:
 
     async def _pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
-        self.now_s += seconds
+        self.now_s += seconds + (self.quiet_s if len(self.pauses) == 1 else 0)
         await asyncio.sleep(0 if self.now_s < self.ends_at_s else PATIENCE_S)
 
 
@@ -245,17 +254,54 @@ async def test_a_watch_that_is_refused_again_and_again_is_listed_anew() -> None:
     """There is something else than an overload; nor does the operator live on what it knew long ago."""
     world = World(Server([[]], [500]))
     await world.run(lambda world: world.server.asked.count("list") >= 3)
-    wanted = ["list", *["watch from 20"] * 8, "list", *["watch from 30"] * 3, "list"]
-    assert world.server.asked[: len(wanted)] == wanted
-    assert sum(world.pauses[:8]) == 91.5, "an operator that hears nothing for 150 s ends"
+    first, second = (world.server.asked.index("list", begin) for begin in (1, 18))
+    assert world.server.asked[1:first] == ["watch from 20"] * 16
+    assert world.server.asked[first + 1 : second] == ["watch from 30"] * 14
+    assert sum(world.pauses[: first - 1]) < STALE_S / 2 - 45 / 2
 
 
+@pytest.mark.parametrize("quiet_s", [0, 50, 70])
+@pytest.mark.parametrize("answer", [429, 500, Busy(retry_after_s=1)], ids=str)
+async def test_a_quiet_watch_that_is_refused_is_watched_on_for_as_long(quiet_s: int, answer: int | Busy) -> None:
+    """An old bookmark is no reason for a list of everything: nobody has refused anything until then."""
+    streams = [Stream(broken=True), answer, answer, answer, Stream(silent=True)]
+    world = World(Server([[]], streams), quiet_s=quiet_s)
+    await world.run(lambda world: len(world.server.asked) == 6)
+    assert world.server.asked == ["list", *["watch from 20"] * 5]
+
+
+async def test_a_watch_that_was_granted_meanwhile_is_refused_anew() -> None:
+    """The time for which the watch alone is asked for begins with the first refusal after it."""
+    stream = Stream(BOOKMARK)
+    world = World(Server([[]], [*[500] * 14, stream, *[500] * 14, Stream(silent=True)]))
+    await world.run(lambda world: len(world.server.asked) == 31)
+    assert world.server.asked == ["list", *["watch from 20"] * 15, *["watch from 30"] * 15]
+
+
+@pytest.mark.parametrize(("answer", "wanted"), [(429, [4.0, 8.0, 16.0, 30.0]), (503, [3.5] * 4), (500, [3.5] * 4)])
 @pytest.mark.parametrize("what", ["list", "watch"])
-async def test_pauses_after_refusals_grow_up_to_half_a_minute(what: str) -> None:
-    """An API server in trouble is asked the less often."""
-    world = World(Server([503 if what == "list" else []], [503]))
-    await world.run(lambda world: len(world.pauses) >= 8)
-    assert world.pauses[:8] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+async def test_pauses_grow_up_to_half_a_minute_for_a_server_that_is_busy_alone(
+    what: str, answer: int, wanted: list[float]
+) -> None:
+    """One that fails may be back at any moment, and the operator is blind until it asks."""
+    world = World(Server([answer if what == "list" else []], [answer]))
+    await world.run(lambda world: len(world.pauses) >= 7)
+    assert world.pauses[:7] == [0.5, 1.0, 2.0, *wanted]
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("answer", [429, 500, 503, Busy(retry_after_s=30, code=503), Busy(retry_after_s=300)], ids=str)
+@pytest.mark.parametrize("what", ["list", "watch"])
+async def test_an_outage_of_two_minutes_that_is_answered_with_refusals_does_not_end_the_process(
+    what: str, answer: int | Busy, chance: float
+) -> None:
+    """Whatever the server asks for, it is asked again well before the watchdog's limit: a new process lists all."""
+    lists: list[list[Object] | int | Busy] = [answer] if what == "list" else [[], answer]
+    world = World(Server(lists, [answer]), now_s=0, ends_at_s=STALE_S, chance=chance)
+    await world.run(lambda world: world.now_s >= STALE_S)
+    ends = list(itertools.accumulate(world.pauses))
+    assert [end for end in ends if 120 <= end < STALE_S - 5], ends
+    assert answer not in (500, 503) or max(world.pauses) <= 5.25, "it is blind for no longer after the outage"
 
 
 async def test_pauses_without_an_answer_stay_short() -> None:
@@ -274,14 +320,15 @@ async def test_a_server_that_asks_for_time_gets_it(what: str) -> None:
     assert world.pauses[:4] == [25.0] * 4
 
 
-@pytest.mark.parametrize(("answer", "most"), [(Busy(retry_after_s=30), 3), (429, 8), (500, 8)])
+@pytest.mark.parametrize(("answer", "most"), [(Busy(retry_after_s=30), 3), (429, 8), (500, 22)])
 @pytest.mark.parametrize("what", ["list", "watch"])
 async def test_an_overloaded_server_is_asked_for_little_in_a_minute(what: str, answer: int | Busy, most: int) -> None:
     """Of each kind, the list of the beginning included."""
     world = World(Server([answer if what == "list" else []], [answer]), now_s=0, ends_at_s=60)
     await world.run(lambda world: world.now_s >= 60)
     assert len(world.server.asked) <= most
-    assert world.server.asked.count("list") == (1 if what == "watch" else len(world.server.asked))
+    lists = world.server.asked.count("list")
+    assert lists <= 2 if what == "watch" else lists == len(world.server.asked)
 
 
 async def test_a_watch_that_was_granted_ends_the_long_pauses() -> None:
@@ -289,6 +336,25 @@ async def test_a_watch_that_was_granted_ends_the_long_pauses() -> None:
     world = World(Server([[]], [*[429] * 4, Stream(), 429, Stream(silent=True)]))
     await world.run(lambda world: len(world.server.asked) == 8)
     assert world.pauses == [0.5, 1.0, 2.0, 4.0, 0.5, 0.5]
+
+
+async def test_a_watch_that_ends_with_too_many_requests_is_watched_on_ever_less_often() -> None:
+    """As client-go does it: the version is still good, and to have granted the watch ends no overload."""
+    streams = [Stream(error(429))] * 4
+    world = World(Server([[]], [*streams, Stream(silent=True)]))
+    await world.run(lambda world: len(world.server.asked) == 6)
+    assert world.server.asked == ["list", *["watch from 20"] * 5]
+    assert world.pauses == [0.5, 1.0, 2.0, 4.0]
+
+
+async def test_what_a_stream_brought_before_it_ended_with_too_many_requests_is_not_asked_for_again() -> None:
+    """The watch goes on from the last version; what was seen for long may be gone from the server's memory."""
+    stream = Stream(line("ADDED", job("b", "21")) + error(429))
+    world = World(Server([[]], [429, 429, stream, Stream(silent=True)]))
+    await world.run(lambda world: len(world.server.asked) == 5)
+    assert world.server.asked == ["list", *["watch from 20"] * 3, "watch from 21"]
+    assert world.pauses == [0.5, 1.0, 0.5]
+    assert world.names == ["b"]
 
 
 async def test_an_event_resets_the_pauses() -> None:

@@ -27,6 +27,8 @@ MOST_REFUSAL_BYTES = 8 * 2**20
 MOST_READS = 4
 LONGEST_INTERVAL_S = 50.0
 PATIENCE_S = 3.0
+# A turn holds a worker, of which there are few: it waits for a read that has begun, and hardly for one that has not.
+IN_LINE_S = 0.25
 _SOON_S = 0.1
 _LONG_AGO = datetime.fromtimestamp(0, UTC)
 
@@ -41,6 +43,8 @@ class _Watched:
     of_job: bool = False
     is_read: bool = False
     events: tuple[EventView, ...] = ()
+    place: asyncio.Task[None] | None = None
+    has_begun: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,13 +62,22 @@ class ChildEvents:
     A list of Events costs the API server a walk over all Events of the namespace, and a queue may be long. So nothing
     is read of what has just been made, which mostly comes up by itself; and Jobs without a pod, of which a quota may
     hold up a thousand, share one list for each namespace. A namespace's lists are read one after the other: what its
-    users may have put into them is in memory only once.
+    users may have put into them is in memory only once. Whoever has to wait for that keeps the place in the line while
+    the turn goes on without, and is woken once the Events are there: one namespace's line holds no workers.
     """
 
-    def __init__(self, api: Api, *, interval_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        api: Api,
+        *,
+        interval_s: float,
+        clock: Callable[[], float],
+        wake: Callable[[Key], None] = lambda _: None,
+    ) -> None:
         self._api = api
         self._interval_s = interval_s
         self._clock = clock
+        self._wake = wake
         self._watched: dict[Key, _Watched] = {}
         self._refusals: dict[str, _Refusals] = {}
         self._slots = FairSlots(most=MOST_READS, most_of_group=1)
@@ -79,6 +92,7 @@ class ChildEvents:
         watched = self._watched.setdefault(key, _Watched(since_s=now))
         uids = tuple(unexplained(jobs, pods))
         if uids != watched.uids:
+            _leave(watched)
             watched.uids, watched.of_job = uids, all(has_ended(pod) for pod in pods)
             watched.due_s, watched.is_read = now + self._pause_s(0), False
         return max(watched.due_s - now, _SOON_S) if uids else None
@@ -88,6 +102,11 @@ class ChildEvents:
         watched = self._watched.get(key)
         return watched is not None and watched.is_read
 
+    def is_in_line(self, key: Key) -> bool:
+        """Whether a read was due that has not come to its end; the resource is woken then."""
+        watched = self._watched.get(key)
+        return watched is not None and watched.place is not None
+
     def read_anew(self, key: Key) -> None:
         """Let the next look ask for them, however lately that was done."""
         watched = self._watched.get(key)
@@ -96,7 +115,10 @@ class ChildEvents:
 
     def forget(self, key: Key) -> None:
         """The resource waits no more; the answers to its namespace's Jobs go with the last one that waits there."""
-        if self._watched.pop(key, None) and all(other.namespace != key.namespace for other in self._watched):
+        watched = self._watched.pop(key, None)
+        if watched is not None:
+            _leave(watched)
+        if watched is not None and all(other.namespace != key.namespace for other in self._watched):
             self._refusals.pop(key.namespace, None)
 
     async def latest(self, key: Key) -> tuple[EventView, ...]:
@@ -104,30 +126,43 @@ class ChildEvents:
         watched = self._watched.get(key)
         if watched is None:
             return ()
-        now = self._clock()
-        if watched.uids and now >= watched.due_s:
-            watched.is_read, watched.due_s = True, now + self._pause_s(now - watched.since_s)
-            try:
-                async with asyncio.timeout(PATIENCE_S):
-                    watched.events = await self._read(key.namespace, watched)
-            except (ApiError, UnreachableError, TimeoutError) as error:
-                logger.debug("no Events of the children of %s: %s", key, str(error) or "no answer in time")
+        if watched.uids and watched.place is None and self._clock() >= watched.due_s:
+            watched.has_begun = False
+            watched.place = place = asyncio.create_task(self._read_in_line(key, watched))
+            await asyncio.wait({place}, timeout=IN_LINE_S)
+            if watched.has_begun:
+                await asyncio.wait({place}, timeout=PATIENCE_S)
+            if not place.done():
+                place.add_done_callback(lambda done: None if done.cancelled() else self._wake(key))
         return watched.events
+
+    async def _read_in_line(self, key: Key, watched: _Watched) -> None:
+        """Read once it is the resource's turn."""
+        try:
+            watched.events = await self._read(key.namespace, watched)
+        except (ApiError, UnreachableError, TimeoutError) as error:
+            logger.debug("no Events of the children of %s: %s", key, str(error) or "no answer in time")
+        except Exception:
+            logger.exception("unexpected; no Events of the children of %s", key)
+        now = self._clock()
+        watched.is_read, watched.due_s, watched.place = True, now + self._pause_s(now - watched.since_s), None
 
     async def _read(self, namespace: str, watched: _Watched) -> tuple[EventView, ...]:
         if not watched.of_job:
-            async with self._slots.slot(namespace):
+            async with self._slots.slot(namespace), asyncio.timeout(PATIENCE_S):
+                watched.has_begun = True
                 return await read_events(self._api, namespace, watched.uids)
-        refusals = await self._latest_refusals(namespace)
+        refusals = await self._latest_refusals(namespace, watched)
         return tuple(event for uid in watched.uids for event in refusals.get(uid, ()))
 
-    async def _latest_refusals(self, namespace: str) -> dict[str, tuple[EventView, ...]]:
+    async def _latest_refusals(self, namespace: str, watched: _Watched) -> dict[str, tuple[EventView, ...]]:
         """Of a list that is at most half an interval old. Raises `ApiError` or `UnreachableError`."""
         known = self._refusals.setdefault(namespace, _Refusals())
         async with known.lock:
             now = self._clock()
             if known.read_at_s is None or now - known.read_at_s >= self._interval_s / 2:
-                async with self._slots.slot(namespace):
+                async with self._slots.slot(namespace), asyncio.timeout(PATIENCE_S):
+                    watched.has_begun = True
                     known.by_job = await _list_refusals(self._api, namespace)
                 known.read_at_s = now
             return known.by_job
@@ -136,6 +171,13 @@ class ChildEvents:
         # A little less than the interval, so that a look that comes on time is never taken for one that came early.
         soonest_s = 0.9 * self._interval_s
         return max(soonest_s, min(waited_s / 4, LONGEST_INTERVAL_S))
+
+
+def _leave(watched: _Watched) -> None:
+    """What was to be read is wanted no more."""
+    if watched.place is not None:
+        watched.place.cancel()
+        watched.place = None
 
 
 async def _list_refusals(api: Api, namespace: str) -> dict[str, tuple[EventView, ...]]:

@@ -26,13 +26,14 @@ logger = logging.getLogger(__name__)
 WATCH_TIMEOUT_S = 600
 # So often in a row the API server may refuse with what is no passing trouble, such as a right that is missing.
 MOST_REFUSALS = 5
-# So long a watch alone is asked for while the API server is in trouble; well before it would be taken for deaf, a list
-# tells what is there.
-LONGEST_UNSEEN_S = 45.0
-_GONE = 410
+# Of the time after which a watch is taken for deaf, so much is spent on asking for the watch alone while the API server
+# refuses it; then a list tells what is there.
+UNSEEN_SHARE = 0.3
+_GONE, _TOO_MANY = 410, 429
 _BASE_S = 0.5
-# A request that nobody answers costs nothing; a refusal comes from a server that has too much to do.
-_LONGEST_S, _LONGEST_BUSY_S = 2.0, 30.0
+# A request that nobody answers costs nothing. A server that fails comes back at any moment; one that says that it has
+# too much to do is given time.
+_LONGEST_S, _LONGEST_FAILING_S, _LONGEST_BUSY_S = 2.0, 3.5, 30.0
 
 
 class RelistError(Exception):
@@ -59,15 +60,17 @@ class Reflector:
         namespace: str | None,
         *,
         silence_s: float,
+        stale_s: float,
         random: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """A watch that brings nothing for `silence_s` is restarted."""
+        """A watch that brings nothing for `silence_s` is restarted; after `stale_s` of it the process is ended."""
         self._api = api
         self._source = source
         self._namespace = namespace
         self._silence_s = silence_s
+        self._stale_s = stale_s
         self._random = random
         self._clock = clock
         self._sleep = sleep
@@ -77,6 +80,7 @@ class Reflector:
         self._overloads = 0
         self._began_s = clock()
         self._heard_s: float | None = None
+        self._refused_s: float | None = None  # since when the watch has been refused by a server in trouble
         self._behind_s: tuple[float, float] | None = None  # when a list was first behind, and when last
         self.path = source.resource.path(namespace)
         self.plural = source.resource.plural
@@ -138,6 +142,7 @@ class Reflector:
             # To the next list, and to the watch, what a list brought that failed half-way is no news any more.
             for owner in news:
                 source.wake(owner)
+        self._refused_s = None
         self._compare(seen, version)
         self.listed.set()
         return version
@@ -160,10 +165,17 @@ class Reflector:
             try:
                 return await self._watch(version)
             except ApiError as error:
-                if not error.is_passing or self.silent_for_s > LONGEST_UNSEEN_S:
+                if not error.is_passing or self._refused_for_s() > UNSEEN_SHARE * self._stale_s:
                     raise
                 logger.info("%s is watched anew from %s: %s", self.path, version, error)
                 await self._back_off(error)
+
+    def _refused_for_s(self) -> float:
+        """Seconds since the first refusal in a row. A quiet watch may have been silent for long before that."""
+        now_s = self._clock()
+        if self._refused_s is None:
+            self._refused_s = now_s
+        return now_s - self._refused_s
 
     async def _watch(self, version: str) -> str:
         """Take in events until the stream ends; return the version from which to watch on.
@@ -176,22 +188,36 @@ class Reflector:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(WATCH_TIMEOUT_S),
         }
-        before = version
+        before, granted = version, False
         lines = self._api.watch(self._source.resource, self._namespace, query, silence_s=self._silence_s)
         try:
             async with contextlib.aclosing(lines):
                 async for line in lines:
                     self._heard()
-                    self._refusals = self._overloads = 0
+                    self._refusals, granted = 0, True
                     if line:
                         version = self._take(line)
+                        self._forget_overload()
         except UnreachableError as error:
             logger.debug("the watch of %s broke and continues from %s: %s", self.path, version, error)
+        except ApiError as error:
+            if version == before:
+                raise
+            logger.info("the watch of %s was ended and continues from %s: %s", self.path, version, error)
+            await self._back_off(error)
+            return version
+        if granted:
+            self._forget_overload()
         if version == before:
             await self._back_off()  # a stream that brings nothing is not to be asked for at once again
         else:
             self._failures = 0
         return version
+
+    def _forget_overload(self) -> None:
+        """The API server is out of trouble: not yet where all that a granted watch brings is a refusal."""
+        self._overloads = 0
+        self._refused_s = None
 
     def _take(self, line: bytes) -> str:
         """Take in one event; return its version."""
@@ -210,12 +236,16 @@ class Reflector:
     async def _back_off(self, error: Exception | None = None) -> None:
         """Wait, the longer the more often in a row, and as long as the API server asks for.
 
+        At most for half of what is left until the process would be ended, which would have it list all anew.
         Raises a refusal that has come too often.
         """
         if isinstance(error, ApiError) and error.is_passing:
-            delay_s = max(error.retry_after_s, self._jittered_s(self._overloads, _LONGEST_BUSY_S))
+            is_busy = error.code == _TOO_MANY or error.retry_after_s > 0
+            longest_s = _LONGEST_BUSY_S if is_busy else _LONGEST_FAILING_S
+            delay_s = max(error.retry_after_s, self._jittered_s(self._overloads, longest_s))
             self._overloads = min(self._overloads + 1, 10)
-            await self._sleep(delay_s)
+            left_s = self._stale_s - self.silent_for_s
+            await self._sleep(min(delay_s, max(left_s / 2, _LONGEST_S)))
             return
         if isinstance(error, ApiError) and error.code != _GONE:
             self._refusals += 1
@@ -230,11 +260,17 @@ class Reflector:
 
 
 def _read(line: bytes) -> tuple[str, Mapping[str, Any], str]:
-    """Type, object and version of an event. Raises `RelistError` for one that is an error or makes no sense."""
+    """Type, object and version of an event.
+
+    Raises `RelistError` for one that is an error or makes no sense, `ApiError` where the API server has too much to do:
+    the version is still good then, as client-go takes it, too.
+    """
     try:
         event = orjson.loads(line)
         kind, document = str(event["type"]), event["object"]
         if kind == "ERROR":
+            if document.get("code") == _TOO_MANY:
+                raise ApiError(_TOO_MANY, str(document.get("reason")), str(document.get("message")))
             raise RelistError(f"{document.get('code')} {document.get('reason')}: {document.get('message')}")
         metadata = document["metadata"]
         if kind != "BOOKMARK":

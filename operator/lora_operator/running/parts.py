@@ -68,7 +68,7 @@ class Operator:
             kueue=self.kueue,
             config=config,
             poller=self.poller,
-            events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=time.monotonic),
+            events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=time.monotonic, wake=self.wake),
             poster=self.poster,
             count=metrics.observe,
             now=self.api.clock.now,
@@ -91,6 +91,7 @@ class Operator:
                 source,
                 place,
                 silence_s=self.config.watch_inactivity_s,
+                stale_s=self.config.watch_stale_s,
                 random=random.Random().random,  # noqa: S311 - jitter is no secret
             )
             for source in sources_of(self.cache, self.kueue, self.wake)

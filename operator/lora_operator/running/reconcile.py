@@ -146,6 +146,8 @@ class Reconciler:
         if self._writer.is_written(finetune, plan.status):
             self._pacing.forget(key)
             return None
+        if self._events.is_in_line(key) and self._needs_events(key, finetune, plan):
+            return self._config.pending_check_s  # sooner once they are read
         scheduled = any(condition.type == "PodScheduled" for pod in observed.pods for condition in pod.conditions)
         placed = scheduled or any(workload.conditions for workload in observed.workloads)
         return self._pacing.delay_s(key, finetune.status, plan.status, placed=placed) or None
@@ -182,10 +184,10 @@ class Reconciler:
             turn.read = frozenset((*(turn.read or ()), *plan.job_names))
             turn.resource |= resource
             return True
-        if self._needs_events(key, finetune, plan) and self._watch_events(key, finetune) is not None:
-            self._events.read_anew(key)
-            return True
-        return False
+        if not self._needs_events(key, finetune, plan) or self._watch_events(key, finetune) is None:
+            return False
+        self._events.read_anew(key)
+        return not self._events.is_in_line(key)
 
     async def _observe(self, key: Key, finetune: FineTune, turn: _Turn) -> Observed:
         events = await self._events.latest(key)
