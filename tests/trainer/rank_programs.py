@@ -17,11 +17,13 @@ import torch.distributed as dist
 from peft.tuners.lora.layer import LoraLayer
 from torch.distributed.tensor import DTensor
 
-from lora_trainer.contract.config import LoraConfig, LossOn, Quantization, TrainConfig, TrainingConfig
+from lora_trainer.contract.config import Kernels, LoraConfig, LossOn, Quantization, TrainConfig, TrainingConfig
 from lora_trainer.data.formats import PlainText
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.errors import TerminatedError
+from lora_trainer.model import attention, fast_paths, isolation
+from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.convert import Start
 from lora_trainer.model.device import Device, same_type
 from lora_trainer.model.loading import adapt, load_model
@@ -34,7 +36,9 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join
+from lora_trainer.recipe import kernels
 from lora_trainer.recipe.adapting import adapted_on_all
+from lora_trainer.recipe.kernels import choose_kernels
 from lora_trainer.recipe.settling import Settled
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import Budget
@@ -186,6 +190,56 @@ def train(plan: Plan) -> Outcome:
                 if ".layers." in name and not parameter.requires_grad
             ),
         )
+
+
+def choose_on_a_divided_base(folder: Path, trouble: str) -> tuple[str, tuple[str, ...], list[int]]:
+    """Whether rows are packed and why not, the fast paths, and the tokens that these were timed on, where process 1
+    alone has this trouble."""
+    torch.set_num_threads(1)
+    with join(CPU.torch_device, 20.0) as group:
+        base = open_folder(folder)
+        adapted = adapt(load_model(base, Quantization.NONE, CPU), LoraConfig(rank=4, alpha=8), base, CPU, 3)
+        shard(adapted.model, CPU, mesh_over(CPU, group, 2))
+        ranks = dataclasses.replace(group, lockstep=True)
+        encoder = load_encoder(base, LossOn.COMPLETION, 256)
+        words = "Fair winds. " * 5
+        rows = Examples.of(encoder.encode(PlainText(where=f"{i}", text=f"Ahoy {i}! {words}")) for i in range(4))
+        timed: list[int] = []
+
+        def seconds(_trial: Any, inputs: Any) -> tuple[float, float]:
+            timed.append(inputs[0].shape[:-1].numel())
+            return 1.0, 1.0
+
+        with contextlib.ExitStack() as patches:
+            patches.enter_context(mock.patch.object(fast_paths.Trial, "seconds", seconds))
+            patches.enter_context(mock.patch.object(fast_paths, "_LEAST_WORK", 0))
+            patches.enter_context(mock.patch.object(kernels, "ALL", (fast_paths.FUSED_ADAPTER,)))
+            patches.enter_context(mock.patch.dict(fast_paths.MOST_TOKENS, {"cpu": 64}))
+            if ranks.rank == 1:
+                patches.enter_context(_trouble(trouble))
+            found = choose_attention(adapted.model, CPU, ranks)
+            chosen = choose_kernels(Kernels.AUTO, adapted, rows, CPU, ranks, packed=found.packs, kept=None, tokens=256)
+        return found.unpacked, chosen.taken, timed
+
+
+def _trouble(kind: str) -> Any:
+    """What one process finds that the other does not."""
+    if kind == "logits":
+        distance = isolation.distance
+        return mock.patch.object(attention, "distance", lambda *given: distance(*given) + 0.1)
+    if kind == "gradients":
+        only_at = isolation._only_at
+        return mock.patch.object(isolation, "_only_at", lambda *given: only_at(*given) and False)
+    if kind == "memory":
+        seen = fast_paths._seen
+
+        def short(*given: Any, **options: Any) -> Any:
+            if given[4]["input_ids"].numel() > 64:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return seen(*given, **options)
+
+        return mock.patch.object(fast_paths, "_seen", short)
+    return contextlib.nullcontext()
 
 
 def start_from_directions(folder: Path, config: TrainConfig) -> tuple[str, dict[str, str]]:

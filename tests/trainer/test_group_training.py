@@ -182,6 +182,26 @@ def test_a_layers_collectives_wait_as_long_as_all_others(over: int, groups: int)
     assert together(4, rank_programs.timeouts, 77.0, over, nodes=2) == [[77.0] * groups] * 4
 
 
+@pytest.mark.parametrize(
+    ("trouble", "unpacked"),
+    [
+        ("none", ""),
+        ("logits", "this kind of model does not compute its logits with attention over packs"),
+        ("gradients", "in a pack, this kind of model would let them see each other"),
+        ("memory", ""),
+    ],
+)
+def test_what_one_process_of_a_divided_base_finds_leaves_no_other_in_a_collective(
+    tiny_folder: Path, trouble: str, unpacked: str
+) -> None:
+    """Each pass through divided layers is one of all processes: they decide alike, and none makes one more."""
+    here, there = together(2, rank_programs.choose_on_a_divided_base, tiny_folder, trouble)
+    assert not isinstance(here, Exception), here
+    assert here == there
+    assert here[:2] == (unpacked, ("fused-adapter",))
+    assert max(here[2]) <= 64
+
+
 def test_a_sharded_process_without_rows_goes_through_the_layers_with_the_others(plan: Plan) -> None:
     """One row a step for two processes, whose layers gather their weights from each other."""
     one_row = dataclasses.replace(plan, config=dataclasses.replace(CONFIG, effective_batch_size=1))

@@ -304,6 +304,19 @@ def test_a_log_that_nobody_takes_stops_no_process() -> None:
     assert kept[-1] == 39
 
 
+def test_a_stage_that_cannot_be_started_leaves_nothing_open(watched: Watched) -> None:
+    """No descriptor, and no thread that passes on what nobody writes."""
+    watched.stages.training = Program(command=("/nowhere/python",))
+
+    def left() -> tuple[list[Path], int]:
+        return sorted(Path("/proc/self/fd").iterdir()), threading.active_count()
+
+    before = left()
+    with pytest.raises(FileNotFoundError):
+        watched.stages.run("train")
+    assert left() == before
+
+
 def test_what_a_library_said_of_its_end_outlives_the_small_writes_after_it() -> None:
     """Of other processes' stack traces, line by line; of a very long log the end is kept, and no more."""
     log = PassedLog()

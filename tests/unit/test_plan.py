@@ -255,6 +255,9 @@ def test_doubts_and_refusals_are_said(place: Path, capsys: pytest.CaptureFixture
     assert "Not sure: its kind 'zebra' is not known here" in text
     assert "?: the estimate may be off by 30%, too much to decide." in text
     assert "It fits A100 40, A100 80, L40S, H100, H200, B200. Perhaps it fits T4, L4, A10, RTX 4090. kept" in text
+    write(llama(model_type="zebra", num_local_experts=8), quantization="None")
+    text = " ".join(printed(capsys).split())
+    assert "?: experts are not counted, and the estimate may be off by 30%, too much to decide." in text
 
 
 def test_a_run_on_the_cpu_is_planned_in_main_memory(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,9 +26,18 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("config", "lora", "why"),
     [
         (OPT, {}, "config.json.num_attention_heads is missing"),
-        (llama(model_type="zebra"), {"targetModules": ["c_attn"]}, "lora.targetModules leaves no module to adapt"),
+        (
+            llama(model_type="zebra"),
+            {"targetModules": ["c_attn"]},
+            "nor whether lora.targetModules names its modules: by a guess, lora.targetModules leaves no module",
+        ),
+        (
+            llama(model_type="zebra"),
+            {"layerIndices": [99]},
+            "nor whether lora.layerIndices goes with them: by a guess, lora.layerIndices holds 99",
+        ),
     ],
-    ids=["other names of numbers", "names that only the model knows"],
+    ids=["other names of numbers", "names that only the model knows", "layers that only the model knows"],
 )
 def test_a_model_whose_layers_are_not_known_is_planned_by_its_weights(
     place: Path, capsys: pytest.CaptureFixture[str], config: Config, lora: Config, why: str
@@ -53,7 +62,7 @@ def test_a_model_whose_layers_are_not_known_is_planned_by_its_weights(
     text = " ".join(" ".join(lines).split())
     assert "Plan: the model's layers are not known, so that memory is that of its unquantized weights alone" in text
     assert "Weights without quantization: 14.9 GiB; adapter and activations come on top. Main memory of each" in text
-    assert "Not sure: the layers of the model are not known here: " in text
+    assert "Not sure: the layers of the model are not known here" in text
     assert why in text
     assert max(map(len, lines)) <= 80
 

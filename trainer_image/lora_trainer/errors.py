@@ -338,8 +338,9 @@ def _explain_device(text: str) -> TrainerError | None:
         return _device_memory(text)
     if _OUT_OF_RANGE in text:
         return ConfigError(
-            f"a token or a position has no row in the model's embeddings ({_gist(text)}): check that the tokenizer "
-            "belongs to the model's weights, and that no row of the data is longer than the model has positions"
+            f"most likely a token or a position has no row in the model's embeddings ({_gist(text)}): check that the "
+            "tokenizer belongs to the model's weights, and that no row of the data is longer than the model has "
+            "positions"
         )
     if _UNFIT.search(text):
         return GpuUnfitError(

@@ -125,7 +125,6 @@ def _by_weights(
     """As preflight makes it; a guess is no reason to refuse."""
     only = gpus[0] if len(asked.gpus) == 1 else None
     planned = plan_by_weights(config, model.stored, gpu=only) if model.stored else None
-    why = str(error).partition(";")[0]
     notes = [*_on_length(config, model)]
     if planned is None:
         notes.append("a config.json alone does not have the weights: without --config those of model.uri are counted")
@@ -139,10 +138,20 @@ def _by_weights(
         family=str(model.document.get("model_type")),
         parameters=model.stored or None,
         preflight=planned,
-        doubts=(f"the layers of the model are not known here: {why}",),
+        doubts=(_unknown(error),),
         notes=tuple(notes),
         advice=spoken(before(config)),
     )
+
+
+def _unknown(error: ValueError) -> str:
+    """What is not known, and why; an adapter is refused by names and numbers that are guessed alone."""
+    unknown, why = "the layers of the model are not known here", str(error).partition(";")[0]
+    if not isinstance(error, AdapterError):
+        return f"{unknown}: {why}"
+    field = why.partition(" ")[0]
+    fits = "names its modules" if field == "lora.targetModules" else "goes with them"
+    return f"{unknown}, nor whether {field} {fits}: by a guess, {why}"
 
 
 def _by_layers(

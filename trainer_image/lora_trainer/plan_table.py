@@ -12,6 +12,7 @@ from lora_trainer.contract.config import ActivationCheckpointing, Quantization
 from lora_trainer.contract.fit.choice import Fit, Option
 from lora_trainer.contract.fit.limits import FIT_SHARE
 from lora_trainer.contract.fit.options import OnGpu, Row
+from lora_trainer.contract.fit.shape import EXPERTS_LEFT_OUT
 from lora_trainer.plan import Plan, PlanByWeights
 
 _GIB = 2**30
@@ -181,7 +182,8 @@ def _explanations(plan: Plan) -> Iterator[str]:
     if any(tokens > plan.micro_batch_tokens for tokens in taken):
         yield "*2 and the like: there is room for so many times more of them, which is taken."
     if any(option.fit is Fit.UNSURE for option in options):
-        yield f"?: the estimate may be off by {plan.spread:.0%}, too much to decide."
+        uncounted = "experts are not counted, and " if EXPERTS_LEFT_OUT in plan.doubts else ""
+        yield f"?: {uncounted}the estimate may be off by {plan.spread:.0%}, too much to decide."
     for refusal in dict.fromkeys(option.refusal for option in options if option.refusal):
         yield f"refused: {refusal}."
     if any(option.divided for option in options):

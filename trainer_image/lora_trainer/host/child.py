@@ -78,18 +78,22 @@ class Stages:
         command = [*program.command, *self._arguments(stage), *map(str, arguments), "--report", str(write_end)]
         environment = {**stage_environment(), **self.environment, **program.environment}
         passed = PassedLog()
-        with os.fdopen(read_end, encoding="utf-8") as reports:
-            self.child = subprocess.Popen(
-                command, pass_fds=(write_end,), process_group=0, env=environment, stderr=passed.write_end
-            )
-            os.close(write_end)
-            if self.stopping.is_set():
-                self.child.send_signal(signal.SIGTERM)
-            for line in reports:
-                self._take(line)
-            status = self.child.wait()
-            self.child = None
-        said = passed.end()
+        try:
+            with os.fdopen(read_end, encoding="utf-8") as reports:
+                try:
+                    self.child = subprocess.Popen(
+                        command, pass_fds=(write_end,), process_group=0, env=environment, stderr=passed.write_end
+                    )
+                finally:
+                    os.close(write_end)
+                if self.stopping.is_set():
+                    self.child.send_signal(signal.SIGTERM)
+                for line in reports:
+                    self._take(line)
+                status = self.child.wait()
+                self.child = None
+        finally:
+            said = passed.end()
         if self.aborted is not None:
             raise StageFailedError(self.aborted)
         if status != 0:

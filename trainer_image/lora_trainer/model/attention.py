@@ -20,6 +20,7 @@ from lora_trainer.model.isolation import apart, distance, sensitivity, traced
 from lora_trainer.model.loading import set_training
 from lora_trainer.model.quantize import each_token_alone
 from lora_trainer.model.rounding import Found, drawn_like, objection, wider
+from lora_trainer.ranks.collectives import ALONE, Ranks
 
 _SEEN = "in a pack, this kind of model would let them see each other"
 _OTHERWISE = "in a pack, this kind of model computes other logits than for each row alone"
@@ -243,9 +244,10 @@ def _explicit(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind:
     return nn.functional.dropout(weights, kind.dropout) @ value
 
 
-def choose_attention(model: Any, device: Device) -> Attention:
+def choose_attention(model: Any, device: Device, ranks: Ranks = ALONE) -> Attention:
     """Make `model` use `attend` where that gives its own logits, and try whether its rows can be packed. It is in
-    evaluation mode afterwards.
+    evaluation mode afterwards. Where its layers are divided over `ranks`, all of these call it, and find the same of
+    its logits.
 
     Tried and not looked up: recurrent layers, convolutions, positions that a model counts itself and arguments that it
     does not pass on all let rows of a pack see each other, in ways that no list of kinds keeps up with. Raises what
@@ -257,10 +259,10 @@ def choose_attention(model: Any, device: Device) -> Attention:
     set_training(model, on=False)
     # What is trained whole is fp32 beside 16-bit weights, which only autocast brings together.
     with torch.no_grad(), device.autocast(), each_token_alone(model):
-        return _chosen(model, device.torch_device)
+        return _chosen(model, device.torch_device, ranks if ranks.lockstep else ALONE)
 
 
-def _chosen(model: Any, device: torch.device) -> Attention:
+def _chosen(model: Any, device: torch.device, ranks: Ranks) -> Attention:
     before = model.config._attn_implementation
     if _has_chunks(model):
         return Attention(kernel=str(before), packs=False, unpacked=_SEEN)
@@ -268,10 +270,10 @@ def _chosen(model: Any, device: torch.device) -> Attention:
     alone = _alone(model, ids, before)
     try:
         model.set_attn_implementation(NAME)
-        if model.config._attn_implementation == NAME and _agree(model, ids, _rows(model, ids), alone):
+        if model.config._attn_implementation == NAME and _agree(model, ids, _rows(model, ids), alone, ranks):
             calls: dict[Hashable, _Call] = {}
             segments = replace(segments_of(_PROBE_LENGTHS, device), calls=calls)
-            unpacked = _SEEN if _has_memory(model) else _trouble(model, ids, alone, segments)
+            unpacked = _SEEN if _has_memory(model) else _trouble(model, ids, alone, segments, ranks)
             against = next((found for call in calls.values() if (found := _objection(call)) is not None), None)
             if against is None:
                 kernel = "sdpa" if unpacked else "+".join(sorted(segments.kernels))
@@ -365,23 +367,30 @@ def _packed(model: Any, ids: torch.Tensor, segments: Segments) -> list[torch.Ten
     return list(torch.split(found.logits[0].float(), list(_PROBE_LENGTHS)))
 
 
-def _trouble(model: Any, ids: torch.Tensor, alone: list[torch.Tensor], segments: Segments) -> str:
+def _trouble(model: Any, ids: torch.Tensor, alone: list[torch.Tensor], segments: Segments, ranks: Ranks) -> str:
     """Why rows cannot be packed: one sees another, which rounding would hide where it changes little, or gives other
     logits than alone. Empty where nothing is against it."""
     found, embedded = traced(model, lambda: _packed(model, ids, segments))
-    if not apart(found, embedded):
+    if ranks.any(not apart(found, embedded)):
         return _SEEN
-    return "" if _agree(model, ids, [logits.detach() for logits in found], alone) else _OTHERWISE
+    return "" if _agree(model, ids, [logits.detach() for logits in found], alone, ranks) else _OTHERWISE
 
 
-def _agree(model: Any, ids: torch.Tensor, found: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
+def _agree(model: Any, ids: torch.Tensor, found: list[torch.Tensor], wanted: list[torch.Tensor], ranks: Ranks) -> bool:
     """Whether logits are the same but for rounding. Where it grows in this model beyond what is usual, as by the
-    routers of mixtures, twice of that is let pass: kernels round in each layer."""
+    routers of mixtures, twice of that is let pass: kernels round in each layer.
+
+    All `ranks` decide alike, since each of them has to make the passes that are left.
+    """
     far = distance(found, wanted)
-    if far <= _rounding(model):
+    near = far <= _rounding(model)
+    if not ranks.any(not near):
         return True
     # Not for what is no number.
-    return far <= _MOST_ROUNDING and far <= 2 * sensitivity(model, lambda: _rows(model, ids))
+    if ranks.any(not far <= _MOST_ROUNDING):
+        return False
+    allowed = 2 * sensitivity(model, lambda: _rows(model, ids))
+    return not ranks.any(not near and not far <= allowed)
 
 
 def _rounding(model: nn.Module) -> float:

@@ -173,10 +173,10 @@ def prove(
     at_size: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Compare a fast path with plain PyTorch on the pack that `arguments` are, with `timed` in time, too: on the pack
-    of the run's size that `at_size` are, where there is one and memory suffices.
+    of the run's size that `at_size` are, where there is one, memory suffices, and layers are whole.
 
     Nothing is installed afterwards, and the model is in evaluation mode. Where layers are divided over processes, all
-    of these call it.
+    of these call it: one that lacks memory for a larger pack would leave the others in a layer's collective.
     """
     kinds: dict[Hashable, list[nn.Module]] = {}
     for module in path.find(model):
@@ -185,8 +185,8 @@ def prove(
         return Verdict(path=path, modules=())
     modules = [same[0] for same in kinds.values()]
     given = _seen(path, modules, model, head, arguments, device=device)
-    # Before anything is refused, which one process may do alone: divided layers are collectives.
-    large = _seen_at_size(path, modules, model, head, at_size if timed else None, device=device)
+    larger = at_size if timed and not _is_divided(model) else None
+    large = _seen_at_size(path, modules, model, head, larger, device=device)
     # What the pack does not reach, such as an expert without tokens, is not proven.
     proven = [same for same in kinds.values() if same[0] in given]
     if not proven:
@@ -227,6 +227,10 @@ def _slower(trials: Mapping["Trial", int]) -> str | None:
     return f"it takes {1000 * fast:.1f} ms forward and backward, plain PyTorch {1000 * plain:.1f} ms"
 
 
+def _is_divided(model: nn.Module) -> bool:
+    return any(hasattr(module, "unshard") for module in model.modules())
+
+
 class _EnoughError(Exception):
     """All inputs are known."""
 
@@ -242,7 +246,7 @@ def _seen(
 ) -> dict[nn.Module, Tensors]:
     """What each of these modules is given in a forward pass, those that it reaches."""
     found: dict[nn.Module, Tensors] = {}
-    divided = any(hasattr(module, "unshard") for module in model.modules())
+    divided = _is_divided(model)
 
     def keep(module: nn.Module, given: Tensors) -> None:
         if given and given[0].numel():

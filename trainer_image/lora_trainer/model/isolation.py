@@ -47,7 +47,9 @@ def apart(rows: Logits, embedded: torch.Tensor, row: int = 1) -> bool:
     own[start : start + len(rows[row])] = True
     others = [logits for number, logits in enumerate(rows) if number != row]
     with torch.autocast(embedded.device.type, enabled=False):
-        return _only_at([rows[row]], embedded, own) and _only_at(others, embedded, ~own)
+        # Both, whatever the first says: through divided layers a backward pass is one of all processes.
+        alone, unseen = _only_at([rows[row]], embedded, own), _only_at(others, embedded, ~own)
+    return alone and unseen
 
 
 def _only_at(results: Logits, embedded: torch.Tensor, tokens: torch.Tensor) -> bool:

@@ -43,7 +43,7 @@ def way_of(
     """Let the model compute so; all processes call it. `saved` is the checkpoint that the run begins with; it `goes_on`
     where it takes more of that than the weights, and then its packs stay as they were cut."""
     config, plan, longest = settled.config, settled.plan, data.stats.longest_tokens
-    attention = _agreed(choose_attention(adapted.model, device), ranks)
+    attention = _agreed(choose_attention(adapted.model, device, ranks), ranks)
     log.info("attention: %s", attention.kernel)
     packed = config.training.packing is Packing.ENABLED
     if packed and not attention.packs:
