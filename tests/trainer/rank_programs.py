@@ -22,7 +22,7 @@ from lora_trainer.data.formats import PlainText
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.errors import TerminatedError
-from lora_trainer.model import attention, fast_paths, isolation
+from lora_trainer.model import fast_paths, isolation
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.convert import Start
 from lora_trainer.model.device import Device, same_type
@@ -225,8 +225,11 @@ def choose_on_a_divided_base(folder: Path, trouble: str) -> tuple[str, tuple[str
 def _trouble(kind: str) -> Any:
     """What one process finds that the other does not."""
     if kind == "logits":
-        distance = isolation.distance
-        return mock.patch.object(attention, "distance", lambda *given: distance(*given) + 0.1)
+        distance, sensitivity = isolation.distance, isolation.sensitivity
+        patches = contextlib.ExitStack()
+        patches.enter_context(mock.patch.object(isolation, "distance", lambda *given: distance(*given) + 0.1))
+        patches.enter_context(mock.patch.object(isolation, "sensitivity", lambda *given: sensitivity(*given) - 0.1))
+        return patches
     if kind == "gradients":
         only_at = isolation._only_at
         return mock.patch.object(isolation, "_only_at", lambda *given: only_at(*given) and False)

@@ -7,6 +7,7 @@ attention of its own; on a GPU one kernel call covers all rows.
 import inspect
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lora_trainer.errors import GpuUnfitError, InternalError, explain, one_sentence
 from lora_trainer.model.device import Device, sent
-from lora_trainer.model.isolation import apart, distance, sensitivity, traced
+from lora_trainer.model.isolation import agree, apart, traced
 from lora_trainer.model.loading import set_training
 from lora_trainer.model.quantize import each_token_alone
 from lora_trainer.model.rounding import Found, drawn_like, objection, wider
@@ -35,11 +36,6 @@ _COMPARED_LENGTHS = {"cpu": (40, 1, 33, 22), "cuda": (200, 1, 130, 53)}
 _FLOOR = {torch.float32: 2.0**-13, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 """Relative errors that are never held against a kernel: a few roundings of 16 bits. In fp32, gradients by weights that
 are computed anew from scores of hundreds are off by their rounding."""
-_ROUNDING, _BF16_ROUNDING = 0.02, 0.1
-"""Most that logits of two kernels may differ in the mean, relative to their standard deviation. In bf16, PyTorch's own
-two attentions differ by 0.02 in SmolLM2-135M's 30 layers; rows that see each other, by 0.36."""
-_MOST_ROUNDING = 0.5
-"""Most that is let pass where a model's own rounding is so large, as in random mixtures of 48 layers in bf16 (0.4)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,7 +266,8 @@ def _chosen(model: Any, device: torch.device, ranks: Ranks) -> Attention:
     alone = _alone(model, ids, before)
     try:
         model.set_attn_implementation(NAME)
-        if model.config._attn_implementation == NAME and _agree(model, ids, _rows(model, ids), alone, ranks):
+        rows = partial(_rows, model, ids)
+        if model.config._attn_implementation == NAME and agree(model, rows, rows(), alone, ranks):
             calls: dict[Hashable, _Call] = {}
             segments = replace(segments_of(_PROBE_LENGTHS, device), calls=calls)
             unpacked = _SEEN if _has_memory(model) else _trouble(model, ids, alone, segments, ranks)
@@ -373,29 +370,8 @@ def _trouble(model: Any, ids: torch.Tensor, alone: list[torch.Tensor], segments:
     found, embedded = traced(model, lambda: _packed(model, ids, segments))
     if ranks.any(not apart(found, embedded)):
         return _SEEN
-    return "" if _agree(model, ids, [logits.detach() for logits in found], alone, ranks) else _OTHERWISE
-
-
-def _agree(model: Any, ids: torch.Tensor, found: list[torch.Tensor], wanted: list[torch.Tensor], ranks: Ranks) -> bool:
-    """Whether logits are the same but for rounding. Where it grows in this model beyond what is usual, as by the
-    routers of mixtures, twice of that is let pass: kernels round in each layer.
-
-    All `ranks` decide alike, since each of them has to make the passes that are left.
-    """
-    far = distance(found, wanted)
-    near = far <= _rounding(model)
-    if not ranks.any(not near):
-        return True
-    # Not for what is no number.
-    if ranks.any(not far <= _MOST_ROUNDING):
-        return False
-    allowed = 2 * sensitivity(model, lambda: _rows(model, ids))
-    return not ranks.any(not near and not far <= allowed)
-
-
-def _rounding(model: nn.Module) -> float:
-    coarse = any(parameter.dtype is torch.bfloat16 for parameter in model.parameters())
-    return _BF16_ROUNDING if coarse else _ROUNDING
+    same = agree(model, partial(_rows, model, ids), [logits.detach() for logits in found], alone, ranks)
+    return "" if same else _OTHERWISE
 
 
 def segments_of(lengths: tuple[int, ...], device: torch.device) -> Segments:
