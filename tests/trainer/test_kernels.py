@@ -13,7 +13,7 @@ from torch import nn
 from lora_trainer.contract.config import LoraConfig, Quantization, Variant
 from lora_trainer.contract.fit import limits
 from lora_trainer.data.tokens import IGNORED, Example
-from lora_trainer.model import attention
+from lora_trainer.model import isolation
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted, adapt, load_model, set_input_casts, set_training
@@ -110,7 +110,7 @@ def test_outliers_of_8_bits_are_not_taken_for_contamination(
     """Real models have them. Their columns are found over a whole batch, so that a pack rounds otherwise than a row: in
     two layers by a fiftieth of the logits' spread, in more by more. Without them nothing differs."""
     for allowed in ("_ROUNDING", "_BF16_ROUNDING"):
-        monkeypatch.setattr(attention, allowed, 1e-4)
+        monkeypatch.setattr(isolation, allowed, 1e-4)
     model = adapted(tiny_base, dataclasses.replace(cpu, dtype=torch.bfloat16), CONFIG, Quantization.INT8).model
     eights: list[Any] = [module for module in model.modules() if is_8bit(module)]
     for module in eights:
