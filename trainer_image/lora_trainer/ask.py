@@ -18,6 +18,7 @@ from lora_trainer.errors import ConfigError
 from lora_trainer.model.device import Device, choose_device
 from lora_trainer.model.loading import load_model
 from lora_trainer.places.base import Base, find_base, open_folder
+from lora_trainer.places.base_shape import positions_in
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.serving import TEMPLATE
@@ -45,19 +46,33 @@ class Pair:
         self._adapter = adapter
         self._max_new_tokens = max_new_tokens
         self._device = choose_device(DeviceConfig(gpus=1, allow_cpu=True), Precision.AUTO)
+        self._positions = positions_in(base.folder)
         self._encoder = load_encoder(base, LossOn.COMPLETION, 2**20, _chosen(adapter))
         model = load_model(base, base_quantization(adapter, self._device), self._device).model
         self._model = PeftModel.from_pretrained(model, str(adapter)).eval()
 
     def answer(self, question: str) -> Answer:
-        """What both say."""
+        """What both say. Raises `ConfigError` for a question that leaves the model no position for an answer."""
         prompt = _prompt(self._encoder, self._adapter, question)
+        most_tokens = self._room(len(prompt))
         with self._model.disable_adapter():
-            plain = self._said(prompt)
-        return Answer(question=question, base=plain, adapter=self._said(prompt))
+            plain = self._said(prompt, most_tokens)
+        return Answer(question=question, base=plain, adapter=self._said(prompt, most_tokens))
 
-    def _said(self, prompt: Sequence[int]) -> str:
-        return _answer(self._model, self._encoder, prompt, self._max_new_tokens, self._device)
+    def _room(self, prompt: int) -> int:
+        """How many tokens an answer may have behind a prompt of so many."""
+        if self._positions is None:
+            return self._max_new_tokens
+        kind, most = self._positions.kind, self._positions.most
+        if prompt >= most:
+            raise ConfigError(
+                f"the question has {prompt} tokens, as the training would write it: {kind} has positions for {most}, "
+                "the answer's among them; ask a shorter one"
+            )
+        return min(self._max_new_tokens, most - prompt)
+
+    def _said(self, prompt: Sequence[int], most_tokens: int) -> str:
+        return _answer(self._model, self._encoder, prompt, most_tokens, self._device)
 
 
 def base_quantization(adapter: Path, device: Device) -> Quantization:
