@@ -135,18 +135,6 @@ spec:
 
 {{/* The operator's configuration file. */}}
 {{- define "lora-operator.config" -}}
-{{- range $name := list "HTTPS_PROXY" "HTTP_PROXY" -}}
-{{- if contains "@" (get ($.Values.defaults.environment | default dict) $name) -}}
-{{- fail (printf "defaults.environment.%s has a user, token or password, which anyone who may read runs would see: let the pods through the proxy without one, and write its address without @" $name) -}}
-{{- end -}}
-{{- end -}}
-{{- with .Values.config -}}
-{{- range $shorter, $longer := dict "retryPeriodSeconds" "renewDeadlineSeconds" "renewDeadlineSeconds" "leaseDurationSeconds" -}}
-{{- if ge (float64 (index $.Values.config $shorter)) (float64 (index $.Values.config $longer)) -}}
-{{- fail (printf "config.%s is %v: must be below config.%s, which is %v" $shorter (index $.Values.config $shorter) $longer (index $.Values.config $longer)) -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
 {{- $pullSecrets := list -}}
 {{- range .Values.imagePullSecrets }}{{ $pullSecrets = append $pullSecrets .name }}{{ end -}}
 {{- $config := deepCopy .Values.config -}}
