@@ -46,6 +46,10 @@ def refusal(helm: Any, values: dict[str, Any], *flags: str) -> str:
         ({"trainer": {"image": {"repository": "trainer:0.1.0"}}}, "/trainer/image/repository"),
         ({"preflight": {"image": {"repository": "r/preflight:0.1.0"}}}, "/preflight/image/repository"),
         ({"enabled": False}, "/enabled"),
+        ({"podLabels": {"app.kubernetes.io/instance": "other"}}, "/podLabels/app.kubernetes.io~1instance"),
+        ({"podAnnotations": {"checksum/config": "none"}}, "/podAnnotations/checksum~1config"),
+        ({"nameOverride": "A b"}, "/nameOverride"),
+        ({"fullnameOverride": "A_b"}, "/fullnameOverride"),
     ],
 )
 def test_an_impossible_value_is_named(helm: Any, values: dict[str, Any], path: str) -> None:

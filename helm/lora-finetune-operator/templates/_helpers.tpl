@@ -14,15 +14,15 @@
 {{- end -}}
 
 {{- define "lora-operator.selectorLabels" -}}
-app.kubernetes.io/name: {{ .Values.nameOverride | default "lora-operator" }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ .Values.nameOverride | default "lora-operator" | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: operator
 {{- end -}}
 
 {{/* Of the Job of `helm test`. */}}
 {{- define "lora-operator.testLabels" -}}
-app.kubernetes.io/name: {{ .Values.nameOverride | default "lora-operator" }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ .Values.nameOverride | default "lora-operator" | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: test
 {{- end -}}
 
@@ -32,6 +32,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/part-of: lora-operator
+{{- end -}}
+
+{{/* The same with labels of the user's own, which win. Call with a dict: root, own. */}}
+{{- define "lora-operator.labelsAnd" -}}
+{{- merge (dict) (.own | default dict) (include "lora-operator.labels" .root | fromYaml) | toYaml -}}
 {{- end -}}
 
 {{- define "lora-operator.serviceAccountName" -}}

@@ -73,7 +73,7 @@ which would end the installation: they are looked at only by who creates objects
 {{- $nothing := eq $prefix "rule" | ternary "no alert fires" "nothing is scraped" }}
 {{- $value := index $.root.Values.metrics $field }}
 {{- if $value.enabled }}
-{{- $labels := merge (include "lora-operator.labels" $.root | fromYaml) $value.additionalLabels }}
+{{- $labels := include "lora-operator.labelsAnd" (dict "root" $.root "own" $value.additionalLabels) | fromYaml }}
 {{- $scraped := include "lora-operator.isScraped" (dict "root" $.root "prometheuses" $prometheuses "prefix" $prefix "labels" $labels) }}
 {{- if not $prometheuses }}
 
