@@ -1,4 +1,4 @@
-"""Where an alert says that its runbook is: in the repository, on the project's site, or elsewhere."""
+"""Where an alert says that its runbook is, and what its commands need on a node."""
 
 import re
 from typing import Any
@@ -41,3 +41,11 @@ def test_links_to_the_projects_site_lead_to_its_pages(render: Render) -> None:
     (url,) = re.findall(rf"`({SITE}[^`]*)`", (CHART / "values.schema.json").read_text())
     pages = {SITE + file.url for file in get_files(load_config(str(REPOSITORY / "mkdocs.yml")))}
     assert set(links(render, url).values()) <= pages
+
+
+def test_a_runbook_reads_the_log_of_a_kernel_that_shows_it_to_the_privileged_alone() -> None:
+    """As Debian's and Ubuntu's do (`kernel.dmesg_restrict`); kubectl's default profile has no such right."""
+    pages = (page.read_text() for page in (REPOSITORY / "docs/runbooks").glob("*.md"))
+    lines = [line for page in pages for line in page.splitlines() if "kubectl debug node/" in line and "dmesg" in line]
+    assert lines
+    assert [line for line in lines if " --profile=sysadmin " not in line] == []
