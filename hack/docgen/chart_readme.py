@@ -28,6 +28,16 @@ the cluster whether the operator has each of its rights, tries that run without 
 fault is a sentence. `helm uninstall` keeps the definition, every LoRAFineTune, Jobs that run and all volumes.
 `docs/install.md` of the project has the rest: rights, network and admission policies, monitoring, upgrade and removal.
 
+## With GitOps
+
+* Argo CD before 3.0 writes the Application's name into each object's label `app.kubernetes.io/instance`, by which the
+  ServiceMonitor finds the Service: leave `releaseName` unset, so that both names are the same, or set
+  `application.resourceTrackingMethod: annotation` in `argocd-cm`.
+* `helm template` into `kubectl apply` needs `--skip-tests`, and Kustomize's `helmCharts` needs `skipTests: true`: the
+  Job of `helm test` and its rights would stay installed.
+* A parent chart can have `condition: {name}.enabled`.
+* Of several releases, one alone can have `metrics.grafanaDashboard.enabled`, since the dashboards' addresses are fixed.
+
 ## Values
 
 `values.schema.json` refuses unknown keys and impossible values before anything is installed.

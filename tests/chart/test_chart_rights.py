@@ -150,3 +150,12 @@ def test_people_get_their_rights_through_the_roles_of_the_cluster(render: Render
     assert {aggregated + role for role in ("view", "edit", "admin")} <= set(view["metadata"]["labels"])
     assert aggregated + "view" not in edit["metadata"]["labels"]
     assert not [o for o in render(rbac={"aggregate": False}) if o["metadata"]["name"] in ("lora-view", "lora-edit")]
+
+
+def test_without_rights_of_the_charts_own_the_cluster_gets_no_role_either(render: Render) -> None:
+    """Whoever grants the operator's rights themselves can still ask for those of people."""
+    alone = {"create": False}
+    for watch in ({}, {"namespaces": ["team-a"]}):
+        assert [o["kind"] for o in render(rbac=alone, watch=watch) if "Role" in o["kind"]] == []
+        asked = render(rbac={**alone, "aggregate": True}, watch=watch)
+        assert [o["metadata"]["name"] for o in asked if "Role" in o["kind"]] == ["lora-view", "lora-edit"]

@@ -3,7 +3,12 @@
 from typing import Any
 
 import pytest
-from tests.chart.matrix import MONITOR, NETWORK, POLICIES, RULES
+import yaml
+from tests.chart.matrix import DASHBOARDS, MONITOR, NETWORK, POLICIES, RULES, merged
+from tests.chart.target import CHART
+from tests.chart.test_values_schema import VALUES_SCHEMA, objects_in
+
+from lora_operator.views.config import CHECKS, ORDERED, OperatorConfig, yaml_name
 
 CLUSTER = ("--api-versions=apps/v1/Deployment",)
 """What Helm knows of a real cluster: kinds, and none but the built-in ones that are named."""
@@ -37,6 +42,14 @@ def refusal(helm: Any, values: dict[str, Any], *flags: str) -> str:
         ({"defaults": {"memoryPerGPU": "48"}}, "memoryPerGPU"),
         ({"defaults": {"memoryPerGPU": "500m"}}, "memoryPerGPU"),
         ({"config": {"preflightMemory": "0Gi"}}, "preflightMemory"),
+        ({"image": {"repository": "registry:5000/operator:0.1.0"}}, "/image/repository"),
+        ({"trainer": {"image": {"repository": "trainer:0.1.0"}}}, "/trainer/image/repository"),
+        ({"preflight": {"image": {"repository": "r/preflight:0.1.0"}}}, "/preflight/image/repository"),
+        ({"enabled": False}, "/enabled"),
+        ({"podLabels": {"app.kubernetes.io/instance": "other"}}, "/podLabels/app.kubernetes.io~1instance"),
+        ({"podAnnotations": {"checksum/config": "none"}}, "/podAnnotations/checksum~1config"),
+        ({"nameOverride": "A b"}, "/nameOverride"),
+        ({"fullnameOverride": "A_b"}, "/fullnameOverride"),
     ],
 )
 def test_an_impossible_value_is_named(helm: Any, values: dict[str, Any], path: str) -> None:
@@ -69,6 +82,14 @@ def test_an_impossible_value_is_named(helm: Any, values: dict[str, Any], path: s
             {"metrics": {"service": {"enabled": False}, "serviceMonitor": MONITOR}},
             "metrics.serviceMonitor.enabled needs metrics.service.enabled",
         ),
+        (
+            {"metrics": {"prometheusRule": RULES, "podMonitor": {**MONITOR, "interval": "3m"}}},
+            "metrics.podMonitor.interval is 3m: must be 2m at most with metrics.prometheusRule.enabled",
+        ),
+        (
+            {"metrics": {"prometheusRule": RULES, "serviceMonitor": {**MONITOR, "interval": "121s"}}},
+            "metrics.serviceMonitor.interval is 121s: must be 2m at most",
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_named_with_the_remedy(
@@ -76,6 +97,79 @@ def test_values_that_contradict_each_other_are_named_with_the_remedy(
 ) -> None:
     """What the schema cannot see."""
     assert sentence in refusal(helm, values)
+
+
+def test_scrapes_are_rare_where_no_alert_waits_for_them(helm: Any) -> None:
+    """And every two minutes where some do."""
+    rare, often = {**MONITOR, "interval": "10m"}, {**MONITOR, "interval": "120s"}
+    assert helm.template({"metrics": {"podMonitor": rare}}).returncode == 0
+    assert helm.template({"metrics": {"prometheusRule": RULES, "podMonitor": often}}).returncode == 0
+
+
+@pytest.mark.parametrize(("shorter", "longer"), ORDERED)
+def test_times_that_the_operator_refuses_never_replace_it(helm: Any, shorter: str, longer: str) -> None:
+    """A new operator would end at once, and the old one would be gone. An unset time is the operator's own."""
+    time = int(getattr(OperatorConfig(trainer_image="x"), shorter))
+    said = refusal(helm, {"config": {yaml_name(longer): time}})
+    assert f"config.{yaml_name(shorter)} is {time}: must be below config.{yaml_name(longer)}, which is {time}" in said
+    assert helm.template({"config": {yaml_name(longer): None}}).returncode == 0
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "gpus": (
+        {"config": {"gpus": [{"name": "NVIDIA-L4", "memoryGiB": 24}, {"name": "nvidia-l4", "memoryGiB": 23}]}},
+        "config.gpus names nvidia-l4 twice: leave one of them out",
+    ),
+    "pod_annotations": (
+        {"trainer": {"podAnnotations": {f"note-{number}": "\U0001d11e" * 256 for number in range(20)}}},
+        "bytes: must have 16384 at most",
+    ),
+    "preflight_tolerations": ({"preflight": {"tolerations": [{"keys": "gpu"}]}}, "/preflight/tolerations/0"),
+    "default_tolerations": ({"defaults": {"tolerations": [{"keys": "gpu"}]}}, "/defaults/tolerations/0"),
+    "default_affinity": ({"defaults": {"affinity": {"nodes": {}}}}, "/defaults/affinity"),
+    "default_environment": ({"defaults": {"environment": {"HF_TOKEN": "hf_x"}}}, "/defaults/environment"),
+}
+
+
+@pytest.mark.parametrize("setting", CHECKS)
+def test_settings_that_the_operator_refuses_never_replace_it(helm: Any, setting: str) -> None:
+    """The same for what has a rule of its own."""
+    values, words = WRONG[setting]
+    assert words in refusal(helm, values)
+
+
+EVERYTHING: dict[str, Any] = {
+    "replicas": 2,
+    "watch": {"namespaces": ["team-a"]},
+    "networkPolicy": NETWORK,
+    "policies": POLICIES,
+    "metrics": {
+        "serviceMonitor": MONITOR,
+        "podMonitor": MONITOR,
+        "prometheusRule": RULES,
+        "grafanaDashboard": DASHBOARDS,
+    },
+}
+SECTIONS = [path for path, _ in objects_in(VALUES_SCHEMA) if path and "[]" not in path]
+
+
+@pytest.mark.parametrize("path", [*SECTIONS, "watch.namespaces"])
+def test_a_section_whose_lines_are_all_commented_out_renders_or_is_named(helm: Any, path: str) -> None:
+    """To Helm it takes the defaults away."""
+    values: dict[str, Any] | None = None
+    for name in reversed(path.split(".")):
+        values = {name: values}
+    done = helm.template(merged(EVERYTHING, values or {}))
+    assert "nil pointer" not in done.stderr
+    assert done.returncode == 0 or f"missing property '{path.rpartition('.')[2]}'" in done.stderr
+
+
+@pytest.mark.helms(3, 4)
+def test_a_value_that_is_commented_out_needs_no_section_of_its_own(helm: Any) -> None:
+    """Each Helm takes a missing section for an error, and a missing value for what the operator has by itself."""
+    assert "missing property 'policies'" in refusal(helm, {"policies": None})
+    settings = yaml.safe_load((CHART / "values.yaml").read_text())["config"]
+    assert helm.template({"config": dict.fromkeys(settings)}).returncode == 0
 
 
 @pytest.mark.helms(3, 4)

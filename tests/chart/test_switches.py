@@ -218,11 +218,13 @@ def test_a_pod_of_helm_test_has_what_the_operators_has_for_a_mesh_and_is_not_tak
 
 def test_of_what_is_scraped_the_notes_say_nothing(render: Render) -> None:
     """By the chart's own monitor."""
-    both = {"prometheusRule": RULES, "serviceMonitor": MONITOR}
-    assert "LoRAOperatorDown" not in next_steps(render, metrics=both)
-    assert "prometheusNamespaces" not in next_steps(render, metrics=both, networkPolicy=NETWORK)
+    scraped = {"prometheusRule": RULES, "serviceMonitor": MONITOR, "podMonitor": MONITOR}
+    notes = next_steps(render, metrics={**scraped, "grafanaDashboard": DASHBOARDS})
+    assert not [words for words in ("LoRAOperatorDown", "cannot fire", "can fire", "runMetrics") if words in notes]
+    assert "prometheusNamespaces" not in next_steps(render, metrics=scraped, networkPolicy=NETWORK)
 
 
+NO_RUNS = {"runMetrics": False}
 NEXT: tuple[tuple[dict[str, Any], str], ...] = (
     ({"metrics": {"serviceMonitor": MONITOR}}, "nothing is scraped until a Prometheus selects the ServiceMonitor"),
     ({"metrics": {"podMonitor": MONITOR}}, "-o jsonpath='{.items[*].spec.podMonitorSelector}'"),
@@ -258,6 +260,19 @@ NEXT: tuple[tuple[dict[str, Any], str], ...] = (
     ({"networkPolicy": NETWORK}, "is to be applied in each namespace with runs:"),
     ({"networkPolicy": NETWORK}, "it has an effect only where the network plugin enforces policies"),
     ({"metrics": {"prometheusRule": RULES}}, "LoRAOperatorDown fires as long as nothing scrapes the operator: set"),
+    (
+        {"metrics": {"prometheusRule": RULES, "serviceMonitor": MONITOR}},
+        "cannot fire as long as nothing scrapes the training pods: set metrics.podMonitor.enabled",
+    ),
+    (
+        {"metrics": {"prometheusRule": RULES, "podMonitor": MONITOR}, "config": NO_RUNS},
+        "with config.runMetrics: false no alert about a run's state can fire",
+    ),
+    (
+        {"metrics": {"grafanaDashboard": DASHBOARDS}, "config": NO_RUNS},
+        "With config.runMetrics: false both list no runs",
+    ),
+    ({"rbac": {"create": False}}, "admin roles know no LoRAFineTunes either: set rbac.aggregate to true"),
     (
         {"networkPolicy": {**NETWORK, "prometheusNamespaces": []}, "metrics": {"prometheusRule": RULES}},
         "name its namespace in networkPolicy.prometheusNamespaces.",

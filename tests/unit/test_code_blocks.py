@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 import yaml
 from tests.chart import promql
+from tests.chart.matrix import merged
 from tests.pages.blocks import BLOCKS, REPOSITORY, Block, blocks_of
 from tests.pages.checks import fault, missing_files
 from tests.pages.typed import PROGRAMS, Call, typed
@@ -179,7 +180,9 @@ def test_yaml_is_a_manifest_or_values_of_the_chart(shown: Block) -> None:
             if document.get("kind") == KIND:
                 assert train_config(document, RunOptions(uid="u", strict=True))
             elif "kind" not in document and shown.language == "yaml":
-                jsonschema.Draft7Validator(json.loads((CHART / "values.schema.json").read_text())).validate(document)
+                schema = json.loads((CHART / "values.schema.json").read_text())
+                values = yaml.safe_load((CHART / "values.yaml").read_text())
+                jsonschema.Draft7Validator(schema).validate(merged(values, document))
 
 
 @pytest.mark.parametrize("shown", **named([each for each in CHECKED if each.language == "promql"]))

@@ -19,7 +19,7 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
 - alert: LoRAOperatorDown
   expr: |-
     absent(lora_operator_leader{{ $own }} == 1)
-  labels: {severity: critical, namespace: {{ .Release.Namespace }}}
+  labels: {severity: critical, namespace: {{ .Release.Namespace | quote }}}
   annotations:
     summary: >-
       No LoRA operator leads in {{ .Release.Namespace }}
@@ -31,7 +31,7 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
 - alert: LoRAOperatorRestarting
   expr: |-
     0 < sum_over_time(max(lora_operator_leader{{ $own }})[15m:15s]) / 60 < 0.5
-  labels: {severity: critical, namespace: {{ .Release.Namespace }}}
+  labels: {severity: critical, namespace: {{ .Release.Namespace | quote }}}
   annotations:
     summary: >-
       The LoRA operator in {{ .Release.Namespace }} ends again and again

@@ -14,15 +14,15 @@
 {{- end -}}
 
 {{- define "lora-operator.selectorLabels" -}}
-app.kubernetes.io/name: {{ .Values.nameOverride | default "lora-operator" }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ .Values.nameOverride | default "lora-operator" | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: operator
 {{- end -}}
 
 {{/* Of the Job of `helm test`. */}}
 {{- define "lora-operator.testLabels" -}}
-app.kubernetes.io/name: {{ .Values.nameOverride | default "lora-operator" }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ .Values.nameOverride | default "lora-operator" | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: test
 {{- end -}}
 
@@ -32,6 +32,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/part-of: lora-operator
+{{- end -}}
+
+{{/* The same with labels of the user's own, which win. Call with a dict: root, own. */}}
+{{- define "lora-operator.labelsAnd" -}}
+{{- merge (dict) (.own | default dict) (include "lora-operator.labels" .root | fromYaml) | toYaml -}}
 {{- end -}}
 
 {{- define "lora-operator.serviceAccountName" -}}
@@ -135,18 +140,6 @@ spec:
 
 {{/* The operator's configuration file. */}}
 {{- define "lora-operator.config" -}}
-{{- range $name := list "HTTPS_PROXY" "HTTP_PROXY" -}}
-{{- if contains "@" (get ($.Values.defaults.environment | default dict) $name) -}}
-{{- fail (printf "defaults.environment.%s has a user, token or password, which anyone who may read runs would see: let the pods through the proxy without one, and write its address without @" $name) -}}
-{{- end -}}
-{{- end -}}
-{{- with .Values.config -}}
-{{- range $shorter, $longer := dict "retryPeriodSeconds" "renewDeadlineSeconds" "renewDeadlineSeconds" "leaseDurationSeconds" -}}
-{{- if ge (float64 (index $.Values.config $shorter)) (float64 (index $.Values.config $longer)) -}}
-{{- fail (printf "config.%s is %v: must be below config.%s, which is %v" $shorter (index $.Values.config $shorter) $longer (index $.Values.config $longer)) -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
 {{- $pullSecrets := list -}}
 {{- range .Values.imagePullSecrets }}{{ $pullSecrets = append $pullSecrets .name }}{{ end -}}
 {{- $config := deepCopy .Values.config -}}

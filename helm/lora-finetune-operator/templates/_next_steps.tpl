@@ -73,7 +73,7 @@ which would end the installation: they are looked at only by who creates objects
 {{- $nothing := eq $prefix "rule" | ternary "no alert fires" "nothing is scraped" }}
 {{- $value := index $.root.Values.metrics $field }}
 {{- if $value.enabled }}
-{{- $labels := merge (include "lora-operator.labels" $.root | fromYaml) $value.additionalLabels }}
+{{- $labels := include "lora-operator.labelsAnd" (dict "root" $.root "own" $value.additionalLabels) | fromYaml }}
 {{- $scraped := include "lora-operator.isScraped" (dict "root" $.root "prometheuses" $prometheuses "prefix" $prefix "labels" $labels) }}
 {{- if not $prometheuses }}
 
@@ -121,7 +121,7 @@ which would end the installation: they are looked at only by who creates objects
 {{- end }}
 {{- if not .Values.rbac.create }}
 
-* rbac.create is false: grant the service account {{ include "lora-operator.serviceAccountName" . }} the rights that docs/install.md lists, or the operator does not start.
+* rbac.create is false: grant the service account {{ include "lora-operator.serviceAccountName" . }} the rights that docs/install.md lists, or the operator does not start.{{ if not .Values.rbac.aggregate }} The cluster's view, edit and admin roles know no LoRAFineTunes either: set rbac.aggregate to true, or grant people theirs.{{ end }}
 {{- end }}
 {{- if eq (int .Values.replicas) 0 }}
 
@@ -140,11 +140,23 @@ which would end the installation: they are looked at only by who creates objects
 {{- if .Values.metrics.grafanaDashboard.enabled }}
 
 * metrics.grafanaDashboard: a Grafana whose sidecar looks in this namespace shows LoRA fleet and LoRA run, at /d/lora-fleet and /d/lora-run.
+{{- if not .Values.config.runMetrics }} With config.runMetrics: false both list no runs: set it to true.
+{{- end }}
 {{- end }}
 {{- with .Values.metrics }}
-{{- if and .prometheusRule.enabled (not .serviceMonitor.enabled) }}
+{{- if .prometheusRule.enabled }}
+{{- if not .serviceMonitor.enabled }}
 
 * metrics.prometheusRule: LoRAOperatorDown fires as long as nothing scrapes the operator: set metrics.serviceMonitor.enabled, or scrape it as docs/monitoring.md says.
+{{- end }}
+{{- if not .podMonitor.enabled }}
+
+* metrics.prometheusRule: alerts about steps, checkpoints and GPUs of runs cannot fire as long as nothing scrapes the training pods: set metrics.podMonitor.enabled, or scrape them as docs/monitoring.md says.
+{{- end }}
+{{- if not $.Values.config.runMetrics }}
+
+* metrics.prometheusRule: with config.runMetrics: false no alert about a run's state can fire, such as LoRAFineTuneStuckPending: set it to true.
+{{- end }}
 {{- end }}
 {{- end }}
 {{- if .Values.networkPolicy.enabled }}

@@ -150,7 +150,7 @@ def load_config(path: Path) -> OperatorConfig:
         if rule:
             shown = _shown(name, getattr(config, name))
             raise codec.CodecError(f"{path.name}.{yaml_name(name)} is {shown}: must be {rule}")
-    for shorter, longer in _ORDERED:
+    for shorter, longer in ORDERED:
         if getattr(config, shorter) >= getattr(config, longer):
             rule = f"below {yaml_name(longer)}, which is {getattr(config, longer)!r}"
             raise codec.CodecError(f"{path.name}.{yaml_name(shorter)} is {getattr(config, shorter)!r}: must be {rule}")
@@ -239,7 +239,7 @@ MOST_VARIABLES, LONGEST_VALUE = 64, 1024
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY")
 VARIABLE = re.compile(r"((TORCH_)?NCCL|GLOO|UCX|FI)_[A-Z0-9_]{1,100}|HTTPS?_PROXY|NO_PROXY|TZ")
 _PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
-_CHECKS: Mapping[str, Callable[[Any], str]] = {
+CHECKS: Mapping[str, Callable[[Any], str]] = {
     "gpus": _broken_gpus,
     "pod_annotations": _broken_annotations,
     "preflight_tolerations": _broken_tolerations,
@@ -253,8 +253,8 @@ def _broken_rule(name: str, value: object) -> str:
     """What a setting of the right type must be, and is not; empty where it is."""
     if name in _CHOICES:
         return "" if value in _CHOICES[name] else f"one of {', '.join(_CHOICES[name])}"
-    if name in _CHECKS:
-        return _CHECKS[name](value)
+    if name in CHECKS:
+        return CHECKS[name](value)
     if name == "http_port":
         return "" if isinstance(value, int) and 1 <= value <= 65535 else "from 1 to 65535"
     if name in _MAY_BE_0:
@@ -285,7 +285,7 @@ _CHOICES = {
     "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
     "log_format": ("text", "json"),
 }
-_ORDERED = (
+ORDERED = (
     ("retry_period_s", "renew_deadline_s"),
     ("renew_deadline_s", "lease_duration_s"),
     # Else a watch that is only quiet ends the process before it is restarted.
