@@ -177,11 +177,13 @@ _LEARNING: tuple[Panel, ...] = (
     ),
     Curves(
         title="Norm of the gradient",
-        description=f"Before clipping, and steps that were left out because it or the loss was not finite. {_PODS}",
+        description="Before clipping, and steps that were left out because it or the loss was not finite: of FP16 those "
+        f"apart after which the loss is scaled by less, which is normal. {_PODS}",
         unit="none",
         queries=[
             Query(expr=_max("lora_training_grad_norm"), legend="norm"),
             Query(expr=_max("lora_training_nonfinite_values_total"), legend="steps left out"),
+            Query(expr=_max("lora_training_scaled_down_steps_total"), legend="steps scaled down"),
         ],
         width=6,
         height=9,

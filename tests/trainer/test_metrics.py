@@ -58,6 +58,7 @@ COUNTERS = {
     'checkpoint_saves_total{result="ok"}': 0.0,
     'checkpoint_saves_total{result="failed"}': 0.0,
     "nonfinite_values_total": 0.0,
+    "scaled_down_steps_total": 0.0,
     "micro_batch_halvings_total": 0.0,
     "step_duration_seconds_count": 0.0,
     "step_duration_seconds_sum": 0.0,
@@ -89,7 +90,7 @@ def test_every_quantity_is_there_once_it_is_known() -> None:
         peak_memory_bytes=64,
     )
     metrics.update(progress, Counters(tokens=5, rows=2, gradient_norm=1.5, step_seconds=0.7, mfu=0.375, fill=0.75))
-    metrics.update(progress, Counters(tokens=9, rows=3, left_out=2, saves=3, failed_saves=1, halvings=1))
+    metrics.update(progress, Counters(tokens=9, rows=3, left_out=2, scaled_down=4, saves=3, failed_saves=1, halvings=1))
     assert samples(metrics) == {
         'phase{phase="Training"}': 1.0,
         "heartbeat_timestamp_seconds": 1000.0,
@@ -113,6 +114,7 @@ def test_every_quantity_is_there_once_it_is_known() -> None:
         'checkpoint_saves_total{result="ok"}': 3.0,
         'checkpoint_saves_total{result="failed"}': 1.0,
         "nonfinite_values_total": 2.0,
+        "scaled_down_steps_total": 4.0,
         "micro_batch_halvings_total": 1.0,
         **on_gpu(5.0, 7.0, 6.0),
     }

@@ -76,7 +76,14 @@ class TrainingMetrics:
             self._saves.labels(result)
         self._left_out = Counter(
             "lora_training_nonfinite_values",
-            "Optimizer steps left out because loss or gradients were not finite.",
+            "Optimizer steps left out because loss or gradients were not finite, and in FP16 no smaller scale of the loss "
+            "would help: the third in a row ends the run.",
+            registry=self.run,
+        )
+        self._scaled_down = Counter(
+            "lora_training_scaled_down_steps",
+            "Optimizer steps left out because gradients were beyond the range of FP16, after which the loss is scaled by "
+            "less; several in a row are normal, above all at the start.",
             registry=self.run,
         )
         self._halvings = Counter(
@@ -132,6 +139,7 @@ class TrainingMetrics:
         self._tokens.inc(counters.tokens - seen.tokens)
         self._samples.inc(counters.rows - seen.rows)
         self._left_out.inc(counters.left_out - seen.left_out)
+        self._scaled_down.inc(counters.scaled_down - seen.scaled_down)
         self._halvings.inc(counters.halvings - seen.halvings)
         self._saves.labels("ok").inc(counters.saves - seen.saves)
         self._saves.labels("failed").inc(counters.failed_saves - seen.failed_saves)
