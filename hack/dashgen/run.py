@@ -87,12 +87,12 @@ _GLANCE: tuple[Panel, ...] = (
     ),
     Numbers(
         title="Unsaved, in intervals",
-        description="What would be trained again if the pod ended now, in intervals between two checkpoints: orange "
-        f"from two on, red from three. {_PODS}",
+        description="Training that would be done again if the pod ended now, in intervals between two checkpoints: "
+        f"orange from two on, red from three. {_PODS}",
         unit="none",
         queries=[
             Query(
-                expr=f"(time() - {_max('lora_training_checkpoint_last_success_timestamp_seconds')}) / "
+                expr=f"{_max('lora_training_unsaved_seconds')} / "
                 f"{_max('lora_training_checkpoint_interval_seconds')}",
                 legend="intervals",
             ),

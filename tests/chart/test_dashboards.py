@@ -38,6 +38,7 @@ UNSHOWN = {
     "lora_training_samples_total": "the tokens say as much",
     "lora_training_tokens_per_second": "the tokens say as much",
     "lora_training_checkpoint_saves_total": "the steps saved say as much",
+    "lora_training_checkpoint_last_success_timestamp_seconds": "what is not saved says more",
     "lora_training_micro_batch_halvings_total": "the step time and the log say as much",
 }
 """Metrics on no dashboard, and why."""
