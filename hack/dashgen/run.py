@@ -92,8 +92,7 @@ _GLANCE: tuple[Panel, ...] = (
         unit="none",
         queries=[
             Query(
-                expr=f"{_max('lora_training_unsaved_seconds')} / "
-                f"{_max('lora_training_checkpoint_interval_seconds')}",
+                expr=f"{_max('lora_training_unsaved_seconds')} / {_max('lora_training_checkpoint_interval_seconds')}",
                 legend="intervals",
             ),
         ],
@@ -177,8 +176,8 @@ _LEARNING: tuple[Panel, ...] = (
     ),
     Curves(
         title="Norm of the gradient",
-        description="Before clipping, and steps that were left out because it or the loss was not finite: of FP16 those "
-        f"apart after which the loss is scaled by less, which is normal. {_PODS}",
+        description="Before clipping, and steps that were left out since it or the loss was not finite: apart from "
+        f"them those after which FP16 scales the loss by less, which is normal. {_PODS}",
         unit="none",
         queries=[
             Query(expr=_max("lora_training_grad_norm"), legend="norm"),

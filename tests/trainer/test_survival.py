@@ -290,7 +290,7 @@ def test_a_step_without_finite_numbers_is_left_out(bench: Bench, monkeypatch: py
 def test_a_step_that_the_scaler_of_fp16_leaves_out_does_not_count_as_taken(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its loss is no loss of a step; several in a row are no sign of a bad training either, since a lower scale helps."""
+    """Its loss is no loss of a step; several in a row are no sign of a bad training, since a lower scale helps."""
     listener = Kept()
     training = bench.training(listener)
     training.scaler = torch.amp.GradScaler("cpu")

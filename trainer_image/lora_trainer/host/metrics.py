@@ -78,14 +78,14 @@ class TrainingMetrics:
             self._saves.labels(result)
         self._left_out = Counter(
             "lora_training_nonfinite_values",
-            "Optimizer steps left out because loss or gradients were not finite, and in FP16 no smaller scale of the loss "
-            "would help: the third in a row ends the run.",
+            "Optimizer steps left out because loss or gradients were not finite, where no smaller scale of the loss in "
+            "FP16 can help: the third in a row ends the run.",
             registry=self.run,
         )
         self._scaled_down = Counter(
             "lora_training_scaled_down_steps",
-            "Optimizer steps left out because gradients were beyond the range of FP16, after which the loss is scaled by "
-            "less; several in a row are normal, above all at the start.",
+            "Optimizer steps left out because gradients were beyond the range of FP16: the loss is scaled by less from "
+            "then on. Several in a row are normal at the start.",
             registry=self.run,
         )
         self._halvings = Counter(
