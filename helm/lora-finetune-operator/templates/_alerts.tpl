@@ -88,6 +88,9 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
     )
     unless on (namespace, name) lorafinetune_state{group!~"Waiting|Retrying|Failing"{{ $and }}}
     unless on (namespace, name) lorafinetune_state{state="QuotaExceeded"{{ $and }}}
+    or
+    max by (namespace, name) (last_over_time(lorafinetune_state{group=~"Waiting|Retrying|Failing"{{ $and }}}[30m]))
+    {{ include "lora-operator.firesUnlooked" (list . "LoRAFineTuneStuckPending") }}
   labels: {severity: warning, group: Waiting}
   annotations:
     summary: >-
@@ -100,6 +103,10 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
       last_over_time(lorafinetune_state_since_timestamp_seconds{{ $of }}[5m])
       and on (namespace, name) last_over_time(lorafinetune_state{state=~"Queued|Preempted|QuotaExceeded"{{ $and }}}[5m])
       unless on (namespace, name) lorafinetune_state{state!~"Queued|Preempted|QuotaExceeded"{{ $and }}}
+      or
+      last_over_time(lorafinetune_state_since_timestamp_seconds{{ $of }}[30m])
+      and on (namespace, name) last_over_time(lorafinetune_state{state=~"Queued|Preempted|QuotaExceeded"{{ $and }}}[30m])
+      {{ include "lora-operator.firesUnlooked" (list . "LoRAFineTuneStuckPending") }}
     ) > {{ $alerts.LoRAFineTuneStuckPending.queuedSeconds }}
   labels: {severity: warning, group: Held}
   annotations:
@@ -130,8 +137,8 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
     >= {{ $alerts.LoRAFineTuneNonFiniteLoss.steps }}
     or
     max by (namespace, name) (
-      last_over_time(lorafinetune_state{group="Failed", state=~"NonFiniteLoss|LossDiverged"{{ $and }}}[5m])
-      and on (namespace, name) last_over_time(lorafinetune_completed_timestamp_seconds{{ $of }}[5m]) > time() - 3600
+      last_over_time(lorafinetune_state{group="Failed", state=~"NonFiniteLoss|LossDiverged"{{ $and }}}[15m])
+      and on (namespace, name) last_over_time(lorafinetune_completed_timestamp_seconds{{ $of }}[15m]) > time() - 3600
     )
   labels: {severity: warning}
   annotations:
