@@ -52,7 +52,7 @@ _GLANCE: tuple[Panel, ...] = (
         height=4,
         empty="none",
         levels=[(0, "bad")],
-        colors=[("warning", "doubtful")],
+        colors=[("warning", "doubtful"), ("info", "busy")],
     ),
     Numbers(
         title="Operators that lead",
