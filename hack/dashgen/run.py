@@ -182,7 +182,7 @@ _LEARNING: tuple[Panel, ...] = (
         queries=[
             Query(expr=_max("lora_training_grad_norm"), legend="norm"),
             Query(expr=_max("lora_training_nonfinite_values_total"), legend="steps left out"),
-            Query(expr=_max("lora_training_scaled_down_steps_total"), legend="steps scaled down"),
+            Query(expr=_max("lora_training_scaled_down_steps_total"), legend="left out by FP16's scaler"),
         ],
         width=6,
         height=9,
