@@ -155,7 +155,7 @@ class Taken(Listener):
         """Keep it."""
         self.steps.append(step)
 
-    def left_out(self, step: int) -> None:
+    def left_out(self, step: int, *, bad: bool) -> None:
         """Count it."""
         self.left_out_steps.append(step)
 

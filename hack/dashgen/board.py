@@ -7,6 +7,7 @@ from typing import Any
 WIDTH = 24
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _COLORS = {"good": "green", "bad": "red", "doubtful": "orange", "busy": "blue", "idle": "text"}
+_NO_COLOR = "transparent"
 # Grafana 10.0; later ones migrate it when they load it.
 _SCHEMA_VERSION = 38
 
@@ -54,9 +55,16 @@ class Curves(Panel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers(Panel):
-    """The present value of each query in large figures, or with `names` its legend."""
+    """The present value of each query in large figures, or with `names` its legend. `missing`: color behind `empty`,
+    where nothing found is a fault and not good news."""
 
     names: bool = False
+    missing: str = ""
+
+    @property
+    def colored(self) -> bool:
+        """Whether the color is that of the background, and not of the figures."""
+        return bool(self.levels or self.colors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,7 +284,7 @@ def _numbers(panel: Numbers) -> Json:
     labelled = any("{{" in query.legend for query in panel.queries)
     options = {
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
-        "colorMode": "background" if panel.levels or panel.colors else "value",
+        "colorMode": "background" if panel.colored else "value",
         "graphMode": "none",
         "justifyMode": "auto",
         "orientation": "auto",
@@ -328,10 +336,9 @@ def _table(panel: Table) -> Json:
 
 
 def _fields(panel: Panel, custom: Json) -> Json:
-    levels = dict(panel.levels)
-    base = levels.pop(0, "good" if levels else "idle")
-    steps: list[Json] = [{"value": None, "color": _COLORS[base]}]
-    steps += [{"value": value, "color": _COLORS[color]} for value, color in levels.items()]
+    # Grafana shows `empty` in the color of the first step, which is below all numbers.
+    steps: list[Json] = [{"value": None, "color": _base(panel)}]
+    steps += [{"value": value, "color": _COLORS[color]} for value, color in panel.levels]
     defaults: Json = {
         "unit": panel.unit,
         "noValue": panel.empty,
@@ -348,6 +355,12 @@ def _fields(panel: Panel, custom: Json) -> Json:
     ]
     overrides += [_override(legend, "custom.lineStyle", {"fill": "dash", "dash": [8, 8]}) for legend in panel.limits]
     return {"defaults": defaults, "overrides": overrides}
+
+
+def _base(panel: Panel) -> str:
+    if isinstance(panel, Numbers) and panel.colored:
+        return _COLORS[panel.missing] if panel.missing else _NO_COLOR
+    return _COLORS["idle"]
 
 
 def _override(title: str, key: str, value: object) -> Json:

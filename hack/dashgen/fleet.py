@@ -31,15 +31,15 @@ def _in_group(groups: str) -> str:
 _AS_HOLDING = f'label_replace({_in_group("Running|Waiting|Held")}, "group", "Waiting", "state", "Preflight")'
 
 
-def _with_state(value: str, groups: str) -> str:
+def _with_state(value: str, groups: str, by: str) -> str:
     """A number of each run in these groups of states, by its state. Both are joined as one operator told them at once:
     when a leader has died, Prometheus has two of each for some minutes, and nothing can be joined with two."""
     joined = f"{_in_group(groups)} * on (namespace, name, instance) group_left () {value}"
-    return f"max by (namespace, name, group, state) ({joined})"
+    return f"max by (namespace, name, {by}) ({joined})"
 
 
 def _unfinished(value: str) -> str:
-    return _with_state(value, "Waiting|Held|Running|Retrying|Failing")
+    return _with_state(value, "Waiting|Held|Running|Retrying|Failing", "group, state")
 
 
 _GLANCE: tuple[Panel, ...] = (
@@ -52,7 +52,7 @@ _GLANCE: tuple[Panel, ...] = (
         height=4,
         empty="none",
         levels=[(0, "bad")],
-        colors=[("warning", "doubtful")],
+        colors=[("warning", "doubtful"), ("info", "busy")],
     ),
     Numbers(
         title="Operators that lead",
@@ -63,6 +63,7 @@ _GLANCE: tuple[Panel, ...] = (
         width=4,
         height=4,
         empty="not scraped",
+        missing="bad",
         levels=[(0, "bad"), (1, "good"), (2, "doubtful")],
     ),
     Numbers(
@@ -226,7 +227,9 @@ _FAILING: tuple[Panel, ...] = (
         queries=[
             Query(
                 expr=_with_state(
-                    f"(time() - (lorafinetune_completed_timestamp_seconds{{{_OF}}} > time() - $__range_s))", "Failed"
+                    f"(time() - (lorafinetune_completed_timestamp_seconds{{{_OF}}} > time() - $__range_s))",
+                    "Failed",
+                    "state",
                 ),
                 legend="ended",
             )

@@ -3,6 +3,7 @@
 Grafana itself is no part of it: places, titles, units, legends, colors and thresholds are those of the JSON.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from dashgen.prometheus import Series, Span
 from dashgen.units import written
 
 _COLORS = {"green": "#3f9142", "red": "#d0343f", "orange": "#e07f1c", "blue": "#3274d9", "text": "#3a3f47"}
+_COLORS |= {"transparent": "none"}
 _CYCLE = ("#3f9142", "#c9a100", "#3274d9", "#e07f1c", "#d0343f", "#8f3bb8", "#2a9d9d", "#705da0")
 _INK, _FAINT, _PAPER = "#24292e", "#8a9099", "#f4f5f5"
 _COLUMN_IN, _ROW_IN, _GAP_IN = 0.58, 0.31, 0.06
@@ -105,10 +107,9 @@ def _panel(sheet: Sheet, place: Place, panel: Json, answers: Answers) -> None:
     frame = Rectangle((0, 0), 1, 1, transform=back.transAxes, facecolor="white", edgecolor="#d5d8dc", linewidth=0.8)
     back.add_patch(frame)
     sheet.text(place, 0.1, place.height - 0.19, panel["title"], fontsize=8.5, weight="bold")
-    if not any(answers):
+    if not any(answers) and panel["type"] != "stat":
         middle = panel["fieldConfig"]["defaults"]["noValue"] or "No data"
-        large = 15 if panel["type"] == "stat" else 10
-        sheet.text(place, place.width / 2, place.height / 2 - 0.12, middle, fontsize=large, ha="center", color=_FAINT)
+        sheet.text(place, place.width / 2, place.height / 2 - 0.12, middle, fontsize=10, ha="center", color=_FAINT)
     else:
         _KINDS[panel["type"]](sheet, place, panel, answers)
 
@@ -213,12 +214,16 @@ def _short(text: str, length: int) -> str:
 
 def _stat(sheet: Sheet, place: Place, panel: Json, answers: Answers) -> None:
     defaults = panel["fieldConfig"]["defaults"]
-    named = _named(panel, answers)
     names_alone = panel["options"]["textMode"] == "name"
-    colored = panel["options"]["colorMode"] == "background"
-    wide = (place.width - 0.12) / len(named)
-    for number, (name, series) in enumerate(named):
-        value = series.points[-1][1]
+    background = panel["options"]["colorMode"] == "background"
+    found = [
+        (name, value, name if names_alone else written(value, defaults["unit"], defaults.get("decimals")))
+        for name, value in ((name, series.points[-1][1]) for name, series in _named(panel, answers))
+    ]
+    # Nothing is below all numbers, as it is for Grafana.
+    found = found or [("", -math.inf, defaults["noValue"])]
+    wide = (place.width - 0.12) / len(found)
+    for number, (name, value, text) in enumerate(found):
         color = _color(panel, name, value)
         tile = Place(
             left=place.left + 0.06 + number * wide,
@@ -226,27 +231,17 @@ def _stat(sheet: Sheet, place: Place, panel: Json, answers: Answers) -> None:
             width=wide - 0.04,
             height=place.height - 0.34,
         )
-        if colored:
+        if background:
             axes = sheet.axes(tile)
             axes.set_axis_off()
             axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, facecolor=color, linewidth=0))
-        ink = "white" if colored else color
-        text = name if names_alone else written(value, defaults["unit"], defaults.get("decimals"))
+            color = _INK if color == "none" else "white"
         size = min(20.0, 118 * tile.width / max(4, len(text)))
-        sheet.text(
-            tile,
-            tile.width / 2,
-            tile.height * 0.52,
-            text,
-            fontsize=size,
-            ha="center",
-            va="center",
-            weight="bold",
-            color=ink,
-        )
+        style = {"ha": "center", "va": "center", "weight": "bold", "color": color}
+        sheet.text(tile, tile.width / 2, tile.height * 0.52, text, fontsize=size, **style)
         if panel["options"]["textMode"] == "value_and_name":
             label = _short(name, int(tile.width * 15))
-            sheet.text(tile, tile.width / 2, 0.06, label, fontsize=7, ha="center", color=ink)
+            sheet.text(tile, tile.width / 2, 0.06, label, fontsize=7, ha="center", color=color)
 
 
 def _bargauge(sheet: Sheet, place: Place, panel: Json, answers: Answers) -> None:

@@ -40,7 +40,7 @@ _GLANCE: tuple[Panel, ...] = (
         description=f"Group and state; docs/states.md says what it means and what helps. {_RUNS}",
         unit="none",
         queries=[Query(expr=_max("lorafinetune_state", "group, state"), legend="{{group}}: {{state}}")],
-        width=7,
+        width=6,
         height=4,
         empty="no such run",
         names=True,
@@ -58,7 +58,6 @@ _GLANCE: tuple[Panel, ...] = (
         queries=[Query(expr=f"time() - {_max('lorafinetune_state_since_timestamp_seconds')}", legend="in this state")],
         width=3,
         height=4,
-        decimals=0,
     ),
     Numbers(
         title="Progress",
@@ -85,32 +84,39 @@ _GLANCE: tuple[Panel, ...] = (
         width=3,
         height=4,
         empty="not training",
-        decimals=0,
     ),
     Numbers(
-        title="Checkpoint age, in intervals",
-        description="What would be trained again if the pod ended now, in intervals between two checkpoints: orange "
-        f"from two on, red from three. {_PODS}",
+        title="Unsaved, in intervals",
+        description="Training that would be done again if the pod ended now, in intervals between two checkpoints: "
+        f"orange from two on, red from three. {_PODS}",
         unit="none",
         queries=[
             Query(
-                expr=f"(time() - {_max('lora_training_checkpoint_last_success_timestamp_seconds')}) / "
-                f"{_max('lora_training_checkpoint_interval_seconds')}",
+                expr=f"{_max('lora_training_unsaved_seconds')} / {_max('lora_training_checkpoint_interval_seconds')}",
                 legend="intervals",
             ),
         ],
-        width=4,
+        width=3,
+        height=4,
+        empty="no pod saves now",
+        levels=[(0, "good"), (2, "doubtful"), (3, "bad")],
+        decimals=1,
+    ),
+    Numbers(
+        title="Last saved step",
+        description="From which the run goes on, should its pod end now. " + _RUNS,
+        unit="none",
+        queries=[Query(expr=_max("lorafinetune_checkpoint_step"), legend="step")],
+        width=3,
         height=4,
         empty="none saved",
-        levels=[(2, "doubtful"), (3, "bad")],
-        decimals=1,
     ),
     Numbers(
         title="Retries",
         description=f"Pods that ended early in a way that is tried again, by cause. {_RUNS}",
         unit="none",
         queries=[Query(expr=f"{_max('lorafinetune_retries_total', 'cause')} > 0", legend="{{cause}}")],
-        width=4,
+        width=3,
         height=4,
         empty="none",
         levels=[(0, "doubtful")],
@@ -170,11 +176,13 @@ _LEARNING: tuple[Panel, ...] = (
     ),
     Curves(
         title="Norm of the gradient",
-        description=f"Before clipping, and steps that were left out because it or the loss was not finite. {_PODS}",
+        description="Before clipping, and steps that were left out since it or the loss was not finite: apart from "
+        f"them those after which FP16 scales the loss by less, which is normal. {_PODS}",
         unit="none",
         queries=[
             Query(expr=_max("lora_training_grad_norm"), legend="norm"),
             Query(expr=_max("lora_training_nonfinite_values_total"), legend="steps left out"),
+            Query(expr=_max("lora_training_scaled_down_steps_total"), legend="left out by FP16's scaler"),
         ],
         width=6,
         height=9,

@@ -34,6 +34,8 @@ and what happened while no operator ran is counted when the next one notices it.
 counted by then is lost.
 
 `lorafinetune_gpu_seconds_total` and `lorafinetune_steps_lost_total` begin with 0 in each namespace that has a run.
+For its first 90 seconds a process shows these and the histograms as 0, and then adds what it has counted: `increase()`
+leaves out the first sample of a new pod, so scrape it each minute at least.
 `lorafinetune_finished_total` and `lorafinetune_restarts_total` have too many reasons for that, and begin with their
 first event, which `increase()` leaves out: take `lorafinetune_completed_timestamp_seconds` and
 `lorafinetune_retries_total` instead. GPU seconds are those for which a pod that trains ran, and come in the steps in

@@ -23,6 +23,7 @@ BLOCKED = ["169.254.169.254/32", "fd00:ec2::254/128", "10.9.0.0/16"]
 CHOSEN = {"enabled": True, "additionalLabels": {"release": "prometheus"}}
 MONITOR = {**CHOSEN, "interval": "20s"}
 RULES = {**CHOSEN, "runbookURL": "https://git.example.com/docs/runbooks", "disabled": ["LoRAFineTuneGPUIdle"]}
+RULES |= {"alertLabels": {"team": "ml"}, "severities": {"LoRAFineTuneGPUXid": "critical"}}
 DASHBOARDS = {"enabled": True, "annotations": {"grafana_folder": "LoRA"}, "additionalLabels": {"team": "ml"}}
 GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 IN_A_ZONE = {"matchExpressions": [{"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["a"]}]}

@@ -72,6 +72,24 @@ def test_the_prometheus_selects_it_and_unwanted_alerts_are_left_out(render: Rend
     assert {case.stem for case in CASES} - left == {"LoRAFineTuneGPUIdle"}
 
 
+def test_alerts_have_the_labels_by_which_they_are_routed(render: Render) -> None:
+    """Those of the values and its own; without any, or with none by a null, as they are."""
+    plain = only(render(metrics={"prometheusRule": ENABLED}), "PrometheusRule")["spec"]["groups"][0]["rules"]
+    none = ENABLED | {"alertLabels": None, "severities": None}
+    assert only(render(metrics={"prometheusRule": none}), "PrometheusRule")["spec"]["groups"][0]["rules"] == plain
+    values = ENABLED | {
+        "alertLabels": {"team": "ml", "cluster": "a"},
+        "severities": {"LoRAFineTuneStuckPending": "info"},
+    }
+    routed = only(render(metrics={"prometheusRule": values}), "PrometheusRule")["spec"]["groups"][0]["rules"]
+    for before, after in zip(plain, routed, strict=True):
+        if "alert" in before:
+            other = {"severity": "info"} if before["alert"] == "LoRAFineTuneStuckPending" else {}
+            assert after == {**before, "labels": {**before["labels"], "team": "ml", "cluster": "a", **other}}
+        else:
+            assert after == before
+
+
 def test_the_rules_are_accepted_by_promtool(rules_file: Path, rules: list[dict[str, Any]]) -> None:
     """With its linter, which finds duplicates, too."""
     assert f"{len(rules)} rules found" in promtool("check", "rules", rules_file)
@@ -320,6 +338,9 @@ REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {
     "an address that is none": ({"runbookURL": "docs/runbooks"}, "runbookURL"),
     "an unknown alert": ({"alerts": {"LoRAFineTuneSlow": {"for": "1m"}}}, "alerts"),
     "an unknown alert left out": ({"disabled": ["LoRAFineTuneSlow"]}, "disabled.0"),
+    "a severity of an unknown alert": ({"severities": {"LoRAFineTuneSlow": "info"}}, "severities"),
+    "a label that alerts have": ({"alertLabels": {"name": "tone"}}, "alertLabels"),
+    "a label that is no name": ({"alertLabels": {"my-team": "ml"}}, "alertLabels"),
     "an unknown threshold": ({"alerts": {"LoRAOperatorDown": {"seconds": 5}}}, "alerts.LoRAOperatorDown"),
     "a duration without unit": ({"alerts": {"LoRAOperatorDown": {"for": "10"}}}, "alerts.LoRAOperatorDown.for"),
     "units in another order": ({"alerts": {"LoRAOperatorDown": {"for": "1m1h"}}}, "alerts.LoRAOperatorDown.for"),

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_rgba
 
 from dashgen import cli, picture, prometheus
 from dashgen.prometheus import Series, Span
@@ -100,6 +101,20 @@ def test_a_table_is_drawn_in_its_order_and_marks_what_a_run_does_not_have() -> N
     downwards = [text.get_text() for text in sorted(names, key=lambda text: -text.get_position()[1])]
     assert downwards == ["early", "middle", "late", "late", "middle", "early"]
     assert sum(text.get_text() == "-" for text in drawn) == len(ages)
+
+
+@pytest.mark.parametrize(("found", "color"), [([], "none"), ([7.0], "#d0343f")])
+def test_words_for_nothing_stand_on_the_color_that_grafana_gives_them(found: list[float], color: str) -> None:
+    """No alert that fires has none; some are red. That no operator is scraped is red, too."""
+    board = json.loads((command.REPOSITORY / cli.FOLDER / "fleet.json").read_text())
+    shown = [panel for panel in board["panels"] if panel["title"] in ("Alerts", "Operators that lead")]
+
+    def ask(query: str, over_time: bool) -> list[Series]:
+        return [Series(labels={}, points=[(5, value)]) for value in found if "ALERTS" in query and not over_time]
+
+    drawn = picture.draw({**board, "panels": shown}, "all", SPAN, ask)
+    boxes = [patch.get_facecolor() for axes in drawn.axes for patch in axes.patches if patch.get_linewidth() == 0]
+    assert boxes == [to_rgba(color), to_rgba("#d0343f")]
 
 
 @pytest.mark.parametrize("name", ["fleet", "run"])

@@ -38,6 +38,7 @@ UNSHOWN = {
     "lora_training_samples_total": "the tokens say as much",
     "lora_training_tokens_per_second": "the tokens say as much",
     "lora_training_checkpoint_saves_total": "the steps saved say as much",
+    "lora_training_checkpoint_last_success_timestamp_seconds": "what is not saved says more",
     "lora_training_micro_batch_halvings_total": "the step time and the log say as much",
 }
 """Metrics on no dashboard, and why."""
@@ -74,7 +75,8 @@ TITLES = {
         "In this state for",
         "Progress",
         "Time to go",
-        "Checkpoint age, in intervals",
+        "Unsaved, in intervals",
+        "Last saved step",
         "Retries",
         "What is trained",
         "Advice",
@@ -257,6 +259,45 @@ def test_a_table_without_rows_says_that_there_is_nothing_and_not_that_data_is_mi
         assert fields["defaults"]["noValue"] in ("none", "none failed", "no such run"), table["title"]
         cells = [it["value"] for o in fields["overrides"] for it in o["properties"] if it["id"] == "noValue"]
         assert cells == ["-"] * (len(table["targets"]) if len(table["targets"]) > 1 else 0)
+
+
+def test_a_table_has_no_column_that_was_not_asked_for() -> None:
+    """Grafana shows a label of the answer that is not in its order, too, after the others."""
+    for board in BOARDS.values():
+        for table in (panel for panel in panels(board) if panel["type"] == "table"):
+            shown = {name for name in table["transformations"][-1]["options"]["renameByName"] if name[:5] != "Value"}
+            for target in table["targets"]:
+                (by,) = re.findall(r"^max by \(([^)]*)\)", target["expr"])
+                assert set(by.split(", ")) == shown, table["title"]
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_nothing_found_has_no_color_unless_it_is_a_fault(board: dict[str, Any]) -> None:
+    """Grafana gives the words for it the color of the first step: a healthy fleet must not be red, nor a pod that has
+    saved nothing green. What is written in that color, and not on it, must be seen."""
+    for panel in panels(board):
+        steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
+        missing = steps[0]["color"]
+        if panel.get("options", {}).get("colorMode") == "background":
+            wanted = {"Operators that lead": "red"}.get(panel["title"], "transparent")
+        else:
+            wanted = "text"
+        assert (steps[0]["value"], missing) == (None, wanted), panel["title"]
+        assert all(step["value"] is not None for step in steps[1:]), panel["title"]
+
+
+def test_times_are_not_rounded_to_whole_hours() -> None:
+    """Without decimals Grafana writes 5,340 seconds as 1 hours, and 130,000 as 2 days."""
+    fields = [panel["fieldConfig"]["defaults"] for board in BOARDS.values() for panel in panels(board)]
+    of_time = [field for field in fields if field["unit"] == "s"]
+    assert of_time
+    assert not [field for field in of_time if "decimals" in field]
+
+
+def test_only_the_resource_tells_that_nothing_is_saved() -> None:
+    """The pod's own series end with it, and those of the next begin without a save: its checkpoints are still there."""
+    (panel,) = [it for it in panels(BOARDS["run"]) if it["fieldConfig"]["defaults"]["noValue"] == "none saved"]
+    assert _names(panel["targets"][0]["expr"]) == {"lorafinetune_checkpoint_step"}
 
 
 def test_what_has_just_failed_stands_first_and_so_does_what_stands_still_longest() -> None:

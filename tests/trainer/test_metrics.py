@@ -58,6 +58,7 @@ COUNTERS = {
     'checkpoint_saves_total{result="ok"}': 0.0,
     'checkpoint_saves_total{result="failed"}': 0.0,
     "nonfinite_values_total": 0.0,
+    "scaled_down_steps_total": 0.0,
     "micro_batch_halvings_total": 0.0,
     "step_duration_seconds_count": 0.0,
     "step_duration_seconds_sum": 0.0,
@@ -89,7 +90,7 @@ def test_every_quantity_is_there_once_it_is_known() -> None:
         peak_memory_bytes=64,
     )
     metrics.update(progress, Counters(tokens=5, rows=2, gradient_norm=1.5, step_seconds=0.7, mfu=0.375, fill=0.75))
-    metrics.update(progress, Counters(tokens=9, rows=3, left_out=2, saves=3, failed_saves=1, halvings=1))
+    metrics.update(progress, Counters(tokens=9, rows=3, left_out=2, scaled_down=4, saves=3, failed_saves=1, halvings=1))
     assert samples(metrics) == {
         'phase{phase="Training"}': 1.0,
         "heartbeat_timestamp_seconds": 1000.0,
@@ -105,6 +106,7 @@ def test_every_quantity_is_there_once_it_is_known() -> None:
         "micro_batch_fill": 0.75,
         "peak_memory_bytes": 64.0,
         "checkpoint_interval_seconds": 600.0,
+        "unsaved_seconds": 0.0,
         "checkpoint_last_success_timestamp_seconds": 1000.0,
         "step_duration_seconds_count": 1.0,
         "step_duration_seconds_sum": 0.7,
@@ -113,6 +115,7 @@ def test_every_quantity_is_there_once_it_is_known() -> None:
         'checkpoint_saves_total{result="ok"}': 3.0,
         'checkpoint_saves_total{result="failed"}': 1.0,
         "nonfinite_values_total": 2.0,
+        "scaled_down_steps_total": 4.0,
         "micro_batch_halvings_total": 1.0,
         **on_gpu(5.0, 7.0, 6.0),
     }
@@ -125,6 +128,20 @@ def test_the_duration_of_a_step_falls_into_its_bucket() -> None:
     text = metrics.text().decode()
     assert 'lora_training_step_duration_seconds_bucket{le="0.5"} 0.0' in text
     assert 'lora_training_step_duration_seconds_bucket{le="1.0"} 1.0' in text
+
+
+def test_what_is_not_saved_are_steps_since_the_last_save() -> None:
+    """And no evaluation, however long. Where nothing is saved at all, nobody counts it."""
+    metrics, unclaimed = leading(), leading()
+    metrics.checkpoint_interval(600)
+    saves = [(0, 2.0), (0, 3.0), (0, None), (1, None), (1, 4.0)]
+    found = []
+    for number, seconds in saves:
+        for each in (metrics, unclaimed):
+            each.update(Progress(phase=Phase.EVALUATING), Counters(saves=number, step_seconds=seconds))
+        found.append(samples(metrics)["unsaved_seconds"])
+    assert found == [2.0, 5.0, 5.0, 0.0, 4.0]
+    assert "unsaved_seconds" not in samples(unclaimed)
 
 
 def test_another_node_has_the_memory_of_its_gpus_alone() -> None:
@@ -145,7 +162,8 @@ def test_what_a_training_alone_has_ends_with_it() -> None:
     metrics.update(Progress(phase=Phase.TRAINING, tokens_per_second=1.0, loss=2.0), Counters(mfu=0.5))
     metrics.stage("verify")
     left = samples(metrics)
-    assert not [name for name in left if name.startswith(("gpu_", "tokens_per", "mfu", "checkpoint_interval"))]
+    ended = ("gpu_", "tokens_per", "mfu", "checkpoint_interval", "unsaved")
+    assert not [name for name in left if name.startswith(ended)]
     assert left["loss"] == 2.0
 
 

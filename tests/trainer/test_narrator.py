@@ -40,3 +40,13 @@ def test_a_long_run_is_never_silent_for_long(
             now[0] += seconds_a_step
             narrator.stepped(step(number, 10_000))
     assert [record.getMessage().split("/")[0] for record in caplog.records] == [f"step {number}" for number in wanted]
+
+
+def test_steps_that_fp16_scales_down_are_no_bad_ones(cpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An alert counts the bad ones."""
+    reporter, seen = Reporter(None), []
+    monkeypatch.setattr(reporter, "progress", lambda counters, **_: seen.append(counters))
+    narrator = Narrator(reporter, cpu)
+    for number, bad in enumerate([False, False, True], start=1):
+        narrator.left_out(number, bad=bad)
+    assert [(counters.left_out, counters.scaled_down) for counters in seen] == [(0, 1), (0, 2), (1, 2)]

@@ -274,13 +274,13 @@ def test_a_step_without_finite_numbers_is_left_out(bench: Bench, monkeypatch: py
     original = listener.left_out
     untouched: list[bool] = []
 
-    def left_out(step: int) -> None:
-        original(step)
+    def left_out(step: int, *, bad: bool) -> None:
+        original(step, bad=bad)
         untouched.append(all(torch.equal(before[name], value) for name, value in weights(training).items()))
 
     listener.left_out = left_out  # type: ignore[method-assign]
     assert training.run().steps == 4
-    assert listener.left_out_steps == [2, 3]
+    assert listener.left_out_steps == listener.bad_steps == [2, 3]
     assert untouched == [True, True]
     assert [step.number for step in listener.steps] == [1, 4]
     assert training.course.guard.bad == 2
@@ -290,16 +290,16 @@ def test_a_step_without_finite_numbers_is_left_out(bench: Bench, monkeypatch: py
 def test_a_step_that_the_scaler_of_fp16_leaves_out_does_not_count_as_taken(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its loss is no loss of a step; it is no sign of a bad training either, since a lower scale helps."""
+    """Its loss is no loss of a step; several in a row are no sign of a bad training, since a lower scale helps."""
     listener = Kept()
     training = bench.training(listener)
     training.scaler = torch.amp.GradScaler("cpu")
     scale = training.scaler.get_scale()
-    poisoned(training, {2}, monkeypatch)
+    poisoned(training, {1, 2, 3}, monkeypatch)
     trained = training.run()
-    assert listener.left_out_steps == [2]
-    assert [step.number for step in listener.steps] == [1, 3, 4]
-    assert training.scaler.get_scale() == scale / 2
+    assert (listener.left_out_steps, listener.bad_steps) == ([1, 2, 3], [])
+    assert [step.number for step in listener.steps] == [4]
+    assert training.scaler.get_scale() == scale / 8
     assert (training.course.guard.bad, trained.unsteady_steps) == (0, 0)
 
 

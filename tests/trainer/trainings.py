@@ -76,6 +76,7 @@ class Kept(Listener):
         self.evaluations: list[tuple[int, float]] = []
         self.saves: list[int] = []
         self.left_out_steps: list[int] = []
+        self.bad_steps: list[int] = []
         self.budgets: list[int] = []
         self.accumulations: list[int] = []
         self.passes = 0
@@ -94,9 +95,10 @@ class Kept(Listener):
         """Keep it."""
         self.saves.append(step)
 
-    def left_out(self, step: int) -> None:
+    def left_out(self, step: int, *, bad: bool) -> None:
         """Keep it."""
         self.left_out_steps.append(step)
+        self.bad_steps += [step] if bad else []
 
     def halved(self, budget: Budget, accumulation: int) -> None:
         """Keep it."""

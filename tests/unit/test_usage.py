@@ -151,17 +151,19 @@ class Scraped:
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
-        self._last: dict[str, float] = {}
+        self._last: dict[tuple[int, str], float] = {}
+        self._scraped: list[CollectorRegistry] = []
 
     def scrape(self, registry: CollectorRegistry) -> None:
-        """A counter that fell was reset; one that is there for the first time adds nothing, as in Prometheus."""
+        """A new pod has series of its own, and one that is there for the first time adds nothing, as in Prometheus."""
+        self._scraped.append(registry)  # else another might get its id
         names = ("lorafinetune_gpu_seconds_total", "lorafinetune_steps_lost_total")
         samples = [sample for family in registry.collect() for sample in family.samples if sample.name in names]
         for sample in samples:
             key = next(value for label, value in sample.labels.items() if label != "namespace")
-            before = self._last.get(key, sample.value)
-            more = sample.value - before if sample.value >= before else sample.value
-            self.sums[key], self._last[key] = self.sums.get(key, 0) + more, sample.value
+            series = id(registry), key
+            more = sample.value - self._last.get(series, sample.value)
+            self.sums[key], self._last[series] = self.sums.get(key, 0) + more, sample.value
 
 
 class Watched:
@@ -173,11 +175,11 @@ class Watched:
         self.restart()
 
     def restart(self) -> None:
-        """A new process: it knows the namespaces that have runs, and nothing else."""
+        """A new process, in a new pod: it knows the namespaces that have runs, and is first scraped after its turns."""
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
+        self.metrics.hold()
         self.metrics.begin_at_zero([] if self.is_deleted else [NAMESPACE])
-        self.prometheus.scrape(self.registry)
 
     def look(self) -> None:
         """Until the operator rests."""
@@ -186,6 +188,8 @@ class Watched:
             plan = self.world.step()
             if plan.status.get("_") == "changed":
                 self.metrics.observe(before, observed, self.world.status)
+        self.prometheus.scrape(self.registry)
+        self.metrics.release()
         self.prometheus.scrape(self.registry)
 
     def trainers(self) -> list[Any]:
@@ -249,6 +253,18 @@ def test_sums_over_all_operators_are_right_though_the_run_is_deleted_in_the_end(
     watched.prometheus.scrape(watched.registry)
     sums = {key: value for key, value in watched.prometheus.sums.items() if value}
     assert sums == {"true": 6 * (60 + 120), "false": 6 * 60, "error": 6}
+
+
+def test_what_became_certain_while_no_operator_ran_is_in_the_sums() -> None:
+    """However much: it is counted in the next one's first second, long before anybody scrapes it."""
+    watched = Watched()
+    watched.look()
+    watched.train(60, 10, saved=10)
+    watched.world.pass_time(3600)
+    watched.restart()
+    watched.end(int(ExitCode.TRANSIENT))
+    sums = {key: value for key, value in watched.prometheus.sums.items() if value}
+    assert sums == {"true": 6 * 60, "false": 6 * 3600}
 
 
 def test_a_status_whose_write_failed_is_counted_with_the_one_that_follows() -> None:

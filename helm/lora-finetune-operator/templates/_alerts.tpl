@@ -88,6 +88,9 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
     )
     unless on (namespace, name) lorafinetune_state{group!~"Waiting|Retrying|Failing"{{ $and }}}
     unless on (namespace, name) lorafinetune_state{state="QuotaExceeded"{{ $and }}}
+    or
+    max by (namespace, name) (last_over_time(lorafinetune_state{group=~"Waiting|Retrying|Failing"{{ $and }}}[30m]))
+    {{ include "lora-operator.firesUnlooked" (list . "LoRAFineTuneStuckPending") }}
   labels: {severity: warning, group: Waiting}
   annotations:
     summary: >-
@@ -100,6 +103,10 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
       last_over_time(lorafinetune_state_since_timestamp_seconds{{ $of }}[5m])
       and on (namespace, name) last_over_time(lorafinetune_state{state=~"Queued|Preempted|QuotaExceeded"{{ $and }}}[5m])
       unless on (namespace, name) lorafinetune_state{state!~"Queued|Preempted|QuotaExceeded"{{ $and }}}
+      or
+      last_over_time(lorafinetune_state_since_timestamp_seconds{{ $of }}[30m])
+      and on (namespace, name) last_over_time(lorafinetune_state{state=~"Queued|Preempted|QuotaExceeded"{{ $and }}}[30m])
+      {{ include "lora-operator.firesUnlooked" (list . "LoRAFineTuneStuckPending") }}
     ) > {{ $alerts.LoRAFineTuneStuckPending.queuedSeconds }}
   labels: {severity: warning, group: Held}
   annotations:
@@ -130,8 +137,8 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
     >= {{ $alerts.LoRAFineTuneNonFiniteLoss.steps }}
     or
     max by (namespace, name) (
-      last_over_time(lorafinetune_state{group="Failed", state=~"NonFiniteLoss|LossDiverged"{{ $and }}}[5m])
-      and on (namespace, name) last_over_time(lorafinetune_completed_timestamp_seconds{{ $of }}[5m]) > time() - 3600
+      last_over_time(lorafinetune_state{group="Failed", state=~"NonFiniteLoss|LossDiverged"{{ $and }}}[15m])
+      and on (namespace, name) last_over_time(lorafinetune_completed_timestamp_seconds{{ $of }}[15m]) > time() - 3600
     )
   labels: {severity: warning}
   annotations:
@@ -140,22 +147,18 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
     description: >-
       {{ $run }} leaves out steps whose loss or gradients are not finite, or has failed in the last hour because of them
       or of a loss that went up and stayed up. The last checkpoint is from before.
+# Seconds of steps: evaluations are not trained again. Where a save after each second is asked for, most scrapes fall into one.
 - alert: LoRAFineTuneCheckpointStale
   expr: |-
-    time() - max by (namespace, name) (lora_training_checkpoint_last_success_timestamp_seconds{{ $of }})
-    > {{ $alerts.LoRAFineTuneCheckpointStale.intervals }} * max by (namespace, name) (lora_training_checkpoint_interval_seconds{{ $of }})
-    or
-    (
-      max by (namespace, name) (lora_training_step_duration_seconds_sum{{ $of }})
-      > {{ $alerts.LoRAFineTuneCheckpointStale.intervals }} * max by (namespace, name) (lora_training_checkpoint_interval_seconds{{ $of }})
-      unless on (namespace, name) lora_training_checkpoint_last_success_timestamp_seconds{{ $of }}
-    )
+    max by (namespace, name) (lora_training_unsaved_seconds{{ $of }})
+    > {{ $alerts.LoRAFineTuneCheckpointStale.intervals }}
+    * clamp_min(max by (namespace, name) (lora_training_checkpoint_interval_seconds{{ $of }}), 60)
   labels: {severity: warning}
   annotations:
     summary: >-
       LoRAFineTune {{ $run }} saves no checkpoints
     description: >-
-      The pod of {{ $run }} has proven no checkpoint for {{ $seconds }} of training. Should it end now, that much is
+      No checkpoint holds the last {{ $seconds }} of training of {{ $run }}. Should its pod end now, that much is
       trained again.
 - alert: LoRAFineTuneRestartLoop
   expr: |-

@@ -24,6 +24,15 @@ or max by (namespace, pod, Hostname, gpu) ({{ replace "{}" "{pod!=\"\", exported
 {{- end -}}
 
 {{/*
+Of what an operator said of runs in the last half hour: where this alert fires, and no operator leads that would say that
+it should not. Without it the alert would resolve in a longer pause, as of an upgrade, and come back after the next one.
+*/}}
+{{- define "lora-operator.firesUnlooked" -}}
+{{- $root := index . 0 -}}
+and on (namespace, name) ALERTS{alertname="{{ index . 1 }}", alertstate="firing"{{ include "lora-operator.andOfRuns" $root }}} unless on () (lora_operator_leader{{ printf "{%s}" (include "lora-operator.ownSeries" $root) }} == 1)
+{{- end -}}
+
+{{/*
 What several alerts read, or what would take long to say in each. A new operator, or a new leader, has other target
 labels than the one before, and is scraped some moments later: so series about a run are looked for in the last five
 minutes and merged by namespace and name.

@@ -1,7 +1,7 @@
 """The operator's own metrics: their registry, their names, and how they are counted."""
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +20,8 @@ VERBS = ("get", "watch", "create", "update", "patch", "delete")
 _SECONDS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 3 * 86400, 7 * 86400)
 _REST_S = 3600
 """How long a namespace without runs keeps its counters: the last of them are still scraped, and seen in the hour."""
+FIRST_SCRAPE_S = 90.0
+"""Within this time a new pod is found and scraped for the first time, at an interval of a minute too."""
 _RECONCILE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -113,25 +115,44 @@ class Metrics:
         )
         self._in_use_s: dict[str, float] = {}
         self._told: set[str] = set()
+        self._held: list[tuple[Callable[[float], None], float]] | None = None
         self._start_at_zero()
 
     def observe(self, before: FineTune, observed: Observed, status: Mapping[str, Any]) -> None:
         """Count what a status that was just written says for the first time."""
         self.begin_at_zero([before.namespace])
         used = used_since(before, status)
-        self.gpu_seconds.labels(before.namespace, "true").inc(used.useful_gpu_s)
-        self.gpu_seconds.labels(before.namespace, "false").inc(used.wasted_gpu_s)
+        self._add(self.gpu_seconds.labels(before.namespace, "true").inc, used.useful_gpu_s)
+        self._add(self.gpu_seconds.labels(before.namespace, "false").inc, used.wasted_gpu_s)
         for loss, steps in used.lost_steps.items():
-            self.lost_steps.labels(before.namespace, loss.value).inc(steps)
+            self._add(self.lost_steps.labels(before.namespace, loss.value).inc, steps)
         if (wait_s := waited_s(before, observed, status)) is not None:
-            self.wait_seconds.observe(wait_s)
+            self._add(self.wait_seconds.observe, wait_s)
         if cause := restart_cause(before, observed, status):
             self.restarts.labels(before.namespace, cause).inc()
         if has_just_ended(before, status):
             result = result_of(status)
             self.finished.labels(before.namespace, result, state_of(status)).inc()
             if (duration_s := run_s(status)) is not None:
-                self.run_seconds.labels(result).observe(duration_s)
+                self._add(self.run_seconds.labels(result).observe, duration_s)
+
+    def hold(self) -> None:
+        """Show what is known beforehand as 0 until `release`, whatever is counted. `increase()` adds nothing for the
+        first sample of a series, and a new pod has new ones: what had become certain while no operator ran is counted
+        in its first second, before anybody scrapes it."""
+        self._held = []
+
+    def release(self) -> None:
+        """Count what was held, and all that follows at once."""
+        held, self._held = self._held or [], None
+        for count, value in held:
+            count(value)
+
+    def _add(self, count: Callable[[float], None], value: float) -> None:
+        if self._held is None:
+            count(value)
+        else:
+            self._held.append((count, value))
 
     def begin_at_zero(self, namespaces: Iterable[str]) -> None:
         """Show, for these namespaces of runs, the counters whose other labels are known beforehand."""

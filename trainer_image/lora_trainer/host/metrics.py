@@ -32,10 +32,12 @@ _GAUGES = {
     "peak_memory_bytes": "Most memory used: of the GPU, or of the process on a CPU.",
     "heartbeat_timestamp_seconds": "When the pod last did something for the run, in whatever stage.",
     "checkpoint_interval_seconds": "Seconds between two checkpoints, at most; none where nothing outlives the pod, and "
-    "when the training is done.",
+    "after the evaluation with which the training ends.",
+    "unsaved_seconds": "Seconds of optimizer steps that no checkpoint holds: they are done again if the pod ends now. "
+    "None where checkpoint_interval_seconds has none.",
     "checkpoint_last_success_timestamp_seconds": "When the last checkpoint was proven.",
 }
-_OF_THE_TRAINING = ("tokens_per_second", "mfu_ratio", "checkpoint_interval_seconds")
+_OF_THE_TRAINING = ("tokens_per_second", "mfu_ratio", "checkpoint_interval_seconds", "unsaved_seconds")
 _GPU_GAUGES = {
     "allocated": "Memory that tensors take on a GPU of this pod; gpu is its number in the pod.",
     "reserved": "Memory that PyTorch has taken from a GPU of this pod.",
@@ -76,7 +78,14 @@ class TrainingMetrics:
             self._saves.labels(result)
         self._left_out = Counter(
             "lora_training_nonfinite_values",
-            "Optimizer steps left out because loss or gradients were not finite.",
+            "Optimizer steps left out because loss or gradients were not finite, where no smaller scale of the loss in "
+            "FP16 can help: the third in a row ends the run.",
+            registry=self.run,
+        )
+        self._scaled_down = Counter(
+            "lora_training_scaled_down_steps",
+            "Optimizer steps left out because gradients were beyond the range of FP16: the loss is scaled by less from "
+            "then on. Several in a row are normal at the start.",
             registry=self.run,
         )
         self._halvings = Counter(
@@ -100,7 +109,7 @@ class TrainingMetrics:
 
     def checkpoint_interval(self, interval_s: float) -> None:
         """The training that begins saves so often."""
-        self._values["checkpoint_interval_seconds"] = interval_s
+        self._set(checkpoint_interval_seconds=interval_s, unsaved_seconds=0.0)
 
     def memory(self, gpu: GpuMemory) -> None:
         """Take over a report of a process of this pod."""
@@ -132,6 +141,7 @@ class TrainingMetrics:
         self._tokens.inc(counters.tokens - seen.tokens)
         self._samples.inc(counters.rows - seen.rows)
         self._left_out.inc(counters.left_out - seen.left_out)
+        self._scaled_down.inc(counters.scaled_down - seen.scaled_down)
         self._halvings.inc(counters.halvings - seen.halvings)
         self._saves.labels("ok").inc(counters.saves - seen.saves)
         self._saves.labels("failed").inc(counters.failed_saves - seen.failed_saves)
@@ -144,6 +154,9 @@ class TrainingMetrics:
         )
         if counters.step_seconds is not None:
             self._step_seconds.observe(counters.step_seconds)
+        if "unsaved_seconds" in self._values:
+            self._values["unsaved_seconds"] += counters.step_seconds or 0.0
+            self._values["unsaved_seconds"] *= not saved
 
     def _run_families(self) -> Iterable[Metric]:
         phase = GaugeMetricFamily("lora_training_phase", "1 for the phase that the run is in.", labels=["phase"])

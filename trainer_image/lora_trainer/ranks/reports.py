@@ -22,12 +22,13 @@ from lora_trainer.ranks.activity import Activity
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """Totals of this attempt so far, for metrics that only grow. `left_out` are steps without finite numbers; `mfu` is
-    the share of the GPUs' peak."""
+    """Totals of this attempt so far, for metrics that only grow. `left_out` are steps without finite numbers,
+    `scaled_down` those beyond the range of FP16; `mfu` is the share of the GPUs' peak."""
 
     tokens: int = 0
     rows: int = 0
     left_out: int = 0
+    scaled_down: int = 0
     saves: int = 0
     failed_saves: int = 0
     halvings: int = 0

@@ -54,8 +54,8 @@ class Listener:
     def stepped(self, step: Step) -> None:
         """A step was taken."""
 
-    def left_out(self, step: int) -> None:
-        """A step without finite numbers was left out."""
+    def left_out(self, step: int, *, bad: bool) -> None:
+        """A step was left out: a bad one for its numbers, another since its loss is to be scaled by less in FP16."""
 
     def evaluating(self, step: int) -> None:
         """An evaluation begins."""

@@ -172,8 +172,8 @@ class Training:
         # The one place of a step that waits for the device.
         part, norm = torch.stack([share, length.to(share)]).tolist()
         loss, guard = self.ranks.sum(part), dataclasses.replace(self.course.guard)
-        taken = guard.may_take(number, loss, norm, self.scaler.get_scale if self.scaler.is_enabled() else None)
-        taken = taken and was_in_range(number, norm)
+        good = guard.may_take(number, loss, norm, self.scaler.get_scale if self.scaler.is_enabled() else None)
+        taken = good and was_in_range(number, norm)
         if taken:
             # Not by the scaler, which asks the device what the norm has told: whether all gradients are finite.
             self.optimizer.step()
@@ -182,7 +182,7 @@ class Training:
         before = self.course
         self._count(guard, number, rows, StepLoss(loss=loss, targets=targets) if taken else None, started)
         if not taken:
-            self.listener.left_out(number)
+            self.listener.left_out(number, bad=not good)
             return
         guard.observe(number, loss)
         self._report(before, loss, norm, factor, self.clock() - started)

@@ -39,7 +39,7 @@ class Narrator(Listener):
         self._clock = clock
         self._reported_at_s = self._logged_at_s = clock()
         self._weighed_at_s: float | None = None
-        self._tokens = self._rows = self._left_out = 0
+        self._tokens = self._rows = self._left_out = self._scaled_down = 0
         self._saves = self._failed_saves = self._halvings = 0
 
     def stepped(self, step: Step) -> None:
@@ -74,9 +74,10 @@ class Narrator(Listener):
             self._logged_at_s = self._reported_at_s
             _log_step(step)
 
-    def left_out(self, step: int) -> None:
+    def left_out(self, step: int, *, bad: bool) -> None:
         """See `Listener`."""
-        self._left_out += 1
+        self._left_out += bad
+        self._scaled_down += not bad
         self._reporter.progress(counters=self._counters(), step=step)
 
     def evaluating(self, step: int) -> None:
@@ -130,6 +131,7 @@ class Narrator(Listener):
             tokens=self._tokens,
             rows=self._rows,
             left_out=self._left_out,
+            scaled_down=self._scaled_down,
             saves=self._saves,
             failed_saves=self._failed_saves,
             halvings=self._halvings,
