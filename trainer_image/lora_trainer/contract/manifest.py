@@ -245,7 +245,7 @@ def _dataset(section: Reader, options: RunOptions) -> DatasetConfig:
     config = DatasetConfig(
         uri=uri,
         format=section.choice("format", DatasetFormat.AUTO, DatasetFormat),
-        columns=section.strings("columns", keys=COLUMN_ROLES),
+        columns=_columns(section),
         split=split,
         validation_uri=validation,
         validation_fraction=0.0 if validation is not None else or_default(fraction, 0.02),
@@ -256,6 +256,18 @@ def _dataset(section: Reader, options: RunOptions) -> DatasetConfig:
     _secret(section, options)
     section.finish(strict=options.strict)
     return config
+
+
+def _columns(section: Reader) -> Mapping[str, str]:
+    columns = section.strings("columns", keys=COLUMN_ROLES)
+    roles: dict[str, list[str]] = {}
+    for role, column in columns.items():
+        roles.setdefault(column, []).append(role)
+    for column, players in roles.items():
+        if len(players) > 1:
+            rule = f"must not be the column of both {' and '.join(players)}: map each role to a column of its own"
+            section.complain("columns", column, rule)
+    return columns
 
 
 def _checkpoint(section: Reader, options: RunOptions) -> CheckpointConfig:
