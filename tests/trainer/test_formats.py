@@ -279,6 +279,30 @@ def test_answers_that_are_marked_as_bad_are_not_learned(label: object) -> None:
                 ),
             ),
         ),
+        *(
+            (
+                DatasetFormat.MESSAGES,
+                {
+                    "messages": [
+                        {"role": "user", "content": "q"},
+                        {
+                            "role": "assistant",
+                            "content": content,
+                            "tool_calls": None,
+                            "function_call": {"name": "f", "arguments": '{"x": 1}'},
+                        },
+                    ]
+                },
+                Conversation(
+                    where="x.jsonl, line 3",
+                    messages=(
+                        *spoken(("user", "q")),
+                        Message(role="assistant", content=content or "", extra={"tool_calls": [called("f", x=1)]}),
+                    ),
+                ),
+            )
+            for content in ("a", None)
+        ),
         (DatasetFormat.MESSAGES, {"messages": [{"role": "user", "content": "q"}, {**CHAT[1], "weight": 0}]}, None),
         (DatasetFormat.MESSAGES, {"messages": None}, None),
         (DatasetFormat.TEXT, {"text": "  "}, None),
@@ -318,6 +342,11 @@ def test_a_row_becomes_a_sample(kind: DatasetFormat, values: dict[str, Any], sam
             DatasetFormat.MESSAGES,
             {"messages": [{"role": "user"}]},
             "messages[0] must have a content that is text, not null",
+        ),
+        (
+            DatasetFormat.MESSAGES,
+            {"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "q"}]}]},
+            'messages[0] must have a content that is text or parts as {"type": "text", "text": "..."}: images',
         ),
     ],
 )
