@@ -346,7 +346,7 @@ def test_a_row_becomes_a_sample(kind: DatasetFormat, values: dict[str, Any], sam
         (
             DatasetFormat.MESSAGES,
             {"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "q"}]}]},
-            'messages[0] must have a content that is text or parts as {"type": "text", "text": "..."}: images',
+            'messages[0] must have a content that is text, or parts as {"type": "text", "text": "..."}: images',
         ),
     ],
 )

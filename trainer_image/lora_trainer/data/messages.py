@@ -110,8 +110,8 @@ def _content(where: str, content: object, role: str, *, optional: bool) -> str:
         return json.dumps(content, ensure_ascii=False)
     if isinstance(content, list):
         raise DatasetError(
-            f'{where} must have a content that is text or parts as {{"type": "text", "text": "..."}}: images and sounds '
-            "are not trained on"
+            f'{where} must have a content that is text, or parts as {{"type": "text", "text": "..."}}: images and '
+            "sounds are not trained on"
         )
     raise DatasetError(f"{where} must have a content that is text, not {kind_of(content)}")
 
