@@ -1,11 +1,14 @@
 """The four formats, and how Auto chooses."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lora_trainer.contract.config import DatasetConfig, DatasetFormat
+from lora_trainer.contract.manifest import COLUMN_ROLES
 from lora_trainer.data.formats import Conversation, Layout, PlainText, Sample, content_key, detect, is_verbatim, parse
 from lora_trainer.data.messages import Message
 from lora_trainer.data.rows import Row
@@ -106,6 +109,16 @@ def test_a_mapped_role_is_never_passed_over() -> None:
 @pytest.mark.parametrize(
     ("values", "columns", "turns"),
     [
+        (
+            {"system_prompt": "s", "question": "q", "answer": "a"},
+            {"system": "system_prompt"},
+            (("system", "s"), ("user", "q"), ("assistant", "a")),
+        ),
+        (
+            {"system_prompt": "s", "question": "q", "response": "a"},
+            {"system": "system_prompt", "prompt": "question", "completion": "response"},
+            (("system", "s"), ("user", "q"), ("assistant", "a")),
+        ),
         ({"input": "q", "output": "a"}, {"instruction": "input"}, (("user", "q"), ("assistant", "a"))),
         (
             {"input": "q", "context": "c", "output": "a"},
@@ -164,6 +177,15 @@ def test_names_that_look_right_are_shown_with_what_is_wrong(names: tuple[str, ..
         detect(config(), row(**dict.fromkeys(names, "x")))
     assert f"the columns are {shown}, which fit no format" in str(caught.value)
     assert str(caught.value).endswith(remedy)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FIRST_ROWS if kind is not DatasetFormat.TEXT])
+def test_the_definition_takes_the_roles_of_a_format_together(kind: DatasetFormat) -> None:
+    """Those that the trainer reads of its rows."""
+    definition = (Path(__file__).parents[2] / "crds/lorafinetunes.yaml").read_text(encoding="utf-8")
+    (roles,) = re.findall(rf"self\.format == '{kind.value}'\) && self\.columns\.all\(r, r in \[(.*)\]\)", definition)
+    assert set(re.findall(r"\w+", roles)) == set(layout(kind).columns)
+    assert set(layout(kind).columns) <= set(COLUMN_ROLES)
 
 
 @pytest.mark.parametrize("label", [False, True, "False"])

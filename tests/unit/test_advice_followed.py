@@ -332,6 +332,13 @@ TABLE: dict[str, Followed] = {
             ),
             (
                 columns_of(
+                    DatasetFormat.PROMPT_COMPLETION, {"prompt": "question", "completion": "answer"}, "system_prompt"
+                ),
+                "Map system to system_prompt in spec.dataset.columns to learn from system_prompt, too,",
+                {"system": "system_prompt"},
+            ),
+            (
+                columns_of(
                     DatasetFormat.INSTRUCTION,
                     {"input": "input", "instruction": "instruction", "output": "output"},
                     "context",

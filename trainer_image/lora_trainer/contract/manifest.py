@@ -39,7 +39,7 @@ MAX_VALIDATION_ROWS = 2000
 The standard error of a loss over 2000 rows is 1/45 of the rows' own spread; 2 % of a million rows, evaluated three
 times, cost more than many trainings.
 """
-COLUMN_ROLES = ("messages", "tools", "prompt", "completion", "instruction", "input", "output", "text")
+COLUMN_ROLES = ("messages", "tools", "system", "prompt", "completion", "instruction", "input", "output", "text")
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?")
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _SPLIT = re.compile(r"[A-Za-z0-9_][-A-Za-z0-9_.]{0,63}")

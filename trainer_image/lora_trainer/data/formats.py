@@ -84,7 +84,7 @@ _OPTIONAL = {
 }
 """Columns that a row may lack, by the name of their role."""
 
-MAY_BE_ABSENT = frozenset({"input", "tools"})
+MAY_BE_ABSENT = frozenset({"input", "system", "tools"})
 
 
 def detect(config: DatasetConfig, row: Row) -> Layout:

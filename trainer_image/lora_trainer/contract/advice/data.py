@@ -105,6 +105,8 @@ def _with_content(read: Mapping[str, str], name: str) -> str:
     """The mapping under which a column is read beside the others; empty where no role of one format is left for it."""
     if "text" in read and name.lower() in _OF_ANSWERS:
         return f"prompt to {read['text']} and completion to {name}"
+    if name.lower() == "system_prompt" and not {"text", "system"} & read.keys():
+        return f"system to {name}"
     asked, answer = read.get("prompt", read.get("instruction")), read.get("completion", read.get("output"))
     if asked and answer and name.lower() in _OF_PROMPTS and not {"input", "tools"} & read.keys():
         return f"instruction to {asked}, input to {name} and output to {answer}"
