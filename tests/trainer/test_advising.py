@@ -79,6 +79,15 @@ def test_few_held_out_rows_are_warned_of(tmp_path: Path, tiny_folder: Path, capl
     assert "Held-out rows: 4" in record.getMessage()
 
 
+def test_content_that_is_not_read_is_warned_of(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run without preflight, too."""
+    monkeypatch.setattr(tiny, "chats", lambda rows: [{"text": f"Ahoy {i}", "summary": "hi"} for i in range(rows)])
+    manifest = trained(tmp_path, tiny_folder, 20, training={"maxSteps": 1, "learningRate": "0.001"})
+    assert Code.COLUMNS_NOT_READ in [one.code for one in manifest.advice]
+
+
 def test_last_steps_that_were_left_out_are_told(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -218,6 +218,38 @@ def test_a_misspelt_column_of_the_input_is_refused(tmp_path: Path) -> None:
         load_samples(config, volumes, Hub())
 
 
+@pytest.mark.parametrize(
+    ("row", "read", "unread"),
+    [
+        ({"text": "t", "summary": "s"}, {"text": "text"}, ("summary",)),
+        (
+            {"instruction": "q", "context": "c", "output": "a"},
+            {"instruction": "instruction", "output": "output"},
+            ("context",),
+        ),
+        (
+            {"question": "q", "answer": "a", "context": "c"},
+            {"instruction": "question", "input": "context", "output": "answer"},
+            (),
+        ),
+    ],
+)
+def test_columns_that_are_not_read_are_logged_and_kept_for_advice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, row: dict[str, str], read: dict[str, str], unread: tuple[str, ...]
+) -> None:
+    """Nobody is to learn an article without its summary, and not know."""
+    config, volumes = on_claim(tmp_path, [row])
+    with caplog.at_level(logging.INFO):
+        columns = load_samples(config, volumes, Hub()).columns
+    assert (columns.read, columns.unread) == (read, unread)
+    logged = [message for message in caplog.messages if "not read: " in message]
+    assert logged == (
+        [f"train.jsonl, line 1: columns that are read: {', '.join(read.values())}; not read: {unread[0]}"]
+        if unread
+        else []
+    )
+
+
 def test_only_empty_rows_are_refused(tmp_path: Path) -> None:
     """Rows are there, but nothing in them."""
     config, volumes = on_claim(tmp_path, [{"text": ""}, {"text": " "}])

@@ -177,6 +177,56 @@ def test_a_folder_that_would_be_read_in_part_is_refused(tmp_path: Path, other: s
     assert "move the rest out of the folder" in str(caught.value)
 
 
+@pytest.mark.parametrize("field", ["uri", "validationUri"])
+@pytest.mark.parametrize(
+    ("names", "listed"),
+    [
+        (
+            ("train.jsonl", "validation.jsonl", "test.jsonl"),
+            "train: train.jsonl; validation: validation.jsonl; test: test.jsonl",
+        ),
+        (
+            ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-00000-of-00001.parquet"),
+            "train: train-00000-of-00002.parquet, train-00001-of-00002.parquet; test: test-00000-of-00001.parquet",
+        ),
+        (("notes.csv", "trainSet.csv", "dev.csv"), "train: trainSet.csv; validation: dev.csv"),
+    ],
+)
+def test_a_folder_with_files_of_several_splits_is_refused(
+    tmp_path: Path, names: tuple[str, ...], listed: str, field: str
+) -> None:
+    """The same files on the Hub are trained on without the test set."""
+    for name in names:
+        tiny.write_jsonl(tmp_path / "data/set" / name, [{"text": "a"}])
+    config = make_config(dataset={"uri": "pvc://data/x", field: "pvc://data/set", "validationFraction": None}).dataset
+    find = locate if field == "uri" else locate_validation
+    with pytest.raises(DatasetError) as caught:
+        find(config, Volumes(claims=tmp_path), Hub())
+    assert str(caught.value) == (
+        f"dataset.{field} is pvc://data/set: its files are named for several splits ({listed}), and all files of a "
+        "folder are read; name one file, or move the others out of the folder"
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("part-1.jsonl", "part-2.jsonl"),
+        ("more.jsonl", "train.jsonl"),
+        ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"),
+        ("test-a.jsonl", "test-b.jsonl"),
+        ("train-of-the-dev-team-1.jsonl", "train-of-the-dev-team-2.jsonl"),
+        ("latest.jsonl", "restrained.jsonl", "valuation.jsonl"),
+    ],
+)
+def test_a_folder_of_one_split_or_none_is_read_whole(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Words that all names have, or that are parts of others, divide nothing."""
+    for name in (*names, ".test.jsonl"):
+        tiny.write_jsonl(tmp_path / "data/set" / name, [{"text": "a"}])
+    config = make_config(dataset={"uri": "pvc://data/set"}).dataset
+    assert tuple(name for name, _ in locate(config, Volumes(claims=tmp_path), Hub())) == names
+
+
 def test_compressed_rows_of_a_folder_are_read_and_other_text_and_folders_are_mentioned(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,11 +1,14 @@
 """The four formats, and how Auto chooses."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lora_trainer.contract.config import DatasetConfig, DatasetFormat
+from lora_trainer.contract.manifest import COLUMN_ROLES
 from lora_trainer.data.formats import Conversation, Layout, PlainText, Sample, content_key, detect, is_verbatim, parse
 from lora_trainer.data.messages import Message
 from lora_trainer.data.rows import Row
@@ -58,6 +61,9 @@ def layout(kind: DatasetFormat) -> Layout:
         ({"id": 1, "conversations": CHAT}, {}, DatasetFormat.MESSAGES),
         ({"instruction": "q", "context": "", "response": "a"}, {}, DatasetFormat.INSTRUCTION),
         ({"question": "q", "answer": "a"}, {}, DatasetFormat.PROMPT_COMPLETION),
+        ({"question": "q", "context": "c", "answer": "a"}, {}, DatasetFormat.INSTRUCTION),
+        ({"body": "t", "messages": CHAT}, {"text": "body"}, DatasetFormat.TEXT),
+        ({"text": "q", "answer": "a"}, {"prompt": "text", "completion": "answer"}, DatasetFormat.PROMPT_COMPLETION),
         ({"conversations": CHAT}, {"messages": "conversations"}, DatasetFormat.MESSAGES),
         (
             {"question": "q", "answer": "a"},
@@ -92,6 +98,105 @@ def test_a_mapping_to_a_missing_column_is_reported() -> None:
     """Where a role is mapped to a column that no row has."""
     with pytest.raises(DatasetError, match=r'maps prompt to "question", but the columns are q, a'):
         detect(config(prompt="question"), row(q="q", a="a"))
+
+
+def test_a_mapped_role_is_never_passed_over() -> None:
+    """Auto would learn the prompt alone, as text."""
+    with pytest.raises(DatasetError, match="the columns are text, summary, which fit no format"):
+        detect(config(prompt="text"), row(text="q", summary="a"))
+
+
+@pytest.mark.parametrize(
+    ("values", "columns", "turns"),
+    [
+        (
+            {"system_prompt": "s", "question": "q", "answer": "a"},
+            {"system": "system_prompt"},
+            (("system", "s"), ("user", "q"), ("assistant", "a")),
+        ),
+        (
+            {"system_prompt": "s", "question": "q", "response": "a"},
+            {"system": "system_prompt", "prompt": "question", "completion": "response"},
+            (("system", "s"), ("user", "q"), ("assistant", "a")),
+        ),
+        ({"input": "q", "output": "a"}, {"instruction": "input"}, (("user", "q"), ("assistant", "a"))),
+        (
+            {"input": "q", "context": "c", "output": "a"},
+            {"instruction": "input", "input": "context"},
+            (("user", "q\n\nc"), ("assistant", "a")),
+        ),
+        ({"system": "q", "completion": "a"}, {"prompt": "system"}, (("user", "q"), ("assistant", "a"))),
+        (
+            {"instruction": "q", "system": "c", "output": "a"},
+            {"input": "system"},
+            (("user", "q\n\nc"), ("assistant", "a")),
+        ),
+        (
+            {"question": "q", "context": "c", "answer": "a"},
+            {},
+            (("user", "q\n\nc"), ("assistant", "a")),
+        ),
+    ],
+)
+def test_no_column_is_read_for_two_roles(
+    values: dict[str, str], columns: dict[str, str], turns: tuple[tuple[str, str], ...]
+) -> None:
+    """A role that a row may lack is that of the column of its name only where no other reads it."""
+    sample = parse(row(**values), detect(config(**columns), row(**values)))
+    assert isinstance(sample, Conversation)
+    assert sample.messages == spoken(*turns)
+
+
+def test_an_answer_is_not_its_own_question() -> None:
+    """Where the mapping leaves both roles the same column."""
+    with pytest.raises(DatasetError, match="which fit no format"):
+        detect(config(instruction="output"), row(output="a"))
+
+
+@pytest.mark.parametrize(
+    ("names", "shown", "remedy"),
+    [
+        (
+            ("Prompt", "Completion"),
+            "Prompt, Completion",
+            'set dataset.columns to {prompt: "Prompt", completion: "Completion"}',
+        ),
+        (
+            ("prompt", " completion"),
+            'prompt, " completion"',
+            'set dataset.columns to {prompt: "prompt", completion: " completion"}',
+        ),
+        (("prompt;completion",), '"prompt;completion"', "separate columns by commas"),
+        (("prompt\tcompletion",), '"prompt\\tcompletion"', "separate columns by commas"),
+        (("query", "reply"), "query, reply", "rename them or map them with dataset.columns"),
+    ],
+)
+def test_names_that_look_right_are_shown_with_what_is_wrong(names: tuple[str, ...], shown: str, remedy: str) -> None:
+    """Blanks, case, and what stands between them."""
+    with pytest.raises(DatasetError) as caught:
+        detect(config(), row(**dict.fromkeys(names, "x")))
+    assert f"the columns are {shown}, which fit no format" in str(caught.value)
+    assert str(caught.value).endswith(remedy)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FIRST_ROWS if kind is not DatasetFormat.TEXT])
+def test_the_definition_takes_the_roles_of_a_format_together(kind: DatasetFormat) -> None:
+    """Those that the trainer reads of its rows."""
+    definition = (Path(__file__).parents[2] / "crds/lorafinetunes.yaml").read_text(encoding="utf-8")
+    (roles,) = re.findall(rf"self\.format == '{kind.value}'\) && self\.columns\.all\(r, r in \[(.*)\]\)", definition)
+    assert set(re.findall(r"\w+", roles)) == set(layout(kind).columns)
+    assert set(layout(kind).columns) <= set(COLUMN_ROLES)
+
+
+@pytest.mark.parametrize("label", [False, True, "False"])
+def test_answers_that_are_marked_as_bad_are_not_learned(label: object) -> None:
+    """As KTO has them; of whoever names the format they are."""
+    values = {"prompt": "q", "completion": "a", "label": label}
+    with pytest.raises(DatasetError, match=r"the column label is .*, which marks answers as good or bad"):
+        detect(config(), row(**values))
+    chosen = DatasetConfig(uri="pvc://d/x.jsonl", format=DatasetFormat.PROMPT_COMPLETION)
+    assert detect(chosen, row(**values)).kind is DatasetFormat.PROMPT_COMPLETION
+    assert detect(config(), row(**{**values, "label": "polite"})).kind is DatasetFormat.PROMPT_COMPLETION
 
 
 @pytest.mark.parametrize(
@@ -196,6 +301,30 @@ def test_a_mapping_to_a_missing_column_is_reported() -> None:
                 ),
             ),
         ),
+        *(
+            (
+                DatasetFormat.MESSAGES,
+                {
+                    "messages": [
+                        {"role": "user", "content": "q"},
+                        {
+                            "role": "assistant",
+                            "content": content,
+                            "tool_calls": None,
+                            "function_call": {"name": "f", "arguments": '{"x": 1}'},
+                        },
+                    ]
+                },
+                Conversation(
+                    where="x.jsonl, line 3",
+                    messages=(
+                        *spoken(("user", "q")),
+                        Message(role="assistant", content=content or "", extra={"tool_calls": [called("f", x=1)]}),
+                    ),
+                ),
+            )
+            for content in ("a", None)
+        ),
         (DatasetFormat.MESSAGES, {"messages": [{"role": "user", "content": "q"}, {**CHAT[1], "weight": 0}]}, None),
         (DatasetFormat.MESSAGES, {"messages": None}, None),
         (DatasetFormat.TEXT, {"text": "  "}, None),
@@ -235,6 +364,11 @@ def test_a_row_becomes_a_sample(kind: DatasetFormat, values: dict[str, Any], sam
             DatasetFormat.MESSAGES,
             {"messages": [{"role": "user"}]},
             "messages[0] must have a content that is text, not null",
+        ),
+        (
+            DatasetFormat.MESSAGES,
+            {"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "q"}]}]},
+            'messages[0] must have a content that is text, or parts as {"type": "text", "text": "..."}: images',
         ),
     ],
 )

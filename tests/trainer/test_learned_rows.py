@@ -19,7 +19,11 @@ from lora_trainer.data.rows import Row
 Turns = Sequence[Message]
 COLUMNS: Mapping[str, Sequence[tuple[str, ...]]] = {
     "texts": [("prompt", "completion"), ("question", "answer")],
-    "instruction": [("instruction", "output", "input"), ("instruction", "response", "context")],
+    "instruction": [
+        ("instruction", "output", "input"),
+        ("instruction", "response", "context"),
+        ("question", "answer", "context"),
+    ],
 }
 ANSWERS = CONTENTS.filter(str.strip)
 

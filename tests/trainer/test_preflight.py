@@ -21,6 +21,8 @@ from hub.access import Restriction
 from hub.faults import Fault
 from hub.server import HubServer
 from lora_trainer import commands
+from lora_trainer.contract.advice.codes import Code
+from lora_trainer.contract.advice.rules import spoken
 from lora_trainer.contract.codec import encode
 from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.preflight import OutputCheck
@@ -180,6 +182,14 @@ def test_a_guess_is_no_reason_to_refuse(workplace: Workplace, config: dict[str, 
     assert found.preflight.model.parameters > 0
     assert "of layers that are not known here" in found.message
     assert "RankTooLow" not in {advice.code for advice in found.advice}
+
+
+def test_content_that_is_not_read_is_warned_of(workplace: Workplace) -> None:
+    """Before a GPU learns the articles alone."""
+    rows = [{"text": f"the article {i}", "summary": "short"} for i in range(40)]
+    tiny.write_jsonl(workplace.claims / "data/train.jsonl", rows)
+    (found,) = [one for one in spoken(looked_at(workplace).advice) if one.code is Code.COLUMNS_NOT_READ]
+    assert "Auto reads the columns text, but not summary" in found.evidence
 
 
 NESTED = '{"model_type": "llama", "rope_scaling": ' + '{"a":' * 100_000

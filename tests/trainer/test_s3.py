@@ -481,6 +481,12 @@ def test_a_folder_of_a_bucket_that_would_be_read_in_part_is_refused(
     admin.fput_object("models", "parts/more/d.jsonl", str(rows))
     assert [name for name, _ in locate(dataset, Volumes(), hub)] == ["a.jsonl", "b.jsonl.gz"]
     assert caplog.messages[0].startswith("dataset.uri is s3://models/parts: not read: more/; names of files that are")
+    for key in ("parts/train/train.jsonl", "parts/train/test.jsonl"):
+        admin.fput_object("models", key, str(rows))
+    with pytest.raises(
+        DatasetError, match=r"^dataset\.uri is s3://models/parts/train: its files are named for several"
+    ):
+        locate(make_config(dataset={"uri": "s3://models/parts/train"}).dataset, Volumes(), hub)
     admin.fput_object("models", "parts/c.jsonl.bz2", str(rows))
     with pytest.raises(DatasetError, match=r"^dataset\.uri is s3://models/parts: c\.jsonl\.bz2 would be left out"):
         locate(dataset, Volumes(), hub)

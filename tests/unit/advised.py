@@ -10,6 +10,7 @@ from tests.unit.advice_facts import make_config, make_preflight
 from tests.unit.fit_models import Config
 
 from lora_trainer.contract.advice.codes import Advice
+from lora_trainer.contract.advice.facts import Columns
 from lora_trainer.contract.advice.rules import Spoken, before, spoken
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.fit.adapter import plan_adapter
@@ -25,12 +26,13 @@ Spec = dict[str, Any]
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """A run on a model, on `gpu` or the one that its spec names; `rows` are other counts than those of the 10,000 rows
-    that preflight finds, None where it found none."""
+    that preflight finds, None where it found none, `columns` those of the first of them."""
 
     model: Config
     spec: Spec = field(default_factory=dict)
     gpu: Gpu | None = None
     rows: Mapping[str, int] | None = field(default_factory=dict)
+    columns: Columns | None = None
 
     @property
     def config(self) -> TrainConfig:
@@ -70,7 +72,7 @@ class Case:
 
     def advice(self) -> tuple[Advice, ...]:
         """What preflight says of it."""
-        return before(self.config, self.preflight(), self.plan(), shape_of(self.model))
+        return before(self.config, self.preflight(), self.plan(), shape_of(self.model), columns=self.columns)
 
     def said(self) -> dict[str, Spoken]:
         """The same in words, by code."""

@@ -10,7 +10,9 @@ from tests.unit.advised import Case
 from tests.unit.fit_models import DEEPSEEK_V3, GPT_OSS, LLAMA_4, MIXTRAL, MODELS, QWEN2_MOE, QWEN3_MOE, llama
 
 from lora_trainer.contract.advice.codes import Code
+from lora_trainer.contract.advice.facts import Columns
 from lora_trainer.contract.advice.rules import after, spoken
+from lora_trainer.contract.config import DatasetFormat
 from lora_trainer.contract.fit.adapter import plan_adapter
 from lora_trainer.contract.fit.devices import find_gpu
 from lora_trainer.contract.fit.families import shape_of
@@ -56,6 +58,11 @@ class Followed:
 def llama_on(gpu: Any = H100, rows: Mapping[str, int] | None = None, **spec: Any) -> Case:
     """Llama-3-8B on a GPU."""
     return Case(model=LLAMA, spec=spec, gpu=gpu, rows=rows or {})
+
+
+def columns_of(kind: DatasetFormat, read: Mapping[str, str], *unread: str) -> Columns:
+    """Columns of a data set of which some are not read."""
+    return Columns(format=kind, read=read, unread=unread)
 
 
 def small(rows: Mapping[str, int], **spec: Any) -> Case:
@@ -296,6 +303,57 @@ TABLE: dict[str, Followed] = {
         changes={"training.maxSequenceLength": 4096},
         rows={"truncated_samples": 0, "truncated_tokens": 0},
     ),
+    **{
+        f"columns {' and '.join(columns.unread)} beside {' and '.join(columns.read.values())}, {way}": Followed(
+            code=Code.COLUMNS_NOT_READ,
+            case=replace(llama_on(), columns=columns),
+            words=words,
+            changes=changes,
+        )
+        for columns, words, mapping in (
+            (
+                columns_of(DatasetFormat.TEXT, {"text": "text"}, "id", "summary"),
+                "Map prompt to text and completion to summary in spec.dataset.columns to learn from summary, too,",
+                {"prompt": "text", "completion": "summary"},
+            ),
+            (
+                columns_of(DatasetFormat.PROMPT_COMPLETION, {"prompt": "question", "completion": "answer"}, "Input"),
+                "Map instruction to question, input to Input and output to answer in spec.dataset.columns to learn",
+                {"instruction": "question", "input": "Input", "output": "answer"},
+            ),
+            (
+                columns_of(
+                    DatasetFormat.INSTRUCTION,
+                    {"system": "system", "instruction": "instruction", "output": "output"},
+                    "context",
+                ),
+                "Map instruction to instruction, input to context and output to output in spec.dataset.columns to",
+                {"instruction": "instruction", "input": "context", "output": "output"},
+            ),
+            (
+                columns_of(
+                    DatasetFormat.PROMPT_COMPLETION, {"prompt": "question", "completion": "answer"}, "system_prompt"
+                ),
+                "Map system to system_prompt in spec.dataset.columns to learn from system_prompt, too,",
+                {"system": "system_prompt"},
+            ),
+            (
+                columns_of(
+                    DatasetFormat.INSTRUCTION,
+                    {"input": "input", "instruction": "instruction", "output": "output"},
+                    "context",
+                    "system_prompt",
+                ),
+                "Write what is in context and system_prompt into the columns that are read, or set",
+                {},
+            ),
+        )
+        for way, changes in (
+            ("learned", {"dataset": {"uri": "hf://acme/chats", "columns": mapping}}),
+            ("left out", {"dataset": {"uri": "hf://acme/chats", "format": columns.format.value}}),
+        )
+        if mapping or way == "left out"
+    },
     "few held-out rows of a share": Followed(
         code=Code.FEW_HELD_OUT_ROWS,
         case=llama_on(rows={"validation_samples": 10}),

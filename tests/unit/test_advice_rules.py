@@ -26,7 +26,7 @@ from tests.unit.advice_facts import (
 )
 
 from lora_trainer.contract.advice.codes import Advice, Code, Severity
-from lora_trainer.contract.advice.facts import Facts, LeftAlone
+from lora_trainer.contract.advice.facts import Columns, Facts, LeftAlone
 from lora_trainer.contract.advice.rules import (
     RULES,
     after,
@@ -36,7 +36,7 @@ from lora_trainer.contract.advice.rules import (
     of_estimate,
     spoken,
 )
-from lora_trainer.contract.config import DeviceConfig, Quantization, TrainConfig
+from lora_trainer.contract.config import DatasetFormat, DeviceConfig, Quantization, TrainConfig
 from lora_trainer.contract.fit.positions import Positions
 from lora_trainer.contract.preflight import Preflight
 from lora_trainer.contract.run_plan import RunPlan
@@ -67,6 +67,11 @@ def ended(**changes: Any) -> Changes:
 def estimate(**changes: Any) -> Changes:
     """Another estimate."""
     return {"estimate": dataclasses.replace(ESTIMATE, **changes)}
+
+
+def columns(*unread: str, kind: DatasetFormat = DatasetFormat.PROMPT_COMPLETION) -> Changes:
+    """Columns that are not read."""
+    return {"columns": Columns(format=kind, read={"prompt": "question", "completion": "answer"}, unread=unread)}
 
 
 def computing(**changes: Any) -> Changes:
@@ -112,6 +117,11 @@ SAID: dict[Code, tuple[TrainConfig | None, Changes, str]] = {
         BITS_16,
         {"plan": make_plan(**TIGHT)},
         "takes 23.0 GiB of 24.0 GiB, and 9.0 GiB with quantization: NF4",
+    ),
+    Code.COLUMNS_NOT_READ: (
+        None,
+        columns("id", "Context", "target"),
+        "question and answer, but not Context and target",
     ),
     Code.ROWS_CUT: (None, rows(cut=1, cut_tokens=70), "more than 2048 tokens: 1, which lose 70"),
     Code.FEW_HELD_OUT_ROWS: (None, ended(improvement_standard_error=0.031), "less than 0.062 nats (3.1% of the loss)"),
@@ -216,6 +226,22 @@ SILENT: dict[str, tuple[Code, TrainConfig | None, Changes]] = {
         Code.QUANTIZATION_WOULD_FIT,
         BITS_16,
         {"plan": make_plan(**TIGHT, device=None, device_bytes=None)},
+    ),
+    "columns that describe rows": (Code.COLUMNS_NOT_READ, None, columns("id", "source", "contextual")),
+    "columns beside conversations": (
+        Code.COLUMNS_NOT_READ,
+        None,
+        columns("response", kind=DatasetFormat.MESSAGES),
+    ),
+    "columns that somebody chose": (
+        Code.COLUMNS_NOT_READ,
+        make_config(dataset={"uri": "pvc://a/b", "columns": {"prompt": "question", "completion": "answer"}}),
+        columns("context"),
+    ),
+    "columns of a format that somebody chose": (
+        Code.COLUMNS_NOT_READ,
+        make_config(dataset={"uri": "pvc://a/b", "format": "PromptCompletion"}),
+        columns("context"),
     ),
     "whole rows": (Code.ROWS_CUT, None, rows(cut=0)),
     "enough held-out rows": (Code.FEW_HELD_OUT_ROWS, None, ended(improvement_standard_error=0.03)),

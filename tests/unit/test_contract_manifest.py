@@ -152,6 +152,11 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"dataset": {"uri": "pvc://a/b", "columns": {"q": "x"}}}, 'spec.dataset.columns is "q"', "keys among messages"),
     ({"dataset": {"uri": "pvc://a/b", "columns": {"prompt": 1}}}, "spec.dataset.columns is 1", "strings to strings"),
     ({"dataset": {"uri": "pvc://a/b", "columns": []}}, "spec.dataset.columns is []", "must be a map"),
+    (
+        {"dataset": {"uri": "pvc://a/b", "columns": {"instruction": "q", "output": "a", "input": "q"}}},
+        'spec.dataset.columns is "q"',
+        "must not be the column of both instruction and input: map each role to a column of its own",
+    ),
     ({"dataset": {"uri": "pvc://a/b", "chatTemplate": "Vicuna"}}, 'chatTemplate is "Vicuna"', "must be one of ChatML,"),
     (
         {"dataset": {"uri": "pvc://a/b", "chatTemplate": "configmap://a"}},

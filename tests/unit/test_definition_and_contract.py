@@ -11,7 +11,7 @@ from tests.unit.builders import UID, make_manifest
 from tests.unit.test_render import FULL
 
 from lora_trainer.contract.config import Precision
-from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
+from lora_trainer.contract.manifest import COLUMN_ROLES, ManifestError, RunOptions, train_config
 from lora_trainer.contract.template_fields import BUILT_IN, RESERVED
 
 OPTIONS = RunOptions(uid=UID, strict=True)
@@ -96,6 +96,8 @@ def test_the_definition_knows_the_templates_and_names_of_the_contract() -> None:
     assert str(list(BUILT_IN)) in " ".join(rules)
     rules = [rule["rule"] for rule in dataset["templateArguments"]["x-kubernetes-validations"]]
     assert str(list(RESERVED)) in " ".join(rules)
+    rules = [rule["rule"] for rule in dataset["columns"]["x-kubernetes-validations"]]
+    assert str(list(COLUMN_ROLES)) in " ".join(rules)
 
 
 def test_every_field_of_the_definition_is_read_by_the_contract() -> None:

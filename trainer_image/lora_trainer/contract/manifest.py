@@ -39,7 +39,7 @@ MAX_VALIDATION_ROWS = 2000
 The standard error of a loss over 2000 rows is 1/45 of the rows' own spread; 2 % of a million rows, evaluated three
 times, cost more than many trainings.
 """
-COLUMN_ROLES = ("messages", "tools", "prompt", "completion", "instruction", "input", "output", "text")
+COLUMN_ROLES = ("messages", "tools", "system", "prompt", "completion", "instruction", "input", "output", "text")
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?")
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _SPLIT = re.compile(r"[A-Za-z0-9_][-A-Za-z0-9_.]{0,63}")
@@ -245,7 +245,7 @@ def _dataset(section: Reader, options: RunOptions) -> DatasetConfig:
     config = DatasetConfig(
         uri=uri,
         format=section.choice("format", DatasetFormat.AUTO, DatasetFormat),
-        columns=section.strings("columns", keys=COLUMN_ROLES),
+        columns=_columns(section),
         split=split,
         validation_uri=validation,
         validation_fraction=0.0 if validation is not None else or_default(fraction, 0.02),
@@ -256,6 +256,18 @@ def _dataset(section: Reader, options: RunOptions) -> DatasetConfig:
     _secret(section, options)
     section.finish(strict=options.strict)
     return config
+
+
+def _columns(section: Reader) -> Mapping[str, str]:
+    columns = section.strings("columns", keys=COLUMN_ROLES)
+    roles: dict[str, list[str]] = {}
+    for role, column in columns.items():
+        roles.setdefault(column, []).append(role)
+    for column, players in roles.items():
+        if len(players) > 1:
+            rule = f"must not be the column of both {' and '.join(players)}: map each role to a column of its own"
+            section.complain("columns", column, rule)
+    return columns
 
 
 def _checkpoint(section: Reader, options: RunOptions) -> CheckpointConfig:

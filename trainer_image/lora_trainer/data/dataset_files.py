@@ -82,6 +82,7 @@ def _bucket_files(role: Role, uri: S3Uri, hub: Hub) -> Files:
                 f"{role.field} is {uri}: it holds no file that ends in {ENDINGS} ({_present(names)}); "
                 "convert it to Parquet or JSONL"
             )
+        _check_one_split(role, uri, found)
         folders = [name for name in names if name.endswith("/")]
         _check_folder(role, uri, [name for name in names if name not in folders], folders)
         return found
@@ -107,6 +108,7 @@ def _claim_files(role: Role, uri: ClaimUri, volumes: Volumes) -> Files:
         if not files:
             names = [file.name for file in present]
             raise _missing(role, str(uri), f"the folder holds no file that ends in {ENDINGS} ({_present(names)})")
+        _check_one_split(role, uri, [file.name for file in files])
         folders = [f"{entry.name}/" for entry in sorted(path.iterdir()) if entry.is_dir()]
         _check_folder(role, uri, [file.name for file in present], folders)
         return tuple((file.name, file) for file in files)
@@ -121,6 +123,17 @@ def _claim_files(role: Role, uri: ClaimUri, volumes: Volumes) -> Files:
 
 def _unread(uri: ClaimUri | ConfigMapUri) -> DatasetError:
     return DatasetError(f"{uri}: files end in {ENDINGS}; save the data as JSONL, JSON, CSV or Parquet")
+
+
+def _check_one_split(role: Role, uri: ClaimUri | S3Uri, names: Sequence[str]) -> None:
+    """A folder is read whole, and nobody is to train on their test set without knowing. Raises `DatasetError`."""
+    named = {split: [name for name in names if _has_word(name, words)] for split, words in _WORDS.items()}
+    if len({tuple(found) for found in named.values() if found}) > 1:
+        listed = "; ".join(f"{split}: {some(found)}" for split, found in named.items() if found)
+        raise DatasetError(
+            f"{role.field} is {uri}: its files are named for several splits ({listed}), and all files of a folder are "
+            "read; name one file, or move the others out of the folder"
+        )
 
 
 def _check_folder(role: Role, uri: ClaimUri | S3Uri, names: Sequence[str], folders: Sequence[str] = ()) -> None:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +46,18 @@ class Layout:
     verbatim: bool = False
 
     @property
-    def names(self) -> Collection[str]:
+    def names(self) -> frozenset[str]:
         """The columns that are read."""
         return frozenset(self.columns.values())
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """All roles of the format that columns may play here."""
+        return frozenset((*self.columns, *_OPTIONAL[self.kind]))
+
+    def fits(self, row: Row) -> bool:
+        """Whether a row has the columns, each of them for one role."""
+        return self.names <= row.values.keys() and len(self.names) == len(self.columns)
 
 
 def _layout(kind: DatasetFormat, *, verbatim: bool = False, **needed: str) -> Layout:
@@ -60,6 +70,7 @@ KNOWN = (
     _layout(DatasetFormat.PROMPT_COMPLETION, prompt="prompt", completion="completion", verbatim=True),
     _layout(DatasetFormat.INSTRUCTION, instruction="instruction", output="output"),
     _layout(DatasetFormat.INSTRUCTION, instruction="instruction", output="response"),
+    _layout(DatasetFormat.INSTRUCTION, instruction="question", input="context", output="answer"),
     _layout(DatasetFormat.PROMPT_COMPLETION, prompt="question", completion="answer"),
     _layout(DatasetFormat.TEXT, text="text"),
 )
@@ -73,28 +84,58 @@ _OPTIONAL = {
 }
 """Columns that a row may lack, by the name of their role."""
 
-MAY_BE_ABSENT = frozenset({"input", "tools"})
+MAY_BE_ABSENT = frozenset({"input", "system", "tools"})
 
 
 def detect(config: DatasetConfig, row: Row) -> Layout:
     """The data set's layout, from the configuration and from the columns of its first row. Raises `DatasetError`."""
     _check_mapping(config.columns, row)
     known = [layout for layout in KNOWN if config.format in (DatasetFormat.AUTO, layout.kind)]
-    mapped = [_mapped(layout, config.columns) for layout in known]
-    fitting = (layout for layout in mapped if all(column in row.values for column in layout.names))
-    found = next(fitting, None)
+    mapped = [_mapped(layout, config.columns) for layout in known if config.columns.keys() <= layout.roles]
+    found = next((layout for layout in mapped if layout.fits(row)), None)
     if found is None:
         wanted = "; ".join(f"{layout.kind.value}: {', '.join(layout.columns.values())}" for layout in known)
         auto = config.format is DatasetFormat.AUTO
         what = "fit no format" if auto else f"do not fit the format {config.format.value}"
-        raise DatasetError(
-            f"{row.where}: the columns are {_names(row.values)}, which {what} ({wanted}); rename them or map them "
-            "with dataset.columns"
-        )
+        remedy = _remedy(list(row.values), known)
+        raise DatasetError(f"{row.where}: the columns are {_names(row.values)}, which {what} ({wanted}); {remedy}")
+    if config.format is DatasetFormat.AUTO:
+        _check_preferences(found, row)
+    return Layout(
+        kind=found.kind, columns={**_optional(found, config.columns), **found.columns}, verbatim=found.verbatim
+    )
+
+
+def _optional(found: Layout, columns: Mapping[str, str]) -> Mapping[str, str]:
+    """Columns of roles that a row may lack. None is read for two roles: a question would be asked twice."""
     # Databricks' Dolly, whose answer is the response, calls the input context.
     defaults = {"input": "context"} if found.columns.get("output") == "response" else {}
-    optional = {role: config.columns.get(role, defaults.get(role, role)) for role in _OPTIONAL[found.kind]}
-    return Layout(kind=found.kind, columns={**optional, **found.columns}, verbatim=found.verbatim)
+    usual = {role: defaults.get(role, role) for role in _OPTIONAL[found.kind]}
+    taken = {*found.columns.values(), *columns.values()}
+    free = {role: column for role, column in usual.items() if column not in taken}
+    return free | {role: columns[role] for role in usual if role in columns}
+
+
+def _remedy(names: Sequence[str], known: Sequence[Layout]) -> str:
+    """What to do about columns that fit no layout."""
+    if len(names) == 1 and re.search("[;\t]", names[0]):
+        return "separate columns by commas"
+    alike = {name.strip().lower(): name for name in names}
+    layout = next((layout for layout in known if layout.names <= alike.keys()), None)
+    if layout is None:
+        return "rename them or map them with dataset.columns"
+    mapping = ", ".join(f"{role}: {json.dumps(alike[column])}" for role, column in layout.columns.items())
+    return f"rename them, or set dataset.columns to {{{mapping}}}"
+
+
+def _check_preferences(found: Layout, row: Row) -> None:
+    """Answers that are marked as good or bad, as for KTO, are not all to be learned. Raises `DatasetError`."""
+    label = row.values.get("label")
+    if found.kind is DatasetFormat.PROMPT_COMPLETION and str(label).lower() in {"true", "false"}:
+        raise DatasetError(
+            f"{row.where}: the column label is {json.dumps(label)}, which marks answers as good or bad, and bad ones "
+            "would be learned, too: keep the rows with good ones, and set dataset.format to PromptCompletion"
+        )
 
 
 def _mapped(layout: Layout, columns: Mapping[str, str]) -> Layout:
@@ -203,8 +244,13 @@ def _check_mapping(columns: Mapping[str, str], row: Row) -> None:
 
 
 def _names(values: Mapping[str, Any]) -> str:
-    names = ", ".join(list(values)[:20])
+    names = ", ".join(_shown(name) for name in list(values)[:20])
     return names if len(names) <= 300 else names[:299] + "…"
+
+
+def _shown(name: str) -> str:
+    """In quotes where it would be read as another name, or as several."""
+    return json.dumps(name, ensure_ascii=False) if name != name.strip() or re.search("[,;\t]", name) else name
 
 
 def _value(row: Row, layout: Layout, role: str) -> Any:

@@ -80,7 +80,8 @@ def _message(where: str, item: object, learned: bool) -> Message:
     speaker, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
     if not isinstance(speaker, str):
         raise DatasetError(f"{where} must have a role that is text; it has {', '.join(map(str, item))}")
-    calls = item.get("tool_calls")
+    # OpenAI's older form has the only call in a field of its own.
+    calls = item.get("tool_calls") or item.get("function_call")
     if speaker.lower() in _CALLS:
         speaker, calls, content = "assistant", content, None
     role = ROLES.get(speaker.lower(), speaker)
@@ -107,6 +108,11 @@ def _content(where: str, content: object, role: str, *, optional: bool) -> str:
         return ""
     if role == "tool" and isinstance(content, dict | list):
         return json.dumps(content, ensure_ascii=False)
+    if isinstance(content, list):
+        raise DatasetError(
+            f'{where} must have a content that is text, or parts as {{"type": "text", "text": "..."}}: images and '
+            "sounds are not trained on"
+        )
     raise DatasetError(f"{where} must have a content that is text, not {kind_of(content)}")
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_trainer.contract.advice.facts import Columns
 from lora_trainer.contract.config import DatasetConfig, DatasetFormat, TrainConfig
 from lora_trainer.data.dataset_files import Files, locate, locate_validation
+from lora_trainer.data.file_kinds import some
 from lora_trainer.data.formats import (
     MAY_BE_ABSENT,
     Layout,
@@ -61,7 +63,7 @@ class Samples:
     `eligible` ones, in which there is something to learn. `capped`: without `dataset.maxValidationRows` there would be
     more. `shared` training rows stand among the held-out ones of another set, too. `learned` and `measured` tell the
     contents of the training rows and of the held-out ones. `verbatim` is whether the first row is learned as it stands
-    where there is no chat template.
+    where there is no chat template; `columns` are its own.
     """
 
     parts: tuple[Part, ...]
@@ -75,6 +77,7 @@ class Samples:
     learned: RowSketch
     measured: RowSketch
     verbatim: bool
+    columns: Columns
     shared: int = 0
 
     @property
@@ -89,6 +92,7 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
     validation = locate_validation(config.dataset, volumes, hub)
     first = _first_row(files)
     layout = detect(config.dataset, first)
+    columns = _columns(first, layout)
     survey = _survey(files, layout, config.dataset.columns)
     drawn, capped = _drawn(survey.keys, config.dataset, config.training.seed)
     parts, keys, skipped, shared = [_part(survey, ~drawn, drawn)], survey.keys, survey.skipped, 0
@@ -111,6 +115,7 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
         learned=learned,
         measured=RowSketch.of(survey.keys, drawn),
         verbatim=is_verbatim(first, layout),
+        columns=columns,
         shared=shared,
     )
 
@@ -170,6 +175,14 @@ def _first_row(files: Files) -> Row:
     if first is None:
         raise DatasetError(f"{_names(files)} has no rows: a data set needs at least one")
     return first
+
+
+def _columns(first: Row, layout: Layout) -> Columns:
+    read = {role: column for role, column in layout.columns.items() if column in first.values}
+    unread = tuple(column for column in first.values if column not in layout.names)
+    if unread:
+        log.info("%s: columns that are read: %s; not read: %s", first.where, some(read.values()), some(unread))
+    return Columns(format=layout.kind, read=read, unread=unread)
 
 
 def _survey(files: Files, layout: Layout, mapped: Mapping[str, str]) -> _Survey:

@@ -67,6 +67,7 @@ def facts_of(
             shared=samples.shared,
             learned_before=samples.measured.share_in(before, but_for=samples.learned) if before else 0.0,
         ),
+        columns=samples.columns,
         left_alone=adapted.left_alone,
         plan=settled.plan,
     )

@@ -77,7 +77,14 @@ def preflight(config: TrainConfig, volumes: Volumes, hub: Hub, *, fill: bool = F
         message=_sentence(config, found, filled=fill),
         preflight=found,
         plan=plan,
-        advice=before(config, found, plan if model.shape and model.adapter else None, model.shape, positions),
+        advice=before(
+            config,
+            found,
+            plan if model.shape and model.adapter else None,
+            model.shape,
+            positions,
+            columns=samples.columns,
+        ),
     )
 
 

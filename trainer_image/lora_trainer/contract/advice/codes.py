@@ -33,6 +33,7 @@ class Code(enum.StrEnum):
     LEARNING_RATE = "LearningRate"
     QUANTIZATION_NOT_NEEDED = "QuantizationNotNeeded"
     QUANTIZATION_WOULD_FIT = "QuantizationWouldFit"
+    COLUMNS_NOT_READ = "ColumnsNotRead"
     ROWS_CUT = "RowsCut"
     FEW_HELD_OUT_ROWS = "FewHeldOutRows"
     HELD_OUT_ROWS_LEARNED = "HeldOutRowsLearned"

@@ -1,15 +1,19 @@
 """Advice about rows, and about what of a model the adapter leaves alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from lora_trainer.contract.advice.codes import Code, Severity
 from lora_trainer.contract.advice.facts import Facts
 from lora_trainer.contract.advice.rule import Rule, Values, count
-from lora_trainer.contract.config import Variant
+from lora_trainer.contract.config import DatasetFormat, Variant
 
 FEW_ROWS = 20
 """Losses over fewer held-out rows have standard errors that are themselves uncertain; that of one row is unknown."""
 _CHANCE = "over few held-out rows an improvement of a few per cent cannot be distinguished from chance"
+_OF_PROMPTS = frozenset({"context", "input"})
+_OF_ANSWERS = frozenset({"answer", "completion", "label", "output", "response", "summary", "target"})
+_CONTENT = _OF_PROMPTS | _OF_ANSWERS | {"system", "system_prompt"}
+"""Names of columns that rows are hardly meant to be learned without."""
 _NO_PRESET = "they are no linear modules, so no preset has them"
 _MANY_DUPLICATES = 0.05
 _FEW_PER_CENT = 0.03
@@ -79,6 +83,36 @@ def _held_out_rows_learned_before(facts: Facts) -> Values | None:
     return {"share": shown, "run": _clipped(facts.config.resume_from)}
 
 
+def _columns_not_read(facts: Facts) -> Values | None:
+    """Of rows that nobody named a format or columns for; conversations are complete in themselves."""
+    columns, dataset = facts.columns, facts.config.dataset
+    chosen = dataset.columns or dataset.format is not DatasetFormat.AUTO
+    if columns is None or chosen or columns.format is DatasetFormat.MESSAGES:
+        return None
+    content = [name for name in columns.unread if name.lower() in _CONTENT]
+    if not content:
+        return None
+    found = {
+        "columns": _clipped(" and ".join(content)),
+        "read": _clipped(" and ".join(columns.read.values())),
+        "format": columns.format.value,
+    }
+    mapping = _with_content(columns.read, content[0])
+    return found | {"column": content[0], "mapping": mapping} if mapping else found
+
+
+def _with_content(read: Mapping[str, str], name: str) -> str:
+    """The mapping under which a column is read beside the others; empty where no role of one format is left for it."""
+    if "text" in read and name.lower() in _OF_ANSWERS:
+        return f"prompt to {read['text']} and completion to {name}"
+    if name.lower() == "system_prompt" and not {"text", "system"} & read.keys():
+        return f"system to {name}"
+    asked, answer = read.get("prompt", read.get("instruction")), read.get("completion", read.get("output"))
+    if asked and answer and name.lower() in _OF_PROMPTS and not {"input", "tools"} & read.keys():
+        return f"instruction to {asked}, input to {name} and output to {answer}"
+    return ""
+
+
 def _experts_not_adapted(facts: Facts) -> Values | None:
     if facts.left_alone is None or not facts.left_alone.experts:
         return None
@@ -144,6 +178,26 @@ RULES = (
         source="Lee et al., Deduplicating Training Data Makes Language Models Better, arXiv 2107.06499",
         rule_of_thumb=True,
         check=_many_duplicates,
+    ),
+    Rule(
+        code=Code.COLUMNS_NOT_READ,
+        severity=Severity.WARNING,
+        subject="data",
+        condition="format Auto leaves out a column of rows that are no conversations, by whose name it may be meant to "
+        "be learned: context, input, system, system_prompt, answer, completion, label, output, response, summary or "
+        "target",
+        message="Write what is in {columns} into the columns that are read, or set spec.dataset.format to {format} to "
+        "leave it out",
+        special=(
+            (
+                "Map {mapping} in spec.dataset.columns to learn from {column}, too, if it is text, or set "
+                "spec.dataset.format to {format} to leave it out"
+            ),
+        ),
+        evidence=("Auto reads the columns {read}, but not {columns}",),
+        source="trainer-data.md, Files and formats",
+        rule_of_thumb=True,
+        check=_columns_not_read,
     ),
     Rule(
         code=Code.ROWS_CUT,

@@ -1,8 +1,9 @@
 """What advice rests on: all that is known of a run, before its training or after it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.contract.config import DatasetFormat, Quantization, TrainConfig
 from lora_trainer.contract.fit.positions import Positions
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.preflight import Preflight
@@ -27,6 +28,15 @@ class Rows:
     duplicates: int = 0
     shared: int = 0
     learned_before: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Those of the data set's first row: the roles of its format to the columns that are `read`, and the others."""
+
+    format: DatasetFormat
+    read: Mapping[str, str]
+    unread: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +116,7 @@ class Facts:
     positions: Positions | None = None
     trainable_parameters: int | None = None
     rows: Rows | None = None
+    columns: Columns | None = None
     left_alone: LeftAlone | None = None
     plan: RunPlan | None = None
     ended: Ended | None = None
@@ -118,8 +129,11 @@ def facts_before(
     plan: RunPlan | None,
     shape: Shape | None = None,
     positions: Positions | None = None,
+    *,
+    columns: Columns | None = None,
 ) -> Facts:
-    """What is known before the training. `shape` and `positions` are the base's, where its configuration was read."""
+    """What is known before the training. `shape` and `positions` are the base's, where its configuration was read,
+    `columns` those of the data set."""
     cpu = config.device.gpus == 0
     computing = Computing(cpu=cpu, quantization=config.quantization)
     if plan is not None:
@@ -138,6 +152,7 @@ def facts_before(
         positions=positions,
         trainable_parameters=trained,
         rows=_rows(preflight) if preflight else None,
+        columns=columns,
         left_alone=left_alone_of(config, shape) if shape else None,
         plan=plan,
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lora_trainer.contract.advice import adapter, data, end, kernels, quantization, storage, training
 from lora_trainer.contract.advice.codes import Advice, Code, Severity
-from lora_trainer.contract.advice.facts import Ended, Estimate, Facts, facts_before
+from lora_trainer.contract.advice.facts import Columns, Ended, Estimate, Facts, facts_before
 from lora_trainer.contract.advice.rule import Rule
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.fit.positions import Positions
@@ -54,10 +54,12 @@ def before(
     plan: RunPlan | None = None,
     shape: Shape | None = None,
     positions: Positions | None = None,
+    *,
+    columns: Columns | None = None,
 ) -> tuple[Advice, ...]:
     """What can be said before the training, by what is known of it. `shape` and `positions` are the base's, where its
-    configuration was read."""
-    return known_before(facts_before(config, preflight, plan, shape, positions))
+    configuration was read, `columns` those of the data set."""
+    return known_before(facts_before(config, preflight, plan, shape, positions, columns=columns))
 
 
 def known_before(facts: Facts) -> tuple[Advice, ...]:
