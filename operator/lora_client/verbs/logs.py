@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from lora_client.cluster.connection import ApiError, Cluster, Object
 from lora_client.cluster.run_pods import choose, pods_of
@@ -103,7 +104,7 @@ def _missing(run: Object, pods: Sequence[PodView], *, attempt: int | None, stage
     name = run["metadata"]["name"]
     known = sorted({pod.attempt for pod in pods if pod.stage == stage})
     if not pods:
-        why = waiting_for(run) or ("its pods are deleted" if part(run, "status").get("attempt") else "it has not begun")
+        why = waiting_for(run, datetime.now(UTC)) or ("its pods are deleted" if part(run, "status").get("attempt") else "it has not begun")
         return f"{name} has no pod ({why}): lora explain {name} says more"
     if index and known:
         return (

@@ -33,7 +33,7 @@ def summary(resource: Object, now: datetime) -> list[str]:
 
 def _head(resource: Object, now: datetime) -> Iterator[str]:
     yield f"{namespace_of(resource)}/{name_of(resource)}: {state(resource)}, {age(resource, now)} old"
-    for sentence in dict.fromkeys((message(resource), waiting_for(resource).partition(": ")[2])):
+    for sentence in dict.fromkeys((message(resource), waiting_for(resource, now).partition(": ")[2])):
         if sentence:
             yield f"  {sentence}"
     for field in ("model", "dataset", "output"):

@@ -11,7 +11,7 @@ from lora_operator.decision.case import read_case
 from lora_operator.decision.retries import Cause
 from lora_operator.decision.trouble import RUN_LIMIT
 from lora_operator.decision.vocabulary import VOCABULARY
-from lora_operator.views.conditions import Type, condition_in, is_finished, previous_condition, result_of
+from lora_operator.views.conditions import Type, condition_in, is_finished, is_untouched, previous_condition, result_of
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import (
     ConditionView,
@@ -29,7 +29,6 @@ from lora_operator.views.wording import advice_lines, block_of, duration, maps_o
 from lora_trainer.contract.reasons import Reason
 
 Document = dict[str, Any]
-_WAITING_FOR_THE_OPERATOR = "Waiting for the operator"
 
 
 def describe(
@@ -237,8 +236,7 @@ def _notes(finetune: FineTune, plan: Plan, config: OperatorConfig) -> Iterator[s
             f"The last try was refused: {refusal}; the operator tries again at least every "
             f"{config.retry_max_s:.0f} s, a name conflict every {config.resync_interval_s:.0f} s"
         )
-    known = str(previous_condition(finetune, Type.COMPLETE).get("message", _WAITING_FOR_THE_OPERATOR))
-    if known.startswith(_WAITING_FOR_THE_OPERATOR) and not finetune.deleting:
+    if is_untouched(finetune.status) and not finetune.deleting:
         yield "No operator has written a status yet: look whether one runs, and watches this namespace"
     elif (plan.create or plan.patch or plan.delete) and accepted.get("status") != "False":
         yield "The operator would do this within a second: if this answer stays the same, look at the operator's log"
