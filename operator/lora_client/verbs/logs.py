@@ -104,7 +104,8 @@ def _missing(run: Object, pods: Sequence[PodView], *, attempt: int | None, stage
     name = run["metadata"]["name"]
     known = sorted({pod.attempt for pod in pods if pod.stage == stage})
     if not pods:
-        why = waiting_for(run, datetime.now(UTC)) or ("its pods are deleted" if part(run, "status").get("attempt") else "it has not begun")
+        begun = "its pods are deleted" if part(run, "status").get("attempt") else "it has not begun"
+        why = waiting_for(run, datetime.now(UTC)) or begun
         return f"{name} has no pod ({why}): lora explain {name} says more"
     if index and known:
         return (

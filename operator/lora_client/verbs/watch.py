@@ -72,7 +72,7 @@ class _Nothing:
     def __enter__(self) -> "_Nothing":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         pass
 
     def report(self, text: str) -> None:

@@ -78,7 +78,7 @@ def test_waiting_ends_in_time_where_nobody_answers_any_more() -> None:
 
 
 def test_a_watch_that_falls_silent_is_begun_again_without_a_word() -> None:
-    """As after a laptop slept: a bookmark comes every minute, and the next request shows whether the server is there."""
+    """As after a laptop slept: a bookmark comes every minute, and the next request shows whether a server is there."""
     cluster = Answers(resource(status=training()), resource(status=finished()), events=(GONE,))
     following = follow(cluster, "tone", pytest.fail)
     seen = [run for run in (next(following), next(following), next(following)) if run is not None]

@@ -96,7 +96,8 @@ def test_a_watched_run_is_a_line_in_a_pipe() -> None:
         ]
     }
     assert line(resource(status=queued), "2 ahead", NOW) == "Queued: waits for quota of queue team-a · 2 ahead"
-    assert line(resource(status=training()), "", NOW) == "Training · step 120/400 · loss 1.2345 · 1234 tokens/s · 1h12m left"
+    trains = "Training · step 120/400 · loss 1.2345 · 1234 tokens/s · 1h12m left"
+    assert line(resource(status=training()), "", NOW) == trains
     assert line({}, "", NOW) == "Pending"
 
 

@@ -38,6 +38,10 @@ UNTOUCHED = {
     ]
 }
 """As the definition's default writes it."""
+UNTAKEN = (
+    "Pending: No operator has taken this run: none is running, or none watches namespace team-a; ask the cluster's "
+    "administrator"
+)
 STALLED = {
     **training(),
     "conditions": [condition("Complete", "Unknown", "Stalled", "The trainer has reported no step since 11:50")],
@@ -64,8 +68,7 @@ SUSPENDED = {
             (
                 status,
                 NOW,
-                "Pending: No operator has taken this run: none is running, or none watches namespace team-a; ask the "
-                "cluster's administrator",
+                UNTAKEN,
             )
             for status in (UNTOUCHED, {})
         ),
