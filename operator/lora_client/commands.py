@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.main import get_command
 
-from lora_client.errors import ClientError
+from lora_client.errors import FAILED, ClientError
 from lora_client.output import Form, note
 from lora_trainer.contract.release import RELEASE
 
@@ -131,10 +131,13 @@ def run(
 ) -> int:
     """Apply a manifest and watch the run. Exit status 0: it succeeded; 1: it failed or was refused."""
     from lora_client.verbs import changing
+    from lora_client.views.resources import name_of, result
 
     with connect(context, namespace) as cluster:
-        name = changing.submit(cluster, file, output, asked=namespace is not None, follow=follow)
-        return _watch(cluster, name, output) if follow else 0
+        stored = changing.submit(cluster, file, output, asked=namespace is not None, follow=follow)
+        if follow and not result(stored):
+            return _watch(cluster, name_of(stored), output)
+        return FAILED if result(stored) == "failed" else 0
 
 
 @app.command()

@@ -17,8 +17,8 @@ from lora_operator.views.pods import has_ended, newest_first
 _MOST_EVENTS = "50"
 _KUEUE_VERSIONS = ("v1beta2", "v1beta1")
 _DEFAULTS = (
-    "The state is the operator's own, and what it would write next is by default settings: lora-operator explain in its "
-    "pod, a command for administrators, knows those of the cluster"
+    "The state is the operator's own, and what it would write next is by default settings: an administrator's "
+    "lora-operator explain, in the operator's pod, knows those of the cluster"
 )
 
 

@@ -169,14 +169,16 @@ def test_a_run_that_is_followed_is_one_document(
     form: Form, follow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As it is in the end; as text also where it begins."""
-    monkeypatch.setattr("lora_client.commands.connect", lambda *_: OneRun())
+    cluster = OneRun()
+    cluster.status = {}
+    monkeypatch.setattr("lora_client.commands.connect", lambda *_: cluster)
     monkeypatch.setattr("lora_client.verbs.watch.follow", lambda *_: iter([resource(status=finished())]))
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(in_namespace("team-a")))
     assert main(["run", "-f", str(file), "-o", form, "--watch" if follow else "--no-watch"]) == 0
     out = capsys.readouterr().out
     if form is Form.TEXT:
-        assert out.startswith("tone is in namespace team-a\n")
+        assert out.startswith("tone is unchanged in namespace team-a\n")
     elif form is Form.NAME:
         assert out == "lorafinetune.lora-operator.io/tone\n"
     else:

@@ -64,14 +64,8 @@ SUSPENDED = {
         (UNTOUCHED, SOON, "Pending: Waiting for the operator"),
         (training(), NOW, ""),
         (finished(), NOW, ""),
-        *(
-            (
-                status,
-                NOW,
-                UNTAKEN,
-            )
-            for status in (UNTOUCHED, {})
-        ),
+        (UNTOUCHED, NOW, UNTAKEN),
+        ({}, NOW, UNTAKEN),
     ],
 )
 def test_a_run_that_does_not_advance_says_why(status: Object, now: datetime, want: str) -> None:
