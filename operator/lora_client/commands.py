@@ -27,6 +27,10 @@ _ELSEWHERE = {
     "edit": "lora clone NAME --set FIELD=VALUE",
     "help": "lora --help",
     "version": "lora --version",
+    "wait": "lora watch NAME",
+    "events": "lora explain NAME",
+    **dict.fromkeys(("metrics", "top"), "lora watch NAME"),
+    "label": "kubectl label lft NAME KEY=VALUE",
 }
 """Verbs of kubectl and of other tools, and what does the same here."""
 
@@ -49,11 +53,21 @@ def _complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of runs, for the shell; nothing where they cannot be listed."""
     from lora_client.views.resources import name_of
 
+    before_the_verb = ctx.parent.params if ctx.parent else {}
+    context, namespace = (ctx.params.get(key) or before_the_verb.get(key) for key in ("context", "namespace"))
     try:
-        with connect(ctx.params.get("context"), ctx.params.get("namespace")) as cluster:
+        with connect(context, namespace) as cluster:
             return [name for run in cluster.items("lorafinetunes") if (name := name_of(run)).startswith(incomplete)]
     except ClientError:
         return []
+
+
+def _run_name(ctx: typer.Context, typed: str) -> str:
+    if ctx.resilient_parsing:  # of a shell that completes it
+        return typed
+    from lora_client.views.resources import run_name
+
+    return run_name(typed)
 
 
 Context = Annotated[str | None, typer.Option("--context", metavar="NAME", help="Context of the kubeconfig.")]
@@ -61,7 +75,9 @@ Namespace = Annotated[
     str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace; default: the context's.")
 ]
 Output = Annotated[Form, typer.Option("--output", "-o", help="Form of the answer.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run.", autocompletion=_complete_run)]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the run.", autocompletion=_complete_run, callback=_run_name)
+]
 File = Annotated[
     str, typer.Option("--file", "-f", metavar="FILE", help="Manifest of one LoRAFineTune; - is standard input.")
 ]
@@ -72,10 +88,17 @@ Memory = Annotated[
 
 @app.callback(invoke_without_command=True)
 def _lora(
+    ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the release of this client.")] = False,
+    context: Context = None,
+    namespace: Namespace = None,
 ) -> None:
     if version:
         sys.stdout.write(f"lora {RELEASE}\n")
+    # As in kubectl they may stand before the verb, whose own ones count more.
+    given = {key: value for key, value in (("context", context), ("namespace", namespace)) if value is not None}
+    group: Any = ctx.command
+    ctx.default_map = dict.fromkeys(group.list_commands(ctx), given)
 
 
 @app.command("list")
@@ -216,8 +239,12 @@ def clone(
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="Name of a run.", autocompletion=_complete_run)],
-    second: Annotated[str, typer.Argument(metavar="B", help="Name of another.", autocompletion=_complete_run)],
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="Name of a run.", autocompletion=_complete_run, callback=_run_name)
+    ],
+    second: Annotated[
+        str, typer.Argument(metavar="B", help="Name of another.", autocompletion=_complete_run, callback=_run_name)
+    ],
     output: Output = Form.TEXT,
     context: Context = None,
     namespace: Namespace = None,
@@ -377,7 +404,7 @@ def run_command(arguments: Sequence[str], program: str = "lora") -> int:
 
 def _refused(message: str, path: str, arguments: Sequence[str]) -> str:
     """The parser's sentence about wrong arguments, and what to type instead."""
-    verb = next((word for word in arguments if not word.startswith("-")), "")
+    verb = message.removeprefix("No such command '").partition("'")[0]
     if message.startswith("No such command") and verb in _ELSEWHERE:
         return f"No such command '{verb}': {_ELSEWHERE[verb]} does that"
     if message.startswith("Missing option '--file'"):

@@ -22,7 +22,7 @@ from lora_client.views.applied import ended_before
 from lora_client.views.changes import change_to
 from lora_client.views.comparison import compare
 from lora_client.views.helper_pod import Need
-from lora_client.views.resources import message, result, state
+from lora_client.views.resources import message, result, run_name, state
 
 
 class Run(Protocol):
@@ -112,7 +112,7 @@ class ClusterRuns:
 
     def get(self, name: str) -> Run:
         """Raises `ClientError` for none."""
-        return ClusterRun(self._cluster, self._cluster.get("lorafinetunes", name))
+        return ClusterRun(self._cluster, self._cluster.get("lorafinetunes", run_name(name)))
 
     def all(self) -> Sequence[Run]:
         """By name."""

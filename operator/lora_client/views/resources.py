@@ -1,17 +1,34 @@
 """What every verb reads of a LoRAFineTune. Nothing here raises: an odd resource reads as an empty one."""
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from lora_client.errors import ClientError
 from lora_operator.views.conditions import condition_in, is_untouched, result_of, state_of
 from lora_operator.views.wording import duration, parse_instant
 
 Object = Mapping[str, Any]
 TYPE = "lorafinetune.lora-operator.io"
+_NAME = re.compile(
+    r"(?i:(lft|lorafinetunes?)(\.(v1alpha1\.)?lora-operator\.io)?/)?(?P<name>[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?)"
+)
 _WAITING = ("Suspended", "Accepted", "QuotaReserved", "PodsReady")
 _TAKEN_WITHIN = timedelta(seconds=30)
 """By an operator that is there, however busy it and the clocks of two machines are."""
+
+
+def run_name(typed: str) -> str:
+    """The name, also out of `-o name`'s lorafinetune.lora-operator.io/NAME. Raises `ClientError` for what is none.
+
+    An empty one, of a script's unset variable, would address all runs.
+    """
+    found = _NAME.fullmatch(typed)
+    if found is None:
+        rule = "must be the name of a run, of lower-case letters, digits and '-'"
+        raise ClientError(f'NAME is "{typed}": {rule}; lora list lists them')
+    return found["name"]
 
 
 def part(document: object, *keys: str) -> dict[str, Any]:
