@@ -10,29 +10,13 @@ from typer.main import get_command
 
 from lora_client.errors import FAILED, ClientError
 from lora_client.output import Form, note
+from lora_client.views.arguments import refused
 from lora_trainer.contract.release import RELEASE
 
 if TYPE_CHECKING:
     from lora_client.cluster.connection import Cluster
 
 COMPLETION_VARIABLE = "_LORA_COMPLETE"
-_ELSEWHERE = {
-    **dict.fromkeys(("get", "ls"), "lora list"),
-    **dict.fromkeys(("describe", "show"), "lora status NAME"),
-    **dict.fromkeys(("apply", "create", "start", "submit", "train"), "lora run -f FILE"),
-    **dict.fromkeys(("cancel", "pause", "stop"), "lora suspend NAME"),
-    **dict.fromkeys(("delete", "remove", "rm"), "kubectl delete lft NAME"),
-    **dict.fromkeys(("chat", "generate"), "lora ask NAME"),
-    **dict.fromkeys(("copy", "download"), "lora pull NAME"),
-    "edit": "lora clone NAME --set FIELD=VALUE",
-    "help": "lora --help",
-    "version": "lora --version",
-    "wait": "lora watch NAME",
-    "events": "lora explain NAME",
-    **dict.fromkeys(("metrics", "top"), "lora watch NAME"),
-    "label": "kubectl label lft NAME KEY=VALUE",
-}
-"""Verbs of kubectl and of other tools, and what does the same here."""
 
 app = typer.Typer(
     name="lora",
@@ -203,9 +187,11 @@ def _set_suspended(name: str, form: Form, context: str | None, namespace: str | 
 def logs(
     name: Name,
     attempt: Annotated[int | None, typer.Option(min=1, help="Default: the last one.")] = None,
-    stage: Annotated[str, typer.Option(help="train or preflight.")] = "train",
+    stage: Annotated[
+        str | None, typer.Option(help="train or preflight; default: the training, before it has a pod the preflight.")
+    ] = None,
     index: Annotated[int, typer.Option(min=0, help="Of the pods that train together; 0 leads.")] = 0,
-    follow: Annotated[bool, typer.Option("--follow", "-F", help="Follow the log as it grows.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", "-F", help="Follow the log as it grows.")] = False,
     tail: Annotated[int | None, typer.Option(min=0, help="Only so many last lines.")] = None,
     output: Output = Form.TEXT,
     context: Context = None,
@@ -398,16 +384,5 @@ def run_command(arguments: Sequence[str], program: str = "lora") -> int:
     except typer.TyperException as error:
         place = getattr(error, "ctx", None)
         path = place.command_path if place is not None else program
-        raise ClientError(_refused(error.format_message(), path, arguments)) from error
+        raise ClientError(refused(error.format_message(), path, arguments)) from error
     return code if isinstance(code, int) else 0
-
-
-def _refused(message: str, path: str, arguments: Sequence[str]) -> str:
-    """The parser's sentence about wrong arguments, and what to type instead."""
-    verb = message.removeprefix("No such command '").partition("'")[0]
-    if message.startswith("No such command") and verb in _ELSEWHERE:
-        return f"No such command '{verb}': {_ELSEWHERE[verb]} does that"
-    if message.startswith("Missing option '--file'"):
-        file = next((word for word in arguments if word.endswith((".yaml", ".yml", ".json"))), "FILE")
-        return f"Missing option '--file' / '-f': type {path} -f {file}"
-    return f"{message.rstrip('.').replace('Value error, ', '')}: {path} --help lists what there is"
