@@ -54,14 +54,16 @@ def _run_name(ctx: typer.Context, typed: str) -> str:
     return run_name(typed)
 
 
+def _a_run(metavar: str, text: str) -> Any:
+    return typer.Argument(metavar=metavar, help=text, autocompletion=_complete_run, callback=_run_name)
+
+
 Context = Annotated[str | None, typer.Option("--context", metavar="NAME", help="Context of the kubeconfig.")]
 Namespace = Annotated[
     str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace; default: the context's.")
 ]
 Output = Annotated[Form, typer.Option("--output", "-o", help="Form of the answer.")]
-Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="Name of the run.", autocompletion=_complete_run, callback=_run_name)
-]
+Name = Annotated[str, _a_run("NAME", "Name of the run.")]
 File = Annotated[
     str, typer.Option("--file", "-f", metavar="FILE", help="Manifest of one LoRAFineTune; - is standard input.")
 ]
@@ -225,12 +227,8 @@ def clone(
 
 @app.command()
 def compare(
-    first: Annotated[
-        str, typer.Argument(metavar="A", help="Name of a run.", autocompletion=_complete_run, callback=_run_name)
-    ],
-    second: Annotated[
-        str, typer.Argument(metavar="B", help="Name of another.", autocompletion=_complete_run, callback=_run_name)
-    ],
+    first: Annotated[str, _a_run("A", "Name of a run.")],
+    second: Annotated[str, _a_run("B", "Name of another.")],
     output: Output = Form.TEXT,
     context: Context = None,
     namespace: Namespace = None,

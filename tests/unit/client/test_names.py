@@ -20,6 +20,7 @@ class Asked(Cluster):
     def __init__(self) -> None:
         self.namespace = "team-a"
         self.names: list[str] = []
+        self.runs = [resource("tone")]
         self.places: list[tuple[str | None, str | None]] = []
 
     def __call__(self, context: str | None = None, namespace: str | None = None) -> "Asked":
@@ -36,7 +37,7 @@ class Asked(Cluster):
     def items(
         self, plural: str, query: Mapping[str, str] | None = None, *, everywhere: bool = False, version: str = ""
     ) -> list[Object]:
-        return [resource("tone")]
+        return self.runs
 
 
 @pytest.fixture(autouse=True)
@@ -138,3 +139,19 @@ def test_verbs_of_others_are_answered_with_ours(
     """Wherever they stand."""
     assert main(arguments) == 1
     assert capsys.readouterr().err == f"lora: {want}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "want"),
+    [
+        ([], "in namespace team-a: lora init writes one, lora list -A shows those of all namespaces"),
+        (["-A"], "in any namespace: lora init writes one"),
+    ],
+)
+def test_where_there_are_no_runs_nobody_is_sent_in_a_circle(
+    options: list[str], want: str, cluster: Asked, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To what was just typed."""
+    cluster.runs = []
+    assert main(["list", *options]) == 0
+    assert capsys.readouterr() == ("", f"There are no runs {want}\n")

@@ -63,6 +63,18 @@ def test_a_status_has_the_advice_with_its_evidence() -> None:
 
 
 @pytest.mark.parametrize(
+    ("quantization", "want"),
+    [("None", "rank 16, alpha 32, unquantized"), ("Auto", "quantization Auto"), ("NF4", "alpha 32, NF4")],
+)
+def test_a_status_says_how_the_base_is_held(quantization: str, want: str) -> None:
+    """None alone would say nothing."""
+    status = training()
+    status["resolved"]["quantization"] = quantization
+    (row,) = (row for row in summary(resource(status=status), NOW) if row.startswith("  adapter"))
+    assert row.endswith(want)
+
+
+@pytest.mark.parametrize(
     ("artifact", "want"),
     [
         ({}, "lora ask tone asks it, lora pull tone copies it, lora serve tone prints how to serve it"),
