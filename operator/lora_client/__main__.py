@@ -52,12 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read_and_write_utf8() -> None:
-    """Through pipes and files, for which Windows has its ANSI code page; a terminal keeps what it shows."""
+    """Through pipes and files, for which Windows has its ANSI code page; a terminal keeps its encoding, in which
+    a question mark stands for what it lacks."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         # A program without a console has None, and a test what it likes.
-        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        if not stream.isatty():
             with suppress(io.UnsupportedOperation):  # who calls main() has read some of it
                 stream.reconfigure(encoding="utf-8", errors=stream.errors)
+        elif stream is sys.stdout:
+            stream.reconfigure(errors="replace")
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

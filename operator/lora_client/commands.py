@@ -8,27 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.main import get_command
 
-from lora_client.errors import ClientError
+from lora_client.errors import FAILED, ClientError
 from lora_client.output import Form, note
+from lora_client.views.arguments import refused
 from lora_trainer.contract.release import RELEASE
 
 if TYPE_CHECKING:
     from lora_client.cluster.connection import Cluster
 
 COMPLETION_VARIABLE = "_LORA_COMPLETE"
-_ELSEWHERE = {
-    **dict.fromkeys(("get", "ls"), "lora list"),
-    **dict.fromkeys(("describe", "show"), "lora status NAME"),
-    **dict.fromkeys(("apply", "create", "start", "submit", "train"), "lora run -f FILE"),
-    **dict.fromkeys(("cancel", "pause", "stop"), "lora suspend NAME"),
-    **dict.fromkeys(("delete", "remove", "rm"), "kubectl delete lft NAME"),
-    **dict.fromkeys(("chat", "generate"), "lora ask NAME"),
-    **dict.fromkeys(("copy", "download"), "lora pull NAME"),
-    "edit": "lora clone NAME --set FIELD=VALUE",
-    "help": "lora --help",
-    "version": "lora --version",
-}
-"""Verbs of kubectl and of other tools, and what does the same here."""
 
 app = typer.Typer(
     name="lora",
@@ -49,11 +37,25 @@ def _complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of runs, for the shell; nothing where they cannot be listed."""
     from lora_client.views.resources import name_of
 
+    before_the_verb = ctx.parent.params if ctx.parent else {}
+    context, namespace = (ctx.params.get(key) or before_the_verb.get(key) for key in ("context", "namespace"))
     try:
-        with connect(ctx.params.get("context"), ctx.params.get("namespace")) as cluster:
+        with connect(context, namespace) as cluster:
             return [name for run in cluster.items("lorafinetunes") if (name := name_of(run)).startswith(incomplete)]
     except ClientError:
         return []
+
+
+def _run_name(ctx: typer.Context, typed: str) -> str:
+    if ctx.resilient_parsing:  # of a shell that completes it
+        return typed
+    from lora_client.views.resources import run_name
+
+    return run_name(typed)
+
+
+def _a_run(metavar: str, text: str) -> Any:
+    return typer.Argument(metavar=metavar, help=text, autocompletion=_complete_run, callback=_run_name)
 
 
 Context = Annotated[str | None, typer.Option("--context", metavar="NAME", help="Context of the kubeconfig.")]
@@ -61,7 +63,7 @@ Namespace = Annotated[
     str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace; default: the context's.")
 ]
 Output = Annotated[Form, typer.Option("--output", "-o", help="Form of the answer.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run.", autocompletion=_complete_run)]
+Name = Annotated[str, _a_run("NAME", "Name of the run.")]
 File = Annotated[
     str, typer.Option("--file", "-f", metavar="FILE", help="Manifest of one LoRAFineTune; - is standard input.")
 ]
@@ -72,10 +74,17 @@ Memory = Annotated[
 
 @app.callback(invoke_without_command=True)
 def _lora(
+    ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the release of this client.")] = False,
+    context: Context = None,
+    namespace: Namespace = None,
 ) -> None:
     if version:
         sys.stdout.write(f"lora {RELEASE}\n")
+    # As in kubectl they may stand before the verb, whose own ones count more.
+    given = {key: value for key, value in (("context", context), ("namespace", namespace)) if value is not None}
+    group: Any = ctx.command
+    ctx.default_map = dict.fromkeys(group.list_commands(ctx), given)
 
 
 @app.command("list")
@@ -131,10 +140,13 @@ def run(
 ) -> int:
     """Apply a manifest and watch the run. Exit status 0: it succeeded; 1: it failed or was refused."""
     from lora_client.verbs import changing
+    from lora_client.views.resources import name_of, result
 
     with connect(context, namespace) as cluster:
-        name = changing.submit(cluster, file, output, asked=namespace is not None, follow=follow)
-        return _watch(cluster, name, output) if follow else 0
+        stored = changing.submit(cluster, file, output, asked=namespace is not None, follow=follow)
+        if follow and not result(stored):
+            return _watch(cluster, name_of(stored), output)
+        return FAILED if result(stored) == "failed" else 0
 
 
 @app.command()
@@ -177,9 +189,11 @@ def _set_suspended(name: str, form: Form, context: str | None, namespace: str | 
 def logs(
     name: Name,
     attempt: Annotated[int | None, typer.Option(min=1, help="Default: the last one.")] = None,
-    stage: Annotated[str, typer.Option(help="train or preflight.")] = "train",
+    stage: Annotated[
+        str | None, typer.Option(help="train or preflight; default: the training, before it has a pod the preflight.")
+    ] = None,
     index: Annotated[int, typer.Option(min=0, help="Of the pods that train together; 0 leads.")] = 0,
-    follow: Annotated[bool, typer.Option("--follow", "-F", help="Follow the log as it grows.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", "-F", help="Follow the log as it grows.")] = False,
     tail: Annotated[int | None, typer.Option(min=0, help="Only so many last lines.")] = None,
     output: Output = Form.TEXT,
     context: Context = None,
@@ -213,8 +227,8 @@ def clone(
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="Name of a run.", autocompletion=_complete_run)],
-    second: Annotated[str, typer.Argument(metavar="B", help="Name of another.", autocompletion=_complete_run)],
+    first: Annotated[str, _a_run("A", "Name of a run.")],
+    second: Annotated[str, _a_run("B", "Name of another.")],
     output: Output = Form.TEXT,
     context: Context = None,
     namespace: Namespace = None,
@@ -368,16 +382,5 @@ def run_command(arguments: Sequence[str], program: str = "lora") -> int:
     except typer.TyperException as error:
         place = getattr(error, "ctx", None)
         path = place.command_path if place is not None else program
-        raise ClientError(_refused(error.format_message(), path, arguments)) from error
+        raise ClientError(refused(error.format_message(), path, arguments)) from error
     return code if isinstance(code, int) else 0
-
-
-def _refused(message: str, path: str, arguments: Sequence[str]) -> str:
-    """The parser's sentence about wrong arguments, and what to type instead."""
-    verb = next((word for word in arguments if not word.startswith("-")), "")
-    if message.startswith("No such command") and verb in _ELSEWHERE:
-        return f"No such command '{verb}': {_ELSEWHERE[verb]} does that"
-    if message.startswith("Missing option '--file'"):
-        file = next((word for word in arguments if word.endswith((".yaml", ".yml", ".json"))), "FILE")
-        return f"Missing option '--file' / '-f': type {path} -f {file}"
-    return f"{message.rstrip('.').replace('Value error, ', '')}: {path} --help lists what there is"

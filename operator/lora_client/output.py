@@ -66,6 +66,15 @@ def is_terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
+def draws(letters: str) -> bool:
+    """Whether standard output's encoding has all of these letters."""
+    try:
+        letters.encode(sys.stdout.encoding or "utf-8")
+    except (UnicodeError, LookupError):
+        return False
+    return True
+
+
 def coloured(text: str, colour: str) -> str:
     """The text in a colour on a terminal, unless NO_COLOR is set; plain elsewhere."""
     if not is_terminal() or os.environ.get("NO_COLOR"):

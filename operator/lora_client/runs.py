@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,10 +18,11 @@ from lora_client.verbs.logs import log_so_far
 from lora_client.verbs.pull import pull
 from lora_client.verbs.serve import served
 from lora_client.views.answers import Answer
+from lora_client.views.applied import ended_before
 from lora_client.views.changes import change_to
 from lora_client.views.comparison import compare
 from lora_client.views.helper_pod import Need
-from lora_client.views.resources import message, result, state
+from lora_client.views.resources import message, result, run_name, state
 
 
 class Run(Protocol):
@@ -84,10 +86,19 @@ class ClusterRuns:
         self._asked = namespace is not None
 
     def start(self, manifest: Mapping[str, Any]) -> Run:
-        """Create it in the namespace that it names, else in this one. Raises `ClientError`."""
+        """Create it in the namespace that it names, else in this one.
+
+        Raises `ClientError`, also where a run of its name has failed before; one that has succeeded is returned.
+        """
         cluster, manifest = self._placed(manifest)
         checking.require_good(cluster, manifest)
-        return ClusterRun(cluster, checking.apply(cluster, manifest))
+        stored = checking.apply(cluster, manifest)
+        ended = ended_before(stored, datetime.now(UTC))
+        if result(stored) == "failed":
+            raise ClientError(ended)
+        if ended:
+            note(ended)
+        return ClusterRun(cluster, stored)
 
     def problems(self, manifest: Mapping[str, Any]) -> tuple[str, ...]:
         """By the server's dry run."""
@@ -101,7 +112,7 @@ class ClusterRuns:
 
     def get(self, name: str) -> Run:
         """Raises `ClientError` for none."""
-        return ClusterRun(self._cluster, self._cluster.get("lorafinetunes", name))
+        return ClusterRun(self._cluster, self._cluster.get("lorafinetunes", run_name(name)))
 
     def all(self) -> Sequence[Run]:
         """By name."""

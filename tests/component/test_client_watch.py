@@ -66,7 +66,7 @@ def test_in_a_pipe_each_change_is_a_line_at_one_request_a_second(stage: Stage, r
     with user.start("run", "-f", file) as process:
         eventually(lambda: stage.objects("lorafinetunes"), "the run is there")
         assert process.stdout is not None
-        assert process.stdout.readline() == f"tone is in namespace {stage.namespace}\n".encode()
+        assert process.stdout.readline() == f"tone is created in namespace {stage.namespace}\n".encode()
         assert b"Pending" in process.stdout.readline()
         begun = len(proxy.made())
         for step in (1, 20, 40):

@@ -15,6 +15,8 @@ LEAST_PAUSE_S = 1.0
 PATIENCE_S = 300.0
 _TICK_S = 0.5
 _WATCH_S = 240
+_SILENCE_S = 90.0
+"""A bookmark comes every minute: without one the connection is dead, as after a laptop has slept."""
 _GONE = 410
 
 
@@ -23,18 +25,22 @@ def follow(
 ) -> Iterator[Object | None]:
     """The run as it is, then each change; None twice a second in between, so that a picture can be drawn anew.
 
-    Raises `ClientError` when the run is deleted, `UnreachableError` when nobody answers for `patience_s`.
+    Raises `ClientError` when the run is deleted, `UnreachableError` when nobody answers for `patience_s`, or at once
+    where nobody has answered before.
     """
     cluster.least_pause_s = LEAST_PAUSE_S
     lost_at: float | None = None
+    answered = False
     while True:
         try:
             resource = cluster.get("lorafinetunes", name)
-            lost_at = None
+            lost_at, answered = None, True
             yield resource
             yield from _watch(cluster, name, str(resource["metadata"]["resourceVersion"]))
         except (UnreachableError, ApiError) as error:
             if isinstance(error, ApiError) and error.code < 500 and error.code not in (_GONE, 429):
+                raise
+            if isinstance(error, UnreachableError) and not answered:
                 raise
             now = time.monotonic()
             if lost_at is None:
@@ -42,6 +48,7 @@ def follow(
                 report(f"{error}; trying again")
             elif now - lost_at > patience_s:
                 raise
+            yield None  # who waits for so long and no longer looks at the clock now
 
 
 def _watch(cluster: Cluster, name: str, version: str) -> Iterator[Object | None]:
@@ -57,7 +64,7 @@ def _watch(cluster: Cluster, name: str, version: str) -> Iterator[Object | None]
 
     def read() -> None:
         try:
-            for line in cluster.lines(cluster.path("lorafinetunes"), query, silence_s=_WATCH_S + 30):
+            for line in cluster.lines(cluster.path("lorafinetunes"), query, silence_s=_SILENCE_S):
                 events.put(json.loads(line))
         except (ClientError, ValueError) as error:
             events.put(error)
@@ -73,9 +80,10 @@ def _watch(cluster: Cluster, name: str, version: str) -> Iterator[Object | None]
             continue
         if event is None:
             return
-        if isinstance(event, ClientError):
+        if isinstance(event, ApiError):
             raise event
-        if isinstance(event, ValueError) or event.get("type") == "ERROR":
+        # Whether the server is there, the next request shows: what was cut off or fell silent says nothing of it.
+        if isinstance(event, ClientError | ValueError) or event.get("type") == "ERROR":
             return
         if event.get("type") == "DELETED":
             raise ClientError(f"{name} was deleted while it was watched")

@@ -1,16 +1,18 @@
 """`lora validate`, `run`, `suspend`, `resume`, `clone`: what is asked of the cluster, and what it made of it."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from lora_client.cluster.connection import MERGE_PATCH, Cluster, Object
 from lora_client.documents import load_document
 from lora_client.errors import FAILED
 from lora_client.output import Form, data, note, show
-from lora_client.verbs.checking import apply, check, placed, require_good
+from lora_client.verbs.checking import apply, check, existing, placed, require_good
+from lora_client.views.applied import ended_before, outcome
 from lora_client.views.changes import Change, free_name, parse_change
 from lora_client.views.changes import clone as changed
-from lora_client.views.resources import name_of, result
+from lora_client.views.resources import name_of, part, result, state
 
 
 def validate(cluster: Cluster, path: str, form: Form, *, asked: bool) -> int:
@@ -30,31 +32,40 @@ def validate(cluster: Cluster, path: str, form: Form, *, asked: bool) -> int:
     return FAILED if found.problems else 0
 
 
-def submit(cluster: Cluster, path: str, form: Form, *, asked: bool, follow: bool) -> str:
-    """Apply the LoRAFineTune of a file and print it; its name. Raises `ClientError` with a line for each problem.
+def submit(cluster: Cluster, path: str, form: Form, *, asked: bool, follow: bool) -> Object:
+    """Apply the LoRAFineTune of a file and print it; the run. Raises `ClientError` with a line for each problem.
 
     Where it is followed, `watch` prints it in the end; one answer is one document, so only text is printed twice.
     """
     document = load_document(path)
     manifest = placed(cluster, document.resource, asked=asked)
     require_good(cluster, manifest)
+    before = existing(cluster, name_of(manifest))
     stored = apply(cluster, manifest)
     if document.others:
         note(f"Left alone in {path}: {', '.join(document.others)}; kubectl apply -f {path} makes them, too")
-    if form is Form.TEXT or not follow:
-        show(form, [stored], [f"{name_of(stored)} is in namespace {cluster.namespace}"])
-    return name_of(stored)
+    ended = ended_before(stored, datetime.now(UTC))
+    if form is Form.TEXT or not follow or ended:
+        show(form, [stored], [f"{name_of(stored)} is {outcome(before, stored)} in namespace {cluster.namespace}"])
+    if ended:
+        note(ended)
+    return stored
 
 
 def set_suspended(cluster: Cluster, name: str, form: Form, *, suspend: bool) -> None:
     """Suspend a run or resume it. Raises `ClientError`."""
-    run = patch_suspended(cluster, name, suspend=suspend)
+    run = cluster.get("lorafinetunes", name)
+    verb = "suspend" if suspend else "resume"
     if result(run):
-        sentence = f"{name} has ended: suspend changes nothing any more; lora clone {name} starts it anew"
-    elif suspend:
+        sentence = f"{name} has ended ({state(run)}): there is nothing to {verb}; lora clone {name} starts it anew"
+        show(form, [run], [sentence])
+        return
+    was_suspended = bool(part(run, "spec").get("suspend"))
+    run = patch_suspended(cluster, name, suspend=suspend)
+    if suspend:
         sentence = f"{name} is being suspended: it saves its state and frees its GPUs; lora resume {name} continues it"
     else:
-        sentence = f"{name} is resumed: lora watch {name}"
+        sentence = f"{name} is {'resumed' if was_suspended else 'not suspended'}: lora watch {name}"
     show(form, [run], [sentence])
 
 

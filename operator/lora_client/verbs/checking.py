@@ -64,13 +64,17 @@ def _is_of_creation(cluster: Cluster, manifest: Mapping[str, Any], refusal: Refu
     finds the name taken, and a change may be nothing to them."""
     if not _is_of_the_manifest(refusal) or any(problems(refusal)):
         return False
+    return existing(cluster, name_of(manifest)) is not None
+
+
+def existing(cluster: Cluster, name: str) -> dict[str, Any] | None:
+    """The run of this name; None where there is none, or none that the user may read."""
     try:
-        cluster.request("GET", cluster.path("lorafinetunes", name_of(manifest)))
+        return cluster.get("lorafinetunes", name)
     except ApiError as error:
         if error.code in (403, 404):
-            return False
+            return None
         raise
-    return True
 
 
 def _is_of_the_manifest(refusal: Refusal) -> bool:

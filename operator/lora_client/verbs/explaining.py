@@ -16,7 +16,10 @@ from lora_operator.views.pods import has_ended, newest_first
 
 _MOST_EVENTS = "50"
 _KUEUE_VERSIONS = ("v1beta2", "v1beta1")
-_DEFAULTS = "Decided with default settings: lora-operator explain in the operator's pod knows those of the cluster"
+_DEFAULTS = (
+    "The state is the operator's own, and what it would write next is by default settings: an administrator's "
+    "lora-operator explain, in the operator's pod, knows those of the cluster"
+)
 
 
 def explain(cluster: Cluster, name: str, form: Form) -> None:
@@ -37,7 +40,7 @@ def explanation(cluster: Cluster, run: Object) -> dict[str, Any]:
     observed = _observe(cluster, finetune, notes)
     config, now = OperatorConfig(trainer_image="unknown"), datetime.now(UTC)
     plan = decide(finetune, observed, config, now)
-    return describe(finetune, observed, plan, config=config, now=now, notes=notes)
+    return describe(finetune, observed, plan, config=config, now=now, notes=notes, knows_settings=False)
 
 
 def _observe(cluster: Cluster, finetune: FineTune, notes: list[str]) -> Observed:

@@ -2,17 +2,21 @@
 
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from lora_client.cluster.connection import ApiError, Cluster, Object
 from lora_client.cluster.run_pods import choose, pods_of
 from lora_client.errors import ClientError
 from lora_client.output import Form, note, say
 from lora_client.verbs.pull import read_file
-from lora_client.views.resources import part, result, text, waiting_for
+from lora_client.views.resources import name_of, part, result, text, waiting_for
+from lora_client.views.uses import uses
 from lora_operator.views.model import PodView
-from lora_operator.views.names import TRAIN, TRAINER_CONTAINER
+from lora_operator.views.names import PREFLIGHT, TRAIN, TRAINER_CONTAINER
+from lora_trainer.contract.names import run_suffix
 
 _KEPT = "train.log"
+_CHECKPOINTS = ".lora-checkpoints"
 _NOT_BEGUN = 400
 """Of a log whose container is still being created."""
 
@@ -23,26 +27,36 @@ def logs(
     form: Form,
     *,
     attempt: int | None,
-    stage: str,
+    stage: str | None,
     index: int,
     follow: bool,
     tail: int | None,
 ) -> None:
-    """Print the log of a run's pod, or name the pod. Raises `ClientError`."""
+    """Print the log of a run's pod, or name the pod; without a stage that of the preflight where there is no other.
+
+    Raises `ClientError`.
+    """
+    if stage not in (None, TRAIN, PREFLIGHT):
+        raise ClientError(f"--stage is {stage}: must be {TRAIN} or {PREFLIGHT}")
     if form in (Form.JSON, Form.YAML):
         raise ClientError(f"-o is {form.value}: a log is text, so leave -o out, or use name for the pod's")
     run = cluster.get("lorafinetunes", name)
     pods = pods_of(cluster, run)
-    pod = choose(pods, attempt=attempt, stage=stage, index=index)
-    kept = _is_kept(run) and stage == TRAIN and attempt is None and index == 0
+    pod = choose(pods, attempt=attempt, stage=stage or TRAIN, index=index)
+    kept = _is_kept(run) and stage in (None, TRAIN) and attempt is None and index == 0
     if pod is None and kept and form is not Form.NAME:
+        _require_on_claim(run)
         note(f"The pods of {name} are gone: this is {_KEPT} from beside its adapter")
         lines = read_file(cluster, run, _KEPT).splitlines(keepends=True)
         sys.stdout.buffer.writelines(lines if tail is None else lines[max(0, len(lines) - tail) :])
         sys.stdout.buffer.flush()
         return
+    if pod is None and stage is None and index == 0 and not kept:
+        pod = choose(pods, attempt=attempt, stage=PREFLIGHT, index=0)
+        if pod is not None:
+            note(f"This is the log of the preflight: the training of {name} has no pod")
     if pod is None:
-        raise ClientError(_missing(run, pods, attempt=attempt, stage=stage, index=index))
+        raise ClientError(_missing(run, pods, attempt=attempt, stage=stage or TRAIN, index=index))
     if form is Form.NAME:
         say(f"pod/{pod.name}")
         return
@@ -66,6 +80,7 @@ def log_so_far(cluster: Cluster, run: Object) -> str:
             return ""
         return lines.decode(errors="replace")
     if _is_kept(run):
+        _require_on_claim(run)
         return read_file(cluster, run, _KEPT).decode(errors="replace")
     if result(run):
         raise ClientError(_missing(run, pods, attempt=None, stage=TRAIN, index=0))
@@ -74,6 +89,12 @@ def log_so_far(cluster: Cluster, run: Object) -> str:
 
 def _is_kept(run: Object) -> bool:
     return bool(result(run) and text(run, "status", "artifact", "uri"))
+
+
+def _require_on_claim(run: Object) -> None:
+    """Raises `ClientError` where no pod can read what was kept."""
+    if not text(run, "status", "artifact", "uri").startswith("pvc://"):
+        raise ClientError(f"The pods of {name_of(run)} are gone, and {_KEPT} is beside its adapter: {uses(run)}")
 
 
 def _print(cluster: Cluster, pod: PodView, *, follow: bool, tail: int | None) -> None:
@@ -103,8 +124,9 @@ def _missing(run: Object, pods: Sequence[PodView], *, attempt: int | None, stage
     name = run["metadata"]["name"]
     known = sorted({pod.attempt for pod in pods if pod.stage == stage})
     if not pods:
-        why = waiting_for(run) or ("its pods are deleted" if part(run, "status").get("attempt") else "it has not begun")
-        return f"{name} has no pod ({why}): lora explain {name} says more"
+        begun = "its pods are deleted" if part(run, "status").get("attempt") else "it has not begun"
+        why = waiting_for(run, datetime.now(UTC)) or begun
+        return f"{name} has no pod ({why}): {_instead(run)}"
     if index and known:
         return (
             f"{name} has no pod with index {index} in attempt {attempt or known[-1]}: leave --index away for the leader"
@@ -113,3 +135,16 @@ def _missing(run: Object, pods: Sequence[PodView], *, attempt: int | None, stage
     there = f"attempts with a pod are {', '.join(map(str, known))}" if known else f"there are pods of {stages}"
     wanted = f"of attempt {attempt} " if attempt is not None else ""
     return f"{name} has no pod {wanted}of stage {stage}: {there}"
+
+
+def _instead(run: Object) -> str:
+    """What says more of a run without pods: of one that failed, the log beside its checkpoints."""
+    name, claim = name_of(run), text(run, "status", "resolved", "pod", "checkpointClaim")
+    if not result(run):
+        return f"lora explain {name} says more"
+    if _is_kept(run):
+        return f"lora logs {name} prints the log beside its adapter"
+    if not claim:
+        return f"lora status {name} says how it ended"
+    folder = f"{_CHECKPOINTS}/{name}-{run_suffix(text(run, 'metadata', 'uid'))}"
+    return f"if it had saved a checkpoint, its log is {folder}/{_KEPT} on the claim {claim}"

@@ -20,7 +20,8 @@ def list_runs(cluster: Cluster, form: Form, *, everywhere: bool) -> None:
     )
     if not runs and form is Form.TEXT:
         where = "in any namespace" if everywhere else f"in namespace {cluster.namespace}"
-        note(f"There are no runs {where}: lora init writes one, lora list -A shows those of all namespaces")
+        others = "" if everywhere else ", lora list -A shows those of all namespaces"
+        note(f"There are no runs {where}: lora init writes one{others}")
         return
     show(form, runs, _painted(runs, everywhere=everywhere), many=True)
 

@@ -9,9 +9,9 @@ from lora_client.cluster.follow import follow
 from lora_client.cluster.queue_place import QueuePlace
 from lora_client.cluster.run_pods import choose, pods_of
 from lora_client.errors import FAILED, ClientError
-from lora_client.output import Form, is_terminal, note, say, show
-from lora_client.views.curve import points_in
-from lora_client.views.resources import result
+from lora_client.output import Form, draws, is_terminal, note, say, show
+from lora_client.views.curve import BARS, points_in
+from lora_client.views.resources import result, waiting_for
 from lora_client.views.summary import summary
 from lora_client.views.watching import line, picture, point_of
 from lora_operator.views.names import TRAIN, TRAINER_CONTAINER
@@ -24,7 +24,7 @@ def watch(cluster: Cluster, name: str, form: Form) -> int:
 
     In another form than text only the end is printed.
     """
-    screen = _Nothing() if form is not Form.TEXT else _Picture() if is_terminal() else _Lines()
+    screen = _Nothing() if form is not Form.TEXT else _Picture() if is_terminal() and draws(BARS) else _Lines()
     last = _follow_to_end(cluster, name, screen)
     show(form, [last], summary(last, datetime.now(UTC)))
     return 0 if result(last) == "succeeded" else FAILED
@@ -36,6 +36,8 @@ def _follow_to_end(cluster: Cluster, name: str, on: "_Nothing") -> Object:
     seen: Object = {}
     with on as screen:
         for resource in follow(cluster, name, screen.report):
+            if resource is None and not seen:
+                continue  # no server has answered yet
             if resource is not None:
                 seen = resource
                 if screen.draws and not points:
@@ -70,7 +72,7 @@ class _Nothing:
     def __enter__(self) -> "_Nothing":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         pass
 
     def report(self, text: str) -> None:
@@ -88,7 +90,7 @@ class _Lines(_Nothing):
         self._last = ""
 
     def show(self, resource: Object, points: dict[int, float], place: str) -> None:
-        text = line(resource, place)
+        text = line(resource, place, datetime.now(UTC))
         if text != self._last:
             self._last = text
             say(f"{datetime.now(UTC):%H:%M:%SZ} {text}")
@@ -106,19 +108,24 @@ class _Picture(_Nothing):
 
         self._console = Console(highlight=False)
         self._live: Any = Live(console=self._console, auto_refresh=False, transient=True)
+        self._why = ""
 
     def __enter__(self) -> "_Picture":
         self._live.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._live.stop()
+        if error and self._why:  # the picture is gone, and in it the sentence was broken into lines
+            note(self._why)
 
     def report(self, text: str) -> None:
-        self._console.print(text)
+        self._console.print(text, markup=False, emoji=False, soft_wrap=True)
 
     def show(self, resource: Object, points: dict[int, float], place: str) -> None:
         from rich.text import Text  # noqa: PLC0415 - as above
 
-        rows = picture(resource, points, place, datetime.now(UTC), self._console.width)
+        now, size = datetime.now(UTC), self._console.size
+        self._why = waiting_for(resource, now)
+        rows = picture(resource, points, place, now, width=size.width, height=size.height)
         self._live.update(Text("\n".join(rows)), refresh=True)

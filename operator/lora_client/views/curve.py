@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 _STEP = re.compile(r"step (\d{1,9})/\d{1,9}  loss (\d{1,6}\.\d{1,6})")
 _JSON_STEP = re.compile(r'"step": (\d{1,9})\b')
 _JSON_LOSS = re.compile(r'"loss": (\d{1,6}\.\d{1,12})')
-_EIGHTHS = " ▁▂▃▄▅▆▇█"
+BARS = "▁▂▃▄▅▆▇█"
+_EIGHTHS = f" {BARS}"
 
 
 def points_in(lines: Iterable[str]) -> dict[int, float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_client.errors import ClientError
 from lora_client.views.kept_pod import CACHE, TRAINER, gpus, kept_pod
-from lora_client.views.resources import Object, name_of, part, text
+from lora_client.views.resources import Object, name_of, part, result, state, text
 from lora_trainer.contract.quantity import at_least
 from lora_trainer.contract.uri import ClaimUri, Uri, UriError, parse_uri
 
@@ -53,6 +53,8 @@ class Need:
 def adapter_place(run: Object) -> ClaimUri:
     """Where a run's result lies on a claim. Raises `ClientError` where it is elsewhere, or is not yet."""
     address, name = text(run, "status", "artifact", "uri"), name_of(run)
+    if not address and result(run) == "failed":
+        raise ClientError(f"{name} failed ({state(run)}) and has no adapter: lora status {name} says why")
     if not address:
         raise ClientError(f"{name} has no adapter yet: lora status {name} says how it stands")
     try:

@@ -1,15 +1,34 @@
 """What every verb reads of a LoRAFineTune. Nothing here raises: an odd resource reads as an empty one."""
 
+import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from lora_operator.views.conditions import condition_in, result_of, state_of
+from lora_client.errors import ClientError
+from lora_operator.views.conditions import condition_in, is_untouched, result_of, state_of
 from lora_operator.views.wording import duration, parse_instant
 
 Object = Mapping[str, Any]
 TYPE = "lorafinetune.lora-operator.io"
+_NAME = re.compile(
+    r"(?i:(lft|lorafinetunes?)(\.(v1alpha1\.)?lora-operator\.io)?/)?(?P<name>[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?)"
+)
 _WAITING = ("Suspended", "Accepted", "QuotaReserved", "PodsReady")
+_TAKEN_WITHIN = timedelta(seconds=30)
+"""By an operator that is there, however busy it and the clocks of two machines are."""
+
+
+def run_name(typed: str) -> str:
+    """The name, also out of `-o name`'s lorafinetune.lora-operator.io/NAME. Raises `ClientError` for what is none.
+
+    An empty one, of a script's unset variable, would address all runs.
+    """
+    found = _NAME.fullmatch(typed)
+    if found is None:
+        rule = "must be the name of a run, of lower-case letters, digits and '-'"
+        raise ClientError(f'NAME is "{typed}": {rule}; lora list lists them')
+    return found["name"]
 
 
 def part(document: object, *keys: str) -> dict[str, Any]:
@@ -51,16 +70,28 @@ def result(resource: Object) -> str:
     return result_of(part(resource, "status"))
 
 
-def waiting_for(resource: Object) -> str:
-    """Reason and sentence of the condition that holds the run up; empty where none does."""
+def advances(resource: Object) -> bool:
+    """Whether its state is what its trainer reports: one that stalled has a phase, too."""
+    return state(resource) == text(resource, "status", "progress", "phase")
+
+
+def waiting_for(resource: Object, now: datetime) -> str:
+    """Why a run does not advance, as reason and sentence; empty for one that does or has ended."""
     status = part(resource, "status")
-    if result_of(status):
+    if result_of(status) or advances(resource):
         return ""
+    created = parse_instant(text(resource, "metadata", "creationTimestamp"))
+    if is_untouched(status) and created and now - created > _TAKEN_WITHIN:
+        return (
+            f"{state(resource)}: No operator has taken this run: none is running, or none watches namespace "
+            f"{namespace_of(resource)}; ask the cluster's administrator"
+        )
     for kind in _WAITING:
         found = condition_in(status, kind)
         if found.get("status") == ("True" if kind == "Suspended" else "False") and found.get("message"):
             return f"{found.get('reason', kind)}: {found['message']}"
-    return ""
+    sentence = message(resource)
+    return f"{state(resource)}: {sentence}" if sentence else ""
 
 
 def age(resource: Object, now: datetime) -> str:

@@ -19,6 +19,9 @@ from lora_client.views.resources import (
 from lora_client.views.uses import is_merged, uses
 from lora_operator.views.wording import advice_lines, byte_size
 
+_UNSAID = {"None": "unquantized", "Auto": "quantization Auto"}
+"""Values that need their field's name beside them."""
+
 
 def summary(resource: Object, now: datetime) -> list[str]:
     """The whole status as lines."""
@@ -33,7 +36,7 @@ def summary(resource: Object, now: datetime) -> list[str]:
 
 def _head(resource: Object, now: datetime) -> Iterator[str]:
     yield f"{namespace_of(resource)}/{name_of(resource)}: {state(resource)}, {age(resource, now)} old"
-    for sentence in dict.fromkeys((message(resource), waiting_for(resource).partition(": ")[2])):
+    for sentence in dict.fromkeys((message(resource), waiting_for(resource, now).partition(": ")[2])):
         if sentence:
             yield f"  {sentence}"
     for field in ("model", "dataset", "output"):
@@ -42,7 +45,9 @@ def _head(resource: Object, now: datetime) -> Iterator[str]:
     rank, alpha = resolved.get("rank", spec.get("rank")), resolved.get("alpha", spec.get("alpha"))
     shown = [f"rank {rank}"] if rank else []
     shown += [f"alpha {alpha}"] if alpha else []
-    shown += [str(resolved[key]) for key in ("quantization", "computeDtype", "device") if resolved.get(key)]
+    held = str(resolved.get("quantization", ""))
+    shown += [_UNSAID.get(held, held)] if held else []
+    shown += [str(resolved[key]) for key in ("computeDtype", "device") if resolved.get(key)]
     if shown:
         yield f"  {'adapter':<10}{', '.join(shown)}"
 

@@ -11,7 +11,15 @@ from lora_operator.decision.case import read_case
 from lora_operator.decision.retries import Cause
 from lora_operator.decision.trouble import RUN_LIMIT
 from lora_operator.decision.vocabulary import VOCABULARY
-from lora_operator.views.conditions import Type, condition_in, is_finished, previous_condition, result_of
+from lora_operator.views.conditions import (
+    Type,
+    condition_in,
+    is_finished,
+    is_untouched,
+    previous_condition,
+    result_of,
+    state_of,
+)
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import (
     ConditionView,
@@ -29,7 +37,13 @@ from lora_operator.views.wording import advice_lines, block_of, duration, maps_o
 from lora_trainer.contract.reasons import Reason
 
 Document = dict[str, Any]
-_WAITING_FOR_THE_OPERATOR = "Waiting for the operator"
+_UNTAKEN = "No operator has written a status yet: look whether one runs, and watches this namespace"
+_WRITES = {
+    "operator": "It would write (this command writes nothing)",
+    "default": "With default settings it would write (this command writes nothing)",
+    "unknown": "What it would write depends on the chart's defaults, which are not known here",
+}
+"""By whose settings the plan was made."""
 
 
 def describe(
@@ -40,8 +54,18 @@ def describe(
     config: OperatorConfig,
     now: datetime,
     notes: Iterable[str] = (),
+    knows_settings: bool = True,
 ) -> Document:
-    """The whole explanation. `notes` are what the reader of the cluster has to say, beside what is seen here."""
+    """The whole explanation. `notes` are what the reader of the cluster has to say, beside what is seen here.
+
+    Without `knows_settings`, `config` and `plan` are those of a chart whose defaults are unset: the state is then the
+    one that the operator wrote, and of the plan a refusal of the spec, which those defaults may mend, is left out.
+    """
+    decided, settings = plan, "operator"
+    if not knows_settings:
+        decided, settings = Plan(status=finetune.status), "default"
+        if not observed.jobs and not is_finished(finetune) and state_of(plan.status) == Reason.CONFIG_INVALID:
+            plan, settings = decided, "unknown"
     return {
         "resource": _resource(finetune, now),
         "policy": _policy(finetune, observed, config, now),
@@ -51,9 +75,9 @@ def describe(
             "workloads": [_workload(workload, now) for workload in observed.workloads],
             "events": [_event(event, observed, now) for event in observed.events],
         },
-        "decides": _decision(finetune, plan),
-        "plans": _writes(finetune, plan),
-        "notes": [*notes, *_notes_on_pods(observed), *_notes(finetune, plan, config)],
+        "decides": _decision(finetune, decided),
+        "plans": {"settings": settings, **_writes(finetune, plan)},
+        "notes": [*notes, *_notes_on_pods(observed), *_notes(finetune, plan, config, knows_settings=knows_settings)],
     }
 
 
@@ -161,11 +185,12 @@ def _event(event: EventView, observed: Observed, now: datetime) -> Document:
 def _decision(finetune: FineTune, plan: Plan) -> Document:
     state = condition_in(plan.status, "Complete")
     reason = str(state.get("reason", ""))
-    known = VOCABULARY[Reason(reason)] if reason in set(Reason) else None
+    untaken = is_untouched(plan.status)  # so its reason is nobody's
+    known = VOCABULARY[Reason(reason)] if reason in set(Reason) and not untaken else None
     return {
         "state": reason,
         "verdict": result_of(plan.status),
-        "why": _why(finetune, plan, str(state.get("message", ""))),
+        "why": _why(finetune, plan, _UNTAKEN if untaken else str(state.get("message", ""))),
         "meaning": known.meaning if known else "",
         "remedy": known.remedy if known else "",
         "advice": advice_lines(plan.status.get("advice"), str(state.get("message", ""))),
@@ -223,7 +248,7 @@ def _notes_on_pods(observed: Observed) -> Iterator[str]:
         )
 
 
-def _notes(finetune: FineTune, plan: Plan, config: OperatorConfig) -> Iterator[str]:
+def _notes(finetune: FineTune, plan: Plan, config: OperatorConfig, *, knows_settings: bool) -> Iterator[str]:
     if config.namespaces and finetune.namespace not in config.namespaces:
         yield (
             f"The operator with this configuration does not watch namespace {finetune.namespace}: add it to namespaces"
@@ -237,9 +262,8 @@ def _notes(finetune: FineTune, plan: Plan, config: OperatorConfig) -> Iterator[s
             f"The last try was refused: {refusal}; the operator tries again at least every "
             f"{config.retry_max_s:.0f} s, a name conflict every {config.resync_interval_s:.0f} s"
         )
-    known = str(previous_condition(finetune, Type.COMPLETE).get("message", _WAITING_FOR_THE_OPERATOR))
-    if known.startswith(_WAITING_FOR_THE_OPERATOR) and not finetune.deleting:
-        yield "No operator has written a status yet: look whether one runs, and watches this namespace"
+    if is_untouched(finetune.status) and not finetune.deleting:
+        yield from [_UNTAKEN] if knows_settings else []
     elif (plan.create or plan.patch or plan.delete) and accepted.get("status") != "False":
         yield "The operator would do this within a second: if this answer stays the same, look at the operator's log"
 
@@ -308,7 +332,9 @@ def _sees(sees: Document) -> Iterator[str]:
 
 
 def _plans(plans: Document) -> Iterator[str]:
-    yield "It would write (this command writes nothing)"
+    yield _WRITES[plans["settings"]]
+    if plans["settings"] == "unknown":
+        return
     lines = [
         *(f"create  {name}" for name in plans["create"]),
         *(f"patch   {patch['object']} {patch['body']}" for patch in plans["patch"]),

@@ -14,6 +14,8 @@ from lora_operator.views.wording import instant, maps_of, parse_instant
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import clip
 
+UNTOUCHED = "Waiting for the operator"
+"""The message of the definition's default, by which nobody has written a status yet."""
 MESSAGE_LENGTH = 4096
 MOST_CONDITIONS = 16
 
@@ -70,6 +72,11 @@ def result_of(status: Mapping[str, Any]) -> str:
 def state_of(status: Mapping[str, Any]) -> str:
     """The reason of the condition Complete, which `kubectl get` shows as STATE; empty before the first."""
     return str(condition_in(status, Type.COMPLETE).get("reason") or "")
+
+
+def is_untouched(status: Mapping[str, Any]) -> bool:
+    """Whether no operator has written a status yet."""
+    return str(condition_in(status, Type.COMPLETE).get("message", UNTOUCHED)).startswith(UNTOUCHED)
 
 
 def is_finished(finetune: FineTune) -> bool:

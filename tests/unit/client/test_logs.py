@@ -5,14 +5,18 @@ from typing import Any
 
 import pytest
 from tests.unit.builders import make_pod_object, minutes_ago
-from tests.unit.client.resources import finished, resource, training
+from tests.unit.client.resources import condition, finished, resource, training
 
+from lora_client.__main__ import main
 from lora_client.cluster.connection import Cluster
 from lora_client.cluster.run_pods import pods_of
 from lora_client.errors import ClientError
 from lora_client.output import Form
-from lora_client.verbs.logs import logs
+from lora_client.verbs.logs import log_so_far, logs
 from lora_operator.views.names import PREFLIGHT, UID_LABEL
+from lora_trainer.artifact.manifest import LOG
+from lora_trainer.contract.names import run_suffix
+from lora_trainer.places.run_folders import FOLDER
 
 Object = dict[str, Any]
 PODS = (
@@ -52,7 +56,7 @@ class Pods(Cluster):
 
 def asked(**changes: Any) -> dict[str, Any]:
     """The options of the command, these ones given."""
-    return {"attempt": None, "stage": "train", "index": 0, "follow": False, "tail": None, **changes}
+    return {"attempt": None, "stage": None, "index": 0, "follow": False, "tail": None, **changes}
 
 
 @pytest.mark.parametrize(
@@ -60,6 +64,7 @@ def asked(**changes: Any) -> dict[str, Any]:
     [
         ({}, "second"),
         ({"attempt": 1}, "first"),
+        ({"stage": "train"}, "second"),
         ({"attempt": 2}, "second"),
         ({"index": 1}, "second-follower"),
         ({"attempt": 1, "index": 1}, "first-follower"),
@@ -81,7 +86,7 @@ def test_the_log_is_that_of_the_pod_that_is_meant(
 @pytest.mark.parametrize(
     ("options", "want"),
     [
-        ({"attempt": 3}, "tone has no pod of attempt 3 of stage train: attempts with a pod are 1, 2"),
+        ({"attempt": 3, "stage": "train"}, "tone has no pod of attempt 3 of stage train: attempts with a pod are 1, 2"),
         (
             {"attempt": 2, "stage": PREFLIGHT},
             "tone has no pod of attempt 2 of stage preflight: attempts with a pod are 1",
@@ -126,7 +131,7 @@ def test_options_of_a_log_reach_the_server(capfdbinary: pytest.CaptureFixture[by
         (PODS[-1:], {}, "kept"),
         ((), {"attempt": 1}, None),
         ((), {"stage": PREFLIGHT}, None),
-        (PODS[-1:], {"attempt": 1}, None),
+        (PODS[-1:], {"attempt": 1, "stage": "train"}, None),
     ],
 )
 def test_the_log_that_was_kept_stands_for_the_last_attempt_of_the_training_alone(
@@ -154,3 +159,99 @@ def test_a_run_that_has_not_ended_has_no_kept_log(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("lora_client.verbs.logs.read_file", lambda *_: b"kept\n")
     with pytest.raises(ClientError, match=r"^tone has no pod \("):
         logs(Pods(status={**training(), "artifact": finished()["artifact"]}), "tone", Form.TEXT, **asked())
+
+
+CHECKING = {"conditions": [condition("Complete", "Unknown", "Preflight", "Checks model and data")], "attempt": 1}
+REFUSED = {
+    "conditions": [
+        condition("Complete", "False", "DatasetInvalid", "bad"),
+        condition("Failed", "True", "DatasetInvalid"),
+    ],
+    "attempt": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "pods", "options", "want"),
+    [
+        (CHECKING, PODS[-1:], {}, "first-check"),
+        (REFUSED, PODS[-1:], {}, "first-check"),
+        (training(), PODS, {"attempt": 3}, "third-check"),
+        (training(), (PODS[-1], PODS[4]), {}, "third-check"),
+    ],
+)
+def test_before_the_training_has_a_pod_the_log_is_the_preflights(
+    status: Object, pods: tuple[Object, ...], options: Object, want: str, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Where a newcomer's first failure is; it is said to be that."""
+    cluster = Pods(*pods, status=status)
+    logs(cluster, "tone", Form.TEXT, **asked(**options))
+    out, err = capfdbinary.readouterr()
+    assert out.decode() == f"{want}\n"
+    assert err == b"This is the log of the preflight: the training of tone has no pod\n"
+    with pytest.raises(ClientError, match="tone has no pod"):
+        logs(cluster, "tone", Form.TEXT, **asked(index=1, **options))
+    with pytest.raises(ClientError, match="tone has no pod"):
+        logs(cluster, "tone", Form.TEXT, **asked(stage="train", **options))
+
+
+def test_an_unknown_stage_is_refused() -> None:
+    """Before a cluster is asked."""
+    with pytest.raises(ClientError, match=r"^--stage is training: must be train or preflight$"):
+        logs(Pods(status=training()), "tone", Form.TEXT, **asked(stage="training"))
+
+
+@pytest.mark.parametrize("letter", ["-f", "-F", "--follow"])
+def test_a_log_is_followed_as_with_kubectl(letter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose letter is in everybody's fingers."""
+    cluster = Pods(*PODS, status=training())
+    monkeypatch.setattr(Pods, "__exit__", lambda *_: None)
+    monkeypatch.setattr("lora_client.commands.connect", lambda *_: cluster)
+    assert main(["logs", "tone", letter]) == 0
+    assert cluster.queries == [{"container": "trainer", "follow": "true"}]
+
+
+def kept_at(address: str) -> Object:
+    """The status of a run whose result is there."""
+    status = finished()
+    status["artifact"]["uri"] = address
+    return status
+
+
+def test_a_log_that_no_pod_can_read_names_the_command_that_fetches_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Instead of announcing it."""
+    cluster = Pods(status=kept_at("s3://bucket/tone"))
+    for read in (lambda: logs(cluster, "tone", Form.TEXT, **asked()), lambda: log_so_far(cluster, cluster.get("", ""))):
+        with pytest.raises(ClientError) as error:
+            read()
+        assert str(error.value) == (
+            "The pods of tone are gone, and train.log is beside its adapter: aws s3 cp --recursive s3://bucket/tone "
+            "./adapter copies it"
+        )
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("status", "options", "want"),
+    [
+        (
+            {**REFUSED, "resolved": {"pod": {"checkpointClaim": "adapters"}}},
+            {},
+            (
+                "tone has no pod (its pods are deleted): if it had saved a checkpoint, its log is "
+                f"{FOLDER}/tone-SUFFIX/{LOG} on the claim adapters"
+            ),
+        ),
+        (REFUSED, {}, "tone has no pod (its pods are deleted): lora status tone says how it ended"),
+        (
+            finished(),
+            {"attempt": 1},
+            "tone has no pod (its pods are deleted): lora logs tone prints the log beside its adapter",
+        ),
+    ],
+)
+def test_a_run_without_pods_says_where_its_log_is(status: Object, options: Object, want: str) -> None:
+    """Which explain does not."""
+    with pytest.raises(ClientError) as error:
+        logs(Pods(status=status), "tone", Form.TEXT, **asked(**options))
+    assert str(error.value) == want.replace("SUFFIX", run_suffix(resource()["metadata"]["uid"]))

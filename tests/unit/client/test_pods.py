@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.unit.builders import CONFIG
-from tests.unit.client.resources import finished, resource
+from tests.unit.client.resources import condition, finished, resource
 from tests.unit.test_render import rendered
 
 from lora_client.cluster.connection import Cluster
@@ -317,6 +317,14 @@ def test_what_is_on_no_claim_is_fetched_otherwise(uri: str, want: str) -> None:
     status["artifact"]["uri"] = uri
     with pytest.raises(ClientError, match=want.replace(".", r"\.")):
         adapter_place(resource(status=status))
+
+
+def test_of_a_run_that_failed_no_adapter_is_promised() -> None:
+    """It has none, and why is what to look at."""
+    conditions = [condition("Complete", "False", "DatasetInvalid"), condition("Failed", "True", "DatasetInvalid")]
+    with pytest.raises(ClientError) as error:
+        adapter_place(resource(status={"conditions": conditions}))
+    assert str(error.value) == "tone failed (DatasetInvalid) and has no adapter: lora status tone says why"
 
 
 GPU = Need(verb="ask", model=True, gpu=True)

@@ -63,6 +63,18 @@ def test_a_status_has_the_advice_with_its_evidence() -> None:
 
 
 @pytest.mark.parametrize(
+    ("quantization", "want"),
+    [("None", "rank 16, alpha 32, unquantized"), ("Auto", "quantization Auto"), ("NF4", "alpha 32, NF4")],
+)
+def test_a_status_says_how_the_base_is_held(quantization: str, want: str) -> None:
+    """None alone would say nothing."""
+    status = training()
+    status["resolved"]["quantization"] = quantization
+    (row,) = (row for row in summary(resource(status=status), NOW) if row.startswith("  adapter"))
+    assert row.endswith(want)
+
+
+@pytest.mark.parametrize(
     ("artifact", "want"),
     [
         ({}, "lora ask tone asks it, lora pull tone copies it, lora serve tone prints how to serve it"),
@@ -95,15 +107,16 @@ def test_a_watched_run_is_a_line_in_a_pipe() -> None:
             condition("Complete", "False", "Queued", "waits for quota of queue team-a"),
         ]
     }
-    assert line(resource(status=queued), "2 ahead") == "Queued: waits for quota of queue team-a · 2 ahead"
-    assert line(resource(status=training()), "") == "Training · step 120/400 · loss 1.2345 · 1234 tokens/s · 1h12m left"
-    assert line({}, "") == "Pending"
+    assert line(resource(status=queued), "2 ahead", NOW) == "Queued: waits for quota of queue team-a · 2 ahead"
+    trains = "Training · step 120/400 · loss 1.2345 · 1234 tokens/s · 1h12m left"
+    assert line(resource(status=training()), "", NOW) == trains
+    assert line({}, "", NOW) == "Pending"
 
 
 def test_a_watched_run_is_a_picture_on_a_terminal() -> None:
     """With its curve, and no line wider than the terminal."""
     points = {step: 3 - step / 100 for step in range(1, 121)}
-    rows = picture(resource(status=training()), points, "", NOW, 60)
+    rows = picture(resource(status=training()), points, "", NOW, width=60, height=24)
     assert rows[0] == "team-a/tone · Training · for 1m0s"
     assert "  step 120/400 ███████░░░░░░░░░░░░░░░░░ 30%" in rows
     assert rows[-1] == "  Ctrl-C leaves; the run continues"
