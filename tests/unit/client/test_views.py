@@ -74,7 +74,10 @@ def test_a_status_has_the_advice_with_its_evidence() -> None:
         ),
         ({"uri": "s3://bucket/tone"}, "aws s3 cp --recursive s3://bucket/tone ./adapter copies it"),
         ({"uri": "hf://acme/tone@abcde"}, "hf download acme/tone --revision abcde --local-dir adapter copies it"),
-        ({"uri": "oci://registry.example/tone:v1"}, "oras pull registry.example/tone:v1 -o adapter copies it"),
+        (
+            {"uri": f"oci://registry.example/tone:v1@sha256:{'b' * 64}"},
+            f"oras pull registry.example/tone:v1@sha256:{'b' * 64} -o adapter copies it",
+        ),
     ],
 )
 def test_a_status_names_what_takes_such_a_result(artifact: Object, want: str) -> None:
