@@ -245,7 +245,8 @@ def pull(
 def ask(
     name: Name,
     question: Annotated[
-        str | None, typer.Argument(metavar="QUESTION", help="Without one, a line after the other is answered.")
+        str | None,
+        typer.Argument(metavar="QUESTION", help="Left out: a conversation; piped lines are asked each by itself."),
     ] = None,
     gpu: Annotated[
         bool, typer.Option("--gpu/--cpu", help="On a GPU as the training had it, or slowly on a CPU.")

@@ -173,7 +173,7 @@ class ClusterRun:
         """See `Run`."""
         need = Need(verb="ask", model=True, gpu=gpu)
         with conversation(self._cluster, self.refresh().resource, need, most_tokens) as answer:
-            return answer(question)
+            return answer(question, ())
 
     def clone(self, changes: Mapping[str, Any], *, name: str | None = None) -> "ClusterRun":
         """See `Run`."""
