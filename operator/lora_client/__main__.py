@@ -9,6 +9,7 @@ from contextlib import suppress
 from types import FrameType
 
 from lora_client.errors import FAILED, INTERRUPTED, ClientError
+from lora_client.typed import completed
 
 # Windows has no SIGHUP.
 _ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = run_command(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except ClientError as error:
-        for line in str(error).splitlines():
+        for line in completed(str(error)).splitlines():
             sys.stderr.write(f"lora: {line}\n")
         return FAILED
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.main import get_command
 
+from lora_client import typed
 from lora_client.errors import ClientError
 from lora_client.output import Form, note
 from lora_trainer.contract.release import RELEASE
@@ -39,10 +40,13 @@ app = typer.Typer(
 
 
 def connect(context: str | None, namespace: str | None) -> "Cluster":
-    """The cluster that is meant. Raises `ClientError`."""
+    """The cluster that is meant, also by the commands that are printed. Raises `ClientError`."""
     from lora_client.cluster import connection
 
-    return connection.connect(context, namespace)
+    cluster = connection.connect(context, namespace)
+    usual = "" if namespace else cluster.namespace
+    typed.remember(lambda: (cluster.namespace if cluster.namespace != usual else "", context or ""))
+    return cluster
 
 
 def _complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -355,6 +359,7 @@ def completion(shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash,
 
 def run_command(arguments: Sequence[str], program: str = "lora") -> int:
     """Run what the command line says; the exit status. Raises `ClientError`, for wrong arguments too."""
+    typed.forget()
     command = get_command(app)
     instruction = os.environ.get(COMPLETION_VARIABLE)
     if instruction:

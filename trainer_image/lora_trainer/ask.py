@@ -92,9 +92,7 @@ def _base(uri: str | None, adapter: Path, volumes: Volumes) -> Base:
     return find_base(uri, volumes, Hub()) if "://" in uri else open_folder(Path(uri))
 
 
-def _prompt(
-    encoder: Encoder, adapter: Path, question: str, before: Sequence[tuple[str, str]] = ()
-) -> list[int]:
+def _prompt(encoder: Encoder, adapter: Path, question: str, before: Sequence[tuple[str, str]] = ()) -> list[int]:
     """The question as the training rendered it: behind earlier turns through the chat template, or by itself, as it
     is, for a base model that was trained on bare prompts, which know no turns."""
     if not encoder.tokenizer.chat_template and (not encoder.has_template or _trained_verbatim(adapter)):

@@ -115,7 +115,7 @@ def answer_of(line: bytes) -> Answer:
 
 
 def _other_release(why: str) -> str:
-    return f"{why}: lora ask needs a run of this release ({RELEASE}), which lora clone starts"
+    return f"{why}: only a run of this release ({RELEASE}) can be asked, and lora clone NAME starts one"
 
 
 def _print(answer: Answer, form: Form) -> None:

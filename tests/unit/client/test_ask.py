@@ -115,7 +115,7 @@ MEMORY = "8Gi of memory did not suffice for pod tone-ask-1 (OOMKilled): name mor
         (CUT, [FULL], "Pod tone-ask-1 ended (Evicted: The node was low on resource: memory): ask again"),
         (KILLED, [RUNNING], str(KILLED)),
         (KILLED, [terminated("Error")], str(KILLED)),
-        (OLD, [RUNNING], f"The run's trainer refused ({OLD}): lora ask needs a run of this release ({RELEASE}), which"),
+        (OLD, [RUNNING], f"The run's trainer refused ({OLD}): only a run of this release ({RELEASE}) can be asked"),
         (WRONG, [RUNNING], str(WRONG)),
     ],
 )
@@ -145,7 +145,9 @@ class Answering(Ending):
 
     def line(self, timeout_s: float) -> bytes:
         question = self.sent[-1]["question"]
-        return json.dumps({"question": question, "base": f"b{len(self.sent)}", "adapter": f"a{len(self.sent)}"}).encode()
+        return json.dumps(
+            {"question": question, "base": f"b{len(self.sent)}", "adapter": f"a{len(self.sent)}"}
+        ).encode()
 
 
 class OneRun(Cluster):
