@@ -8,12 +8,18 @@ _COMMAND = re.compile(
     r"\blora (?:list|compare [^\s,;:)]+ [^\s,;:)]+|(?:run|validate) -f [^\s,;:)]+"
     r"|(?:status|explain|watch|suspend|resume|logs|clone|pull|ask|serve) [^\s,;:)]+)( -A\b| -n [^\s,;:)]+)?"
 )
-_flags: Callable[[], tuple[str, str]] = lambda: ("", "")
+
+
+def _none() -> tuple[str, str]:
+    return "", ""
+
+
+_flags: Callable[[], tuple[str, str]] = _none
 
 
 def forget() -> None:
     """Before a command has connected: there is nothing to add."""
-    remember(lambda: ("", ""))
+    remember(_none)
 
 
 def remember(flags: Callable[[], tuple[str, str]]) -> None:

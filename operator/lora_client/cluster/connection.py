@@ -2,10 +2,11 @@
 
 import json
 import re
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from lora_client.cluster.kubeconfig import configured
 from lora_client.errors import ClientError
@@ -22,6 +23,7 @@ CONNECT_S = 10.0
 REQUEST_S = 30.0
 MOST_PAUSES = 3
 LONGEST_PAUSE_S = 5.0
+_UNKNOWN_AUTHORITY = "name its authority in the kubeconfig (certificate-authority), and a proxy's if one is in between"
 _PREFIXES = {
     "lorafinetunes": "apis/lora-operator.io/v1alpha1",
     "jobs": "apis/batch/v1",
@@ -44,7 +46,7 @@ class ApiError(ClientError):
 
 
 class UnreachableError(ClientError):
-    """The API server does not answer."""
+    """The API server does not answer, or something else does in its place."""
 
 
 class Cluster:
@@ -110,8 +112,12 @@ class Cluster:
         for pause in range(MOST_PAUSES + 1):
             response = self._open(method, path, query, body, content_type=content_type)
             data = self._read(response)
-            if 200 <= response.status < 300:
-                return _document(data)
+            if 200 <= response.status < 400:
+                document = _document(data)
+                # Whatever the API server answers has a kind: what has none comes from something in between.
+                if response.status < 300 and document.get("kind"):
+                    return document
+                raise self._no_api_server(response)
             refusal = Refusal.of(response.status, _document(data), data, self.namespace)
             wait_s = response.headers.get("Retry-After", "")
             if refusal.code != 429 or pause == MOST_PAUSES or not wait_s.isdecimal():
@@ -191,15 +197,37 @@ class Cluster:
             response.release_conn()
         return data
 
-    def _unreachable(self, error: Exception) -> UnreachableError:
-        why = (
-            re.sub(r"\[Errno \d+\] ", "", " ".join(str(error).rpartition(": ")[2].split()))[:200]
-            or type(error).__name__
-        )
+    def _no_api_server(self, response: Any) -> UnreachableError:
+        location = urlsplit(response.headers.get("Location", "")).hostname
+        kind = response.headers.get("Content-Type", "").partition(";")[0] or "no content type"
+        what = f"is redirected to {location}" if location else f"answers with {kind}, which no API server does"
         return UnreachableError(
-            f"The API server {self.configuration.host} does not answer ({why}): check the network and the context, "
-            "which kubectl config current-context shows"
+            f"{self.configuration.host} {what}: a proxy or a login page is in between; log in there, or correct "
+            "server in the kubeconfig"
         )
+
+    def _unreachable(self, error: Exception) -> ClientError:
+        from lora_trainer.places.network import refused_certificate  # noqa: PLC0415 - as above
+
+        host = self.configuration.host
+        if refused := refused_certificate(error, _UNKNOWN_AUTHORITY):
+            return ClientError(f"The API server {host} cannot be asked, since {refused}")
+        return UnreachableError(
+            f"The API server {host} does not answer ({_why(error)}): check the network and the context, which "
+            "kubectl config current-context shows"
+        )
+
+
+def _why(error: Exception) -> str:
+    """In words, also for what Python's libraries wrap in their own."""
+    from lora_trainer.places.network import cause_of  # noqa: PLC0415 - as above
+
+    if cause_of(error, ConnectionError) and not cause_of(error, ConnectionRefusedError):
+        return "it closed the connection"
+    if cause_of(error, socket.gaierror):
+        return "its name cannot be resolved"
+    text = re.sub(r"\[Errno \d+\] ", "", " ".join(str(error).rpartition(": ")[2].split()))
+    return text[:200] or type(error).__name__
 
 
 def _document(data: bytes) -> Object:

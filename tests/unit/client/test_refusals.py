@@ -11,6 +11,16 @@ from lora_client.views.refusals import Refusal, problems, sentence_of
 from lora_client.views.words import FIELDS, VALUES, meant
 
 RIGHT = 'pods is forbidden: User "eve" cannot list resource "pods" in API group "" in the namespace "team-a"'
+HERE, EVERYWHERE = 'in the namespace "team-a"', "at the cluster scope"
+ASK = "ask the namespace's administrator for the role"
+
+
+def denied(verb: str, resource: str, scope: str) -> str:
+    """The API server's words for a right on runs that is lacking."""
+    what = f'cannot {verb} resource "{resource}" in API group "lora-operator.io" {scope}'
+    return f'{resource}.lora-operator.io is forbidden: User "ann" {what}'
+
+
 POLICY = (
     "lorafinetunes.lora-operator.io \"tone\" is forbidden: ValidatingAdmissionPolicy 'lora-runs' with binding "
     "'lora-runs' denied request: spec.model.uri is \"hf://b/c\": it must begin with hf://acme/; choose one that does"
@@ -90,6 +100,20 @@ def test_a_cause_is_a_sentence(field: str, message: str, want: str) -> None:
 @pytest.mark.parametrize(
     ("refusal", "begin"),
     [
+        *(
+            (
+                Refusal(code=403, reason="Forbidden", message=denied(verb, "lorafinetunes", scope)),
+                f"You lack a right ({denied(verb, 'lorafinetunes', scope)}): {remedy}",
+            )
+            for verb, scope, remedy in (
+                ("list", EVERYWHERE, "leave -A out, or ask the cluster's administrator for a ClusterRoleBinding of v"),
+                ("get", HERE, f"{ASK} view or, where the chart lists namespaces, for lora-finetune-operator-view"),
+                ("list", HERE, f"{ASK} view or, where"),
+                ("watch", HERE, f"{ASK} view or, where"),
+                ("create", HERE, f"{ASK} edit or, where the chart lists namespaces, for lora-finetune-operator-edit"),
+                ("patch", HERE, f"{ASK} edit or, where"),
+            )
+        ),
         (Refusal(code=401, reason="Unauthorized", message="Unauthorized"), "The API server does not accept these"),
         (
             Refusal(code=403, reason="Forbidden", message=RIGHT),
