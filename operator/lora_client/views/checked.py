@@ -51,9 +51,10 @@ def checked(own: Sequence[Problem], refusals: Sequence[Refusal]) -> Checked:
 
 def shown(problem: Problem) -> str:
     """The contract's sentence, with our word where the value or the field is another tool's."""
-    if problem.rule.startswith(_NO_FIELD) and "did you mean" not in problem.rule:
+    if problem.rule.startswith(_NO_FIELD):
+        # A field of this name elsewhere is nearer than one that is only spelt like it.
         return f"{problem.path}: {_NO_FIELD}{field_hint(problem.path)}" if field_hint(problem.path) else str(problem)
-    if problem.rule.startswith("must start with"):
+    if problem.rule.startswith(("must start with", "must be hf://")):
         return f"{problem}{address_hint(problem.path, problem.value)}"
     return f"{problem}{hint(problem.path, problem.value) if 'must be one of' in problem.rule else ''}"
 

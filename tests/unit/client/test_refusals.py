@@ -228,11 +228,48 @@ def test_a_field_that_the_cluster_does_not_know_names_an_older_operator() -> Non
         ({"lora": {"lora_alpha": 32}}, "spec.lora.lora_alpha: there is no such field; spec.lora.alpha does this here"),
         ({"training": {"num_train_epochs": 3}}, "spec.training.epochs does this here"),
         ({"training": {"learningRate": 0.0001}}, 'learningRate: "0.0001"'),
+        ({"checkpoint": {"interval": 600}}, "no such field; did you mean intervalSeconds or intervalSteps?"),
+        ({"nodeSelector": {"a": "b"}}, "spec.nodeSelector: there is no such field; did you mean spec.scheduling.nodeS"),
+        ({"tolerations": []}, "did you mean spec.scheduling.tolerations?"),
+        ({"learningRate": "1e-4"}, "did you mean spec.training.learningRate?"),
+        ({"training": {"quantization": "NF4"}}, "did you mean spec.quantization?"),
+        ({"resources": {"limits": {"cpu": 1}}}, "spec.resources.gpus or spec.resources.cpu or spec.resources.memory"),
+        ({"model": {"uri": "hf://a/b", "secretRef": "t"}}, 'must be an object, as in secretRef: {name: "t"}'),
+        ({"dataset": "hf://a/b"}, 'must be an object, as in dataset: {uri: "hf://a/b"}'),
+        ({"dataset": {"uri": "https://huggingface.co/datasets/a/b"}}, "did you mean hf://a/b?"),
+        ({"dataset": {"uri": "hf://datasets/a/b"}}, "did you mean hf://a/b?"),
+        ({"model": {"uri": "https://hf.co/a/b/tree/main"}}, "did you mean hf://a/b?"),
+        ({"dataset": {"uri": "hf://a/b", "validationUri": "c/d"}}, "did you mean hf://c/d?"),
+        ({"dataset": {"uri": "gs://bucket/a.jsonl"}}, "must start with pvc:// or configmap:// or hf:// or s3://"),
+        ({"tracking": {"kind": "wandb", "project": "x"}}, "did you mean WandB?"),
     ],
 )
 def test_words_of_other_tools_get_ours(spec: dict[str, Any], want: str) -> None:
     """Of PEFT, TRL and Axolotl."""
     assert any(want in shown(problem) for problem in own_problems(resource(**spec)))
+
+
+@pytest.mark.parametrize("section", ["spec", "spec.training", "spec.lora"])
+def test_a_field_of_another_tool_is_named_by_ours_wherever_it_was_written(section: str) -> None:
+    """Not by one of ours that is only spelt like it."""
+    for name, ours in FIELDS.items():
+        spec: dict[str, Any] = {name: 1} if section == "spec" else {section.partition(".")[2]: {name: 1}}
+        said = [shown(problem) for problem in own_problems(resource(**spec)) if problem.path == f"{section}.{name}"]
+        assert said == [f"{section}.{name}: there is no such field; {ours} does this here"], name
+
+
+@pytest.mark.parametrize(
+    ("spec", "path"),
+    [
+        ({"tracking": {"kind": "wandb", "project": "x"}}, "spec.tracking.kind"),
+        ({"dataset": {"uri": "gs://bucket/a.jsonl"}}, "spec.dataset.uri"),
+    ],
+)
+def test_nothing_that_does_not_follow_is_said_beside_it(spec: dict[str, Any], path: str) -> None:
+    """Of a field that was refused, and of a file that is not one of this machine."""
+    (said,) = map(shown, own_problems(resource(**spec)))
+    assert said.startswith(path)
+    assert "configmap NAME" not in said
 
 
 def test_every_word_of_the_tables_is_one_that_the_definition_takes() -> None:
