@@ -35,6 +35,7 @@ app = typer.Typer(
     name="lora",
     help="Fine-tune language models with LoRA on Kubernetes. Every verb has --help; so has kubectl lora.",
     rich_markup_mode=None,
+    add_completion=False,  # `lora completion` prints it
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -350,22 +351,25 @@ def plan(
 @app.command()
 def completion(shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]) -> int:
     """Print the completion of a shell. For instance: source <(lora completion bash)."""
-    from typer.completion import shell_complete
-
     if shell not in ("bash", "zsh", "fish"):
         raise ClientError(f"SHELL is {shell}: must be bash, zsh or fish")
-    return shell_complete(get_command(app), {}, "lora", COMPLETION_VARIABLE, f"source_{shell}")
+    return _complete(f"source_{shell}")
+
+
+def _complete(instruction: str) -> int:
+    """Answer a shell: with its script, or with what fits behind what was typed."""
+    from typer.completion import completion_init, shell_complete
+
+    completion_init()
+    return shell_complete(get_command(app), {}, "lora", COMPLETION_VARIABLE, instruction)
 
 
 def run_command(arguments: Sequence[str], program: str = "lora") -> int:
     """Run what the command line says; the exit status. Raises `ClientError`, for wrong arguments too."""
     typed.forget()
+    if instruction := os.environ.get(COMPLETION_VARIABLE):
+        return _complete(instruction)
     command = get_command(app)
-    instruction = os.environ.get(COMPLETION_VARIABLE)
-    if instruction:
-        from typer.completion import shell_complete
-
-        return shell_complete(command, {}, "lora", COMPLETION_VARIABLE, instruction)
     try:
         with command.make_context(program, list(arguments) or ["--help"]) as context:
             code: Any = command.invoke(context)

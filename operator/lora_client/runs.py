@@ -14,7 +14,7 @@ from lora_client.verbs import changing, checking
 from lora_client.verbs.ask import conversation
 from lora_client.verbs.explaining import explanation
 from lora_client.verbs.logs import log_so_far
-from lora_client.verbs.pull import pull
+from lora_client.verbs.pull import pulled
 from lora_client.verbs.serve import served
 from lora_client.views.answers import Answer
 from lora_client.views.changes import change_to
@@ -167,7 +167,7 @@ class ClusterRun:
 
     def pull(self, folder: Path | str | None = None) -> Path:
         """See `Run`."""
-        return pull(self._cluster, self.name, None if folder is None else str(folder))
+        return pulled(self._cluster, self.refresh().resource, None if folder is None else str(folder))
 
     def ask(self, question: str, *, gpu: bool = False, most_tokens: int = 64) -> Answer:
         """See `Run`."""
