@@ -95,7 +95,7 @@ def problems(refusal: Refusal) -> Iterator[str]:
     for name in dict.fromkeys(_UNKNOWN.findall(refusal.message)):
         yield f"{name}: there is no such field in the cluster's definition: remove it, or check its spelling"
     for name in dict.fromkeys(_TWICE.findall(refusal.message)):
-        yield f"{name}: the field stands twice: remove one"
+        yield f"{name}: is repeated: remove one"
     if refusal.code != 422:
         return
     told: set[str] = set()
