@@ -5,7 +5,7 @@ from typing import Any
 
 from lora_client.cluster.connection import APPLY_PATCH, MANAGER, ApiError, Cluster
 from lora_client.errors import ClientError
-from lora_client.views.checked import Checked, checked, own_problems
+from lora_client.views.checked import Checked, checked, generated, own_problems, shown
 from lora_client.views.refusals import Refusal, forbids_the_object, problems
 from lora_client.views.resources import name_of, namespace_of
 
@@ -17,6 +17,8 @@ _INVALID = (400, 422)
 def check(cluster: Cluster, manifest: Mapping[str, Any]) -> Checked:
     """A sentence for every problem. Raises `ClientError` where the server cannot be asked."""
     own = own_problems(manifest)
+    if not name_of(manifest) and generated(manifest):  # which the server would take, and an apply cannot
+        return Checked(problems=(*map(shown, own), *generated(manifest)))
     refusals = _refusals(cluster, manifest)
     return checked(own, refusals)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_client.views.refusals import Refusal, fields_of, problems, sentence_of
+from lora_client.views.resources import text
 from lora_client.views.words import address_hint, field_hint, hint
 from lora_trainer.contract.fields import Problem
 from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
@@ -28,6 +29,16 @@ def own_problems(manifest: Mapping[str, Any]) -> tuple[Problem, ...]:
     except ManifestError as error:
         return error.problems
     return ()
+
+
+def generated(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is wrong with a name that the server should make: nothing without one."""
+    beginning = text(manifest, "metadata", "generateName")
+    return (
+        (f"metadata.generateName is {beginning}: is not taken here, name the run with metadata.name",)
+        if beginning
+        else ()
+    )
 
 
 def checked(own: Sequence[Problem], refusals: Sequence[Refusal]) -> Checked:

@@ -129,3 +129,12 @@ def test_what_the_server_takes_is_good(tmp_path: Path, capsys: pytest.CaptureFix
     """Also for whoever reads JSON."""
     assert validated(tmp_path, Server(), Form.JSON) == 0
     assert json.loads(capsys.readouterr().out) == {"valid": True, "problems": [], "notes": []}
+
+
+def test_a_name_that_the_server_would_make_is_refused() -> None:
+    """It would take the manifest, and `run` could not apply it."""
+    unnamed = manifest()
+    unnamed["metadata"] = {"generateName": "tone-"}
+    first, second = check(Server(), unnamed).problems
+    assert first.startswith("metadata.name is missing: must be")
+    assert second == "metadata.generateName is tone-: is not taken here, name the run with metadata.name"

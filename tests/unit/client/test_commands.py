@@ -250,6 +250,22 @@ def test_init_writes_a_run_that_the_contract_takes(tmp_path: Path, capsys: pytes
     assert manifest["spec"]["dataset"]["secretRef"] == {"name": "hf-token"}
 
 
+def test_init_asks_again_for_an_answer_that_cannot_be_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, with what was meant; the answers before it are kept."""
+    typed = io.StringIO("hf://a/b\na/c\nhf://a/c\npvc://adapters/tone\n")
+    typed.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdin", typed)
+    assert main(["init", "-f", "new.yaml"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("Base model") == 1
+    assert said.count("Training data") == 2
+    assert "did you mean hf://a/c?" in said
+    assert said.endswith("{name: SECRET} beside its uri\n")
+    assert yaml.safe_load((tmp_path / "new.yaml").read_text())["spec"]["dataset"] == {"uri": "hf://a/c"}
+
+
 @pytest.mark.parametrize(
     ("model", "dataset", "output", "want"),
     [
