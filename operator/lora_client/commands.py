@@ -325,7 +325,7 @@ def convert(
     ] = None,
     output: Output = Form.TEXT,
 ) -> None:
-    """Convert a run of TRL, Axolotl or LLaMA-Factory. Writes the manifest, and says what has no field."""
+    """Convert a run of TRL, Axolotl or LLaMA-Factory. Writes the manifest, and names what it leaves out."""
     from lora_client.verbs import writing
 
     writing.convert(source, name=name, tool=tool, gpus=gpus, output=file, form=output)

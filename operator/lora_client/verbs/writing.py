@@ -127,6 +127,9 @@ def _create(path: str, text: str) -> None:
 def convert(path: str, *, name: str, tool: str | None, gpus: int | None, output: str, form: Form) -> None:
     """Write the run that another tool's configuration describes. Raises `ClientError`."""
     found = converted(read_file(path, FOREIGN), name=name, tool=tool, gpus=gpus)
+    problems = [problem for problem in own_problems(found.manifest) if problem.path == "metadata.name"]
+    if problems:
+        raise ClientError(f"--name: {shown(problems[0])}")
     if form in (Form.JSON, Form.YAML):
         if output != "-":
             _create(output, text_of(found))
@@ -137,7 +140,11 @@ def convert(path: str, *, name: str, tool: str | None, gpus: int | None, output:
         note(f"{option} -> spec.{field}")
     for option, value, why in found.left:
         unsaid = value == NOT_GIVEN
-        note(f"{option} is not given: {why}" if unsaid else f"{option} ({' '.join(value.split())}) has no field: {why}")
+        note(
+            f"{option} is not given: {why}"
+            if unsaid
+            else f"{option} ({' '.join(value.split())}) is not taken over: {why}"
+        )
     for entry in found.to_fill:
         note(f"Fill in {entry}")
 

@@ -300,7 +300,10 @@ def test_convert_prints_a_manifest_and_what_it_left_out(tmp_path: Path, capsys: 
     assert main(["convert", "a.yaml", "--name", "mine"]) == 0
     out, err = capsys.readouterr()
     assert yaml.safe_load(out)["metadata"] == {"name": "mine"}
-    assert "flash_attention (true) has no field: fast paths" in err
+    assert "flash_attention (true) is not taken over: fast paths" in err
+    assert main(["convert", "a.yaml", "--name", "My_Run"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.startswith('lora: --name: metadata.name is "My_Run": must be lower-case letters')) == ("", True)
     assert main(["convert", "a.yaml", "-o", "json"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["tool"] == "Axolotl"
 
