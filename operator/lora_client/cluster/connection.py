@@ -19,6 +19,8 @@ Object = dict[str, Any]
 MANAGER = "lora"
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
+_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+"""An object without what it holds."""
 CONNECT_S = 10.0
 REQUEST_S = 30.0
 MOST_PAUSES = 3
@@ -84,6 +86,15 @@ class Cluster:
         """One object of the namespace. Raises `ApiError`, `UnreachableError`."""
         return self.request("GET", self.path(plural, name))
 
+    def may_exist(self, plural: str, name: str) -> bool:
+        """Whether an object is there, or cannot be looked at. Nothing that it holds is read. Raises
+        `UnreachableError`."""
+        try:
+            self.request("GET", self.path(plural, name), accept=_METADATA)
+        except ApiError as error:
+            return error.code != 404
+        return True
+
     def items(
         self, plural: str, query: Mapping[str, str] | None = None, *, everywhere: bool = False, version: str = ""
     ) -> list[Object]:
@@ -107,10 +118,11 @@ class Cluster:
         query: Mapping[str, str] | None = None,
         body: object = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> Object:
         """Send one request, and again where a busy server asks for it. Raises `ApiError`, `UnreachableError`."""
         for pause in range(MOST_PAUSES + 1):
-            response = self._open(method, path, query, body, content_type=content_type)
+            response = self._open(method, path, query, body, content_type=content_type, accept=accept)
             data = self._read(response)
             if 200 <= response.status < 400:
                 document = _document(data)
@@ -161,12 +173,13 @@ class Cluster:
         body: object,
         *,
         content_type: str = "application/json",
+        accept: str = "application/json",
         silence_s: float | None = REQUEST_S,
     ) -> Any:
         from urllib3 import Timeout  # noqa: PLC0415 - as above
         from urllib3.exceptions import HTTPError  # noqa: PLC0415
 
-        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": MANAGER}
+        headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": MANAGER}
         token = self.authorization()
         if token:
             headers["Authorization"] = token

@@ -44,6 +44,9 @@ class OneRun(Cluster):
     def get(self, plural: str, name: str) -> Object:
         return resource(name, status=self.status)
 
+    def may_exist(self, plural: str, name: str) -> bool:
+        return True
+
     def items(
         self, plural: str, query: Mapping[str, str] | None = None, *, everywhere: bool = False, version: str = ""
     ) -> list[Object]:
