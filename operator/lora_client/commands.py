@@ -65,7 +65,7 @@ Context = Annotated[str | None, typer.Option("--context", metavar="NAME", help="
 Namespace = Annotated[
     str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace; default: the context's.")
 ]
-Output = Annotated[Form, typer.Option("--output", "-o", help="Form of the answer.")]
+Output = Annotated[Form, typer.Option("--output", "-o", help="Output format.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run.", autocompletion=_complete_run)]
 File = Annotated[
     str, typer.Option("--file", "-f", metavar="FILE", help="Manifest of one LoRAFineTune; - is standard input.")
@@ -85,7 +85,7 @@ def _lora(
 
 @app.command("list")
 def list_runs(
-    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Of all namespaces.")] = False,
+    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="List those of all namespaces.")] = False,
     output: Output = Form.TEXT,
     context: Context = None,
     namespace: Namespace = None,
@@ -115,7 +115,7 @@ def explain(name: Name, output: Output = Form.TEXT, context: Context = None, nam
         explaining.explain(cluster, name, output)
 
 
-@app.command()
+@app.command(options_metavar="-f FILE [OPTIONS]")
 def validate(file: File, output: Output = Form.TEXT, context: Context = None, namespace: Namespace = None) -> int:
     """Ask the cluster whether it takes a manifest. Creates nothing; prints a sentence for every problem."""
     from lora_client.verbs import changing
@@ -124,7 +124,7 @@ def validate(file: File, output: Output = Form.TEXT, context: Context = None, na
         return changing.validate(cluster, file, output, asked=namespace is not None)
 
 
-@app.command()
+@app.command(options_metavar="-f FILE [OPTIONS]")
 def run(
     file: File,
     follow: Annotated[
@@ -183,9 +183,13 @@ def logs(
     name: Name,
     attempt: Annotated[int | None, typer.Option(min=1, help="Default: the last one.")] = None,
     stage: Annotated[str, typer.Option(help="train or preflight.")] = "train",
-    index: Annotated[int, typer.Option(min=0, help="Of the pods that train together; 0 leads.")] = 0,
+    index: Annotated[
+        int, typer.Option(min=0, help="Index of the pod, of several that train together; 0 is the leader.")
+    ] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-F", help="Follow the log as it grows.")] = False,
-    tail: Annotated[int | None, typer.Option(min=0, help="Only so many last lines.")] = None,
+    tail: Annotated[
+        int | None, typer.Option(min=0, metavar="LINES", help="Print only this many of the last lines.")
+    ] = None,
     output: Output = Form.TEXT,
     context: Context = None,
     namespace: Namespace = None,
@@ -201,7 +205,7 @@ def logs(
 def clone(
     name: Name,
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="As in lora.rank=32; repeatable.")
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="For example lora.rank=32; repeatable.")
     ] = None,
     new: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Default: the name with a number.")] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Print the manifest, create nothing.")] = False,
@@ -251,12 +255,12 @@ def ask(
     name: Name,
     question: Annotated[
         str | None,
-        typer.Argument(metavar="QUESTION", help="Left out: a conversation; piped lines are asked each by itself."),
+        typer.Argument(metavar="QUESTION", help="Omit it for a conversation; piped lines are asked separately."),
     ] = None,
     gpu: Annotated[
         bool, typer.Option("--gpu/--cpu", help="On a GPU as the training had it, or slowly on a CPU.")
     ] = False,
-    tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=100_000, help="The longest answer.")] = 64,
+    tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=100_000, help="Most tokens of an answer.")] = 64,
     memory: Memory = "",
     output: Output = Form.TEXT,
     context: Context = None,
@@ -299,8 +303,8 @@ def init(
         str | None,
         typer.Option(metavar="NAME", help="Secret with the Hub's token, a bucket's keys or a registry's login."),
     ] = None,
-    rank: Annotated[int | None, typer.Option(help="Of the adapter; default 16.")] = None,
-    gpus: Annotated[int | None, typer.Option(help="Of the run; default 1.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapter; default 16.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs of the run; default 1.")] = None,
     output: Output = Form.TEXT,
 ) -> None:
     """Write a manifest: three questions, or flags instead."""
@@ -318,10 +322,10 @@ def convert(
         str | None,
         typer.Option("--from", metavar="TOOL", help="trl, axolotl or llama-factory; default: by its options."),
     ] = None,
-    name: Annotated[str, typer.Option(metavar="NAME", help="Of the run.")] = "converted",
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the run.")] = "converted",
     gpus: Annotated[
         int | None,
-        typer.Option(min=0, max=64, help="That the tool was started on; default: what its launcher says, else 1."),
+        typer.Option(min=0, max=64, help="GPUs that the tool ran on; default: what its launcher says, else 1."),
     ] = None,
     output: Output = Form.TEXT,
 ) -> None:
@@ -331,7 +335,7 @@ def convert(
     writing.convert(source, name=name, tool=tool, gpus=gpus, output=file, form=output)
 
 
-@app.command()
+@app.command(options_metavar="-f FILE [OPTIONS]")
 def plan(
     file: File,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="The model's config.json.")] = None,
@@ -339,7 +343,7 @@ def plan(
         list[str] | None,
         typer.Option(metavar="GPU", help="A name (T4, NVIDIA-L4), slice (3g.40gb) or size (24GiB); repeatable."),
     ] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Of the data set, for hours.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the data set, to estimate hours.")] = None,
     output: Output = Form.TEXT,
 ) -> None:
     """Say what a run takes of which GPU. Needs neither GPU nor cluster."""

@@ -188,7 +188,7 @@ class ClusterRun:
     def compare(self, other: Run) -> Mapping[str, Any]:
         """See `Run`."""
         if not isinstance(other, ClusterRun):
-            raise ClientError(f"{other.name} is no run of a cluster: compare two of LoRAClient()")
+            raise ClientError(f"{other.name} is not a run of a cluster: compare two of LoRAClient()")
         return compare(self.refresh().resource, other.refresh().resource)
 
     def serve(self, kind: str = "vllm") -> Sequence[Mapping[str, Any]]:

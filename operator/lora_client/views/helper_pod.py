@@ -184,7 +184,7 @@ def _one_gpu(run: Object, limits: Mapping[str, Any]) -> dict[str, str]:
     named = resource if resource in limits else next((key for key in sorted(limits) if key not in others), "")
     if not count or not named:
         why = "its status and its Job name no GPU" if count else "it trained without one"
-        raise ClientError(f"--gpu cannot be had for {name_of(run)} ({why}): leave it out")
+        raise ClientError(f"--gpu is not available for {name_of(run)} ({why}): leave it out")
     return {named: "1"}
 
 

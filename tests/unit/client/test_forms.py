@@ -78,7 +78,9 @@ def test_what_serves_is_named_as_kubectl_names_it(kind: str, want: str, capsys: 
     serve(OneRun(), "tone", kind, Form.NAME)
     assert capsys.readouterr() == (want, "")
     serve(OneRun(), "tone", kind, Form.TEXT)
-    assert "--max-model-len=auto takes" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--max-model-len=auto takes" in said
+    assert ("kubectl port-forward -n team-a service/tone 8000:80" in said) is (kind == "vllm")
 
 
 @pytest.mark.parametrize("form", Form)
