@@ -362,7 +362,7 @@ def completion(shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash,
 
 def _complete(instruction: str) -> int:
     """Answer a shell: with its script, or with what fits behind what was typed."""
-    from typer.completion import completion_init, shell_complete
+    from typer.completion import completion_init, shell_complete  # type: ignore[attr-defined]
 
     completion_init()
     return shell_complete(get_command(app), {}, "lora", COMPLETION_VARIABLE, instruction)

@@ -40,6 +40,7 @@ class Server(Cluster):
         query: Mapping[str, str] | None = None,
         body: object = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> Object:
         if method == "GET":
             if not self.there:
