@@ -228,6 +228,9 @@ def _axolotl_held_out(c: Conversion) -> None:
         return
     first, *others = entries
     m.validation(c, "test_datasets[0].path", first.get("path"), "val_set_size")
+    for key in first.keys() - {"path"}:
+        if key != "split" or first[key] not in ("test", "validation"):
+            c.left.append((f"test_datasets[0].{key}", str(first[key])[:60], "held-out rows are read as the others are"))
     for number, other in enumerate(others, 1):
         c.left.append((f"test_datasets[{number}]", str(other.get("path")), "dataset.validationUri is one data set"))
 

@@ -100,6 +100,16 @@ def test_an_option_of_the_tables_becomes_its_field(tool: str, option: str) -> No
         assert option in mapped, left.get(option)
 
 
+def test_what_a_held_out_data_set_has_besides_its_address_is_named() -> None:
+    """But for the splits that are taken anyhow."""
+    entries = "[{path: e/f, split: test, type: alpaca}, {path: g/h}]"
+    found = convert(f"base_model: a/b\ndatasets: [{{path: c/d}}]\nadapter: lora\ntest_datasets: {entries}", name="tone")
+    assert {name for name, _, _ in found.left if name.startswith("test")} == {
+        "test_datasets[0].type",
+        "test_datasets[1]",
+    }
+
+
 @pytest.mark.parametrize(
     ("given", "fields"),
     [
