@@ -1,4 +1,4 @@
-"""The acceptance of a GPU: whether it trains rightly, within the memory that was foretold, and how fast.
+"""The acceptance of a GPU: whether it trains correctly, within the planned memory, and how fast.
 
     python benchmarks/gpu_acceptance.py [--parts device attention ...] [--minutes 20] [--json FILE]
 

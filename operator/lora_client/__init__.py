@@ -7,10 +7,11 @@ LoRAClient().run(spec).wait().pull()
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lora_client.errors import ClientError as ClientError
     from lora_client.interface import LoRAClient as LoRAClient
     from lora_client.interface import Run as Run
 
-__all__ = ["LoRAClient", "Run"]
+__all__ = ["ClientError", "LoRAClient", "Run"]
 
 
 def __getattr__(name: str) -> object:

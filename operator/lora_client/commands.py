@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.main import get_command
 
+from lora_client import typed
 from lora_client.errors import FAILED, ClientError
 from lora_client.output import Form, note
 from lora_client.views.arguments import refused
@@ -22,15 +23,19 @@ app = typer.Typer(
     name="lora",
     help="Fine-tune language models with LoRA on Kubernetes. Every verb has --help; so has kubectl lora.",
     rich_markup_mode=None,
+    add_completion=False,  # `lora completion` prints it
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 def connect(context: str | None, namespace: str | None) -> "Cluster":
-    """The cluster that is meant. Raises `ClientError`."""
+    """The cluster that is meant, also by the commands that are printed. Raises `ClientError`."""
     from lora_client.cluster import connection
 
-    return connection.connect(context, namespace)
+    cluster = connection.connect(context, namespace)
+    usual = "" if namespace else cluster.namespace
+    typed.remember(lambda: (cluster.namespace if cluster.namespace != usual else "", context or ""))
+    return cluster
 
 
 def _complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -62,7 +67,7 @@ Context = Annotated[str | None, typer.Option("--context", metavar="NAME", help="
 Namespace = Annotated[
     str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace; default: the context's.")
 ]
-Output = Annotated[Form, typer.Option("--output", "-o", help="Form of the answer.")]
+Output = Annotated[Form, typer.Option("--output", "-o", help="Output format.")]
 Name = Annotated[str, _a_run("NAME", "Name of the run.")]
 File = Annotated[
     str, typer.Option("--file", "-f", metavar="FILE", help="Manifest of one LoRAFineTune; - is standard input.")
@@ -89,7 +94,7 @@ def _lora(
 
 @app.command("list")
 def list_runs(
-    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Of all namespaces.")] = False,
+    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="List those of all namespaces.")] = False,
     output: Output = Form.TEXT,
     context: Context = None,
     namespace: Namespace = None,
@@ -119,7 +124,7 @@ def explain(name: Name, output: Output = Form.TEXT, context: Context = None, nam
         explaining.explain(cluster, name, output)
 
 
-@app.command()
+@app.command(options_metavar="-f FILE [OPTIONS]")
 def validate(file: File, output: Output = Form.TEXT, context: Context = None, namespace: Namespace = None) -> int:
     """Ask the cluster whether it takes a manifest. Creates nothing; prints a sentence for every problem."""
     from lora_client.verbs import changing
@@ -128,7 +133,7 @@ def validate(file: File, output: Output = Form.TEXT, context: Context = None, na
         return changing.validate(cluster, file, output, asked=namespace is not None)
 
 
-@app.command()
+@app.command(options_metavar="-f FILE [OPTIONS]")
 def run(
     file: File,
     follow: Annotated[
@@ -192,9 +197,13 @@ def logs(
     stage: Annotated[
         str | None, typer.Option(help="train or preflight; default: the training, before it has a pod the preflight.")
     ] = None,
-    index: Annotated[int, typer.Option(min=0, help="Of the pods that train together; 0 leads.")] = 0,
+    index: Annotated[
+        int, typer.Option(min=0, help="Index of the pod, of several that train together; 0 is the leader.")
+    ] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", "-F", help="Follow the log as it grows.")] = False,
-    tail: Annotated[int | None, typer.Option(min=0, help="Only so many last lines.")] = None,
+    tail: Annotated[
+        int | None, typer.Option(min=0, metavar="LINES", help="Print only this many of the last lines.")
+    ] = None,
     output: Output = Form.TEXT,
     context: Context = None,
     namespace: Namespace = None,
@@ -210,7 +219,7 @@ def logs(
 def clone(
     name: Name,
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="As in lora.rank=32; repeatable.")
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="For example lora.rank=32; repeatable.")
     ] = None,
     new: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Default: the name with a number.")] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Print the manifest, create nothing.")] = False,
@@ -259,12 +268,13 @@ def pull(
 def ask(
     name: Name,
     question: Annotated[
-        str | None, typer.Argument(metavar="QUESTION", help="Without one, a line after the other is answered.")
+        str | None,
+        typer.Argument(metavar="QUESTION", help="Omit it for a conversation; piped lines are asked separately."),
     ] = None,
     gpu: Annotated[
         bool, typer.Option("--gpu/--cpu", help="On a GPU as the training had it, or slowly on a CPU.")
     ] = False,
-    tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=100_000, help="The longest answer.")] = 64,
+    tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=100_000, help="Most tokens of an answer.")] = 64,
     memory: Memory = "",
     output: Output = Form.TEXT,
     context: Context = None,
@@ -307,8 +317,8 @@ def init(
         str | None,
         typer.Option(metavar="NAME", help="Secret with the Hub's token, a bucket's keys or a registry's login."),
     ] = None,
-    rank: Annotated[int | None, typer.Option(help="Of the adapter; default 16.")] = None,
-    gpus: Annotated[int | None, typer.Option(help="Of the run; default 1.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapter; default 16.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs of the run; default 1.")] = None,
     output: Output = Form.TEXT,
 ) -> None:
     """Write a manifest: three questions, or flags instead."""
@@ -326,20 +336,20 @@ def convert(
         str | None,
         typer.Option("--from", metavar="TOOL", help="trl, axolotl or llama-factory; default: by its options."),
     ] = None,
-    name: Annotated[str, typer.Option(metavar="NAME", help="Of the run.")] = "converted",
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the run.")] = "converted",
     gpus: Annotated[
         int | None,
-        typer.Option(min=0, max=64, help="That the tool was started on; default: what its launcher says, else 1."),
+        typer.Option(min=0, max=64, help="GPUs that the tool ran on; default: what its launcher says, else 1."),
     ] = None,
     output: Output = Form.TEXT,
 ) -> None:
-    """Convert a run of TRL, Axolotl or LLaMA-Factory. Writes the manifest, and says what has no field."""
+    """Convert a run of TRL, Axolotl or LLaMA-Factory. Writes the manifest, and names what it leaves out."""
     from lora_client.verbs import writing
 
     writing.convert(source, name=name, tool=tool, gpus=gpus, output=file, form=output)
 
 
-@app.command()
+@app.command(options_metavar="-f FILE [OPTIONS]")
 def plan(
     file: File,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="The model's config.json.")] = None,
@@ -347,7 +357,7 @@ def plan(
         list[str] | None,
         typer.Option(metavar="GPU", help="A name (T4, NVIDIA-L4), slice (3g.40gb) or size (24GiB); repeatable."),
     ] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Of the data set, for hours.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the data set, to estimate hours.")] = None,
     output: Output = Form.TEXT,
 ) -> None:
     """Say what a run takes of which GPU. Needs neither GPU nor cluster."""
@@ -359,21 +369,25 @@ def plan(
 @app.command()
 def completion(shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]) -> int:
     """Print the completion of a shell. For instance: source <(lora completion bash)."""
-    from typer.completion import shell_complete
-
     if shell not in ("bash", "zsh", "fish"):
         raise ClientError(f"SHELL is {shell}: must be bash, zsh or fish")
-    return shell_complete(get_command(app), {}, "lora", COMPLETION_VARIABLE, f"source_{shell}")
+    return _complete(f"source_{shell}")
+
+
+def _complete(instruction: str) -> int:
+    """Answer a shell: with its script, or with what fits behind what was typed."""
+    from typer.completion import completion_init, shell_complete  # type: ignore[attr-defined]
+
+    completion_init()
+    return shell_complete(get_command(app), {}, "lora", COMPLETION_VARIABLE, instruction)
 
 
 def run_command(arguments: Sequence[str], program: str = "lora") -> int:
     """Run what the command line says; the exit status. Raises `ClientError`, for wrong arguments too."""
+    typed.forget()
+    if instruction := os.environ.get(COMPLETION_VARIABLE):
+        return _complete(instruction)
     command = get_command(app)
-    instruction = os.environ.get(COMPLETION_VARIABLE)
-    if instruction:
-        from typer.completion import shell_complete
-
-        return shell_complete(command, {}, "lora", COMPLETION_VARIABLE, instruction)
     try:
         with command.make_context(program, list(arguments) or ["--help"]) as context:
             code: Any = command.invoke(context)

@@ -1,6 +1,6 @@
 """The Python interface, with the verbs of the command line.
 
-    from lora_client import LoRAClient
+    from lora_client import ClientError, LoRAClient
     run = LoRAClient(namespace="team-a").run(spec).wait()
     folder = run.pull()
 
@@ -20,7 +20,7 @@ from lora_client.spec import Manifest, Spec
 from lora_client.verbs.writing import planned
 from lora_trainer.contract.manifest import API_VERSION, KIND
 
-__all__ = ["LoRAClient", "Run"]
+__all__ = ["ClientError", "LoRAClient", "Run"]
 
 
 class LoRAClient:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_client.errors import ClientError
 from lora_client.runs import Run
-from lora_client.verbs.ask import answer_of
+from lora_client.verbs.ask import answer_of, request_of
 from lora_client.views.answers import Answer
 from lora_client.views.changes import change_to, free_name
 from lora_client.views.changes import clone as changed
@@ -136,10 +136,8 @@ class LocalRun:
     def ask(self, question: str, *, gpu: bool = False, most_tokens: int = 64) -> Answer:
         """See `Run`: on a GPU where the machine has one, whatever `gpu` says."""
         command = [trainer(), "ask", "--claims", str(self._claims), "--adapter", str(self._result())]
-        command += ["--format", "json", "--max-new-tokens", str(most_tokens)]
-        asked = subprocess.run(
-            command, input=f"{' '.join(question.split())}\n".encode(), capture_output=True, check=False
-        )
+        command += ["--input", "json", "--format", "json", "--max-new-tokens", str(most_tokens)]
+        asked = subprocess.run(command, input=request_of(question), capture_output=True, check=False)
         if asked.returncode:
             said = asked.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
             raise ClientError(f"{TRAINER} ask ended with status {asked.returncode}: {said[-1]}")

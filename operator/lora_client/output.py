@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lora_client.typed import completed
+
 _COLOURS = {"red": 31, "green": 32, "yellow": 33, "bold": 1, "dim": 2}
 
 
@@ -26,7 +28,7 @@ def say(text: str) -> None:
 
 def note(text: str) -> None:
     """A line on standard error, for what is no part of the answer."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(completed(text) + "\n")
     sys.stderr.flush()
 
 
@@ -39,7 +41,7 @@ def show(form: Form, resources: Sequence[Mapping[str, Any]], lines: Iterable[str
             say(f"{TYPE}/{name_of(resource)}")
     elif form is Form.TEXT:
         for line in lines:
-            say(line)
+            say(completed(line))
     else:
         kept = [without_managers(resource) for resource in resources]
         data(form, {"apiVersion": "v1", "kind": "List", "items": kept} if many else kept[0])

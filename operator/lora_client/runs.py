@@ -15,7 +15,7 @@ from lora_client.verbs import changing, checking
 from lora_client.verbs.ask import conversation
 from lora_client.verbs.explaining import explanation
 from lora_client.verbs.logs import log_so_far
-from lora_client.verbs.pull import pull
+from lora_client.verbs.pull import pulled
 from lora_client.verbs.serve import served
 from lora_client.views.answers import Answer
 from lora_client.views.applied import ended_before
@@ -178,13 +178,13 @@ class ClusterRun:
 
     def pull(self, folder: Path | str | None = None) -> Path:
         """See `Run`."""
-        return pull(self._cluster, self.name, None if folder is None else str(folder))
+        return pulled(self._cluster, self.refresh().resource, None if folder is None else str(folder))
 
     def ask(self, question: str, *, gpu: bool = False, most_tokens: int = 64) -> Answer:
         """See `Run`."""
         need = Need(verb="ask", model=True, gpu=gpu)
         with conversation(self._cluster, self.refresh().resource, need, most_tokens) as answer:
-            return answer(question)
+            return answer(question, ())
 
     def clone(self, changes: Mapping[str, Any], *, name: str | None = None) -> "ClusterRun":
         """See `Run`."""
@@ -199,7 +199,7 @@ class ClusterRun:
     def compare(self, other: Run) -> Mapping[str, Any]:
         """See `Run`."""
         if not isinstance(other, ClusterRun):
-            raise ClientError(f"{other.name} is no run of a cluster: compare two of LoRAClient()")
+            raise ClientError(f"{other.name} is not a run of a cluster: compare two of LoRAClient()")
         return compare(self.refresh().resource, other.refresh().resource)
 
     def serve(self, kind: str = "vllm") -> Sequence[Mapping[str, Any]]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import urllib3
+from tests.certificates import make_certificate
 from tests.trainer.servers import Proxy
-from tests.trainer.test_hub_cache import make_certificate
 
 from lora_trainer.contract.uri import HubUri, OciUri, S3Uri
 from lora_trainer.errors import TransientError

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import urllib3
+from tests.certificates import make_certificate
 from tests.trainer import runs, servers, tiny
 from tests.trainer.runs import TRAINER, Workplace
 from tests.trainer.servers import Proxy
@@ -338,15 +339,6 @@ def test_proxies_and_certificates_of_the_environment_are_used(
         trusted = {"SSL_CERT_FILE": str(certificate), "REQUESTS_CA_BUNDLE": str(certificate)}
         assert prepared(workplace, proxy.url, tmp_path / "second", **trusted) == ("0", "PreflightPassed")
         assert proxy.sent(WEIGHTS) > 0
-
-
-def make_certificate(folder: Path) -> Path:
-    """Key and self-signed certificate for 127.0.0.1 in one file."""
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=tests"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(folder / "key"), "-out", str(folder / "crt")]
-    subprocess.run(command, check=True, capture_output=True)
-    (folder / "both.pem").write_text((folder / "key").read_text() + (folder / "crt").read_text())
-    return folder / "both.pem"
 
 
 def test_the_tries_of_a_download_do_not_multiply(server: HubServer, tmp_path: Path) -> None:

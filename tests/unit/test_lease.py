@@ -257,7 +257,7 @@ async def test_a_standby_waits_through_an_outage_of_the_api_server(caplog: pytes
     began_s = clock()
     await clock.reach(began_s + 60)
     assert not waiting.done()
-    assert caplog.text.count("cannot be had: connection refused") == 1
+    assert caplog.text.count("is not available: connection refused") == 1
     server.down = False
     await waiting
     assert server.holder == "a"

@@ -13,7 +13,10 @@ from tests.unit.test_terms import REPOSITORY, found
 
 CHART = REPOSITORY / "helm/lora-finetune-operator"
 PACKAGES = ["operator/lora_client", "operator/lora_operator", "trainer_image/lora_trainer"]
-COMMENTED = [*sorted(REPOSITORY.glob("examples/*.yaml")), CHART / "values.yaml", CHART / "values.schema.json"]
+COMMENTED = [
+    *sorted(REPOSITORY.glob("examples/*.yaml")),
+    *(CHART / f"{name}" for name in ("Chart.yaml", "values.yaml", "values.schema.json")),
+]
 COMMENT = re.compile(r"^(?:.*?\s)?#\s?(.*)$")
 
 

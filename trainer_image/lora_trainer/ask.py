@@ -1,7 +1,7 @@
 """The same questions to the base model and to the adapter on top of it, answered greedily."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,13 @@ class Pair:
         model = load_model(base, base_quantization(adapter, self._device), self._device).model
         self._model = PeftModel.from_pretrained(model, str(adapter)).eval()
 
-    def answer(self, question: str) -> Answer:
-        """What both say. Raises `ConfigError` for a question that leaves the model no position for an answer."""
-        prompt = _prompt(self._encoder, self._adapter, question)
-        most_tokens = self._room(len(prompt))
+    def answer(self, question: str, before: Sequence[Answer] = ()) -> Answer:
+        """What both say, each with its own answers of `before` in mind. Raises `ConfigError` for a question that leaves
+        the model no position for an answer."""
         with self._model.disable_adapter():
-            plain = self._said(prompt, most_tokens)
-        return Answer(question=question, base=plain, adapter=self._said(prompt, most_tokens))
+            plain = self._said(question, [(asked.question, asked.base) for asked in before])
+        said = self._said(question, [(asked.question, asked.adapter) for asked in before])
+        return Answer(question=question, base=plain, adapter=said)
 
     def _room(self, prompt: int) -> int:
         """How many tokens an answer may have behind a prompt of so many."""
@@ -67,12 +67,13 @@ class Pair:
         if prompt >= most:
             raise ConfigError(
                 f"the question has {prompt} tokens, as the training would write it: {kind} has positions for {most}, "
-                "the answer's among them; ask a shorter one"
+                "the answer's among them; ask a shorter one, or begin a new conversation"
             )
         return min(self._max_new_tokens, most - prompt)
 
-    def _said(self, prompt: Sequence[int], most_tokens: int) -> str:
-        return _answer(self._model, self._encoder, prompt, most_tokens, self._device)
+    def _said(self, question: str, before: Sequence[tuple[str, str]]) -> str:
+        prompt = _prompt(self._encoder, self._adapter, question, before)
+        return _answer(self._model, self._encoder, prompt, self._room(len(prompt)), self._device)
 
 
 def base_quantization(adapter: Path, device: Device) -> Quantization:
@@ -91,13 +92,13 @@ def _base(uri: str | None, adapter: Path, volumes: Volumes) -> Base:
     return find_base(uri, volumes, Hub()) if "://" in uri else open_folder(Path(uri))
 
 
-def _prompt(encoder: Encoder, adapter: Path, question: str) -> list[int]:
-    """The question as the training rendered it: through the chat template, or as it stands for a base model that was
-    trained on bare prompts."""
+def _prompt(encoder: Encoder, adapter: Path, question: str, before: Sequence[tuple[str, str]] = ()) -> list[int]:
+    """The question as the training rendered it: behind earlier turns through the chat template, or by itself, as it
+    is, for a base model that was trained on bare prompts, which know no turns."""
     if not encoder.tokenizer.chat_template and (not encoder.has_template or _trained_verbatim(adapter)):
         ids: list[int] = encoder.tokenizer(question)["input_ids"]
         return ids
-    return encoder.prompt(question)
+    return encoder.prompt(question, before)
 
 
 def _chosen(adapter: Path) -> Chosen:
@@ -141,6 +142,26 @@ def _answer(model: Any, encoder: Encoder, prompt: Sequence[int], max_new_tokens:
         )
     text: str = encoder.tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
     return text.strip()
+
+
+def asked_in(text: str) -> tuple[str, tuple[Answer, ...]]:
+    """The question of a line of JSON, and the answers before it. Raises `ConfigError` for another line."""
+    try:
+        request = json.loads(text)
+        before = tuple(_recorded(record) for record in request.get("before") or ())
+        question = request["question"]
+        if isinstance(question, str) and question.strip():
+            return question, before
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise ConfigError(
+        f"a line of standard input is {text.strip()[:80]}: must be JSON with a question, as in "
+        '{"question": "Who are you?"}'
+    )
+
+
+def _recorded(record: Mapping[str, str]) -> Answer:
+    return Answer(question=record["question"], base=record["base"], adapter=record["adapter"])
 
 
 def line(answer: Answer) -> str:

@@ -124,6 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument(
         "--question", action="append", metavar="TEXT", type=_text, help="default: the lines of standard input"
     )
+    ask.add_argument(
+        "--input", choices=("text", "json"), default="text", help="of standard input; json may have answers before"
+    )
     ask.add_argument("--max-new-tokens", type=_number(1, 100_000), default=64, metavar="N")
     ask.add_argument("--format", choices=("text", "json"), default="text")
     return parser

@@ -1,5 +1,6 @@
 """YAML files as a person writes them: what kubectl refuses is refused, each mistake in one sentence with its line."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from lora_trainer.errors import ConfigError
 MOST_CHARACTERS = 3 * 2**20
 """What the API server takes of one request; a manifest has a few hundred."""
 _MERGE, _TIMESTAMP, _INTEGER = (f"tag:yaml.org,2002:{kind}" for kind in ("merge", "timestamp", "int"))
+_FLOAT = "tag:yaml.org,2002:float"
+_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
+"""What kubectl reads as one, and PyYAML as text where the exponent lacks a point or a sign: 1e-4."""
 _LONGEST_NUMBER_BITS = 128
 _LONG_NUMBER = "the number has more digits than any field takes"
 
@@ -68,7 +72,8 @@ def one_resource(documents: Sequence[Any], name: str) -> Mapping[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses keys that stand twice and numbers that no field can take. Dates are text, as for kubectl."""
+    """Refuses keys that are repeated and numbers that no field can take. Dates and numbers are what they are for
+    kubectl."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as in the class above
         first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
@@ -82,7 +87,7 @@ class _Loader(yaml.SafeLoader):
         for key in _scalars(node):
             mark = first.setdefault((key.tag, key.value), key.start_mark)
             if mark is not key.start_mark:
-                problem = f"the field {key.value[:80]} stands twice here, first in line {mark.line + 1}: remove one"
+                problem = f"the field {key.value[:80]} is repeated, first in line {mark.line + 1}: remove one"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
         return node
 
@@ -96,6 +101,10 @@ class _Loader(yaml.SafeLoader):
         if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER_BITS:
             raise yaml.MarkedYAMLError(problem=_LONG_NUMBER, problem_mark=node.start_mark)
         return value
+
+
+# Behind the others, so that whole numbers stay whole.
+_Loader.add_implicit_resolver(_FLOAT, _NUMBER, list("-+.0123456789"))
 
 
 def _scalars(node: yaml.MappingNode) -> Iterator[yaml.ScalarNode]:

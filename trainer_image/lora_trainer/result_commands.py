@@ -70,12 +70,12 @@ def merge(options: argparse.Namespace) -> int:
 def ask(options: argparse.Namespace) -> int:
     """Answers of base model and adapter to the same questions; the exit status.
 
-    Without a question, each line of standard input is one, answered before the next is read.
+    Without a question, each line of standard input is one, by itself or as JSON, answered before the next is read.
     """
 
     def action() -> None:
         check_question(options.adapter, options.base, volumes(options))
-        from lora_trainer.ask import Pair, line, show  # noqa: PLC0415 - as above
+        from lora_trainer.ask import Pair, asked_in, line, show  # noqa: PLC0415 - as above
 
         as_json = options.format == "json"
         pair = Pair(options.base, options.adapter, options.max_new_tokens, volumes(options))
@@ -83,7 +83,7 @@ def ask(options: argparse.Namespace) -> int:
             say(show([pair.answer(question) for question in options.question], as_json=as_json))
             return
         for text in filter(str.strip, sys.stdin):
-            answer = pair.answer(text.strip())
+            answer = pair.answer(*asked_in(text)) if options.input == "json" else pair.answer(text.strip())
             if not say(line(answer) if as_json else show([answer], as_json=False)):
                 return
 

@@ -2,10 +2,11 @@
 
 import json
 import re
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from lora_client.cluster.kubeconfig import configured
 from lora_client.errors import ClientError
@@ -18,10 +19,13 @@ Object = dict[str, Any]
 MANAGER = "lora"
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
+_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+"""An object without what it holds."""
 CONNECT_S = 10.0
 REQUEST_S = 30.0
 MOST_PAUSES = 3
 LONGEST_PAUSE_S = 5.0
+_UNKNOWN_AUTHORITY = "name its authority in the kubeconfig (certificate-authority), and a proxy's if one is in between"
 _PREFIXES = {
     "lorafinetunes": "apis/lora-operator.io/v1alpha1",
     "jobs": "apis/batch/v1",
@@ -44,7 +48,7 @@ class ApiError(ClientError):
 
 
 class UnreachableError(ClientError):
-    """The API server does not answer."""
+    """The API server does not answer, or something else does in its place."""
 
 
 class Cluster:
@@ -82,6 +86,15 @@ class Cluster:
         """One object of the namespace. Raises `ApiError`, `UnreachableError`."""
         return self.request("GET", self.path(plural, name))
 
+    def may_exist(self, plural: str, name: str) -> bool:
+        """Whether an object is there, or cannot be looked at. Nothing that it holds is read. Raises
+        `UnreachableError`."""
+        try:
+            self.request("GET", self.path(plural, name), accept=_METADATA)
+        except ApiError as error:
+            return error.code != 404
+        return True
+
     def items(
         self, plural: str, query: Mapping[str, str] | None = None, *, everywhere: bool = False, version: str = ""
     ) -> list[Object]:
@@ -105,13 +118,18 @@ class Cluster:
         query: Mapping[str, str] | None = None,
         body: object = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> Object:
         """Send one request, and again where a busy server asks for it. Raises `ApiError`, `UnreachableError`."""
         for pause in range(MOST_PAUSES + 1):
-            response = self._open(method, path, query, body, content_type=content_type)
+            response = self._open(method, path, query, body, content_type=content_type, accept=accept)
             data = self._read(response)
-            if 200 <= response.status < 300:
-                return _document(data)
+            if 200 <= response.status < 400:
+                document = _document(data)
+                # Whatever the API server answers has a kind: what has none comes from something in between.
+                if response.status < 300 and document.get("kind"):
+                    return document
+                raise self._no_api_server(response)
             refusal = Refusal.of(response.status, _document(data), data, self.namespace)
             wait_s = response.headers.get("Retry-After", "")
             if refusal.code != 429 or pause == MOST_PAUSES or not wait_s.isdecimal():
@@ -155,12 +173,13 @@ class Cluster:
         body: object,
         *,
         content_type: str = "application/json",
+        accept: str = "application/json",
         silence_s: float | None = REQUEST_S,
     ) -> Any:
         from urllib3 import Timeout  # noqa: PLC0415 - as above
         from urllib3.exceptions import HTTPError  # noqa: PLC0415
 
-        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": MANAGER}
+        headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": MANAGER}
         token = self.authorization()
         if token:
             headers["Authorization"] = token
@@ -191,15 +210,37 @@ class Cluster:
             response.release_conn()
         return data
 
-    def _unreachable(self, error: Exception) -> UnreachableError:
-        why = (
-            re.sub(r"\[Errno \d+\] ", "", " ".join(str(error).rpartition(": ")[2].split()))[:200]
-            or type(error).__name__
-        )
+    def _no_api_server(self, response: Any) -> UnreachableError:
+        location = urlsplit(response.headers.get("Location", "")).hostname
+        kind = response.headers.get("Content-Type", "").partition(";")[0] or "no content type"
+        what = f"is redirected to {location}" if location else f"answers with {kind}, which no API server does"
         return UnreachableError(
-            f"The API server {self.configuration.host} does not answer ({why}): check the network and the context, "
-            "which kubectl config current-context shows"
+            f"{self.configuration.host} {what}: a proxy or a login page is in between; log in there, or correct "
+            "server in the kubeconfig"
         )
+
+    def _unreachable(self, error: Exception) -> ClientError:
+        from lora_trainer.places.network import refused_certificate  # noqa: PLC0415 - as above
+
+        host = self.configuration.host
+        if refused := refused_certificate(error, _UNKNOWN_AUTHORITY):
+            return ClientError(f"The API server {host} cannot be asked, since {refused}")
+        return UnreachableError(
+            f"The API server {host} does not answer ({_why(error)}): check the network and the context, which "
+            "kubectl config current-context shows"
+        )
+
+
+def _why(error: Exception) -> str:
+    """In words, also for what Python's libraries wrap in their own."""
+    from lora_trainer.places.network import cause_of  # noqa: PLC0415 - as above
+
+    if cause_of(error, ConnectionError) and not cause_of(error, ConnectionRefusedError):
+        return "it closed the connection"
+    if cause_of(error, socket.gaierror):
+        return "its name cannot be resolved"
+    text = re.sub(r"\[Errno \d+\] ", "", " ".join(str(error).rpartition(": ")[2].split()))
+    return text[:200] or type(error).__name__
 
 
 def _document(data: bytes) -> Object:

@@ -60,7 +60,7 @@ def _load(configuration: "Configuration", context: str | None) -> str:
             config.load_kube_config(config_file=file, context=chosen.name, client_configuration=configuration)
         if errors.said and not configuration.api_key and configuration.cert_file is None:
             raise ClientError(
-                f"The kubeconfig's credentials cannot be had ({_plugin_error(chosen.plugin, errors.said[-1])}): "
+                f"The kubeconfig's credentials are not available ({_plugin_error(chosen.plugin, errors.said[-1])}): "
                 "log in again, or install the plugin that it names"
             )
     except ClientError:

@@ -118,6 +118,6 @@ def text_of(converted: Converted) -> str:
     lines = [f"# From a configuration of {converted.tool}, by lora convert."]
     lines += [f"# Fill in {entry}" for entry in converted.to_fill]
     if converted.left:
-        lines.append("# Without a field here:")
+        lines.append("# Not taken over:")
         lines += [f"#   {name}: {' '.join(value.split())} ({why})" for name, value, why in converted.left]
     return "\n".join(lines) + "\n" + yaml_text(dict(converted.manifest))

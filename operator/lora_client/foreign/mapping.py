@@ -5,14 +5,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_client.foreign.elsewhere import SAVES, TEMPLATE
 from lora_client.views.changes import decimal_text
 from lora_client.views.words import is_file, known
 from lora_trainer.contract.config import LossOn, Packing, Precision
+from lora_trainer.contract.template_fields import BUILT_IN
 
 Options = Mapping[str, Any]
 MISSING_MODEL = "hf://organisation/model"
 MISSING_DATASET = "hf://organisation/data-set"
 NOT_GIVEN = "not given"
+MOST_KEPT = 100
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,7 +60,7 @@ class Conversion:
         try:
             self.set(path, int(float(str(value))), name)
         except ValueError:
-            self.leave(name, "is no number")
+            self.leave(name, "is not a number")
 
     def decimal(self, name: str, path: str, default: float | None = None) -> None:
         """A number with a fraction, which is text here."""
@@ -66,7 +69,7 @@ class Conversion:
             return
         number = decimal_text(value)
         if number is None:
-            self.leave(name, "is no number")
+            self.leave(name, "is not a number")
         else:
             self.set(path, number, name)
 
@@ -179,7 +182,7 @@ def warmup(c: Conversion) -> None:
     if steps <= 0:
         ratio = decimal_text(c.get("warmup_ratio", 0))
         if ratio is None:
-            c.leave("warmup_ratio", "is no number")
+            c.leave("warmup_ratio", "is not a number")
         else:
             c.set("training.warmupRatio", ratio, "warmup_ratio", "warmup_steps")
         return
@@ -242,6 +245,45 @@ def variants(c: Conversion, dora: str, rslora: str) -> None:
         c.set("lora.scaling", "RankStabilized", rslora)
 
 
+def saving(c: Conversion) -> None:
+    """How often states are saved and how many are kept; epochs are nothing that a checkpoint counts here."""
+    c.leave("save_strategy", SAVES)
+    steps = _whole(c.get("save_steps"))
+    if steps and str(c.get("save_strategy", "steps")).lower() == "steps":
+        c.set("checkpoint.intervalSteps", steps, "save_steps")
+    else:
+        c.leave("save_steps", SAVES)
+    if kept := _whole(c.get("save_total_limit")):
+        c.set("checkpoint.keep", min(kept, MOST_KEPT), "save_total_limit")
+    else:
+        c.leave("save_total_limit", f"checkpoint.keep is a whole number from 1 to {MOST_KEPT}")
+
+
+def _whole(value: object) -> int | None:
+    """A whole number from 1 on, None for anything else."""
+    text = str(value).removesuffix(".0")
+    return int(text) if text.isdecimal() and int(text) else None
+
+
+def chat_template(c: Conversion, name: str) -> None:
+    """One that is built in here, too, by its name."""
+    built_in = {ours.lower(): ours for ours in BUILT_IN}
+    ours = built_in.get(str(c.get(name, "")).lower())
+    if ours:
+        c.set("dataset.chatTemplate", ours, name)
+    else:
+        c.leave(name, TEMPLATE)
+
+
+def validation(c: Conversion, name: str, value: object, *fractions: str) -> None:
+    """A data set of held-out rows, which takes the place of a share of the others."""
+    for fraction in fractions:
+        c.leave(fraction, f"{name} says what is held out")
+    c.mapped[:] = [pair for pair in c.mapped if pair[1] != "dataset.validationFraction"]
+    c.fields.pop("dataset.validationFraction", None)
+    dataset(c, name, value, "dataset.validationUri")
+
+
 def model(c: Conversion, name: str) -> None:
     """A name on the Hub; a folder has to come onto a claim first."""
     value = str(c.get(name, ""))
@@ -253,26 +295,26 @@ def model(c: Conversion, name: str) -> None:
         return
     c.fields["model.uri"] = MISSING_MODEL
     c.to_fill.append(
-        f"model.uri: {name} is {value or 'missing'}, which is no name on the Hub: copy it to a claim, pvc://claim/path"
+        f"model.uri: {name} is {value}, which is not a name on the Hub: copy it to a claim, pvc://claim/path"
+        if value
+        else f"model.uri: {name} is missing: write the model's address"
     )
 
 
-def dataset(c: Conversion, name: str, value: object) -> None:
+def dataset(c: Conversion, name: str, value: object, path: str = "dataset.uri") -> None:
     """A name on the Hub; a file has to come to where pods see it."""
     text = str(value or "")
     if is_file(text) and "://" not in text:
         wanted = f"the file {text}: copy it to a claim, pvc://claim/path, or into a ConfigMap, configmap://name/key"
     elif on_the_hub(text):
-        c.fields["dataset.uri"] = f"hf://{text}"
-        c.mapped.append((name, "dataset.uri"))
+        c.fields[path] = f"hf://{text}"
+        c.mapped.append((name, path))
         return
     else:
-        wanted = (
-            f"{text or 'missing'}, which is no name on the Hub: write hf://, s3://, pvc://claim/path or "
-            "configmap://name/key"
-        )
-    c.fields["dataset.uri"] = MISSING_DATASET
-    c.to_fill.append(f"dataset.uri: {name} is {wanted}")
+        wanted = f"{text}, which is not a name on the Hub" if text else "missing"
+        wanted += ": write hf://, s3://, pvc://claim/path or configmap://name/key"
+    c.fields[path] = MISSING_DATASET
+    c.to_fill.append(f"{path}: {name} is {wanted}")
 
 
 def on_the_hub(name: str) -> bool:
@@ -283,7 +325,7 @@ def on_the_hub(name: str) -> bool:
 
 def manifest(c: Conversion, name: str) -> dict[str, Any]:
     """The resource, its fields in the definition's order of sections."""
-    order = ("model", "dataset", "lora", "quantization", "training", "resources", "output", "tracking")
+    order = ("model", "dataset", "lora", "quantization", "training", "resources", "output", "checkpoint", "tracking")
     fields = {"output.uri": f"pvc://adapters/{name}", **c.fields}
     spec: dict[str, Any] = {}
     for path in sorted(fields, key=lambda path: order.index(path.partition(".")[0])):

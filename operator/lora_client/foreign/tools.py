@@ -53,6 +53,10 @@ def trl(c: Conversion, gpus: int | None) -> None:
     m.quantization(c)
     if str(c.get("eval_strategy", c.get("evaluation_strategy", "no"))).lower() in ("no", "false"):
         c.set("dataset.validationFraction", "0", "eval_strategy", "evaluation_strategy")
+    elif c.get("dataset_test_split") in ("test", "validation") and m.on_the_hub(str(c.get("dataset_name", ""))):
+        m.validation(c, "dataset_test_split", c.get("dataset_name"))
+    if c.get("dataset_text_field", "text") != "text":
+        c.set("dataset.columns", {"text": str(c.get("dataset_text_field"))}, "dataset_text_field")
     lengths = ("max_length", "max_seq_length", "max_seq_len")
     given = next((name for name in lengths if name in c.options), lengths[0])
     _trainer(c, gpus, max_length=given, length=1024, rate=2e-5)
@@ -70,15 +74,13 @@ def trl(c: Conversion, gpus: int | None) -> None:
         ("task_type", "causal language models are what is trained"),
         ("bias", "biases are not trained"),
         ("dataset_config", "subsets of a data set on the Hub cannot be chosen"),
-        ("dataset_test_split", "dataset.validationUri or validationFraction says what is held out"),
-        ("dataset_text_field", "dataset.columns: {text: NAME} names the column"),
         ("datasets", "a run has one data set, which dataset.uri names"),
         ("dataset_kwargs", OWN),
         ("eos_token", "the model's own template says where an answer ends"),
         ("pad_token", OWN),
         ("padding_free", "rows are packed here"),
         ("packing_strategy", "rows are packed whole here"),
-        ("chat_template_path", TEMPLATE),
+        ("chat_template_path", "copy the file into a ConfigMap, dataset.chatTemplate: configmap://name/key"),
         ("chat_template_format", TEMPLATE),
         ("add_special_tokens", OWN),
         ("append_concat_token", OWN),
@@ -158,6 +160,8 @@ def axolotl(c: Conversion, gpus: int | None) -> None:
     m.packing(c, "sample_packing")
     m.loss_on(c, "train_on_inputs")
     m.held_out(c, "val_set_size")
+    _axolotl_held_out(c)
+    m.chat_template(c, "chat_template")
     _common(c)
     _wandb(c)
     _mlflow(c)
@@ -168,7 +172,6 @@ def axolotl(c: Conversion, gpus: int | None) -> None:
         ("base_model_config", "the kind of model is read from its configuration"),
         ("special_tokens", "the tokenizer's own tokens are used"),
         ("tokens", "no tokens are added"),
-        ("chat_template", TEMPLATE),
         ("dataset_prepared_path", "encoded rows are kept beside the checkpoints"),
         ("lora_fan_in_fan_out", OWN),
         ("pad_to_sequence_len", "rows are packed here"),
@@ -216,8 +219,20 @@ def _axolotl_data(c: Conversion) -> None:
         c.left.append((f"datasets[0].{key}", str(first[key])[:60], "rows are read by dataset.format and columns"))
     for number, other in enumerate(others, 1):
         c.left.append((f"datasets[{number}]", str(other.get("path")), "a run has one data set: join them beforehand"))
-    c.leave("test_datasets", "dataset.validationUri names held-out rows")
     c.leave("shuffle_merged_datasets", "rows are always shuffled, by training.seed")
+
+
+def _axolotl_held_out(c: Conversion) -> None:
+    entries = c.get("test_datasets")
+    if not isinstance(entries, list) or not entries:
+        return
+    first, *others = entries
+    m.validation(c, "test_datasets[0].path", first.get("path"), "val_set_size")
+    for key in first.keys() - {"path"}:
+        if key != "split" or first[key] not in ("test", "validation"):
+            c.left.append((f"test_datasets[0].{key}", str(first[key])[:60], "held-out rows are read as the others are"))
+    for number, other in enumerate(others, 1):
+        c.left.append((f"test_datasets[{number}]", str(other.get("path")), "dataset.validationUri is one data set"))
 
 
 def llama_factory(c: Conversion, gpus: int | None) -> None:
@@ -242,6 +257,9 @@ def llama_factory(c: Conversion, gpus: int | None) -> None:
     if c.get("quantization_method", "bnb") not in ("bnb", "bitsandbytes"):
         c.leave("quantization_method", "bitsandbytes is what quantizes")
     m.held_out(c, "val_size")
+    if c.get("eval_dataset"):
+        m.validation(c, "eval_dataset", c.get("eval_dataset"), "val_size")
+    m.chat_template(c, "template")
     _trainer(c, gpus, max_length="cutoff_len", length=2048, rate=5e-5)
     m.packing(c, "neat_packing" if c.truth("neat_packing") or "packing" not in c.options else "packing")
     m.loss_on(c, "train_on_prompt")
@@ -252,10 +270,8 @@ def llama_factory(c: Conversion, gpus: int | None) -> None:
         if c.get(name, wanted) != wanted:
             c.leave(name, f"{wanted} is what is trained")
     for name, why in (
-        ("template", TEMPLATE),
         ("max_samples", "all rows are trained on: shorten the data set, or set training.maxSteps"),
         ("dataset_dir", "dataset.uri is an address"),
-        ("eval_dataset", "dataset.validationUri names held-out rows"),
         ("overwrite_cache", OWN),
         ("tokenized_path", "encoded rows are kept beside the checkpoints"),
         ("mask_history", "training.lossOn says what is learned"),
@@ -314,8 +330,9 @@ def _common(c: Conversion) -> None:
         c.number("early_stopping_patience", "training.earlyStoppingPatience")
     else:
         c.leave("early_stopping_patience", "needs training.evalSteps, and rows that are held out")
-    if c.get("save_total_limit") is not None:
-        c.left.append(("save_total_limit", str(c.get("save_total_limit")), "checkpoint.keep says how many are kept"))
+    m.saving(c)
+    if m.on_the_hub(str(c.get("hub_model_id", ""))):
+        c.leave("hub_model_id", f"output.uri: hf://{c.get('hub_model_id')} publishes there")
 
 
 def _init(c: Conversion, name: str) -> None:

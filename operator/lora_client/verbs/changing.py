@@ -39,9 +39,11 @@ def submit(cluster: Cluster, path: str, form: Form, *, asked: bool, follow: bool
     """
     document = load_document(path)
     manifest = placed(cluster, document.resource, asked=asked)
-    require_good(cluster, manifest)
+    found = require_good(cluster, manifest)
     before = existing(cluster, name_of(manifest))
     stored = apply(cluster, manifest)
+    for text in found.notes:
+        note(f"Note: {text}")
     if document.others:
         note(f"Left alone in {path}: {', '.join(document.others)}; kubectl apply -f {path} makes them, too")
     ended = ended_before(stored, datetime.now(UTC))

@@ -1,11 +1,13 @@
 """Asking the API server, without writing, whether it would take a manifest."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from lora_client.cluster.connection import APPLY_PATCH, MANAGER, ApiError, Cluster
 from lora_client.errors import ClientError
-from lora_client.views.checked import Checked, checked, own_problems
+from lora_client.views.checked import Checked, checked, generated, own_problems, shown
+from lora_client.views.needed import needed
 from lora_client.views.refusals import Refusal, forbids_the_object, problems
 from lora_client.views.resources import name_of, namespace_of
 
@@ -17,8 +19,18 @@ _INVALID = (400, 422)
 def check(cluster: Cluster, manifest: Mapping[str, Any]) -> Checked:
     """A sentence for every problem. Raises `ClientError` where the server cannot be asked."""
     own = own_problems(manifest)
+    if not name_of(manifest) and generated(manifest):  # which the server would take, and an apply cannot
+        return Checked(problems=(*map(shown, own), *generated(manifest)))
     refusals = _refusals(cluster, manifest)
-    return checked(own, refusals)
+    found = checked(own, refusals)
+    return found if found.problems else replace(found, notes=(*found.notes, *_missing(cluster, manifest)))
+
+
+def _missing(cluster: Cluster, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What the run would wait for. Where that may not be looked at, nothing is missing."""
+    for one in needed(manifest, cluster.namespace):
+        if not cluster.may_exist(one.plural, one.name):
+            yield one.sentence(cluster.namespace)
 
 
 def require_good(cluster: Cluster, manifest: Mapping[str, Any]) -> Checked:

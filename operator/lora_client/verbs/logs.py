@@ -103,7 +103,7 @@ def _print(cluster: Cluster, pod: PodView, *, follow: bool, tail: int | None) ->
     query |= {"tailLines": str(tail)} if tail is not None else {}
     why = pod.trainer.waiting_reason or ("it has no node yet" if not pod.node else "")
     nothing = ClientError(
-        f"Pod {pod.name} has written no log ({why or pod.phase}): lora explain says what it waits for"
+        f"Pod {pod.name} has written no log ({why or pod.phase}): lora explain NAME says what it waits for"
     )
     try:
         begun = False

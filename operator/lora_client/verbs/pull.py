@@ -36,15 +36,20 @@ class Source(Protocol):
     def bytes(self, count: int, timeout_s: float) -> bytes: ...
 
 
-def pull(cluster: Cluster, name: str, folder: str | None, form: Form = Form.TEXT) -> Path:
-    """Copy the result and return its folder. Raises `ClientError`, also for a result that is not what was trained."""
+def pull(cluster: Cluster, name: str, folder: str | None, form: Form) -> None:
+    """Copy the result and print its folder. Raises as `pulled`."""
     run = cluster.get("lorafinetunes", name)
-    target = Path(folder or name)
+    target = pulled(cluster, run, folder)
+    show(form, [run], [f"{target}: the adapter of {name}, its digest as the run reported it"])
+
+
+def pulled(cluster: Cluster, run: Object, folder: str | None) -> Path:
+    """Copy the result and return its folder. Raises `ClientError`, also for a result that is not what was trained."""
+    target = Path(folder or name_of(run))
     adapter_place(run)
     require_new(target)
     with _files(cluster, run, whole=True) as source:
         fetch(source, target, text(run, "status", "artifact", "digest"), note)
-    show(form, [run], [f"{target}: the adapter of {name}, its digest as the run reported it"])
     return target
 
 

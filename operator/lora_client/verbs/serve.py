@@ -7,7 +7,7 @@ from typing import Any
 from lora_client.cluster.connection import Cluster
 from lora_client.errors import ClientError
 from lora_client.output import Form, data, note, say
-from lora_client.views.resources import Object, name_of
+from lora_client.views.resources import Object, name_of, namespace_of
 from lora_client.views.serving import SERVERS, manifests, notes
 from lora_client.yaml_text import yaml_text
 
@@ -19,7 +19,7 @@ def serve(cluster: Cluster, name: str, kind: str, form: Form) -> None:
     documents = served(run, kind)
     if form is Form.JSON:
         data(form, {"apiVersion": "v1", "kind": "List", "items": documents})
-        _note(run)
+        _note(run, kind)
         return
     if form is Form.NAME:
         for document in documents:
@@ -27,7 +27,7 @@ def serve(cluster: Cluster, name: str, kind: str, form: Form) -> None:
         return
     for document in documents:
         sys.stdout.write("---\n" + yaml_text(document))
-    _note(run)
+    _note(run, kind)
 
 
 def served(run: Object, kind: str) -> list[dict[str, Any]]:
@@ -36,9 +36,15 @@ def served(run: Object, kind: str) -> list[dict[str, Any]]:
     return manifests(run, kind)
 
 
-def _note(run: Object) -> None:
+def _note(run: Object, kind: str) -> None:
     for sentence in notes(run):
         note(sentence)
+    if kind == "vllm":
+        name, namespace = name_of(run), namespace_of(run)
+        note(
+            f"Once it is ready, kubectl port-forward -n {namespace} service/{name} 8000:80 brings it to "
+            f"http://localhost:8000/v1/chat/completions, where the model is named {name}"
+        )
 
 
 def _require_known(kind: str) -> None:

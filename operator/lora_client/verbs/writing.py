@@ -49,6 +49,7 @@ def init(
 ) -> None:
     """Write to a new file, or for `-` to standard output. Asks for what no flag says. Raises `ClientError`."""
     spec: dict[str, Any] = {}
+    asked = [field for field in _QUESTIONS if not answers.get(field)]
     for field, question in _QUESTIONS.items():
         spec[field] = {"uri": answers.get(field) or _asked(field, question)}
     if secret:
@@ -63,6 +64,8 @@ def init(
     if problems:
         raise ClientError("\n".join(map(shown, problems)))
     _write(path, yaml_text(manifest), form, manifest)
+    if asked and not secret and spec["model"]["uri"].startswith("hf://"):
+        note("A gated or private model needs a Secret with the key HF_TOKEN: secretRef: {name: SECRET} beside its uri")
 
 
 def _give(secret: str, spec: Mapping[str, dict[str, Any]]) -> None:
@@ -79,15 +82,21 @@ def _give(secret: str, spec: Mapping[str, dict[str, Any]]) -> None:
 
 
 def _asked(field: str, question: str) -> str:
+    """An answer that can be taken; of another one it is said at once why. Raises `ClientError` for none."""
     flag = _FLAGS[field]
     if not sys.stdin.isatty():
         raise ClientError(f"{flag} is missing: name it, or run this in a terminal, where it is asked for")
-    sys.stderr.write(question)
-    sys.stderr.flush()
-    answer = sys.stdin.readline().strip()
-    if not answer:
-        raise ClientError(f"{flag} is missing: name it, or answer the question")
-    return answer
+    while True:
+        sys.stderr.write(question)
+        sys.stderr.flush()
+        answer = sys.stdin.readline().strip()
+        if not answer:
+            raise ClientError(f"{flag} is missing: name it, or answer the question")
+        problems = own_problems({"spec": {field: {"uri": answer}}})
+        wrong = [shown(problem) for problem in problems if problem.path == f"spec.{field}.uri"]
+        if not wrong:
+            return answer
+        note("\n".join(wrong))
 
 
 def _name_of(output: str) -> str:
@@ -118,6 +127,9 @@ def _create(path: str, text: str) -> None:
 def convert(path: str, *, name: str, tool: str | None, gpus: int | None, output: str, form: Form) -> None:
     """Write the run that another tool's configuration describes. Raises `ClientError`."""
     found = converted(read_file(path, FOREIGN), name=name, tool=tool, gpus=gpus)
+    problems = [problem for problem in own_problems(found.manifest) if problem.path == "metadata.name"]
+    if problems:
+        raise ClientError(f"--name: {shown(problems[0])}")
     if form in (Form.JSON, Form.YAML):
         if output != "-":
             _create(output, text_of(found))
@@ -128,7 +140,11 @@ def convert(path: str, *, name: str, tool: str | None, gpus: int | None, output:
         note(f"{option} -> spec.{field}")
     for option, value, why in found.left:
         unsaid = value == NOT_GIVEN
-        note(f"{option} is not given: {why}" if unsaid else f"{option} ({' '.join(value.split())}) has no field: {why}")
+        note(
+            f"{option} is not given: {why}"
+            if unsaid
+            else f"{option} ({' '.join(value.split())}) is not taken over: {why}"
+        )
     for entry in found.to_fill:
         note(f"Fill in {entry}")
 

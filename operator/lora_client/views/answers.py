@@ -22,8 +22,8 @@ def side_by_side(answers: Iterable[Answer], width: int) -> str:
     column = max(24, (width - len(_GAP) - 2) // 2)
     lines = []
     for answer in answers:
-        left = ["Base model:", *textwrap.wrap(_marked(answer.base), column)]
-        right = ["With the adapter:", *textwrap.wrap(_marked(answer.adapter), column)]
+        left = ["Base model:", *_wrapped(_marked(answer.base), column)]
+        right = ["With the adapter:", *_wrapped(_marked(answer.adapter), column)]
         height = max(len(left), len(right))
         left += [""] * (height - len(left))
         right += [""] * (height - len(right))
@@ -31,6 +31,11 @@ def side_by_side(answers: Iterable[Answer], width: int) -> str:
         lines += [f"  {a:<{column}}{_GAP}{b}".rstrip() for a, b in zip(left, right, strict=True)]
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def _wrapped(text: str, column: int) -> list[str]:
+    """Lines stay lines, with their indentation: an answer may be code."""
+    return [part for line in text.splitlines() for part in textwrap.wrap(line, column) or [""]]
 
 
 def _marked(text: str) -> str:

@@ -29,7 +29,11 @@ _EXCLUSIVE = (
     ("training.epochs", "training.maxSteps"),
     ("dataset.validationFraction", "dataset.validationUri"),
 )
-_KEPT_LABELS = ("kueue.x-k8s.io/",)
+_OF_A_TOOL = re.compile(
+    r"(kubectl\.kubernetes\.io|argocd\.argoproj\.io|[\w.]+\.toolkit\.fluxcd\.io|([\w.]+\.)?helm\.sh|"
+    r"kopf\.zalando\.org|lora-operator\.io)/.*|app\.kubernetes\.io/(managed-by|instance)"
+)
+"""Labels and annotations by which a tool knows what it made, and would take a clone for its own."""
 _PATH = re.compile(r"[a-zA-Z]\w*(\.[a-zA-Z]\w*)*")
 _LONGEST_NAME = 52
 
@@ -47,7 +51,10 @@ def parse_change(text: str) -> Change:
     path, equals, value = text.partition("=")
     path = path.strip().removeprefix("spec.")
     if not equals or not _PATH.fullmatch(path):
-        raise ClientError(f"--set {text} names no field and value: write it as in --set lora.rank=32")
+        raise ClientError(
+            f"--set {text} names no field and value: write it as in --set lora.rank=32, and a map with dots or slashes "
+            "in its keys as in --set 'scheduling.nodeSelector={nvidia.com/gpu.product: L4}'"
+        )
     try:
         read = next(iter(read_documents(value, "the value")), None)
     except ConfigError as error:
@@ -80,9 +87,10 @@ def decimal_text(value: object) -> str | None:
 
 
 def clone(resource: Mapping[str, Any], name: str, changes: Sequence[Change]) -> dict[str, Any]:
-    """The manifest of a new run: the spec with its changes; of the labels those that say in which queue it waits."""
+    """The manifest of a new run: the spec with its changes, and the labels and annotations that people gave it: queue,
+    team and cost center count for the new one, too."""
     metadata = resource["metadata"]
-    labels = {k: v for k, v in (metadata.get("labels") or {}).items() if k.startswith(_KEPT_LABELS)}
+    given = {part: _kept(metadata.get(part) or {}) for part in ("labels", "annotations")}
     spec = copy.deepcopy(dict(resource["spec"]))
     spec.pop("suspend", None)
     output = spec.get("output", {})
@@ -94,9 +102,13 @@ def clone(resource: Mapping[str, Any], name: str, changes: Sequence[Change]) -> 
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
-        "metadata": {"name": name, "namespace": metadata["namespace"], **({"labels": labels} if labels else {})},
+        "metadata": {"name": name, "namespace": metadata["namespace"], **{k: v for k, v in given.items() if v}},
         "spec": spec,
     }
+
+
+def _kept(given: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in given.items() if not _OF_A_TOOL.fullmatch(key)}
 
 
 def _apply(spec: dict[str, Any], change: Change) -> None:

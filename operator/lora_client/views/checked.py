@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_client.views.refusals import Refusal, fields_of, problems, sentence_of
+from lora_client.views.resources import text
 from lora_client.views.words import address_hint, field_hint, hint
 from lora_trainer.contract.fields import Problem
 from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
@@ -30,6 +31,16 @@ def own_problems(manifest: Mapping[str, Any]) -> tuple[Problem, ...]:
     return ()
 
 
+def generated(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is wrong with a name that the server should make: nothing without one."""
+    beginning = text(manifest, "metadata", "generateName")
+    return (
+        (f"metadata.generateName is {beginning}: is not taken here, name the run with metadata.name",)
+        if beginning
+        else ()
+    )
+
+
 def checked(own: Sequence[Problem], refusals: Sequence[Refusal]) -> Checked:
     """Both together. The server decides whether a manifest is good; of a bad field the contract's sentence is better,
     since it names the remedy."""
@@ -51,9 +62,10 @@ def checked(own: Sequence[Problem], refusals: Sequence[Refusal]) -> Checked:
 
 def shown(problem: Problem) -> str:
     """The contract's sentence, with our word where the value or the field is another tool's."""
-    if problem.rule.startswith(_NO_FIELD) and "did you mean" not in problem.rule:
+    if problem.rule.startswith(_NO_FIELD):
+        # A field of this name elsewhere is nearer than one that is only spelt like it.
         return f"{problem.path}: {_NO_FIELD}{field_hint(problem.path)}" if field_hint(problem.path) else str(problem)
-    if problem.rule.startswith("must start with"):
+    if problem.rule.startswith(("must start with", "must be hf://")):
         return f"{problem}{address_hint(problem.path, problem.value)}"
     return f"{problem}{hint(problem.path, problem.value) if 'must be one of' in problem.rule else ''}"
 

@@ -58,11 +58,14 @@ def adapter_place(run: Object) -> ClaimUri:
     if not address:
         raise ClientError(f"{name} has no adapter yet: lora status {name} says how it stands")
     try:
-        uri: Uri = parse_uri(address)
+        uri: Uri | None = parse_uri(address)
     except UriError as error:
-        raise ClientError(f"The adapter's address {address} cannot be read: {error}") from error
+        # Other places' addresses name what was published, too, which those of the spec do not: a tag's digest.
+        if address.startswith("pvc://"):
+            raise ClientError(f"The adapter's address {address} cannot be read: {error}") from error
+        uri = None
     if not isinstance(uri, ClaimUri):
-        raise ClientError(f"The adapter of {name} is at {address}, on no claim: {fetching(address)}")
+        raise ClientError(f"The adapter of {name} is at {address}, not on a claim: {fetching(address)}")
     return uri
 
 
@@ -183,7 +186,7 @@ def _one_gpu(run: Object, limits: Mapping[str, Any]) -> dict[str, str]:
     named = resource if resource in limits else next((key for key in sorted(limits) if key not in others), "")
     if not count or not named:
         why = "its status and its Job name no GPU" if count else "it trained without one"
-        raise ClientError(f"--gpu cannot be had for {name_of(run)} ({why}): leave it out")
+        raise ClientError(f"--gpu is not available for {name_of(run)} ({why}): leave it out")
     return {named: "1"}
 
 

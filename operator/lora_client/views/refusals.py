@@ -31,6 +31,8 @@ _TYPES = {
 _IMMUTABLE = "immutable"
 _RIGHT = re.compile(r'forbidden: User "(?:[^"\\]|\\.)*" cannot ')
 """So the API server begins whatever RBAC or another authorizer says; policies, quotas and webhooks answer 403, too."""
+_OURS = re.compile(r'cannot (\w+) resource "lorafinetunes(?:/\w+)?" in API group "lora-operator\.io"')
+_EVERYWHERE = "at the cluster scope"
 _DENIED = "denied the request"
 _ANY_REMEDY = classify_refusal("")[1]
 
@@ -72,7 +74,7 @@ class Refusal:
 def sentence_of(refusal: Refusal) -> str:
     """What a command says that cannot go on: one sentence, or one for each problem of an invalid resource."""
     if refusal.code == 401:
-        return "The API server does not accept these credentials: log in again as your cluster wants it"
+        return "The API server does not accept these credentials: log in again, as you did for kubectl"
     if refusal.code == 403:
         return _forbidden(refusal)
     if refusal.code == 404:
@@ -93,7 +95,7 @@ def problems(refusal: Refusal) -> Iterator[str]:
     for name in dict.fromkeys(_UNKNOWN.findall(refusal.message)):
         yield f"{name}: there is no such field in the cluster's definition: remove it, or check its spelling"
     for name in dict.fromkeys(_TWICE.findall(refusal.message)):
-        yield f"{name}: the field stands twice: remove one"
+        yield f"{name}: is repeated: remove one"
     if refusal.code != 422:
         return
     told: set[str] = set()
@@ -128,7 +130,7 @@ def _not_found(refusal: Refusal) -> str:
 def _forbidden(refusal: Refusal) -> str:
     """A right that is lacking, or what refused the object, with the operator's remedy where that fits."""
     if _RIGHT.search(refusal.message):
-        return f"You lack a right ({refusal.message}): ask the namespace's administrator for the role edit"
+        return f"You lack a right ({refusal.message}): {_role(refusal.message)}"
     said = f"The API server refused this: {refusal.message.rstrip('.')}"
     reason, remedy = classify_refusal(refusal.message)
     # A policy's sentence has a remedy of its own, and words on rights are the policy's here.
@@ -137,6 +139,20 @@ def _forbidden(refusal: Refusal) -> str:
     if refusal.kind == "pods" and "new LoRAFineTune" in remedy:  # of a helper, whose run has ended
         remedy = "have the namespace's LimitRange changed"
     return f"{said}: {remedy}"
+
+
+def _role(message: str) -> str:
+    """Whom to ask for which role: one of a namespace gives no right to look at all of them."""
+    found = _OURS.search(message)
+    if found is None:
+        return "ask the namespace's administrator for the role edit"
+    role = "view" if found[1] in ("get", "list", "watch") else "edit"
+    if message.endswith(_EVERYWHERE):
+        return f"leave -A out, or ask the cluster's administrator for a ClusterRoleBinding of {role}"
+    return (
+        f"ask the namespace's administrator for the role {role} or, where the chart lists namespaces, for "
+        f"lora-finetune-operator-{role}"
+    )
 
 
 def _sentence(field: str, message: str) -> str:

@@ -51,6 +51,6 @@ def require_askable(run: Object, need: Need) -> None:
         memory = memory_on_cpu(run)
         on_cpu = f", and without --gpu, ask takes {byte_size(memory)} of main memory" if memory else ""
         raise ClientError(
-            f"--gpu cannot be had for {name} (its base was divided over {over} GPUs, and ask holds it on one): "
+            f"--gpu is not available for {name} (its base was divided over {over} GPUs, and ask holds it on one): "
             f"{instead}{on_cpu}"
         )

@@ -1,8 +1,11 @@
 """Words of PEFT, TRL, Transformers and Axolotl for what this API calls otherwise: pure tables."""
 
+import functools
 import re
 from collections.abc import Mapping
+from typing import get_type_hints
 
+from lora_client.spec import Spec
 from lora_trainer.contract.config import (
     ActivationCheckpointing,
     DatasetFormat,
@@ -147,10 +150,19 @@ FIELDS: Mapping[str, str] = {
     "datasets": "spec.dataset.uri",
     "output_dir": "spec.output.uri",
     "val_set_size": "spec.dataset.validationFraction",
+    "limits": "spec.resources.gpus or spec.resources.cpu or spec.resources.memory",
+    "requests": "spec.resources.gpus or spec.resources.cpu or spec.resources.memory",
 }
-"""Names of options of the other tools, and the field that does the same here."""
+"""Names of options of the other tools and of Kubernetes, and the field that does the same here."""
+_MOST_PLACES = 2
+"""Of one name: `uri` and `name` are in many."""
 
 _ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_PAGE = re.compile(
+    r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)(?:datasets/|models/)?"
+    rf"(?P<name>{_ON_THE_HUB.pattern})(?:/(?:tree|blob|resolve)/.*)?/?"
+)
+"""The address of a repository in a browser, or as the Hub's own libraries write it."""
 _FILE = re.compile(r"\.(jsonl?|csv|parquet)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
 
 
@@ -182,19 +194,37 @@ def is_file(name: str) -> bool:
 
 
 def address_hint(field: str, value: object) -> str:
-    """The end of a sentence about an address without a scheme: a name on the Hub, or a file that the cluster lacks."""
+    """The end of a sentence about an address of another form: a name or a page on the Hub, or a file that the cluster
+    lacks."""
     text = str(value)
-    if field == "spec.dataset.uri" and is_file(text):
+    if page := _PAGE.fullmatch(text):
+        return f"; did you mean hf://{page['name']}?"
+    if field.startswith("spec.dataset.") and is_file(text) and "://" not in text:
         return (
             "; a file of this machine gets there by kubectl create configmap NAME --from-file=FILE, as "
             "configmap://NAME/FILE of at most 1 MiB, or on a claim"
         )
-    if field in ("spec.model.uri", "spec.dataset.uri") and _ON_THE_HUB.fullmatch(text):
+    if field.startswith(("spec.model.", "spec.dataset.")) and _ON_THE_HUB.fullmatch(text):
         return f"; did you mean hf://{text}?"
     return ""
 
 
 def field_hint(path: str) -> str:
-    """The end of a sentence about an unknown field that is another tool's; empty where it is none."""
-    ours = FIELDS.get(path.rpartition(".")[2].lower())
-    return f"; {ours} does this here" if ours else ""
+    """The end of a sentence about an unknown field that is another tool's, or in another place here; empty where it is
+    neither."""
+    leaf = path.rpartition(".")[2]
+    if ours := FIELDS.get(leaf.lower()):
+        return f"; {ours} does this here"
+    places = _places().get(leaf, [])
+    return f"; did you mean {' or '.join(places)}?" if 0 < len(places) <= _MOST_PLACES else ""
+
+
+@functools.cache
+def _places() -> Mapping[str, list[str]]:
+    """Name of a field to its paths."""
+    found: dict[str, list[str]] = {}
+    for section, kind in get_type_hints(Spec).items():
+        found.setdefault(section, []).append(f"spec.{section}")
+        for leaf in getattr(kind, "__annotations__", {}):
+            found.setdefault(leaf, []).append(f"spec.{section}.{leaf}")
+    return found

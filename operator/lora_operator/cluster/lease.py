@@ -166,7 +166,7 @@ class Election:
         """Say what is wrong, and not again while it stays the same."""
         text = sentence(str(error))
         if text != self._reported:
-            logger.warning("the Lease %s cannot be had: %s", self._place, text)
+            logger.warning("the Lease %s is not available: %s", self._place, text)
             self._reported = text
 
     def _left_s(self) -> float:

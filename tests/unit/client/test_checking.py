@@ -12,7 +12,7 @@ from tests.unit.client.test_refusals import POLICY, RIGHT
 
 from lora_client.cluster.connection import ApiError, Cluster
 from lora_client.output import Form
-from lora_client.verbs.changing import validate
+from lora_client.verbs.changing import submit, validate
 from lora_client.verbs.checking import check
 from lora_client.views.refusals import Refusal
 
@@ -26,6 +26,11 @@ class Server(Cluster):
         self.namespace = "team-a"
         self.refusals = list(refusals)
         self.there = there
+        self.missing: list[str] = []
+        self.stored: Object = {}
+
+    def may_exist(self, plural: str, name: str) -> bool:
+        return f"{plural}/{name}" not in self.missing
 
     def request(
         self,
@@ -35,12 +40,15 @@ class Server(Cluster):
         query: Mapping[str, str] | None = None,
         body: object = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> Object:
         if method == "GET":
             if not self.there:
                 raise ApiError(refused(404, "NotFound", "not found"))
             return {}
         assert query is not None
+        if "dryRun" not in query:
+            return self.stored
         assert query["dryRun"] == "All"
         if self.refusals:
             raise ApiError(self.refusals.pop(0))
@@ -129,3 +137,77 @@ def test_what_the_server_takes_is_good(tmp_path: Path, capsys: pytest.CaptureFix
     """Also for whoever reads JSON."""
     assert validated(tmp_path, Server(), Form.JSON) == 0
     assert json.loads(capsys.readouterr().out) == {"valid": True, "problems": [], "notes": []}
+
+
+def test_a_name_that_the_server_would_make_is_refused() -> None:
+    """It would take the manifest, and `run` could not apply it."""
+    unnamed = manifest()
+    unnamed["metadata"] = {"generateName": "tone-"}
+    first, second = check(Server(), unnamed).problems
+    assert first.startswith("metadata.name is missing: must be")
+    assert second == "metadata.generateName is tone-: is not taken here, name the run with metadata.name"
+
+
+MADE = "hf-token -n team-a --from-literal=HF_TOKEN=hf_... makes it"
+
+
+def test_what_a_run_would_wait_for_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With what makes it; what cannot be looked at is not."""
+    server = Server()
+    server.missing = ["secrets/hf-token", "secrets/keys", "persistentvolumeclaims/adapters", "configmaps/rows"]
+    found = check(
+        server,
+        manifest(
+            dataset={"uri": "configmap://rows/a.jsonl", "validationUri": "pvc://there/b.jsonl"},
+            output={"uri": "pvc://adapters/tone", "secretRef": {"name": "keys"}},
+            checkpoint={"volumeClaimName": "adapters"},
+        ),
+    )
+    assert found.problems == ()
+    assert [text.partition(" in team-a, which ")[::2] for text in found.notes] == [
+        (
+            "There is no ConfigMap rows",
+            "spec.dataset.uri names: kubectl create configmap rows -n team-a --from-file=a.jsonl=FILE makes it",
+        ),
+        (
+            "There is no claim adapters",
+            "spec.output.uri names: create a PersistentVolumeClaim of this name, with room for checkpoints and adapter",
+        ),
+        (
+            "There is no Secret hf-token",
+            f"spec.model.secretRef names: kubectl create secret generic {MADE}",
+        ),
+        ("There is no Secret keys", "spec.output.secretRef names: create it, or correct the name"),
+    ]
+    assert validated(tmp_path, server) == 0
+    assert capsys.readouterr().err.startswith("Note: There is no claim adapters in team-a")
+
+
+@pytest.mark.parametrize(("code", "there"), [(404, False), (403, True), (500, True)])
+def test_what_may_not_be_looked_at_may_exist(code: int, *, there: bool) -> None:
+    """And of a Secret its metadata alone is asked for."""
+    asked: list[object] = []
+
+    class Refusing(Cluster):
+        def __init__(self) -> None:
+            self.namespace = "team-a"
+
+        def request(self, method: str, path: str, **given: Any) -> Object:
+            asked.append((method, path, given))
+            raise ApiError(refused(code, "x", "x"))
+
+    assert Refusing().may_exist("secrets", "hf-token") is there
+    accept = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+    assert asked == [("GET", "/api/v1/namespaces/team-a/secrets/hf-token", {"accept": accept})]
+
+
+def test_run_says_what_validate_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And starts it: the run waits."""
+    server = Server()
+    server.missing = ["secrets/hf-token"]
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(manifest()))
+    server.stored = resource()
+    stored = submit(server, str(path), Form.TEXT, asked=False, follow=False)
+    assert stored["metadata"]["name"] == "tone"
+    assert "Note: There is no Secret hf-token in team-a" in capsys.readouterr().err

@@ -69,6 +69,10 @@ def no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["validate", "-f", "twice.yaml"], "holds 2 resources of kind LoRAFineTune"),
         (["validate", "-f", "config.json"], "does not answer"),
         (["clone", "tone", "--set", "rank"], "--set rank names no field and value"),
+        (
+            ["clone", "tone", "--set", "scheduling.nodeSelector.nvidia.com/gpu.product=L4"],
+            "and a map with dots or slashes in its keys as in --set 'scheduling.nodeSelector={nvidia.com/gpu.product:",
+        ),
         (["ask", "tone", " "], "QUESTION is empty"),
         (["serve", "tone", "--with", "tgi"], "--with is tgi: must be vllm or kserve"),
         (["completion", "csh"], "SHELL is csh: must be bash, zsh or fish"),
@@ -189,7 +193,7 @@ def test_a_mistake_of_our_own_is_a_sentence_too(
     """No traceback, ever."""
     monkeypatch.setattr("lora_client.commands.run_command", lambda _: dict[str, int]()["x"])
     assert main(["list"]) == 1
-    assert capsys.readouterr().err.startswith("lora: This is a mistake of the client itself (KeyError")
+    assert capsys.readouterr().err.startswith("lora: This is a bug in lora (KeyError")
 
 
 def test_an_installation_without_the_client_s_packages_says_what_to_install(
@@ -200,6 +204,29 @@ def test_an_installation_without_the_client_s_packages_says_what_to_install(
     monkeypatch.delitem(sys.modules, "lora_client.commands", raising=False)
     assert main(["list"]) == 1
     assert capsys.readouterr().err.startswith("lora: The Python package typer is missing: pip install '.[client]'")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "said"),
+    [
+        (">/dev/full", 1, "lora: Standard output cannot be written (No space left on device): name another place\n"),
+        (">&-", 0, ""),
+        ("2>&- | head -c 1 >/dev/null", 0, ""),
+    ],
+)
+def test_what_cannot_be_written_is_no_bug(redirection: str, status: int, said: str) -> None:
+    """A full disk is named; what the shell closed is not written to."""
+    command = f"{sys.executable} -m lora_client completion bash {redirection}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(said.removesuffix("\n"))
+    assert done.stderr.count("\n") == said.count("\n")
+
+
+def test_completion_is_offered_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """By `lora completion`; Typer's own options would write into the shell's files."""
+    assert main(["--help"]) == 0
+    assert "--install-completion" not in capsys.readouterr().out
 
 
 def test_ctrl_c_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +248,22 @@ def test_init_writes_a_run_that_the_contract_takes(tmp_path: Path, capsys: pytes
     config = train_config(manifest, RunOptions(uid="u", strict=True))
     assert (config.run.name, config.lora.rank) == ("support-tone", 8)
     assert manifest["spec"]["dataset"]["secretRef"] == {"name": "hf-token"}
+
+
+def test_init_asks_again_for_an_answer_that_cannot_be_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, with what was meant; the answers before it are kept."""
+    typed = io.StringIO("hf://a/b\na/c\nhf://a/c\npvc://adapters/tone\n")
+    typed.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdin", typed)
+    assert main(["init", "-f", "new.yaml"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("Base model") == 1
+    assert said.count("Training data") == 2
+    assert "did you mean hf://a/c?" in said
+    assert said.endswith("{name: SECRET} beside its uri\n")
+    assert yaml.safe_load((tmp_path / "new.yaml").read_text())["spec"]["dataset"] == {"uri": "hf://a/c"}
 
 
 @pytest.mark.parametrize(
@@ -257,7 +300,10 @@ def test_convert_prints_a_manifest_and_what_it_left_out(tmp_path: Path, capsys: 
     assert main(["convert", "a.yaml", "--name", "mine"]) == 0
     out, err = capsys.readouterr()
     assert yaml.safe_load(out)["metadata"] == {"name": "mine"}
-    assert "flash_attention (true) has no field: fast paths" in err
+    assert "flash_attention (true) is not taken over: fast paths" in err
+    assert main(["convert", "a.yaml", "--name", "My_Run"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.startswith('lora: --name: metadata.name is "My_Run": must be lower-case letters')) == ("", True)
     assert main(["convert", "a.yaml", "-o", "json"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["tool"] == "Axolotl"
 

@@ -37,6 +37,8 @@ TRAINING = (
 )
 PLAIN: dict[str, Any] = {
     # What a run has where a configuration says nothing, and neither does its tool.
+    "template": None,
+    "interval_steps": None,
     "rank": 16,
     "alpha": 32,
     "dropout": 0.0,
@@ -73,6 +75,8 @@ PLAIN: dict[str, Any] = {
     "tracker": "None",
 }
 LLAMA_FACTORY = {
+    "template": "Llama3",
+    "interval_steps": 500,
     "rank": 8,
     "alpha": 16,
     "epochs": 3.0,
@@ -176,6 +180,7 @@ WANTED: dict[str, dict[str, Any]] = {
         "validation": 0.1,
     },
     "axolotl-chat-template.yaml": {
+        "template": "Llama3",
         "dataset": "hf://fozziethebeat/alpaca_messages_2k_test",
         "model": "hf://NousResearch/Meta-Llama-3-8B-Instruct",
         "format": "Messages",
@@ -230,6 +235,7 @@ WANTED: dict[str, dict[str, Any]] = {
         "tracker": "WandB",
     },
     "axolotl-options.yaml": {
+        "interval_steps": 40,
         "model": "hf://meta-llama/Llama-3.2-1B",
         "dataset": "hf://teknium/GPT4-LLM-Cleaned",
         "format": "Instruction",
@@ -255,6 +261,7 @@ WANTED: dict[str, dict[str, Any]] = {
         "tracker": "WandB",
     },
     "llama-factory-options.yaml": {
+        "template": "Llama3",
         "dataset": "hf://acme/support-chats",
         "alpha": 16,
         "dropout": 0.1,
@@ -291,10 +298,10 @@ LEFT = {
     "trl-config.yaml": {"use_peft"},
     "axolotl-llama3-lora-8b.yaml": {"flash_attention", "special_tokens", "evals_per_epoch", "tf32"},
     "axolotl-qlora.yaml": {"warmup_steps", "lora_target_modules", "eval_table_max_new_tokens"},
-    "axolotl-chat-template.yaml": {"chat_template", "datasets[0].message_property_mappings"},
+    "axolotl-chat-template.yaml": {"datasets[0].message_property_mappings"},
     "axolotl-qlora-fsdp-70b.yaml": {"fsdp", "fsdp_config", "gradient_checkpointing_kwargs"},
-    "axolotl-options.yaml": {"datasets[1]", "adam_beta2", "adam_epsilon", "save_steps"},
-    "llama-factory-lora-sft.yaml": {"template", "max_samples", "trust_remote_code", "save_steps", "ddp_timeout"},
+    "axolotl-options.yaml": {"datasets[1]", "adam_beta2", "adam_epsilon"},
+    "llama-factory-lora-sft.yaml": {"max_samples", "trust_remote_code", "ddp_timeout"},
     "llama-factory-pissa.yaml": {"pissa_iter", "pissa_convert"},
     "llama-factory-loraplus.yaml": {"loraplus_lr_ratio"},
     "llama-factory-options.yaml": {"flash_attn", "packing"},
@@ -322,6 +329,8 @@ def settings(config: TrainConfig) -> dict[str, Any]:
         "split": config.dataset.split,
         "validation": config.dataset.validation_fraction,
         "tracker": config.tracking.kind,
+        "template": config.dataset.chat_template,
+        "interval_steps": config.checkpoint.interval_steps,
     }
 
 

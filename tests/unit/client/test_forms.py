@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from tests.unit.client.resources import condition, finished, resource
 
+import lora_client
 from lora_client.__main__ import main
 from lora_client.cluster.connection import ApiError, Cluster
 from lora_client.errors import ClientError
@@ -18,6 +20,7 @@ from lora_client.runs import ClusterRun
 from lora_client.verbs.changing import clone
 from lora_client.verbs.explaining import explanation
 from lora_client.verbs.logs import logs
+from lora_client.verbs.pull import pull
 from lora_client.verbs.serve import serve
 from lora_client.views.refusals import Refusal
 from lora_operator.running.explain import render
@@ -41,6 +44,9 @@ class OneRun(Cluster):
 
     def get(self, plural: str, name: str) -> Object:
         return resource(name, status=self.status)
+
+    def may_exist(self, plural: str, name: str) -> bool:
+        return True
 
     def items(
         self, plural: str, query: Mapping[str, str] | None = None, *, everywhere: bool = False, version: str = ""
@@ -73,7 +79,9 @@ def test_what_serves_is_named_as_kubectl_names_it(kind: str, want: str, capsys: 
     serve(OneRun(), "tone", kind, Form.NAME)
     assert capsys.readouterr() == (want, "")
     serve(OneRun(), "tone", kind, Form.TEXT)
-    assert "--max-model-len=auto takes" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--max-model-len=auto takes" in said
+    assert ("kubectl port-forward -n team-a service/tone 8000:80" in said) is (kind == "vllm")
 
 
 @pytest.mark.parametrize("form", Form)
@@ -273,3 +281,22 @@ def test_what_it_would_write_is_said_to_be_by_default_settings() -> None:
     run["metadata"]["generation"] = 1
     text = render(explanation(NoChildren(), run))
     assert "With default settings it would write (this command writes nothing)\n  create  Job/tone-" in text
+
+
+def test_a_pull_from_python_prints_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Standard output is the program's own; the command says where the adapter is."""
+    monkeypatch.setattr("lora_client.verbs.pull._files", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("lora_client.verbs.pull.fetch", lambda *_: None)
+    run = ClusterRun(OneRun(), resource(status=finished()))
+    assert run.pull(tmp_path / "a") == tmp_path / "a"
+    assert capsys.readouterr().out == ""
+    pull(OneRun(), "tone", str(tmp_path / "b"), Form.TEXT)
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'b'}: the adapter of tone")
+
+
+def test_the_package_has_what_its_docstring_names() -> None:
+    """Failures are caught by their type, and the types are there for a user's mypy."""
+    assert lora_client.ClientError is ClientError
+    assert (Path(lora_client.__file__).parent / "py.typed").exists()

@@ -41,6 +41,7 @@ class Server(Cluster):
         query: Mapping[str, str] | None = None,
         body: object = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> Object:
         name = path.rpartition("/")[2]
         if "persistentvolumeclaims" in path:

@@ -8,7 +8,7 @@ import yaml
 from tests.unit.login_proxy import LOGIN, login_proxy
 
 from lora_client.cluster import kubeconfig as module
-from lora_client.cluster.connection import connect
+from lora_client.cluster.connection import UnreachableError, connect
 from lora_client.cluster.process import Process
 from lora_client.errors import ClientError
 
@@ -116,7 +116,7 @@ def test_a_plugin_that_brings_no_credentials_is_named(
     monkeypatch.setenv("KUBECONFIG", kubeconfig(tmp_path / "dev", user={"exec": plugin}))
     with pytest.raises(ClientError) as failure:
         connect()
-    assert str(failure.value).startswith(f"The kubeconfig's credentials cannot be had ({why}")
+    assert str(failure.value).startswith(f"The kubeconfig's credentials are not available ({why}")
     assert str(failure.value).endswith("): log in again, or install the plugin that it names")
     assert capsys.readouterr() == ("", "")
 
@@ -130,7 +130,7 @@ def test_a_plugin_that_fails_on_a_terminal_is_named(tmp_path: Path, monkeypatch:
         monkeypatch.setattr("sys.stdin", nothing)
         monkeypatch.setattr("sys.stderr", nothing)
         monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-        with pytest.raises(ClientError, match=r"cannot be had \(false: it failed\): log in again"):
+        with pytest.raises(ClientError, match=r"are not available \(false: it failed\): log in again"):
             connect()
 
 
@@ -143,7 +143,8 @@ def test_a_proxy_gets_the_login_of_its_address(tmp_path: Path, monkeypatch: pyte
         file.write_text(yaml.safe_dump(document))
         monkeypatch.setenv("KUBECONFIG", str(file))
         with connect() as cluster:
-            assert cluster.request("GET", "/version") == {}
+            with pytest.raises(UnreachableError, match="which no API server does"):  # it is the server, too
+                cluster.request("GET", "/version")
             cluster.configuration.host = "https://dev.example"
             with pytest.raises(ClientError, match="502") as failure:
                 Process(cluster, "tone-ask-1", "lora", ["python3"])

@@ -22,8 +22,9 @@ TRAINER = f"""#!{sys.executable}
 import json, pathlib, sys
 options = dict(zip(sys.argv[2::2], sys.argv[3::2]))
 if sys.argv[1] == "ask":
-    question = sys.stdin.readline().strip()
-    if not question:
+    assert options["--input"] == "json"
+    question = json.loads(sys.stdin.readline())["question"]
+    if not question.strip():
         sys.exit("the question is empty")
     adapter = pathlib.Path(options["--adapter"]).relative_to(options["--claims"])
     answer = {{"question": question, "base": options["--max-new-tokens"], "adapter": str(adapter)}}
@@ -79,7 +80,7 @@ def test_a_local_run_is_asked_and_cloned(client: LoRAClient) -> None:
     """By the same verbs; what asks a cluster says so."""
     run = client.run({**SPEC, "lora": {"rank": 8}}, name="tone").wait(600)
     answer = run.ask("Who are\nyou?", most_tokens=7)
-    assert (answer.question, answer.base, answer.adapter) == ("Who are you?", "7", "adapters/tone")
+    assert (answer.question, answer.base, answer.adapter) == ("Who are\nyou?", "7", "adapters/tone")
     with pytest.raises(ClientError, match="lora-trainer ask ended with status 1: the question is empty"):
         run.ask(" ")
     other = run.clone({"lora.rank": 32})

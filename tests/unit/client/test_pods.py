@@ -301,18 +301,22 @@ def test_a_large_result_has_the_time_to_be_copied(size: int | None, need: Need, 
     assert f"time.sleep({seconds})" in spec["containers"][0]["command"][-1]
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+DIGEST = f"sha256:{'b' * 64}"
+
+
 @pytest.mark.parametrize(
     ("uri", "want"),
     [
         ("", "tone has no adapter yet: lora status tone"),
         ("s3://bucket/tone", "aws s3 cp --recursive s3://bucket/tone"),
-        ("hf://acme/tone", "hf download acme/tone --local-dir adapter copies"),
-        ("oci://registry.example/tone:v1", "oras pull registry.example/tone:v1 -o adapter"),
+        (f"hf://acme/tone@{COMMIT}", f"hf download acme/tone --revision {COMMIT} --local-dir adapter copies"),
+        (f"oci://registry.example/tone:v1@{DIGEST}", f"oras pull registry.example/tone:v1@{DIGEST} -o adapter"),
         ("pvc://adapters/..", "cannot be read"),
     ],
 )
-def test_what_is_on_no_claim_is_fetched_otherwise(uri: str, want: str) -> None:
-    """The sentence names the command."""
+def test_what_is_not_on_a_claim_is_fetched_otherwise(uri: str, want: str) -> None:
+    """The sentence names the command, for the address that the trainer's sink of that place reports."""
     status = finished()
     status["artifact"]["uri"] = uri
     with pytest.raises(ClientError, match=want.replace(".", r"\.")):

@@ -11,6 +11,16 @@ from lora_client.views.refusals import Refusal, problems, sentence_of
 from lora_client.views.words import FIELDS, VALUES, meant
 
 RIGHT = 'pods is forbidden: User "eve" cannot list resource "pods" in API group "" in the namespace "team-a"'
+HERE, EVERYWHERE = 'in the namespace "team-a"', "at the cluster scope"
+ASK = "ask the namespace's administrator for the role"
+
+
+def denied(verb: str, resource: str, scope: str) -> str:
+    """The API server's words for a right on runs that is lacking."""
+    what = f'cannot {verb} resource "{resource}" in API group "lora-operator.io" {scope}'
+    return f'{resource}.lora-operator.io is forbidden: User "ann" {what}'
+
+
 POLICY = (
     "lorafinetunes.lora-operator.io \"tone\" is forbidden: ValidatingAdmissionPolicy 'lora-runs' with binding "
     "'lora-runs' denied request: spec.model.uri is \"hf://b/c\": it must begin with hf://acme/; choose one that does"
@@ -90,6 +100,20 @@ def test_a_cause_is_a_sentence(field: str, message: str, want: str) -> None:
 @pytest.mark.parametrize(
     ("refusal", "begin"),
     [
+        *(
+            (
+                Refusal(code=403, reason="Forbidden", message=denied(verb, "lorafinetunes", scope)),
+                f"You lack a right ({denied(verb, 'lorafinetunes', scope)}): {remedy}",
+            )
+            for verb, scope, remedy in (
+                ("list", EVERYWHERE, "leave -A out, or ask the cluster's administrator for a ClusterRoleBinding of v"),
+                ("get", HERE, f"{ASK} view or, where the chart lists namespaces, for lora-finetune-operator-view"),
+                ("list", HERE, f"{ASK} view or, where"),
+                ("watch", HERE, f"{ASK} view or, where"),
+                ("create", HERE, f"{ASK} edit or, where the chart lists namespaces, for lora-finetune-operator-edit"),
+                ("patch", HERE, f"{ASK} edit or, where"),
+            )
+        ),
         (Refusal(code=401, reason="Unauthorized", message="Unauthorized"), "The API server does not accept these"),
         (
             Refusal(code=403, reason="Forbidden", message=RIGHT),
@@ -204,11 +228,48 @@ def test_a_field_that_the_cluster_does_not_know_names_an_older_operator() -> Non
         ({"lora": {"lora_alpha": 32}}, "spec.lora.lora_alpha: there is no such field; spec.lora.alpha does this here"),
         ({"training": {"num_train_epochs": 3}}, "spec.training.epochs does this here"),
         ({"training": {"learningRate": 0.0001}}, 'learningRate: "0.0001"'),
+        ({"checkpoint": {"interval": 600}}, "no such field; did you mean intervalSeconds or intervalSteps?"),
+        ({"nodeSelector": {"a": "b"}}, "spec.nodeSelector: there is no such field; did you mean spec.scheduling.nodeS"),
+        ({"tolerations": []}, "did you mean spec.scheduling.tolerations?"),
+        ({"learningRate": "1e-4"}, "did you mean spec.training.learningRate?"),
+        ({"training": {"quantization": "NF4"}}, "did you mean spec.quantization?"),
+        ({"resources": {"limits": {"cpu": 1}}}, "spec.resources.gpus or spec.resources.cpu or spec.resources.memory"),
+        ({"model": {"uri": "hf://a/b", "secretRef": "t"}}, 'must be an object, as in secretRef: {name: "t"}'),
+        ({"dataset": "hf://a/b"}, 'must be an object, as in dataset: {uri: "hf://a/b"}'),
+        ({"dataset": {"uri": "https://huggingface.co/datasets/a/b"}}, "did you mean hf://a/b?"),
+        ({"dataset": {"uri": "hf://datasets/a/b"}}, "did you mean hf://a/b?"),
+        ({"model": {"uri": "https://hf.co/a/b/tree/main"}}, "did you mean hf://a/b?"),
+        ({"dataset": {"uri": "hf://a/b", "validationUri": "c/d"}}, "did you mean hf://c/d?"),
+        ({"dataset": {"uri": "gs://bucket/a.jsonl"}}, "must start with pvc:// or configmap:// or hf:// or s3://"),
+        ({"tracking": {"kind": "wandb", "project": "x"}}, "did you mean WandB?"),
     ],
 )
 def test_words_of_other_tools_get_ours(spec: dict[str, Any], want: str) -> None:
     """Of PEFT, TRL and Axolotl."""
     assert any(want in shown(problem) for problem in own_problems(resource(**spec)))
+
+
+@pytest.mark.parametrize("section", ["spec", "spec.training", "spec.lora"])
+def test_a_field_of_another_tool_is_named_by_ours_wherever_it_was_written(section: str) -> None:
+    """Not by one of ours that is only spelt like it."""
+    for name, ours in FIELDS.items():
+        spec: dict[str, Any] = {name: 1} if section == "spec" else {section.partition(".")[2]: {name: 1}}
+        said = [shown(problem) for problem in own_problems(resource(**spec)) if problem.path == f"{section}.{name}"]
+        assert said == [f"{section}.{name}: there is no such field; {ours} does this here"], name
+
+
+@pytest.mark.parametrize(
+    ("spec", "path"),
+    [
+        ({"tracking": {"kind": "wandb", "project": "x"}}, "spec.tracking.kind"),
+        ({"dataset": {"uri": "gs://bucket/a.jsonl"}}, "spec.dataset.uri"),
+    ],
+)
+def test_nothing_that_does_not_follow_is_said_beside_it(spec: dict[str, Any], path: str) -> None:
+    """Of a field that was refused, and of a file that is not one of this machine."""
+    (said,) = map(shown, own_problems(resource(**spec)))
+    assert said.startswith(path)
+    assert "configmap NAME" not in said
 
 
 def test_every_word_of_the_tables_is_one_that_the_definition_takes() -> None:

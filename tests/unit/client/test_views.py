@@ -86,7 +86,10 @@ def test_a_status_says_how_the_base_is_held(quantization: str, want: str) -> Non
         ),
         ({"uri": "s3://bucket/tone"}, "aws s3 cp --recursive s3://bucket/tone ./adapter copies it"),
         ({"uri": "hf://acme/tone@abcde"}, "hf download acme/tone --revision abcde --local-dir adapter copies it"),
-        ({"uri": "oci://registry.example/tone:v1"}, "oras pull registry.example/tone:v1 -o adapter copies it"),
+        (
+            {"uri": f"oci://registry.example/tone:v1@sha256:{'b' * 64}"},
+            f"oras pull registry.example/tone:v1@sha256:{'b' * 64} -o adapter copies it",
+        ),
     ],
 )
 def test_a_status_names_what_takes_such_a_result(artifact: Object, want: str) -> None:
@@ -170,14 +173,18 @@ def test_a_change_that_is_none_is_refused(text: str) -> None:
 
 
 def test_a_clone_is_a_valid_run_with_an_output_of_its_own() -> None:
-    """What belongs to the old run stays behind: status, suspension, uid; its queue goes with it."""
+    """What belongs to the old run stays behind: status, suspension, uid, what tools wrote; its labels go with it."""
     old = resource(suspend=True, training={"epochs": "1", "learningRate": "0.0002"}, status=finished())
-    old["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "team-a", "app": "x"}
+    kept = {"kueue.x-k8s.io/queue-name": "team-a", "cost-center": "42", "app.kubernetes.io/name": "tone"}
+    tools = {"app.kubernetes.io/managed-by": "Helm", "kustomize.toolkit.fluxcd.io/name": "x", "helm.sh/chart": "x"}
+    applied = {"kubectl.kubernetes.io/last-applied-configuration": "{}", "argocd.argoproj.io/tracking-id": "x"}
+    old["metadata"] |= {"labels": {**kept, **tools}, "annotations": {"acme.example/owner": "ann", **applied}}
     new = clone(old, "tone-2", [parse_change("lora.rank=32"), parse_change("training.maxSteps=20")])
     assert new["metadata"] == {
         "name": "tone-2",
         "namespace": "team-a",
-        "labels": {"kueue.x-k8s.io/queue-name": "team-a"},
+        "labels": kept,
+        "annotations": {"acme.example/owner": "ann"},
     }
     assert new["spec"]["output"]["uri"] == "pvc://adapters/tone-2"
     assert new["spec"]["training"] == {"learningRate": "0.0002", "maxSteps": 20}

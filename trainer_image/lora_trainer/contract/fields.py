@@ -43,18 +43,24 @@ class Reader:
         """The path of the field `key`; that of the whole document is empty."""
         return f"{self.path}.{key}" if self.path else key
 
+    def refused(self, key: str) -> bool:
+        """Whether a problem of the field `key` was noted."""
+        return any(problem.path == self.path_of(key) for problem in self.problems)
+
     def get(self, key: str) -> object:
         """The raw value, or None."""
         self.seen.add(key)
         return self.document.get(key)
 
-    def child(self, key: str, *, required: bool = False) -> "Reader":
-        """A reader of the object under `key`; an absent one reads as empty."""
+    def child(self, key: str, *, required: bool = False, leading: str = "") -> "Reader":
+        """A reader of the object under `key`; an absent one reads as empty. `leading` is its field that text in its
+        place is probably meant for."""
         value = self.get(key)
         if value is None and required:
             self.complain(key, None, "must be set")
         if value is not None and not isinstance(value, Mapping):
-            self.complain(key, value, "must be an object")
+            example = f", as in {key}: {{{leading}: {_shown(value)}}}" if leading and isinstance(value, str) else ""
+            self.complain(key, value, f"must be an object{example}")
             value = None
         return Reader(path=self.path_of(key), document=value or {}, problems=self.problems)
 
@@ -197,6 +203,10 @@ class Reader:
 
     def _complain_unknown(self, key: str, value: object) -> None:
         near = nearest(key, self.seen)
+        begun = sorted(name for name in self.seen if name.startswith(key))
+        if len(begun) > 1:
+            self.complain(key, value, f"there is no such field; did you mean {' or '.join(begun)}?")
+            return
         if near is None:
             self.complain(key, value, f"there is no such field; known are {', '.join(sorted(self.seen))}")
             return

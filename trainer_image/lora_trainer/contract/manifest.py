@@ -121,8 +121,8 @@ def train_config(manifest: Mapping[str, Any], options: RunOptions) -> TrainConfi
     check_quantized(lora_section, lora, quantization)
     config = TrainConfig(
         run=RunIdentity(namespace=namespace, name=name, uid=options.uid, attempt=options.attempt),
-        model=_model(spec.child("model", required=True), options),
-        dataset=_dataset(spec.child("dataset", required=True), options),
+        model=_model(spec.child("model", required=True, leading="uri"), options),
+        dataset=_dataset(spec.child("dataset", required=True, leading="uri"), options),
         lora=lora,
         quantization=quantization,
         training=read_training(spec.child("training"), strict=options.strict),
@@ -135,7 +135,7 @@ def train_config(manifest: Mapping[str, Any], options: RunOptions) -> TrainConfi
             strict=options.strict,
         ),
         checkpoint=_checkpoint(spec.child("checkpoint"), options),
-        output=_output(spec.child("output", required=True), options),
+        output=_output(spec.child("output", required=True, leading="uri"), options),
         tracking=_tracking(spec.child("tracking"), options),
         resume_from=_resume_from(spec, options, name),
         stall_timeout_s=options.stall_timeout_s,
@@ -198,7 +198,7 @@ def _uri(section: Reader, schemes: tuple[type[Uri], ...]) -> str:
 
 
 def _secret(section: Reader, options: RunOptions) -> None:
-    reference = section.child("secretRef")
+    reference = section.child("secretRef", leading="name")
     reference.text("name", longest=253)
     reference.finish(strict=options.strict)
 
@@ -305,7 +305,12 @@ def _tracking(section: Reader, options: RunOptions) -> TrackingConfig:
     config = TrackingConfig(
         kind=section.choice("kind", Tracker.NONE, Tracker), project=section.text("project", longest=128)
     )
-    if config.project is not None and config.kind in {Tracker.NONE, Tracker.TENSORBOARD}:
+    # Of a kind that was refused it is not known whether it has projects.
+    if (
+        config.project is not None
+        and config.kind in {Tracker.NONE, Tracker.TENSORBOARD}
+        and not section.refused("kind")
+    ):
         rule = f"must not be set with kind {config.kind.value}, which knows no projects: remove project"
         section.complain("project", config.project, rule)
     _secret(section, options)
@@ -314,7 +319,7 @@ def _tracking(section: Reader, options: RunOptions) -> TrackingConfig:
 
 
 def _resume_from(spec: Reader, options: RunOptions, own_name: str) -> str | None:
-    section = spec.child("resumeFrom")
+    section = spec.child("resumeFrom", leading="name")
     if not section.document:
         return None
     name = section.text("name", required=True, longest=52)

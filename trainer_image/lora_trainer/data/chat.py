@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 from lora_trainer.data.chosen_template import Chosen
@@ -101,10 +102,12 @@ class Renderer:
             return self.template
         return self._chosen.served(own)
 
-    def prompt(self, question: str) -> str:
-        """What inference shows of a question. Raises what the template raises."""
-        asked = Message(role="user", content=question).for_template(in_parts=self._in_parts)
-        (found,) = self._rendered([[asked]], (), generation=True)
+    def prompt(self, question: str, before: Sequence[tuple[str, str]] = ()) -> str:
+        """What inference shows of a question behind earlier ones with their answers. Raises what the template
+        raises."""
+        said = [text for turn in before for text in turn] + [question]
+        turns = [Message(role=role, content=text) for role, text in zip(cycle(("user", "assistant")), said)]
+        (found,) = self._rendered([[t.for_template(in_parts=self._in_parts) for t in turns]], (), generation=True)
         return found.text
 
     def render(self, samples: Sequence[Sample]) -> list[list[Text]]:

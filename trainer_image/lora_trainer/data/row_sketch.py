@@ -59,7 +59,7 @@ class RowSketch:
         """Inverse of `to_bytes`. Raises `ValueError` for other bytes."""
         numbers = np.frombuffer(data, _HASH).astype(np.uint64)
         if not len(numbers):
-            raise ValueError("no limit stands there")
+            raise ValueError("there is no limit")
         return cls(keys=numbers[1:], limit=int(numbers[0]))
 
     def _with(self, keys: Keys, known_up_to: int) -> "RowSketch":

@@ -116,9 +116,11 @@ class Encoder:
             "date": date.today().isoformat() if "strftime_now" in template else None,  # noqa: DTZ011 - as templates do
         }
 
-    def prompt(self, question: str) -> list[int]:
-        """The tokens of a question to a model as inference shows it. Raises what its chat template raises."""
-        ids: list[int] = self.tokenizer(self._renderer.prompt(question), add_special_tokens=False)["input_ids"]
+    def prompt(self, question: str, before: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """The tokens of a question to a model as inference shows it, behind earlier questions with their answers.
+        Raises what its chat template raises."""
+        text = self._renderer.prompt(question, before)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def encode(self, sample: Sample) -> Example:

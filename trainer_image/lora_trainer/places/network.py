@@ -6,6 +6,7 @@ import ssl
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 import certifi
@@ -18,6 +19,7 @@ LONGEST_PAUSE_S = 60
 CONNECT_S, READ_S = 10.0, 60.0
 """How long a connection, and each silence of a server, may take."""
 RETRIED = (429, 500, 502, 503, 504)
+Cause = TypeVar("Cause", bound=BaseException)
 _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 _UNKNOWN_AUTHORITY = (
     "have the chart's config.caBundleConfigMap name a bundle that holds its authority; without a cluster set "
@@ -64,24 +66,27 @@ def proxy_login(proxy: str) -> dict[str, str]:
     return urllib3.util.make_headers(proxy_basic_auth=unquote(parts.auth, "latin-1"))
 
 
-def refused_certificate(error: BaseException) -> str | None:
+def refused_certificate(error: BaseException, remedy: str = _UNKNOWN_AUTHORITY) -> str | None:
     """Why the certificate of a server was refused and what to do, as the end of a sentence; None where an error has
-    another cause."""
-    found = _certificate_error(error)
+    another cause. `remedy` is for an authority that is not known."""
+    found = cause_of(error, ssl.SSLCertVerificationError)
     if found is None:
         return None
     why = str(getattr(found, "verify_message", "")).rstrip(".") or "its authority is not known"
-    remedy = _REMEDIES.get(getattr(found, "verify_code", 0), _UNKNOWN_AUTHORITY)
+    remedy = _REMEDIES.get(getattr(found, "verify_code", 0), remedy)
     return f"the server's certificate is not trusted ({why}): {remedy}"
 
 
-def _certificate_error(error: BaseException) -> ssl.SSLCertVerificationError | None:
-    """Clients raise errors of their own, with the cause chained to them; urllib3's have it in `reason` or `args`."""
+def cause_of(error: BaseException, *kinds: type[Cause]) -> Cause | None:
+    """The first of these kinds behind an error, itself included; None where there is none.
+
+    Clients raise errors of their own, with the cause chained to them; urllib3's have it in `reason` or `args`.
+    """
     seen: set[int] = set()
     nested: list[object] = [error]
     while nested:
         item = nested.pop(0)
-        if isinstance(item, ssl.SSLCertVerificationError):
+        if isinstance(item, kinds):
             return item
         if isinstance(item, BaseException) and id(item) not in seen:
             seen.add(id(item))
