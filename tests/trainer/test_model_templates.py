@@ -15,7 +15,7 @@ from tests.trainer import tiny
 from tests.trainer.test_learned import marked
 
 from lora_trainer.contract.config import LossOn
-from lora_trainer.data.chosen_template import Chosen
+from lora_trainer.data.chosen_template import TEMPLATES, Chosen
 from lora_trainer.data.formats import Conversation
 from lora_trainer.data.messages import parse_messages, parse_tools
 from lora_trainer.data.tokens import Encoder
@@ -225,6 +225,26 @@ def test_what_is_lost_is_named_with_what_to_do(loss_on: LossOn) -> None:
             encoder(name, loss_on).encode(chat)
 
 
+def test_the_built_in_qwen_writes_tools_calls_and_results_as_the_models_own() -> None:
+    """All but its own system prompt, which nobody asked for."""
+    own = encoder("qwen2_5")
+    built_in = Encoder(own.tokenizer, LossOn.COMPLETION, 8192, tuple(own.stop_ids), _QWEN)
+    system = turn("system", "seenrule")
+    called = calling("saidcity")
+    twice = {**called, "tool_calls": called["tool_calls"] * 2}
+    for turns in (
+        (system, QUESTION, ANSWER, *AGAIN),
+        (system, QUESTION, calling("saidcity", "saidbefore"), result("seendegrees"), ANSWER, *AGAIN),
+        (system, QUESTION, twice, result("seendegrees"), result("seenothers"), ANSWER),
+    ):
+        assert texts(built_in, turns) == texts(own, turns) != []
+    assert texts(built_in, CALLED)[0].startswith("<|im_start|>system\n# Tools\n")
+    (text,) = texts(built_in, TALKS["thoughts in a field"][0])
+    assert "\n⟦<think>\nsaidthought\n</think>\n\nsaidreply<|im_end|>⟧" in text
+    assert "\n⟦<think>\nsaidanother\n</think>\n\nsaidlast<|im_end|>⟧" in text
+
+
+_QWEN = Chosen(text=TEMPLATES["Qwen"], built_in=True)
 MISTRAL = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{% set turns = messages[1:] %}{% else %}"
     "{% set turns = messages %}{% endif %}{% for message in turns %}{% if message.role == 'user' %}"
