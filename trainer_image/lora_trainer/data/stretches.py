@@ -10,7 +10,7 @@ The rules, for each answer:
    end of a prompt) begins behind the heading that the generation prompt is behind a question; without one of its own,
    where the turn that it goes on with would have ended.
 4. Where the template marks what the assistant says (`{% generation %}`), the marks count, without a heading that the
-   generation prompt has already written.
+   generation prompt has already written; but not those of an answer with a thought that later turns change.
 5. A text holds as many answers as stand in it as they would if nothing came after them. An answer that later turns
    change (templates of reasoning models drop earlier thoughts), or one that is not followed by an end-of-turn token
    there, is learned from a text of its own, which ends with it.
