@@ -185,10 +185,11 @@ CALLS_OR_CONTENT = (
 def test_an_answer_of_which_a_template_writes_nothing_is_refused() -> None:
     """Only its end would be learned."""
     encoder = make_encoder(CALLS_OR_CONTENT, "<|im_end|>")
-    with pytest.raises(
-        DatasetError, match=r"x\.jsonl, line 1: the model's chat template leaves out what an answer says"
-    ):
+    with pytest.raises(DatasetError, match=r"x\.jsonl, line 1: the model's chat template has no place for tool calls,"):
         encoder.encode(talk(CALLS))
+    blank = [TURNS[0], {"role": "assistant", "content": "<think>\n</think>\n"}]
+    with pytest.raises(DatasetError, match="leaves out what an answer says, so that only its end would be learned"):
+        make_encoder(templates.DEEPSEEK_R1, "</s>").encode(talk(blank))
     assert learned(encoder, encoder.encode(talk(TURNS)))[0] == "Ahoy, captain!<|im_end|>"
 
 

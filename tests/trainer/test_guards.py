@@ -182,6 +182,7 @@ def test_what_a_checkpoint_of_an_earlier_release_lacks_means_what_it_meant_then(
     assert not same_course(old, ours)
     assert weights_difference(old, ours) is None
     chosen = identity(make_config(dataset={"chatTemplate": "ChatML"}), "sha256:1", "sha256:2", "sha256:3")
+    assert difference({**chosen, "dataset.chatTemplate (content)": '"sha256:4"'}, chosen) is None, "a built-in one"
     assert difference(old, chosen) == 'dataset.chatTemplate absent, this run has "ChatML"'
 
 

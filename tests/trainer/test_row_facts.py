@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.trainer import tiny
+from tests.trainer import templates, tiny
 from tests.trainer.test_data import on_claim
 
+from lora_trainer.contract.config import LossOn
 from lora_trainer.contract.preflight import MOST_ROW_BYTES, RowFacts
 from lora_trainer.data import row_facts
 from lora_trainer.data.counts import surely_lost
-from lora_trainer.data.dataset import Data, encode
+from lora_trainer.data.dataset import Data, encode, log_data
 from lora_trainer.data.first_row import show_row
 from lora_trainer.data.row_facts import count_rows
 from lora_trainer.data.survey import Samples, load_samples
@@ -271,6 +272,27 @@ def test_of_long_stretches_the_middle_is_left_out() -> None:
     assert shown[1]["learned"].endswith("aend")
     assert 700 < len(show_row([("Who?", False), ("a" * 3000, True)])) <= MOST_ROW_BYTES
     assert len(json.loads(show_row([("x", bool(n % 2)) for n in range(99)]))) == 13
+
+
+def test_what_a_template_does_not_show_is_logged_before_a_training_and_by_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tools that it leaves out, and a thought that inference alone begins with; text has no template."""
+    tokenizer = tiny.make_tokenizer(chat_template=templates.DEEPSEEK_R1)
+    encoder = Encoder(tokenizer, LossOn.COMPLETION, 256, [tokenizer.eos_token_id])
+    rows = [{**row, "tools": [{"name": "weather"}] if number < 7 else None} for number, row in enumerate(uneven(20))]
+    samples = samples_of(tmp_path, rows, validationFraction="0")
+    count_rows(samples, encoder, 42)
+    tools, thought = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert tools.startswith(f"{samples.with_tools} rows have tools, which the chat template leaves out")
+    assert samples.with_tools == 7
+    assert thought.startswith('inference begins an answer with "<think>\\n", and the first row does not')
+    caplog.clear()
+    log_data(encode(samples, encoder), encoder)
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [tools, thought]
+    caplog.clear()
+    count_rows(samples_of(tmp_path, [{"text": "Ahoy"}] * 9, validationFraction="0"), encoder, 42)
+    assert not caplog.records
 
 
 def test_no_token_is_kept(tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
+from lora_trainer.data.arrival import objection, probe_of, shape_of
 from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.formats import Conversation, PlainText, Sample
 from lora_trainer.data.messages import Message
-from lora_trainer.data.stretches import Rendered, Span, place
+from lora_trainer.data.stretches import Rendered, Span, opened, place
 from lora_trainer.data.time_limit import cpu_time
 from lora_trainer.errors import DatasetError
 
@@ -65,6 +66,7 @@ class _Rendering:
 
 _Renderings = dict[_Request, _Rendering]
 _SAID = "Is anybody here?"
+_TOOL = "zqtoolqz"
 _MARK = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
 
 
@@ -82,6 +84,7 @@ class Renderer:
         self._learn_all = learn_all
         self._stops = tuple(stops)
         self._chosen = chosen
+        self._looked_at: frozenset[Any] = frozenset()
         self.has_template = bool(chosen.text or tokenizer.chat_template)
         own = None if self.has_template else FALLBACK_TEMPLATE
         begin = "{{ bos_token }}" if starts_with_bos and (own or chosen.built_in) else ""
@@ -110,6 +113,21 @@ class Renderer:
         (found,) = self._rendered([[t.for_template(in_parts=self._in_parts) for t in turns]], (), generation=True)
         return found.text
 
+    @functools.cached_property
+    def leaves_out_tools(self) -> bool:
+        """Whether the template writes nothing of the tools of a conversation."""
+        asked = Message(role="user", content=_SAID).for_template(in_parts=self._in_parts)
+        try:
+            (found,) = self._rendered([[asked]], [{"name": _TOOL, "parameters": {}}], generation=True)
+        except Exception:  # as in `_renderings`; there the conversation itself is refused
+            return False
+        return _TOOL not in found.text
+
+    def unseen(self, text: str) -> str:
+        """The thought that inference opens before an answer, where no answer in the text of a sample has it."""
+        found = opened(self._heading)
+        return "" if found and self._heading in text else found
+
     def render(self, samples: Sequence[Sample]) -> list[list[Text]]:
         """The texts of each sample, one or more. Raises `DatasetError` for the first that cannot be rendered."""
         texts: dict[int, list[Text]] = {}
@@ -120,9 +138,9 @@ class Renderer:
             elif sample.verbatim and not self.has_template:
                 texts[number] = [_verbatim(sample)]
             else:
-                self._check_calls(sample)
                 chats[number] = sample
         for number, renderings in zip(chats, self._renderings(list(chats.values())), strict=True):
+            self._check_arrival(chats[number])
             texts[number] = self._texts(chats[number], renderings)
         return [texts[number] for number in range(len(samples))]
 
@@ -139,16 +157,29 @@ class Renderer:
         try:
             return self._apply([chat], tools=chat.tools)[0]
         except Exception as error:  # as above
+            called = isinstance(error, TypeError) and any("tool_calls" in message.extra for message in chat.messages)
+            hint = "; it gets the arguments of tool calls as objects, not as text" if called else ""
             raise DatasetError(
-                f"{chat.where}: {self._named} refuses this conversation ({' '.join(str(error).split())})"
+                f"{chat.where}: {self._named} refuses this conversation ({' '.join(str(error).split())}{hint})"
             ) from error
 
-    def _check_calls(self, chat: Conversation) -> None:
-        if any(message.extra.get("tool_calls") for message in chat.messages) and not self._takes_calls(chat.tools):
-            raise DatasetError(
-                f"{chat.where}: {self._named} has no place for tool calls, so they would be lost; choose a "
-                "model whose template has one, or write the calls into the content"
-            )
+    def _check_arrival(self, chat: Conversation) -> None:
+        """Refuse what the template does not write, where no conversation of the same shape was looked at."""
+        shape = shape_of(chat)
+        if shape <= self._looked_at:
+            return
+        probe, answers = probe_of(chat), _answers(chat.messages)
+        turns = [[one.for_template(in_parts=self._in_parts) for one in probe.messages[: turn + 1]] for turn in answers]
+        try:
+            found = self._rendered(turns, chat.tools, generation=False)
+        except Exception:  # as in `_renderings`: of words alone; the conversation itself was rendered
+            log.debug("%s: the conversation cannot be rendered in words", chat.where, exc_info=True)
+            found = []
+        for turn, rendering in zip(answers, found, strict=False):
+            lost = objection(probe, turn, rendering.text)
+            if lost:
+                raise DatasetError(f"{chat.where}: {self._named} {lost}")
+        self._looked_at |= shape
 
     def _check_thoughts(self, chat: Conversation, answers: Sequence[int], renderings: _Renderings) -> None:
         for turn in answers:
@@ -163,13 +194,6 @@ class Renderer:
         """Whether nothing is left of an answer but the token that ends it."""
         end = next((stop for stop in self._stops if learned.endswith(stop)), "")
         return not learned.removesuffix(end).strip()
-
-    def _takes_calls(self, tools: Sequence[Any]) -> bool:
-        """Models may have a template of its own for conversations with tools."""
-        try:
-            return "tool_calls" in self._tokenizer.get_chat_template(self.template, list(tools) or None)
-        except ValueError:  # the rendering reports it
-            return True
 
     def _apply(self, chats: Sequence[Conversation], tools: Sequence[Any] = ()) -> list[_Renderings]:
         renderings: list[_Renderings] = [{} for _ in chats]
@@ -306,6 +330,8 @@ def _needed(chat: Conversation, answers: Sequence[int], renderings: _Renderings,
         texts=texts,
         marks=dict(zip(spoken, marks, strict=True)) if len(marks) == len(spoken) else {},
         heading=heading,
+        # Text beside a call is a thought to gpt-oss.
+        thoughtful=frozenset(turn for turn in answers if turns[turn].thinks or turns[turn].calls_beside_text),
     )
 
 

@@ -30,20 +30,42 @@ _CALLS = (
     "{% for call in message.tool_calls or [] %}{{ '\\n' if message.content or not loop.first }}"
     "{{ '<tool_call>\\n' }}{{ call.function | tojson }}{{ '\\n</tool_call>' }}{% endfor %}"
 )
-_CHATML_TURNS = (
+_CHATML = (
     "{% for message in messages %}{% if message.role == 'assistant' %}"
-    "{{ '<|im_start|>assistant\\n' + message.content }}" + _CALLS + _end("<|im_end|>") + "{{ '\\n' }}"
+    "{{ '<|im_start|>assistant\\n' + message.content }}" + _end("<|im_end|>") + "{{ '\\n' }}"
     "{% elif message.role == 'tool' %}"
     "{{ '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' }}"
     "{% else %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-_TOOLS = (
-    "{% if tools %}{{ '<|im_start|>system\\n# Tools\\n<tools>\\n' }}{% for tool in tools %}{{ tool | tojson + '\\n' }}"
-    "{% endfor %}{{ '</tools><|im_end|>\\n' }}{% endif %}"
+_TOOLS_BEGIN = (
+    "# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n\\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\\n<tools>"
 )
+_TOOLS_END = (
+    "\\n</tools>\\n\\nFor each function call, return a json object with function name and arguments within "
+    "<tool_call></tool_call> XML tags:\\n<tool_call>\\n"
+    '{\\"name\\": <function-name>, \\"arguments\\": <args-json-object>}'
+    "\\n</tool_call><|im_end|>\\n"
+)
+_QWEN = (
+    _SYSTEM_FIRST + "{% if tools %}{{ '<|im_start|>system\\n' + system + '" + _TOOLS_BEGIN + "' }}"
+    "{% for tool in tools %}{{ '\\n' + tool | tojson }}{% endfor %}{{ '" + _TOOLS_END + "' }}"
+    "{% elif system %}{{ '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{% endif %}"
+    "{% for message in turns %}{% if message.role == 'assistant' %}{{ '<|im_start|>assistant\\n' }}"
+    "{% if message.reasoning_content %}{{ '<think>\\n' + message.reasoning_content + '\\n</think>\\n\\n' }}{% endif %}"
+    "{{ message.content }}" + _CALLS + _end("<|im_end|>") + "{{ '\\n' }}"
+    "{% elif message.role == 'tool' %}"
+    "{% if loop.first or loop.previtem.role != 'tool' %}{{ '<|im_start|>user' }}{% endif %}"
+    "{{ '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' }}"
+    "{% if loop.last or loop.nextitem.role != 'tool' %}{{ '<|im_end|>\\n' }}{% endif %}"
+    "{% else %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""As Qwen2.5's, without its own system prompt, and with thoughts as Qwen3 writes them."""
+
 TEMPLATES: Mapping[str, str] = {
-    "ChatML": _CHATML_TURNS.replace(_CALLS, ""),
+    "ChatML": _CHATML,
     "Llama3": "{% for message in messages %}"
     "{{ '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + message.content | trim }}"
     "{% if message.role == 'assistant' %}" + _end("<|eot_id|>") + "{% else %}{{ '<|eot_id|>' }}{% endif %}{% endfor %}"
@@ -56,7 +78,7 @@ TEMPLATES: Mapping[str, str] = {
     "{% else %}{{ '<start_of_turn>' + message.role + '\\n' + (system if loop.first else '') }}"
     "{{ message.content | trim + '<end_of_turn>\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}",
-    "Qwen": _TOOLS + _CHATML_TURNS,
+    "Qwen": _QWEN,
     "Alpaca": _SYSTEM_FIRST + "{{ system }}{% for message in turns %}{% if message.role == 'assistant' %}"
     "{{ '### Response:\\n' + message.content }}{{ eos_token }}{{ '\\n\\n' }}"
     "{% else %}{{ '### Instruction:\\n' + message.content + '\\n\\n' }}{% endif %}{% endfor %}"

@@ -41,7 +41,8 @@ _LOG_EVERY_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """What is trained on and what is evaluated; with `held_out` false the latter are training rows."""
+    """What is trained on and what is evaluated; with `held_out` false the latter are training rows. `with_tools` rows
+    of the files have tools."""
 
     training: Examples
     evaluation: Examples
@@ -49,6 +50,7 @@ class Data:
     kind: DatasetFormat
     fingerprint: str
     stats: DatasetStats
+    with_tools: int = 0
 
 
 def log_data(data: Data, encoder: Encoder) -> None:
@@ -70,7 +72,10 @@ def log_data(data: Data, encoder: Encoder) -> None:
         stats.skipped_answers,
         stats.unended_answers,
     )
-    log.info("the first row, with what is learned between >>> and <<<: %s", encoder.show(data.training[0]))
+    first = data.training[0]
+    log.info("the first row, with what is learned between >>> and <<<: %s", encoder.show(first))
+    for sentence in encoder.warnings(first.input_ids, data.with_tools) if data.kind is not DatasetFormat.TEXT else ():
+        log.warning("%s", sentence)
     if stats.split_samples:
         log.info(
             "%d rows became several samples: the chat template rewrites earlier answers, or does not end them, so that "
@@ -201,6 +206,7 @@ def _data(samples: Samples, training: Examples, evaluation: Examples, stats: Dat
         kind=samples.kind,
         fingerprint=samples.fingerprint,
         stats=stats,
+        with_tools=samples.with_tools,
     )
 
 

@@ -26,7 +26,10 @@ ROLES = {
 """Names of speakers, in lower case, and the roles that chat templates know; other names are passed on as they are."""
 
 _CALLS = frozenset({"function_call", "tool_call"})
-_PASSED_ON = ("name", "tool_call_id", "reasoning_content", "thinking", "reasoning")
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Fields of an answer that hold its thought, each of which Transformers gives to templates under all these names."""
+
+_PASSED_ON = ("name", "tool_call_id", *THOUGHTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,16 @@ class Message:
     def is_answer(self) -> bool:
         """Whether there is something to learn in it."""
         return self.learned and self.role == "assistant" and bool(self.content.strip() or self.extra.get("tool_calls"))
+
+    @property
+    def thinks(self) -> bool:
+        """Whether it has a thought, in a field or in its content."""
+        return "</think>" in self.content or any(self.extra.get(name) for name in THOUGHTS)
+
+    @property
+    def calls_beside_text(self) -> bool:
+        """Whether it has tool calls and text."""
+        return bool(self.content.strip() and self.extra.get("tool_calls"))
 
     def for_template(self, *, in_parts: bool = False) -> dict[str, Any]:
         """As chat templates take it, which may want texts as parts of a content that may have images as well."""

@@ -132,6 +132,9 @@ def count_rows(
         positions_suffice(positions, encoder.max_length, tally.longest)
     if check_token is not None:
         check_token(tally.largest)
+    if tally.first is not None and samples.kind is not DatasetFormat.TEXT:
+        for sentence in encoder.warnings((tally.first & ~LEARNED).astype(np.int64), samples.with_tools):
+            log.warning("%s", sentence)
     facts = _facts(samples, tally, encoder)
     return _extrapolated(facts, samples, tally) if tally.counts.rows < rows else facts
 

@@ -15,6 +15,7 @@ from lora_trainer.data.dataset_files import Files, locate, locate_validation
 from lora_trainer.data.file_kinds import some
 from lora_trainer.data.formats import (
     MAY_BE_ABSENT,
+    Conversation,
     Layout,
     content_key,
     detect,
@@ -63,7 +64,7 @@ class Samples:
     `eligible` ones, in which there is something to learn. `capped`: without `dataset.maxValidationRows` there would be
     more. `shared` training rows stand among the held-out ones of another set, too. `learned` and `measured` tell the
     contents of the training rows and of the held-out ones. `verbatim` is whether the first row is learned as it stands
-    where there is no chat template; `columns` are its own.
+    where there is no chat template; `columns` are its own. `with_tools` is how many rows have tools.
     """
 
     parts: tuple[Part, ...]
@@ -79,6 +80,7 @@ class Samples:
     verbatim: bool
     columns: Columns
     shared: int = 0
+    with_tools: int = 0
 
     @property
     def kind(self) -> DatasetFormat:
@@ -94,6 +96,7 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
     layout = detect(config.dataset, first)
     columns = _columns(first, layout)
     survey = _survey(files, layout, config.dataset.columns)
+    with_tools = survey.with_tools
     drawn, capped = _drawn(survey.keys, config.dataset, config.training.seed)
     parts, keys, skipped, shared = [_part(survey, ~drawn, drawn)], survey.keys, survey.skipped, 0
     learned = RowSketch.of(survey.keys, ~drawn)
@@ -117,6 +120,7 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
         verbatim=is_verbatim(first, layout),
         columns=columns,
         shared=shared,
+        with_tools=with_tools,
     )
 
 
@@ -148,13 +152,15 @@ def _drawn_of_a_set(keys: Keys, dataset: DatasetConfig, seed: int) -> tuple[Mask
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Survey:
     """Of each row whether there is something to learn; of each for which there is, the key of its content and its
-    position in its file. `begins` says at which of these a file begins, with its name and the unit of positions."""
+    position in its file. `begins` says at which of these a file begins, with its name and the unit of positions;
+    `with_tools` is how many of them have tools."""
 
     files: Files
     kept: Mask
     keys: Keys
     positions: NDArray[np.uint32]
     begins: tuple[tuple[int, str, str], ...]
+    with_tools: int
 
     @property
     def skipped(self) -> int:
@@ -191,6 +197,7 @@ def _survey(files: Files, layout: Layout, mapped: Mapping[str, str]) -> _Survey:
     begins: list[tuple[int, str, str]] = []
     absent = {role: column for role, column in mapped.items() if role in MAY_BE_ABSENT}
     first: Row | None = None
+    with_tools = 0
     counter = Counter("reading rows")
     for row in read_rows(files, columns=layout.names):
         sample = parse(row, layout) if row.values else None
@@ -201,6 +208,7 @@ def _survey(files: Files, layout: Layout, mapped: Mapping[str, str]) -> _Survey:
                 begins.append((len(keys), row.file, row.unit))
             keys.append(content_key(sample))
             positions.append(row.position)
+            with_tools += isinstance(sample, Conversation) and bool(sample.tools)
         first = first or (row if row.values else None)
         absent = {role: column for role, column in absent.items() if column not in row.values} if absent else absent
     if first is None:
@@ -218,6 +226,7 @@ def _survey(files: Files, layout: Layout, mapped: Mapping[str, str]) -> _Survey:
         keys=np.frombuffer(keys, np.uint64),
         positions=np.frombuffer(positions, np.uint32),
         begins=tuple(begins),
+        with_tools=with_tools,
     )
 
 

@@ -20,12 +20,14 @@ from lora_trainer.data.formats import Sample
 IGNORED = -100
 """Label of a position whose token is not learned (the `ignore_index` of PyTorch's cross-entropy)."""
 
-ENCODING = 3
+ENCODING = 4
 """Raised where a release makes other tokens, or learns others, of the same rows.
 
 1: of a conversation that its template rewrites, the last answer alone was learned.
 2: thoughts in a field `reasoning` were dropped, tools had OpenAI's envelope only where their rows have it, and a text
 that brings its first token got a second one.
+3: an answer went on to the last of several end-of-turn tokens behind it; with a template's marks, thoughts that later
+turns take away were learned nowhere; what a template leaves out of a conversation was lost without a word.
 """
 
 TOKENIZED_AT_ONCE = 2**20
@@ -148,6 +150,28 @@ class Encoder:
             text = text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]} […] {text[-_SHOWN:]}"
             pieces.append(f">>>{text}<<<" if example.labels[run[0]] != IGNORED else text)
         return json.dumps("".join(pieces) + (" […]" if len(changes) >= _SHOWN_PIECES else ""), ensure_ascii=False)
+
+    def warnings(self, first: NDArray[np.int64], with_tools: int) -> list[str]:
+        """What of the rows the template does not show as a user would think, by the tokens of the `first` example and
+        the number of rows `with_tools`."""
+        found = []
+        if with_tools and self._renderer.leaves_out_tools:
+            found.append(
+                f"{with_tools} rows have tools, which the chat template leaves out: the model is not shown them; use "
+                "another dataset.chatTemplate, or write them into the system prompt"
+            )
+        text = self.tokenizer.decode(first, clean_up_tokenization_spaces=False)
+        thought = self._renderer.unseen(text) if self.has_template else ""
+        if thought:
+            template = str(self._renderer.template or self.tokenizer.chat_template)
+            switch = "false" if thought.count("<") == 1 else "true"
+            remedy = f'dataset.templateArguments: {{enable_thinking: "{switch}"}}'
+            remedy = remedy if "enable_thinking" in template else "a dataset.chatTemplate without it"
+            found.append(
+                f"inference begins an answer with {json.dumps(thought)}, and the first row does not: served, the model "
+                f"continues a prompt that it was not trained on; train and serve with {remedy}"
+            )
+        return found
 
     def _encoded(self, text: Text, tokens: Tokens) -> Encoded:
         ids, learned = tokens.ids, tokens.learned

@@ -7,12 +7,14 @@ from typing import Any
 
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.template_fields import BUILT_IN
 from lora_trainer.data.tokens import ENCODING
 
 MODEL = "model (revision)"
 DATA = "dataset (content)"
 _ROWS = "dataset (encoding)"
 _TEMPLATE = "dataset.chatTemplate (content)"
+_CHOSEN = "dataset.chatTemplate"
 _LIMIT = "dataset.maxValidationRows"
 _AS_BEFORE = {_ROWS: "1", _TEMPLATE: "null"}
 """What the fields meant that checkpoints of earlier releases lack."""
@@ -75,9 +77,12 @@ def _camel(name: str) -> str:
 def difference(saved: Identity, ours: Identity) -> str | None:
     """The first field in which two identities differ, with both values, as the part of a sentence; None where none.
 
-    That another release encodes the rows otherwise is none: it would end every run that is on its way.
+    That another release encodes the rows otherwise, or writes a built-in template otherwise, is none: it would end
+    every run that is on its way.
     """
     names = {*saved, *ours} - {_ROWS}
+    if json.loads(ours.get(_CHOSEN, "null")) in BUILT_IN:
+        names -= {_TEMPLATE}
     return _first(saved, ours, sorted(names, key=lambda name: (name not in (MODEL, DATA), name)))
 
 
