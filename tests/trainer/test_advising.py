@@ -24,7 +24,7 @@ from lora_trainer.host.advising import advice_on_estimate, advice_on_failure
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.reports import Reporter
-from lora_trainer.recipe import train
+from lora_trainer.recipe import evaluator
 from lora_trainer.recipe.train import Workshop, run_training
 from lora_trainer.training import loop
 from lora_trainer.training.evaluate import Evaluation, evaluate
@@ -109,7 +109,7 @@ def test_a_model_that_gives_no_number_is_no_result(
         found = evaluate(*given, **more)
         return replace(found, sums=(math.nan, *found.sums[1:])) if next(calls) == nth else found
 
-    monkeypatch.setattr(train, "evaluate", evaluated)
+    monkeypatch.setattr(evaluator, "evaluate", evaluated)
     with pytest.raises(NonFiniteLossError, match=sentence) as ended:
         trained(tmp_path, tiny_folder, 20, training={"maxSteps": 1, "learningRate": "0.001"})
     assert ended.value.reason is Reason.NON_FINITE_LOSS

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from datetime import date
 from typing import Any
 
 import pytest
@@ -114,6 +115,7 @@ SAID: dict[Code, tuple[TrainConfig | None, Changes, str]] = {
         "takes 23.0 GiB of 24.0 GiB, and 9.0 GiB with quantization: NF4",
     ),
     Code.ROWS_CUT: (None, rows(cut=1, cut_tokens=70), "more than 2048 tokens: 1, which lose 70"),
+    Code.DATED_TEMPLATE: (None, rows(day=date(2026, 7, 26)), "the date, which is 2026-07-26 wherever it does"),
     Code.FEW_HELD_OUT_ROWS: (None, ended(improvement_standard_error=0.031), "less than 0.062 nats (3.1% of the loss)"),
     Code.HELD_OUT_ROWS_LEARNED: (None, rows(shared=2), "stand among the held-out rows, too: 2"),
     Code.HELD_OUT_ROWS_LEARNED_BEFORE: (
@@ -218,6 +220,7 @@ SILENT: dict[str, tuple[Code, TrainConfig | None, Changes]] = {
         {"plan": make_plan(**TIGHT, device=None, device_bytes=None)},
     ),
     "whole rows": (Code.ROWS_CUT, None, rows(cut=0)),
+    "no date in the rows": (Code.DATED_TEMPLATE, None, rows(day=None)),
     "enough held-out rows": (Code.FEW_HELD_OUT_ROWS, None, ended(improvement_standard_error=0.03)),
     "twenty held-out rows": (Code.FEW_HELD_OUT_ROWS, None, {"ended": None, **rows(held_out=20)}),
     "held-out rows apart": (Code.HELD_OUT_ROWS_LEARNED, None, rows(shared=0)),

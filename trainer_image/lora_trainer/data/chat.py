@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_trainer.data.chosen_template import Chosen
+from lora_trainer.data.clock import Clock, today
 from lora_trainer.data.formats import Conversation, PlainText, Sample
 from lora_trainer.data.messages import Message
 from lora_trainer.data.stretches import Rendered, Span, place
@@ -81,6 +82,7 @@ class Renderer:
         self._learn_all = learn_all
         self._stops = tuple(stops)
         self._chosen = chosen
+        self.clock = Clock(chosen.day or today())
         self.has_template = bool(chosen.text or tokenizer.chat_template)
         own = None if self.has_template else FALLBACK_TEMPLATE
         begin = "{{ bos_token }}" if starts_with_bos and (own or chosen.built_in) else ""
@@ -193,6 +195,7 @@ class Renderer:
         render: Any = chat_template_utils.render_jinja_template
         template = self._tokenizer.get_chat_template(self.template, list(tools) or None)
         with cpu_time(SECONDS + len(turns) / 10):
+            self.clock.put_into(template)
             texts, marks = render(
                 turns,
                 tools=[_enveloped(tool) for tool in tools] or None,

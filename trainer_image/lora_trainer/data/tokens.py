@@ -1,5 +1,6 @@
 """Samples to token ids and labels: the chat template, the end-of-turn token, the longest length."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from lora_trainer.contract.config import LossOn
 from lora_trainer.data.boundaries import Boundaries, Tokens
 from lora_trainer.data.chat import Renderer, Text
 from lora_trainer.data.chosen_template import Chosen
+from lora_trainer.data.clock import reads_clock
 from lora_trainer.data.formats import Sample
 
 IGNORED = -100
@@ -102,19 +104,31 @@ class Encoder:
         self._arguments = chosen.arguments
 
     def facts(self) -> dict[str, Any]:
-        """What the tokens of a row depend on beside the row and the tokenizer's files, as JSON has it.
-
-        With a template that writes the date that is the date, too.
-        """
-        template = str(self._renderer.template or self.tokenizer.chat_template)
+        """What the tokens of a row depend on beside the row and the tokenizer's files, as JSON has it."""
+        template = self._template
         return {
             "loss_on": self.loss_on.value,
             "max_length": self.max_length,
             "stop_ids": sorted(self.stop_ids),
             "template": hashlib.sha256(template.encode(errors="surrogatepass")).hexdigest(),
             "arguments": dict(self._arguments),
-            "date": date.today().isoformat() if "strftime_now" in template else None,  # noqa: DTZ011 - as templates do
+            "date": None if self.day is None else self.day.isoformat(),
         }
+
+    @property
+    def day(self) -> date | None:
+        """The day that the template may write into rows; None of a template that reads no clock."""
+        return self._renderer.clock.day if reads_clock(self._template) else None
+
+    def written_day(self) -> date | None:
+        """The same day where the template did write it, if only before a mere question: a variable may keep it away."""
+        with contextlib.suppress(Exception):  # a template may raise anything
+            self.prompt("Which day is it?")
+        return self.day if self._renderer.clock.was_read else None
+
+    @property
+    def _template(self) -> str:
+        return str(self._renderer.template or self.tokenizer.chat_template)
 
     def prompt(self, question: str) -> list[int]:
         """The tokens of a question to a model as inference shows it. Raises what its chat template raises."""

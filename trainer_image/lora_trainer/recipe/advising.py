@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import date
 
 from lora_trainer.contract.advice.codes import Advice, Severity
 from lora_trainer.contract.advice.facts import Computing, Ended, Facts, Rows
@@ -39,8 +40,10 @@ def facts_of(
     before: RowSketch | None,
     device: Device,
     way: Way,
+    day: date | None,
 ) -> Facts:
-    """What is known when the training begins; `before` are the rows that its first weights were trained on."""
+    """What is known when the training begins; `before` are the rows that its first weights were trained on, `day` what
+    the chat template writes into rows."""
     stats, config = data.stats, settled.config
     return Facts(
         config=config,
@@ -66,6 +69,7 @@ def facts_of(
             duplicates=stats.duplicate_samples,
             shared=samples.shared,
             learned_before=samples.measured.share_in(before, but_for=samples.learned) if before else 0.0,
+            day=day,
         ),
         left_alone=adapted.left_alone,
         plan=settled.plan,

@@ -34,6 +34,7 @@ class Code(enum.StrEnum):
     QUANTIZATION_NOT_NEEDED = "QuantizationNotNeeded"
     QUANTIZATION_WOULD_FIT = "QuantizationWouldFit"
     ROWS_CUT = "RowsCut"
+    DATED_TEMPLATE = "DatedTemplate"
     FEW_HELD_OUT_ROWS = "FewHeldOutRows"
     HELD_OUT_ROWS_LEARNED = "HeldOutRowsLearned"
     HELD_OUT_ROWS_LEARNED_BEFORE = "HeldOutRowsLearnedBefore"

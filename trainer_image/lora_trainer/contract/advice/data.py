@@ -35,6 +35,10 @@ def _rows_cut(facts: Facts) -> Values | None:
     return found | {"to" if length < facts.positions.most else "positions": str(facts.positions.most)}
 
 
+def _dated_template(facts: Facts) -> Values | None:
+    return None if facts.rows is None or facts.rows.day is None else {"day": facts.rows.day.isoformat()}
+
+
 def _many_duplicates(facts: Facts) -> Values | None:
     if facts.rows is None:
         return None
@@ -157,6 +161,18 @@ RULES = (
         source="trainer-data.md",
         rule_of_thumb=False,
         check=_rows_cut,
+    ),
+    Rule(
+        code=Code.DATED_TEMPLATE,
+        severity=Severity.INFO,
+        subject="data",
+        condition="the chat template writes the date; all rows of a run have the same one",
+        message="To have another date, or the same one in several runs, set the template's variable for it, if it has "
+        "one, in spec.dataset.templateArguments, such as Llama's date_string",
+        evidence=("The chat template writes the date, which is {day} wherever it does",),
+        source="trainer-data.md, Chat templates",
+        rule_of_thumb=False,
+        check=_dated_template,
     ),
     Rule(
         code=Code.FEW_HELD_OUT_ROWS,

@@ -1,6 +1,7 @@
 """What advice rests on: all that is known of a run, before its training or after it."""
 
 from dataclasses import dataclass
+from datetime import date
 
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.fit.positions import Positions
@@ -15,7 +16,8 @@ class Rows:
 
     `cut` rows of either side lost `cut_tokens`; `duplicates` are copies of other rows, `shared` held-out rows that are
     trained on, too. `learned_before` is the share of the held-out contents that are among the
-    training rows of a run before this one, and not among its own.
+    training rows of a run before this one, and not among its own. `day` is what the chat template writes into them, if
+    it writes a date.
     """
 
     training: int
@@ -27,6 +29,7 @@ class Rows:
     duplicates: int = 0
     shared: int = 0
     learned_before: float = 0.0
+    day: date | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
