@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from tests.trainer import tiny
 from tests.trainer.conftest import make_config
+from tests.trainer.test_held_out import REWRITES
 from tests.unit.builders import make_results
 
 from lora_trainer.artifact.manifest import Manifest, read_manifest
@@ -31,10 +33,11 @@ from lora_trainer.training.evaluate import Evaluation, evaluate
 from lora_trainer.training.step import run_step
 
 
-def trained(folder: Path, model: Path, rows: int, **sections: Any) -> Manifest:
+def trained(folder: Path, model: Path, rows: int, turns: int = 1, **sections: Any) -> Manifest:
     """The manifest of a training in this process, on some chats of which a fifth is held out."""
     claims = folder / "claims"
-    tiny.write_jsonl(claims / "data/train.jsonl", tiny.chats(rows))
+    chats = [{"messages": row["messages"] * turns} for row in tiny.chats(rows)]
+    tiny.write_jsonl(claims / "data/train.jsonl", chats)
     shutil.copytree(model, claims / "models/tiny")
     (folder / "adapter").mkdir()
     config, volumes = make_config(**sections), Volumes(claims=claims)
@@ -77,6 +80,17 @@ def test_few_held_out_rows_are_warned_of(tmp_path: Path, tiny_folder: Path, capl
     (record,) = [record for record in caplog.records if record.getMessage().startswith("advice: ")]
     assert record.levelno == logging.WARNING
     assert "Held-out rows: 4" in record.getMessage()
+
+
+def test_rows_are_counted_whatever_many_samples_they_become(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With a template that rewrites earlier answers a conversation of eight answers becomes eight samples."""
+    model = tiny.make_model(tmp_path / "model", chat_template=REWRITES)
+    with caplog.at_level(logging.INFO):
+        manifest = trained(tmp_path, model, 20, turns=8, training={"maxSteps": 1, "learningRate": "0.001"})
+    assert said(caplog.messages, Code.FEW_HELD_OUT_ROWS, manifest) == 1
+    assert manifest.dataset.validation_samples == 32
+    assert "32 held out (of 4 rows)" in caplog.text
+    assert re.search(r"loss before training \S+ ± \S+ on 4 held-out rows \(32 samples\)", caplog.text)
 
 
 def test_last_steps_that_were_left_out_are_told(

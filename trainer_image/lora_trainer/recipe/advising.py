@@ -61,7 +61,7 @@ def facts_of(
         trainable_parameters=adapted.trainable_parameters,
         rows=Rows(
             training=stats.train_samples,
-            held_out=stats.validation_samples,
+            held_out=data.evaluation.row_count if data.held_out else 0,
             tokens=stats.train_tokens,
             learned=stats.target_tokens,
             cut=stats.truncated_samples,
@@ -90,7 +90,8 @@ def interim_of(config: TrainConfig, data: Data) -> Interim:
         return Interim()
     rows = len(data.training)
     trained = wanted_rows(config.training, rows) / rows * data.stats.train_tokens
-    return interim(config.training, total_steps(config.training, rows), trained, data.evaluation.lengths.tolist())
+    lengths, of_rows = data.evaluation.lengths.tolist(), data.evaluation.rows.tolist()
+    return interim(config.training, total_steps(config.training, rows), trained, lengths, of_rows)
 
 
 def ended_of(trained: Trained, before: Evaluation, after: Evaluation, planned: int, *, held_out: bool) -> Ended:

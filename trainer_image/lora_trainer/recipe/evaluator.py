@@ -46,7 +46,7 @@ class Evaluator:
         return result
 
     def on_the_way(self, every: int = 1) -> Evaluation:
-        """Loss on every `every`-th held-out row."""
+        """Loss on every `every`-th held-out sample."""
         return self._found("on the way", every)
 
     def _found(self, when: str, every: int = 1) -> Evaluation:
@@ -57,7 +57,8 @@ class Evaluator:
         )
         kind = "held-out" if self.data.held_out else "training"
         loss = with_error(result.loss, result.standard_error)
-        log.info("loss %s %s on %d %s rows", when, loss, len(rows), kind)
+        samples = f" ({len(rows)} samples)" if len(rows) != result.row_count else ""
+        log.info("loss %s %s on %d %s rows%s", when, loss, result.row_count, kind, samples)
         return result
 
     def noise(self, result: Evaluation) -> float:

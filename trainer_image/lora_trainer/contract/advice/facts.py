@@ -150,7 +150,7 @@ def _rows(preflight: Preflight) -> Rows:
     found = preflight.dataset
     return Rows(
         training=found.train_samples,
-        held_out=found.validation_samples,
+        held_out=found.validation_samples if found.validation_rows is None else found.validation_rows,
         tokens=found.tokens,
         learned=found.target_tokens,
         cut=found.truncated_samples,
