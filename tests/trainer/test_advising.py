@@ -71,6 +71,21 @@ def test_a_training_without_evaluations_shows_where_its_loss_is_going(
     assert said(caplog.messages, Code.SEVERAL_EPOCHS, manifest) == 1
 
 
+def test_the_curve_shows_the_best_weights_at_their_own_step(tmp_path: Path, tiny_folder: Path) -> None:
+    """And not at the last one, where it would end in a fall that no training made."""
+    training = {"maxSteps": 40, "effectiveBatchSize": 8, "learningRate": "0.1", "evalSteps": 2, "schedule": "Constant"}
+    manifest = trained(tmp_path, tiny_folder, 40, training={**training, "earlyStoppingPatience": 2})
+    lines = (tmp_path / "adapter/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    evaluated = [record for line in lines if "eval_loss" in (record := json.loads(line))]
+    measured = manifest.measured
+    assert measured.best_step is not None
+    assert measured.best_step < measured.steps
+    assert [record["step"] for record in evaluated] == list(range(0, measured.steps + 1, 2))
+    losses = {record["step"]: record["eval_loss"] for record in evaluated}
+    assert losses[measured.best_step] == pytest.approx(measured.eval_loss_after, abs=1e-5)
+    assert losses[measured.steps] > measured.eval_loss_after
+
+
 def test_few_held_out_rows_are_warned_of(tmp_path: Path, tiny_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """At the beginning, and once."""
     with caplog.at_level(logging.INFO):

@@ -177,7 +177,8 @@ def run_training(
         after = evaluation(trained=True)
         noise = evaluation.noise(after)
         reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
-        curves.evaluated(trained.steps, loss=after.loss, standard_error=after.standard_error)
+        # Of these weights, which need not be the last ones.
+        curves.evaluated(trained.best_step or trained.steps, loss=after.loss, standard_error=after.standard_error)
 
         measured = measured_by(
             trained,
@@ -252,7 +253,7 @@ def _write(
 ) -> None:
     """The adapter with its curves, and the manifest, which completes it."""
     write_adapter(adapted, folder, template)
-    write_curves(folder)
+    write_curves(folder, held_out=record.held_out)
     write_manifest(
         folder,
         base=base,
