@@ -67,7 +67,6 @@ def facts_of(
             cut=stats.truncated_samples,
             cut_tokens=stats.truncated_tokens,
             duplicates=stats.duplicate_samples,
-            shared=samples.shared,
             learned_before=samples.measured.share_in(before, but_for=samples.learned) if before else 0.0,
             day=day,
         ),

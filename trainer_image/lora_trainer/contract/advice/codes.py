@@ -36,7 +36,6 @@ class Code(enum.StrEnum):
     ROWS_CUT = "RowsCut"
     DATED_TEMPLATE = "DatedTemplate"
     FEW_HELD_OUT_ROWS = "FewHeldOutRows"
-    HELD_OUT_ROWS_LEARNED = "HeldOutRowsLearned"
     HELD_OUT_ROWS_LEARNED_BEFORE = "HeldOutRowsLearnedBefore"
     POD_MEMORY = "PodMemory"
     CLAIM_SIZE = "ClaimSize"

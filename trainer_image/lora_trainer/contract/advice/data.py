@@ -69,12 +69,6 @@ def _more_held_out(facts: Facts, rows: int) -> Values:
     return {} if dataset.validation_uri is None else {"held_out": _clipped(dataset.validation_uri)}
 
 
-def _held_out_rows_learned(facts: Facts) -> Values | None:
-    if facts.rows is None or facts.rows.shared <= 0:
-        return None
-    return {"shared": count(facts.rows.shared), "rows": count(facts.rows.held_out)}
-
-
 def _held_out_rows_learned_before(facts: Facts) -> Values | None:
     if facts.rows is None or not facts.rows.learned_before > 0 or facts.config.resume_from is None:
         return None
@@ -196,18 +190,6 @@ RULES = (
         source="Two standard errors of the paired difference; Cochran, Sampling Techniques, 3rd ed., section 6.4",
         rule_of_thumb=False,
         check=_few_held_out_rows,
-    ),
-    Rule(
-        code=Code.HELD_OUT_ROWS_LEARNED,
-        severity=Severity.WARNING,
-        subject="data",
-        condition="held-out rows of spec.dataset.validationUri are among the training rows, too",
-        message="Take the held-out rows out of the training data: the held-out loss flatters where the same rows are "
-        "learned",
-        evidence=("Training rows that stand among the held-out rows, too: {shared}",),
-        source="trainer-data.md, The rule of the split",
-        rule_of_thumb=False,
-        check=_held_out_rows_learned,
     ),
     Rule(
         code=Code.HELD_OUT_ROWS_LEARNED_BEFORE,

@@ -14,10 +14,9 @@ from lora_trainer.contract.run_plan import RunPlan
 class Rows:
     """Counts of rows and tokens; `tokens` and `learned` are of the training rows.
 
-    `cut` rows of either side lost `cut_tokens`; `duplicates` are copies of other rows, `shared` held-out rows that are
-    trained on, too. `learned_before` is the share of the held-out contents that are among the
-    training rows of a run before this one, and not among its own. `day` is what the chat template writes into them, if
-    it writes a date.
+    `cut` rows of either side lost `cut_tokens`; `duplicates` are copies of other rows. `learned_before` is the share of
+    the held-out contents that are among the training rows of a run before this one, and not among its own. `day` is
+    what the chat template writes into them, if it writes a date.
     """
 
     training: int
@@ -27,7 +26,6 @@ class Rows:
     cut: int = 0
     cut_tokens: int = 0
     duplicates: int = 0
-    shared: int = 0
     learned_before: float = 0.0
     day: date | None = None
 
@@ -156,7 +154,6 @@ def _rows(preflight: Preflight) -> Rows:
         cut=found.truncated_samples,
         cut_tokens=found.truncated_tokens,
         duplicates=found.duplicate_samples,
-        shared=found.shared_samples,
     )
 
 
