@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from tests.trainer import tiny
 from tests.trainer.conftest import make_config
+from tests.trainer.test_held_out import REWRITES
 from tests.unit.builders import make_results
 
 from lora_trainer.artifact.manifest import Manifest, read_manifest
@@ -24,17 +26,18 @@ from lora_trainer.host.advising import advice_on_estimate, advice_on_failure
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.reports import Reporter
-from lora_trainer.recipe import train
+from lora_trainer.recipe import evaluator
 from lora_trainer.recipe.train import Workshop, run_training
 from lora_trainer.training import loop
 from lora_trainer.training.evaluate import Evaluation, evaluate
 from lora_trainer.training.step import run_step
 
 
-def trained(folder: Path, model: Path, rows: int, **sections: Any) -> Manifest:
+def trained(folder: Path, model: Path, rows: int, turns: int = 1, **sections: Any) -> Manifest:
     """The manifest of a training in this process, on some chats of which a fifth is held out."""
     claims = folder / "claims"
-    tiny.write_jsonl(claims / "data/train.jsonl", tiny.chats(rows))
+    chats = [{"messages": row["messages"] * turns} for row in tiny.chats(rows)]
+    tiny.write_jsonl(claims / "data/train.jsonl", chats)
     shutil.copytree(model, claims / "models/tiny")
     (folder / "adapter").mkdir()
     config, volumes = make_config(**sections), Volumes(claims=claims)
@@ -68,6 +71,21 @@ def test_a_training_without_evaluations_shows_where_its_loss_is_going(
     assert said(caplog.messages, Code.SEVERAL_EPOCHS, manifest) == 1
 
 
+def test_the_curve_shows_the_best_weights_at_their_own_step(tmp_path: Path, tiny_folder: Path) -> None:
+    """And not at the last one, where it would end in a fall that no training made."""
+    training = {"maxSteps": 40, "effectiveBatchSize": 8, "learningRate": "0.1", "evalSteps": 2, "schedule": "Constant"}
+    manifest = trained(tmp_path, tiny_folder, 40, training={**training, "earlyStoppingPatience": 2})
+    lines = (tmp_path / "adapter/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    evaluated = [record for line in lines if "eval_loss" in (record := json.loads(line))]
+    measured = manifest.measured
+    assert measured.best_step is not None
+    assert measured.best_step < measured.steps
+    assert [record["step"] for record in evaluated] == list(range(0, measured.steps + 1, 2))
+    losses = {record["step"]: record["eval_loss"] for record in evaluated}
+    assert losses[measured.best_step] == pytest.approx(measured.eval_loss_after, abs=1e-5)
+    assert losses[measured.steps] > measured.eval_loss_after
+
+
 def test_few_held_out_rows_are_warned_of(tmp_path: Path, tiny_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """At the beginning, and once."""
     with caplog.at_level(logging.INFO):
@@ -86,6 +104,17 @@ def test_content_that_is_not_read_is_warned_of(
     monkeypatch.setattr(tiny, "chats", lambda rows: [{"text": f"Ahoy {i}", "summary": "hi"} for i in range(rows)])
     manifest = trained(tmp_path, tiny_folder, 20, training={"maxSteps": 1, "learningRate": "0.001"})
     assert Code.COLUMNS_NOT_READ in [one.code for one in manifest.advice]
+
+
+def test_rows_are_counted_whatever_many_samples_they_become(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With a template that rewrites earlier answers a conversation of eight answers becomes eight samples."""
+    model = tiny.make_model(tmp_path / "model", chat_template=REWRITES)
+    with caplog.at_level(logging.INFO):
+        manifest = trained(tmp_path, model, 20, turns=8, training={"maxSteps": 1, "learningRate": "0.001"})
+    assert said(caplog.messages, Code.FEW_HELD_OUT_ROWS, manifest) == 1
+    assert manifest.dataset.validation_samples == 32
+    assert "32 held out (of 4 rows)" in caplog.text
+    assert re.search(r"loss before training \S+ ± \S+ on 4 held-out rows \(32 samples\)", caplog.text)
 
 
 def test_last_steps_that_were_left_out_are_told(
@@ -118,7 +147,7 @@ def test_a_model_that_gives_no_number_is_no_result(
         found = evaluate(*given, **more)
         return replace(found, sums=(math.nan, *found.sums[1:])) if next(calls) == nth else found
 
-    monkeypatch.setattr(train, "evaluate", evaluated)
+    monkeypatch.setattr(evaluator, "evaluate", evaluated)
     with pytest.raises(NonFiniteLossError, match=sentence) as ended:
         trained(tmp_path, tiny_folder, 20, training={"maxSteps": 1, "learningRate": "0.001"})
     assert ended.value.reason is Reason.NON_FINITE_LOSS

@@ -39,6 +39,27 @@ def test_an_evaluation_of_one_row_has_no_standard_error(tmp_path: Path) -> None:
     assert found == ["none", 0.5]
 
 
+def test_a_step_has_one_evaluation(tmp_path: Path) -> None:
+    """Whether this attempt made it or the one before."""
+    metrics = MetricsFile(tmp_path / METRICS)
+    for step in (0, 4, 4, 8, 4):
+        metrics.evaluated(step, loss=float(step), standard_error=None)
+    again = MetricsFile(tmp_path / METRICS)
+    again.begin(4)
+    again.evaluated(4, loss=9.0, standard_error=None)
+    again.evaluated(8, loss=9.0, standard_error=None)
+    found = [(record["step"], record["eval_loss"]) for record in read_records(tmp_path / METRICS)]
+    assert found == [(0, 0.0), (4, 4.0), (8, 9.0)]
+
+
+def test_evaluated_training_rows_are_not_called_held_out() -> None:
+    """As of a small data set."""
+    records = [{"step": 0, "eval_loss": 5.0}, {"step": 4, "eval_loss": 4.0}]
+    for held_out, words in ((True, "held out"), (False, "evaluated training rows")):
+        axes: Any = loss_figure(records, held_out=held_out).axes[0]
+        assert f"{words}, with its standard error" in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
 def test_a_run_that_starts_at_the_beginning_starts_an_empty_file(tmp_path: Path) -> None:
     """The evaluation before the first step goes, too: it is made again."""
     path = tmp_path / METRICS
@@ -82,7 +103,7 @@ def test_the_picture_shows_every_step_and_every_evaluation(tmp_path: Path) -> No
     """With a running mean once there are steps enough for one."""
     trained(tmp_path / METRICS, 1, 60)
     records = list(read_records(tmp_path / METRICS))
-    (axes,) = loss_figure(records).axes
+    (axes,) = loss_figure(records, held_out=True).axes
     lines: Any = axes.lines
     training, mean, held_out = lines[:3]
     assert list(training.get_xdata()) == list(range(1, 61))
@@ -96,9 +117,9 @@ def test_a_result_holds_the_picture_and_the_lines(tmp_path: Path) -> None:
     trained(tmp_path / METRICS, 1, 1)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        write_curves(tmp_path / name)
+        write_curves(tmp_path / name, held_out=True)
     assert (tmp_path / "one" / METRICS).read_bytes() == (tmp_path / METRICS).read_bytes()
     assert (tmp_path / "one/loss.png").read_bytes() == (tmp_path / "two/loss.png").read_bytes()
     assert imread(tmp_path / "one/loss.png").shape[:2] == (540, 960)
-    draw([], tmp_path / "empty.png")
+    draw([], tmp_path / "empty.png", held_out=True)
     assert (tmp_path / "empty.png").read_bytes() != (tmp_path / "one/loss.png").read_bytes()

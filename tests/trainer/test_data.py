@@ -14,6 +14,7 @@ from tests.trainer.conftest import make_config
 
 from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
 from lora_trainer.data.dataset import encode, encode_evaluation, encode_once, log_data
+from lora_trainer.data.row_facts import count_rows
 from lora_trainer.data.store import Examples
 from lora_trainer.data.survey import load_samples
 from lora_trainer.data.tokenizer import load_encoder
@@ -258,7 +259,7 @@ def test_only_empty_rows_are_refused(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_file_of_their_own_are_held_out(tmp_path: Path, encoder: Encoder) -> None:
-    """All of them, none of the others; rows in both, and copies, are counted over both."""
+    """All of them, none of the others; a row in both is not trained on. Copies are counted over both."""
     tiny.write_jsonl(
         tmp_path / "data/held.jsonl", [{"text": "Ahoy 3"}, {"text": ""}, {"text": "winds"}, {"text": "winds"}]
     )
@@ -269,14 +270,26 @@ def test_rows_of_a_file_of_their_own_are_held_out(tmp_path: Path, encoder: Encod
     assert [encoder.tokenizer.decode(e.input_ids) for e in data.evaluation] == [
         f"{text}<|im_end|>" for text in ("Ahoy 3", "winds", "winds")
     ]
-    assert (len(data.training), data.held_out, data.stats.validation_samples) == (8, True, 3)
-    assert (data.stats.skipped_samples, data.stats.duplicate_samples) == (1, 2)
-    assert samples.shared == 1
+    assert [encoder.tokenizer.decode(e.input_ids) for e in data.training] == [
+        f"Ahoy {i}<|im_end|>" for i in (0, 1, 2, 4, 5, 6, 7)
+    ]
+    assert (data.held_out, data.stats.train_samples, data.stats.validation_samples) == (True, 7, 3)
+    assert (data.stats.skipped_samples, data.stats.duplicate_samples) == (1, 1)
+    assert samples.shared == count_rows(samples, encoder, 0).shared_samples == 1
     assert ids(encode_evaluation(samples, encoder)) == ids(data.evaluation)
 
     before = data.fingerprint
     tiny.write_jsonl(tmp_path / "data/held.jsonl", [{"text": "Ahoy 3"}])
     assert load_samples(config, volumes, Hub()).fingerprint != before
+
+
+def test_rows_that_are_all_held_out_are_refused(tmp_path: Path) -> None:
+    """As where the training's own file is named."""
+    dataset = {"validationUri": "pvc://data/train.jsonl", "validationFraction": None}
+    config, volumes = on_claim(tmp_path, tiny.chats(8), dataset=dataset)
+    sentence = r"dataset\.validationUri is pvc://data/train\.jsonl: all 8 rows of dataset\.uri .* name other rows"
+    with pytest.raises(DatasetError, match=sentence):
+        load_samples(config, volumes, Hub())
 
 
 def test_the_same_rows_in_other_files_are_split_the_same(tmp_path: Path, encoder: Encoder) -> None:

@@ -18,6 +18,7 @@ from tests.trainer.conftest import make_config
 from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS
 from lora_trainer.contract.config import LossOn, TrainConfig
 from lora_trainer.data.dataset import encode, encode_evaluation
+from lora_trainer.data.row_facts import count_rows
 from lora_trainer.data.survey import Samples, load_samples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import IGNORED, Encoder
@@ -239,6 +240,7 @@ def test_the_samples_of_the_listed_rows_are_what_is_evaluated(tmp_path: Path, ti
         learned = [tokenizer.decode(example.labels[example.labels != IGNORED]) for example in evaluated]
         assert [text.removeprefix("<think>\n\n</think>\n\n").removesuffix("<|im_end|>") for text in learned] == answers
     assert data.stats.validation_samples == len(answers) > len(chosen) == 7
+    assert data.evaluation.row_count == count_rows(samples, encoder, 0).validation_rows == 7
     assert data.stats.train_samples == sum(len(row["messages"]) // 2 for row in rows) - len(answers)
 
 

@@ -13,8 +13,10 @@ from tests.trainer import tiny
 from hub.access import Restriction
 from hub.faults import Fault
 from hub.server import HubServer
+from lora_trainer.contract.config import LossOn
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import HubUri
+from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.errors import (
     AccessDeniedError,
     ConfigError,
@@ -25,6 +27,7 @@ from lora_trainer.errors import (
 from lora_trainer.places import network
 from lora_trainer.places.base import find_base
 from lora_trainer.places.hub import Hub
+from lora_trainer.places.model_headers import read_headers
 from lora_trainer.places.roles import Role
 from lora_trainer.places.volumes import Volumes
 
@@ -74,6 +77,16 @@ def test_a_model_is_pinned_to_its_commit_and_only_needed_files_are_fetched(serve
     names = {path.name for path in base.folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
     assert "original.bin" not in names
+
+
+def test_a_template_for_tools_comes_along(server: HubServer, tmp_path: Path) -> None:
+    """As Transformers takes it from a claim; preflight, which fetches no weights, has it, too."""
+    folder = tmp_path / "hub/models/org/tiny/additional_chat_templates"
+    folder.mkdir()
+    (folder / "tool_use.jinja").write_text("{{ tools }}", encoding="utf-8")
+    hub = client(server, tmp_path)
+    for base in (read_headers("hf://org/tiny", Volumes(), hub).base, find_base("hf://org/tiny", Volumes(), hub)):
+        assert load_encoder(base, LossOn.COMPLETION, 64).tokenizer.chat_template["tool_use"] == "{{ tools }}"
 
 
 @pytest.mark.parametrize("name", ["private", "gated"])

@@ -26,6 +26,7 @@ from lora_trainer.training.evaluate import Evaluation, evaluate, improvement_sta
 from lora_trainer.training.listener import Listener, Step
 from lora_trainer.training.loop import Training
 from lora_trainer.training.loss import token_losses
+from lora_trainer.training.noise import noise_of
 from lora_trainer.training.schedule import learning_rate_factor
 from lora_trainer.training.standard_error import ratio_standard_error
 from lora_trainer.training.state import trainable
@@ -229,6 +230,20 @@ def test_the_standard_error_is_that_of_a_mean_for_rows_of_one_length() -> None:
     found = ratio_standard_error([10.0, 20.0, 30.0, 40.0], [10, 10, 10, 10])
     assert found == pytest.approx(math.sqrt(5 / 3) / 2)
     assert ratio_standard_error([3.0], [2]) is None
+
+
+def test_samples_of_one_row_are_one_row_to_the_standard_error() -> None:
+    """Of loss, improvement and noise: 20 rows of 8 answers each say no more than the 20 rows."""
+    numbers = [row for row in range(20) for _ in range(8)]
+    sums, tokens = [10.0 + row % 7 for row in numbers], [10] * len(numbers)
+    whole = Evaluation(sums=tuple(8 * (10.0 + row % 7) for row in range(20)), tokens=(80,) * 20)
+    parts = Evaluation(sums=tuple(sums), tokens=tuple(tokens), rows=tuple(numbers))
+    assert (parts.row_count, whole.row_count) == (20, 20)
+    assert parts.standard_error == pytest.approx(whole.standard_error)
+    before = dataclasses.replace(parts, sums=tuple(2.0 * value for value in parts.sums))
+    assert improvement_standard_error(before, parts) == pytest.approx(whole.standard_error)
+    assert noise_of(before, parts) == pytest.approx(whole.loss + 2 * (whole.standard_error or 0.0))
+    assert dataclasses.replace(parts, sums=(9.0,) * 8, tokens=(1,) * 8, rows=(3,) * 8).standard_error is None
 
 
 def test_a_paired_improvement_is_surer_than_two_means() -> None:

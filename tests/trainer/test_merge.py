@@ -185,6 +185,21 @@ def test_the_template_that_was_learned_goes_along(tmp_path: Path, place: str) ->
     assert tokenizer.from_pretrained(tmp_path / "merged").chat_template == "{{ messages }}"
 
 
+@pytest.mark.parametrize("chosen", [False, True])
+def test_the_bases_template_for_tools_goes_along_unless_the_run_chose_one(tmp_path: Path, *, chosen: bool) -> None:
+    """Which was learned for conversations with tools, too."""
+    base = make_model(tmp_path / "base")
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates/tool_use.jinja").write_text("{{ tools }}", encoding="utf-8")
+    adapter = adapter_of(base, tmp_path / "adapter", target_modules=["q_proj"])
+    if chosen:
+        (adapter / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    merge_into(adapter, base, tmp_path / "merged")
+    tokenizer: Any = AutoTokenizer
+    found = tokenizer.from_pretrained(tmp_path / "merged").chat_template
+    assert found == "{{ messages }}" if chosen else found["tool_use"] == "{{ tools }}"
+
+
 @pytest.mark.parametrize("kind", [*sorted(CONVERTED), "gemma3", "llava", "mistral3", "deepseek_v3"])
 def test_what_takes_the_memory_of_the_model_is_known(kind: str) -> None:
     """Kinds with linear modules that files hold stacked; all kinds were gone through for Transformers 5.24."""

@@ -175,6 +175,11 @@ def _no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def _linked_template(folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/tool_use.jinja").symlink_to("/etc/passwd")
+
+
 def _link(folder: Path) -> None:
     (folder / "extra.json").symlink_to("/etc/hostname")
 
@@ -251,6 +256,7 @@ def _damaged_generation(folder: Path) -> None:
         (_pickled, ConfigError, "only pickled weights (pytorch_model.bin), which can run code"),
         (_no_weights, ConfigError, "no safetensors weights"),
         (_link, ConfigError, "extra.json is a symbolic link"),
+        (_linked_template, ConfigError, "additional_chat_templates/tool_use.jinja is a symbolic link"),
         (
             _encoder_model,
             ConfigError,

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,7 @@ def test_other_rows_exceed_the_noise(sound: Sound, monkeypatch: pytest.MonkeyPat
     """Labels that are swapped between rows, and rows that another seed holds out."""
     right = inputs.evaluation_rows
 
-    def wrong(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base) -> inputs.Evaluated:
+    def wrong(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base, _day: date | None) -> inputs.Evaluated:
         rows = right(config, volumes, hub, base)
         if fault == "labels":
             return dataclasses.replace(rows, examples=_swap_answers(rows.examples))

@@ -24,7 +24,7 @@ from lora_trainer.model.loading import Adapted, adapt
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.reports import Reporter
-from lora_trainer.recipe import adapting, train
+from lora_trainer.recipe import adapting, evaluator, train
 from lora_trainer.recipe.train import Workshop, run_training
 from lora_trainer.training import loop, step
 from lora_trainer.training.batches import Batch, collate
@@ -102,7 +102,7 @@ def watch(patch: pytest.MonkeyPatch, seen: Seen) -> None:
     patch.setattr(loop, "make_optimizer", record_optimizer)
     patch.setattr(torch.nn.utils, "clip_grad_norm_", record_clip)
     patch.setattr(step, "collate", record_collate)
-    patch.setattr(train, "evaluate", record_evaluate)
+    patch.setattr(evaluator, "evaluate", record_evaluate)
     for name in ("write_adapter", "write_curves", "write_manifest"):
         patch.setattr(train, name, lambda *args, **kwargs: None)
 

@@ -1,6 +1,7 @@
 """What encoded rows depend on: whatever makes other tokens or counts gives them another key."""
 
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -60,24 +61,17 @@ def test_a_release_and_a_day_are_a_part_of_the_key(
 ) -> None:
     """Another encoding, another library, another day for a template that writes the date, and for no other."""
     samples = samples_of(tmp_path)
-    dated = make_encoder(tiny_base, chosen=Chosen(text="{{ strftime_now('%Y') }}" + tiny.CHATML))
-    plain = make_encoder(tiny_base)
+    text = "{{ strftime_now('%Y') }}" + tiny.CHATML
 
-    def keys() -> tuple[str, str]:
+    def keys(day: date = date(2026, 7, 26)) -> tuple[str, str]:
+        plain = make_encoder(tiny_base, chosen=Chosen(day=day))
+        dated = make_encoder(tiny_base, chosen=Chosen(text=text, day=day))
         return row_key.row_key(samples, plain, "x"), row_key.row_key(samples, dated, "x")
 
     first = keys()
     assert keys() == first
-    with monkeypatch.context() as patch:
-        patch.setattr("lora_trainer.data.tokens.date", type("Tomorrow", (), {"today": _Day}))
-        assert [now == then for now, then in zip(keys(), first, strict=True)] == [True, False]
+    assert [now == then for now, then in zip(keys(date(2026, 7, 27)), first, strict=True)] == [True, False]
     for name, value in (("ENCODING", 99), ("FORM", 99), ("version", lambda name: f"{name} 99")):
         with monkeypatch.context() as patch:
             patch.setattr(row_key, name, value)
             assert not set(keys()) & set(first)
-
-
-class _Day:
-    def isoformat(self) -> str:
-        """A day on which no test runs."""
-        return "1999-12-31"

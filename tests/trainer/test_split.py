@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lora_trainer.data.split import Keys, at_most, common, copies, first_drawn, held_out
+from lora_trainer.data.split import Keys, among, at_most, copies, first_drawn, held_out
 
 
 def keys(count: int) -> Keys:
@@ -83,4 +83,4 @@ def test_of_a_set_that_is_held_out_whole_the_first_of_the_draw_are_taken() -> No
 def test_rows_of_one_set_are_found_in_another() -> None:
     """For a validation file that repeats training rows; every copy counts."""
     rows = keys(10)
-    assert common(np.repeat(rows[:4], 2), rows[2:]) == 4
+    assert among(np.repeat(rows[:4], 2), rows[2:]).tolist() == [False] * 4 + [True] * 4

@@ -61,6 +61,21 @@ def test_a_view_has_the_chosen_rows_in_the_chosen_order(stored: Examples) -> Non
         stored[3]
 
 
+def test_examples_know_the_row_that_they_were_made_of(tmp_path: Path) -> None:
+    """Over several batches, without the examples of which nothing is learned, and in views."""
+    one = Encoded(example=example(*ROWS[0]), cut_tokens=0, cut_targets=0)
+    several = Block.of([[one], [one, one, one], [], [one]])
+    with Writer(tmp_path / "store") as writer:
+        writer.append(several)
+        writer.append(several.select(np.array([False, False, True, True, True])))
+        writer.append(several.select(np.zeros(5, np.bool_)))
+        writer.append(several)
+    stored = Examples.open(tmp_path / "store")
+    assert stored.rows.tolist() == [0, 1, 1, 1, 2, 3, 3, 4, 5, 6, 6, 6, 7]
+    assert (stored.row_count, stored[::3].rows.tolist()) == (8, [0, 1, 3, 6, 7])
+    assert Examples.of(stored).rows.tolist() == list(range(13))
+
+
 def test_no_rows_are_rows_too(tmp_path: Path) -> None:
     """Nothing held out."""
     with Writer(tmp_path / "store"):

@@ -66,6 +66,12 @@ def test_rows_that_are_longer_than_the_mean_are_counted_as_they_are() -> None:
     assert interim(PLAIN, 100, 1_500_000, [190, 10] * 100) == Interim(steps=(50, 75), every=3)
 
 
+def test_samples_of_few_rows_tell_nothing() -> None:
+    """However many they are."""
+    for rows, steps in ((19, ()), (20, (50, 75))):
+        assert interim(PLAIN, 100, 10**9, [100] * 200, [i % rows for i in range(200)]).steps == steps
+
+
 @given(st.integers(0, 10_000), st.integers(0, 10**7), st.lists(st.integers(2, 5_000), max_size=300))
 def test_the_evaluations_never_cost_more_than_they_may(total: int, trained: int, lengths: list[int]) -> None:
     """However long the rows are; after two different steps before the end."""

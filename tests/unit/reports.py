@@ -28,6 +28,7 @@ def make_preflight() -> Preflight:
         fingerprint="sha256:" + "ab" * 32,
         train_samples=200,
         validation_samples=50,
+        validation_rows=50,
         tokens=40_000,
         target_tokens=21_000,
         p50_tokens=180,

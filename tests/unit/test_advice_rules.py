@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from datetime import date
 from typing import Any
 
 import pytest
@@ -124,8 +125,8 @@ SAID: dict[Code, tuple[TrainConfig | None, Changes, str]] = {
         "question and answer, but not Context and target",
     ),
     Code.ROWS_CUT: (None, rows(cut=1, cut_tokens=70), "more than 2048 tokens: 1, which lose 70"),
+    Code.DATED_TEMPLATE: (None, rows(day=date(2026, 7, 26)), "the date, which is 2026-07-26 wherever it does"),
     Code.FEW_HELD_OUT_ROWS: (None, ended(improvement_standard_error=0.031), "less than 0.062 nats (3.1% of the loss)"),
-    Code.HELD_OUT_ROWS_LEARNED: (None, rows(shared=2), "stand among the held-out rows, too: 2"),
     Code.HELD_OUT_ROWS_LEARNED_BEFORE: (
         dataclasses.replace(make_config(), resume_from="first"),
         rows(learned_before=0.9675),
@@ -244,9 +245,9 @@ SILENT: dict[str, tuple[Code, TrainConfig | None, Changes]] = {
         columns("context"),
     ),
     "whole rows": (Code.ROWS_CUT, None, rows(cut=0)),
+    "no date in the rows": (Code.DATED_TEMPLATE, None, rows(day=None)),
     "enough held-out rows": (Code.FEW_HELD_OUT_ROWS, None, ended(improvement_standard_error=0.03)),
     "twenty held-out rows": (Code.FEW_HELD_OUT_ROWS, None, {"ended": None, **rows(held_out=20)}),
-    "held-out rows apart": (Code.HELD_OUT_ROWS_LEARNED, None, rows(shared=0)),
     "held-out rows that no run learned": (
         Code.HELD_OUT_ROWS_LEARNED_BEFORE,
         dataclasses.replace(make_config(), resume_from="first"),
@@ -415,14 +416,12 @@ def test_preflight_and_plan_tell_what_their_rules_need() -> None:
         truncated_tokens=500,
         duplicate_samples=9_000,
         validation_samples=3,
-        shared_samples=1,
     )
     plan = make_plan(**IN_NF4, micro_batch_tokens=2048)
     assert codes(before(NF4, found, plan, MIXTURE)) == [
         "RankTooLow",
         "RowsCut",
         "FewHeldOutRows",
-        "HeldOutRowsLearned",
         "ExpertsNotAdapted",
         "ManyDuplicates",
         "QuantizationNotNeeded",

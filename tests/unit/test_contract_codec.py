@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+from datetime import date
 from typing import Any
 
 import pytest
@@ -223,3 +224,18 @@ def test_a_summary_of_a_later_release_is_read_as_far_as_it_is_known() -> None:
     document["artifact"]["registry"] = {"a": [1]}
     document["novelty"] = 1
     assert Summary.from_message(json.dumps(document)) == Summary.from_message(make_summary().to_message())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Dated:
+    day: date | None = None
+
+
+def test_a_date_is_text_of_its_form() -> None:
+    """And nothing else is a date."""
+    assert codec.encode(_Dated(day=date(2026, 7, 26))) == {"day": "2026-07-26"}
+    assert codec.decode(_Dated, {"day": "2026-07-26"}) == _Dated(day=date(2026, 7, 26))
+    wrong: tuple[object, ...] = ("26 Jul 2026", 20260726, [])
+    for other in wrong:
+        with pytest.raises(codec.CodecError, match=r"\$\.day is .*: must be a date such as 2026-07-26"):
+            codec.decode(_Dated, {"day": other})

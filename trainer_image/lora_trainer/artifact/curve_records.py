@@ -30,12 +30,14 @@ class MetricsFile:
         self._path = path
         self._wall_clock = wall_clock
         self._failed = False
+        self._evaluated: set[int] = set()
 
     def begin(self, step: int) -> None:
         """Keep the lines up to and with `step`, the one after which this attempt goes on; 0 drops all."""
         if self._path is None:
             return
         kept = [record for record in read_records(self._path) if record["step"] <= step and step > 0]
+        self._evaluated = {record["step"] for record in kept if "eval_loss" in record}
         self._write("".join(line_of(record) for record in kept), replace=True)
 
     def add(self, step: int, **values: float) -> None:
@@ -43,7 +45,10 @@ class MetricsFile:
         self._write(line_of({"step": step, "time": round(self._wall_clock(), 3), **values}), replace=False)
 
     def evaluated(self, step: int, *, loss: float, standard_error: float | None) -> None:
-        """Append an evaluation after optimizer step `step`."""
+        """Append an evaluation after optimizer step `step`, unless there is one of it: the weights are the same."""
+        if step in self._evaluated:
+            return
+        self._evaluated.add(step)
         error = {} if standard_error is None else {"eval_loss_standard_error": standard_error}
         self.add(step, eval_loss=loss, **error)
 

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from lora_trainer.artifact.files import FileEntry, entry_of, sync_files, sync_folder
@@ -94,7 +95,8 @@ class Manifest:
     it; `verification` what a fresh process made of the adapter, None before that. `merge_failure` says why an adapter
     is published without the merged model that was asked for. `advice` is what the training had to advise. `encoding`
     numbers the way in which rows became tokens; releases that did not note it had the first. `verbatim` is whether the
-    first row was learned as it stands, with no chat template, None where a release did not note it.
+    first row was learned as it stands, with no chat template, None where a release did not note it. `day` is what the
+    chat template may have written into rows; None where it reads no clock, or a release did not note it.
     """
 
     version: str = MANIFEST_VERSION
@@ -113,6 +115,7 @@ class Manifest:
     advice: tuple[Advice, ...] = ()
     encoding: int = 1
     verbatim: bool | None = None
+    day: date | None = None
     versions: Mapping[str, str]
     files: tuple[FileEntry, ...]
 

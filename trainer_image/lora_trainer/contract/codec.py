@@ -1,11 +1,13 @@
 """Strict JSON for frozen dataclasses: an unknown key, a missing key or a wrong type is an error that names its path."""
 
+import contextlib
 import dataclasses
 import enum
 import functools
 import types
 import typing
 from collections.abc import Mapping
+from datetime import date
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -15,6 +17,7 @@ _WORDS: Mapping[type, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
+    date: "a date such as 2026-07-26",
 }
 
 
@@ -29,6 +32,8 @@ def encode(value: object) -> Any:
         return {f.name: encode(item) for f, item in pairs if item is not None or f.default is not None}
     if isinstance(value, enum.Enum):
         return value.value
+    if isinstance(value, date):
+        return value.isoformat()
     if isinstance(value, Mapping):
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -122,6 +127,9 @@ def _member(kind: type[enum.Enum], document: object, path: str) -> enum.Enum:
 def _scalar(kind: Any, document: object, path: str) -> object:
     if kind is Any:
         return document
+    if kind is date and isinstance(document, str):
+        with contextlib.suppress(ValueError):
+            return date.fromisoformat(document)
     if kind is float and isinstance(document, int) and not isinstance(document, bool):
         return float(document)
     if not isinstance(document, kind) or (kind is not bool and isinstance(document, bool)):

@@ -40,11 +40,13 @@ class ModelFacts:
 class RowFacts:
     """The data set, in tokens of the base's tokenizer.
 
-    `tokens` are those of training rows after the cut at `maxSequenceLength`, `target_tokens` of them are learned.
-    Lengths are of training rows before the cut: median, 95th percentile, longest; `truncated_samples` lost
-    `truncated_tokens`; `shared_samples` are training rows that stand among the held-out ones, too. Where only `sampled`
-    rows were counted, tokens are extrapolated to all, with `tokens_standard_error`. `first_row` is the first row as the
-    model will see it: JSON of at most `MOST_ROW_BYTES`, a list of objects, each with `seen` or `learned` and its text.
+    `tokens` are those of training rows after the cut at `maxSequenceLength`, `target_tokens` of them are learned. The
+    `validation_samples` are of `validation_rows`, None is what a preflight says that does not count them. Lengths
+    are of training rows before the cut: median, 95th percentile, longest; `truncated_samples` lost
+    `truncated_tokens`; `shared_samples` are rows that are not trained on, since they stand among the held-out ones.
+    Where only `sampled` rows were counted, tokens are extrapolated to all, with `tokens_standard_error`.
+    `first_row` is the first row as the model will see it: JSON of at most `MOST_ROW_BYTES`, a list of objects, each
+    with `seen` or `learned` and its text.
     """
 
     format: str
@@ -61,6 +63,7 @@ class RowFacts:
     skipped_samples: int
     duplicate_samples: int
     shared_samples: int = 0
+    validation_rows: int | None = None
     sampled: int | None = None
     tokens_standard_error: int | None = None
     first_row: str = ""

@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_trainer.data.arrival import objection, probe_of, shape_of
 from lora_trainer.data.chosen_template import Chosen
+from lora_trainer.data.clock import Clock, today
 from lora_trainer.data.formats import Conversation, PlainText, Sample
 from lora_trainer.data.messages import Message
 from lora_trainer.data.stretches import Rendered, Span, opened, place
@@ -85,6 +86,7 @@ class Renderer:
         self._stops = tuple(stops)
         self._chosen = chosen
         self._looked_at: frozenset[Any] = frozenset()
+        self.clock = Clock(chosen.day or today())
         self.has_template = bool(chosen.text or tokenizer.chat_template)
         own = None if self.has_template else FALLBACK_TEMPLATE
         begin = "{{ bos_token }}" if starts_with_bos and (own or chosen.built_in) else ""
@@ -220,6 +222,7 @@ class Renderer:
         render: Any = chat_template_utils.render_jinja_template
         template = self._tokenizer.get_chat_template(self.template, list(tools) or None)
         with cpu_time(SECONDS + len(turns) / 10):
+            self.clock.put_into(template)
             texts, marks = render(
                 turns,
                 tools=[_enveloped(tool) for tool in tools] or None,

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 
 from lora_trainer.contract.config import DatasetConfig
 from lora_trainer.contract.reasons import Reason
@@ -91,12 +92,14 @@ TEMPLATES: Mapping[str, str] = {
 class Chosen:
     """What a run says of its chat template: its text, None for the model's own, and its variables.
 
-    Before a `built_in` one comes what the tokenizer puts before every text.
+    Before a `built_in` one comes what the tokenizer puts before every text. `day` is the day on which its clock stands,
+    None for today.
     """
 
     text: str | None = None
     built_in: bool = False
     arguments: Mapping[str, Value] = field(default_factory=dict)
+    day: date | None = None
 
     @property
     def digest(self) -> str | None:
@@ -119,16 +122,17 @@ def _literal(value: Value) -> str:
     return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def chosen_template(config: DatasetConfig, volumes: Volumes) -> Chosen:
-    """The template of a run. Raises `ConfigError` and, for a ConfigMap or key that is not there, `NotFoundError`."""
+def chosen_template(config: DatasetConfig, volumes: Volumes, day: date | None = None) -> Chosen:
+    """The template of a run, on a `day`. Raises `ConfigError` and, for a missing ConfigMap or key, `NotFoundError`."""
     arguments = {name: argument_value(text) for name, text in (config.template_arguments or {}).items()}
     name = config.chat_template
     if name is None or name in TEMPLATES:
-        return Chosen(text=None if name is None else TEMPLATES[name], built_in=name is not None, arguments=arguments)
+        text = None if name is None else TEMPLATES[name]
+        return Chosen(text=text, built_in=name is not None, arguments=arguments, day=day)
     uri = parse_uri(name)
     if not isinstance(uri, ConfigMapUri):
         raise ConfigError(f"dataset.chatTemplate is {name}: it must be {', '.join(TEMPLATES)} or configmap://name/key")
-    return Chosen(text=_read(f"dataset.chatTemplate is {name}", uri, volumes), arguments=arguments)
+    return Chosen(text=_read(f"dataset.chatTemplate is {name}", uri, volumes), arguments=arguments, day=day)
 
 
 def _read(what: str, uri: ConfigMapUri, volumes: Volumes) -> str:

@@ -57,13 +57,14 @@ def log_data(data: Data, encoder: Encoder) -> None:
     """Log what there is to train on, and the first row of it."""
     stats = data.stats
     log.info(
-        "%s: %d training samples (%d tokens, %d learned), %d held out; %d cut by %d tokens, %d skipped, %d duplicates; "
-        "%d answers learned, %d skipped, %d without their end",
+        "%s: %d training samples (%d tokens, %d learned), %d held out (of %d rows); %d cut by %d tokens, "
+        "%d skipped, %d duplicates; %d answers learned, %d skipped, %d without their end",
         data.kind.value,
         stats.train_samples,
         stats.train_tokens,
         stats.target_tokens,
         stats.validation_samples,
+        data.evaluation.row_count if data.held_out else 0,
         stats.truncated_samples,
         stats.truncated_tokens,
         stats.skipped_samples,

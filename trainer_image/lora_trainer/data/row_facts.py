@@ -56,6 +56,7 @@ class _Tally:
     targets: int = 0
     held_out_targets: int = 0
     held_out: int = 0
+    held_out_rows: int = 0
     truncated: int = 0
     whole: int = 0
     longest: int = 0
@@ -82,6 +83,7 @@ class _Tally:
         self.tokens.append(per_row[part.training[rows]])
         self.targets += int(block.targets[ours].sum())
         self.held_out += int(np.count_nonzero(kept & ~ours))
+        self.held_out_rows += len(np.unique(block.samples[kept & ~ours]))
         self.held_out_targets += int(block.targets[kept & ~ours].sum())
         self.truncated += int(np.count_nonzero(block.truncated & kept))
         self.whole += int(np.count_nonzero(ours & ~block.truncated))
@@ -215,6 +217,7 @@ def _facts(samples: Samples, tally: _Tally, encoder: Encoder) -> RowFacts:
         fingerprint=samples.fingerprint,
         train_samples=len(lengths),
         validation_samples=tally.held_out,
+        validation_rows=tally.held_out_rows,
         tokens=int(sum(int(tokens.sum()) for tokens in tally.tokens)),
         target_tokens=tally.targets,
         p50_tokens=p50,
@@ -234,7 +237,7 @@ def _extrapolated(facts: RowFacts, samples: Samples, tally: _Tally) -> RowFacts:
     training = sum(int(np.count_nonzero(part.training)) for part in samples.parts)
     held_out = sum(int(np.count_nonzero(part.held_out)) for part in samples.parts)
     counted = tally.training
-    factor = training / counted
+    factor, held_out_factor = training / counted, held_out / max(1, tally.counts.rows - counted)
     whole = (training + held_out) / tally.counts.rows
     tokens = np.concatenate(tally.tokens)
     spread = float(tokens.std(ddof=1)) if counted > 1 else float(tokens.sum())
@@ -242,7 +245,8 @@ def _extrapolated(facts: RowFacts, samples: Samples, tally: _Tally) -> RowFacts:
     return replace(
         facts,
         train_samples=round(facts.train_samples * factor),
-        validation_samples=round(facts.validation_samples * held_out / max(1, tally.counts.rows - counted)),
+        validation_samples=round(facts.validation_samples * held_out_factor),
+        validation_rows=round(tally.held_out_rows * held_out_factor),
         tokens=round(facts.tokens * factor),
         target_tokens=round(facts.target_tokens * factor),
         truncated_samples=round(facts.truncated_samples * whole),

@@ -12,8 +12,8 @@ from lora_trainer.contract.summary import DatasetStats
 from lora_trainer.data.survey import Mask, Samples
 from lora_trainer.data.tokens import ENCODING, Encoder
 
-FORM = 1
-"""Raised where a release stores tokens in another form."""
+FORM = 2
+"""Raised where a release stores tokens in another form. 1: examples without the rows that they are of."""
 
 _LIBRARIES = ("transformers", "tokenizers", "jinja2")
 

@@ -56,9 +56,9 @@ def copies(keys: Keys) -> int:
     return int(np.count_nonzero(ordered[1:] == ordered[:-1]))
 
 
-def common(keys: Keys, others: Keys) -> int:
-    """How many of the rows stand among the others, too."""
-    return int(np.count_nonzero(np.isin(keys, others)))
+def among(keys: Keys, others: Keys) -> NDArray[np.bool_]:
+    """Which of the rows stand among the others, too."""
+    return np.isin(keys, others)
 
 
 def _mixed(keys: Keys, seed: int) -> Keys:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lora_trainer.data.tokens import IGNORED, Encoded, Example
 from lora_trainer.errors import storage_error
 
-COLUMNS = ("tokens", "lengths", "targets", "truncated")
+COLUMNS = ("tokens", "lengths", "targets", "truncated", "rows")
 """The files of a store."""
 
 LEARNED = np.uint32(1 << 31)
@@ -23,12 +23,14 @@ LEARNED = np.uint32(1 << 31)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Columns:
-    """What is known of each row without reading its tokens; `starts` (int64) is where they begin in the store."""
+    """What is known of each example without reading its tokens; `starts` (int64) is where they begin in the store, and
+    `rows` numbers the rows of the data set that they were made of, in the store's order."""
 
     starts: NDArray[np.int64]
     lengths: NDArray[np.int32]
     targets: NDArray[np.int32]
     truncated: NDArray[np.bool_]
+    rows: NDArray[np.int32]
 
     def select(self, rows: Any) -> "_Columns":
         """The columns of some rows, by slice or by numbers."""
@@ -37,6 +39,7 @@ class _Columns:
             lengths=self.lengths[rows],
             targets=self.targets[rows],
             truncated=self.truncated[rows],
+            rows=self.rows[rows],
         )
 
 
@@ -89,6 +92,16 @@ class Examples(Sequence[Example]):
         """Whether each row was cut."""
         return self._columns.truncated
 
+    @property
+    def rows(self) -> NDArray[np.int32]:
+        """The number of the data set's row that each was made of, which may have become several."""
+        return self._columns.rows
+
+    @property
+    def row_count(self) -> int:
+        """How many rows of the data set they were made of."""
+        return len(np.unique(self.rows))
+
     def __len__(self) -> int:
         """Number of rows."""
         return len(self._columns.lengths)
@@ -124,6 +137,7 @@ class Examples(Sequence[Example]):
             lengths=block.lengths,
             targets=block.targets,
             truncated=block.truncated,
+            rows=block.rows,
         )
         return cls(_Memory(block.tokens), columns)
 
@@ -136,6 +150,7 @@ class Examples(Sequence[Example]):
             lengths=lengths,
             targets=_mapped(folder / "targets", np.int32),
             truncated=_mapped(folder / "truncated", np.bool_),
+            rows=_mapped(folder / "rows", np.int32),
         )
         return cls(_File(folder / "tokens"), columns)
 
@@ -159,6 +174,12 @@ class Block:
     answers: NDArray[np.int64]
     learned_answers: NDArray[np.int64]
     unended_answers: NDArray[np.int64]
+
+    @property
+    def rows(self) -> NDArray[np.int32]:
+        """The samples that still have examples, numbered from 0 on."""
+        begins = np.diff(self.samples, prepend=self.samples[:1]) != 0
+        return np.cumsum(begins, dtype=np.int32)
 
     @classmethod
     def of(cls, samples: Sequence[Sequence[Encoded]]) -> "Block":
@@ -191,6 +212,7 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[str, BinaryIO] = {}
+        self._rows = 0
 
     def __enter__(self) -> Self:
         with self._stated():
@@ -201,9 +223,11 @@ class Writer:
 
     def append(self, block: Block) -> None:
         """Add rows at the end."""
+        rows = block.rows + np.int32(self._rows)
+        self._rows = int(rows.max(initial=self._rows - 1)) + 1
         with self._stated():
             for name, file in self._files.items():
-                file.write(getattr(block, name).tobytes())
+                file.write((rows if name == "rows" else getattr(block, name)).tobytes())
 
     def __exit__(self, *_: object) -> None:
         with self._stated():

@@ -26,7 +26,7 @@ from lora_trainer.data.formats import (
 from lora_trainer.data.readers import fingerprint, read_rows
 from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.data.rows import Row
-from lora_trainer.data.split import Keys, at_most, common, copies, first_drawn, held_out
+from lora_trainer.data.split import Keys, among, at_most, copies, first_drawn, held_out
 from lora_trainer.errors import DatasetError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
@@ -61,10 +61,11 @@ class Samples:
     """Rows that were checked and chosen, still in their files.
 
     `held_out` says where the held-out rows stand, empty where a set is held out whole. They were chosen among the
-    `eligible` ones, in which there is something to learn. `capped`: without `dataset.maxValidationRows` there would be
-    more. `shared` training rows stand among the held-out ones of another set, too. `learned` and `measured` tell the
-    contents of the training rows and of the held-out ones. `verbatim` is whether the first row is learned as it stands
-    where there is no chat template; `columns` are its own. `with_tools` is how many rows have tools.
+    `eligible` ones, in which there is something to learn. `capped`: without `dataset.maxValidationRows` there would
+    be more. `shared` rows are left out of the training since they stand among the held-out ones of another set.
+    `learned` and `measured` tell the contents of the training rows and of the held-out ones. `verbatim` is whether
+    the first row is learned as it stands where there is no chat template; `columns` are its own. `with_tools` is how
+    many rows have tools.
     """
 
     parts: tuple[Part, ...]
@@ -103,9 +104,10 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
     if validation:
         training, survey = survey, _survey(validation, layout, {})
         drawn, capped = _drawn_of_a_set(survey.keys, config.dataset, config.training.seed)
-        parts.append(_part(survey, np.zeros(len(drawn), np.bool_), drawn))
-        keys, skipped = np.concatenate([training.keys, survey.keys[drawn]]), skipped + survey.skipped
-        shared = common(training.keys, survey.keys[drawn])
+        kept = _left_to_train_on(training.keys, survey.keys[drawn], config.dataset)
+        parts = [_part(training, kept, np.zeros(len(kept), np.bool_)), _part(survey, np.zeros_like(drawn), drawn)]
+        keys, skipped = np.concatenate([training.keys[kept], survey.keys[drawn]]), skipped + survey.skipped
+        learned, shared = RowSketch.of(training.keys, kept), int(np.count_nonzero(~kept))
     return Samples(
         parts=tuple(parts),
         held_out=() if drawn.all() else tuple(survey.places(drawn)),
@@ -147,6 +149,24 @@ def _drawn_of_a_set(keys: Keys, dataset: DatasetConfig, seed: int) -> tuple[Mask
         return np.ones(len(keys), np.bool_), False
     log.info("%d of the %d rows of dataset.validationUri are evaluated: dataset.maxValidationRows", most, len(keys))
     return first_drawn(keys, most, seed), True
+
+
+def _left_to_train_on(keys: Keys, held_out: Keys, dataset: DatasetConfig) -> Mask:
+    """The training rows that do not stand among those of `dataset.validationUri`, whose loss would flatter. Raises
+    `DatasetError` where there are none."""
+    kept = ~among(keys, held_out)
+    if not kept.any():
+        raise DatasetError(
+            f"dataset.validationUri is {dataset.validation_uri}: all {len(keys)} rows of dataset.uri ({dataset.uri}) "
+            "stand among its rows, which are not trained on: name other rows, or remove the field to hold out some of "
+            "dataset.uri"
+        )
+    if not kept.all():
+        log.info(
+            "%d rows are left out of the training: they stand among the rows of dataset.validationUri, too",
+            np.count_nonzero(~kept),
+        )
+    return kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Samples to token ids and labels: the chat template, the end-of-turn token, the longest length."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from lora_trainer.contract.config import LossOn
 from lora_trainer.data.boundaries import Boundaries, Tokens
 from lora_trainer.data.chat import Renderer, Text
 from lora_trainer.data.chosen_template import Chosen
+from lora_trainer.data.clock import reads_clock
 from lora_trainer.data.formats import Sample
 
 IGNORED = -100
@@ -27,7 +29,8 @@ ENCODING = 4
 2: thoughts in a field `reasoning` were dropped, tools had OpenAI's envelope only where their rows have it, and a text
 that brings its first token got a second one.
 3: an answer went on to the last of several end-of-turn tokens behind it; with a template's marks, thoughts that later
-turns take away were learned nowhere; what a template leaves out of a conversation was lost without a word.
+turns take away were learned nowhere; what a template leaves out of a conversation was lost without a word. Rows of
+`dataset.validationUri` were trained on where `dataset.uri` has them, too.
 """
 
 TOKENIZED_AT_ONCE = 2**20
@@ -104,19 +107,31 @@ class Encoder:
         self._arguments = chosen.arguments
 
     def facts(self) -> dict[str, Any]:
-        """What the tokens of a row depend on beside the row and the tokenizer's files, as JSON has it.
-
-        With a template that writes the date that is the date, too.
-        """
-        template = str(self._renderer.template or self.tokenizer.chat_template)
+        """What the tokens of a row depend on beside the row and the tokenizer's files, as JSON has it."""
+        template = self._template
         return {
             "loss_on": self.loss_on.value,
             "max_length": self.max_length,
             "stop_ids": sorted(self.stop_ids),
             "template": hashlib.sha256(template.encode(errors="surrogatepass")).hexdigest(),
             "arguments": dict(self._arguments),
-            "date": date.today().isoformat() if "strftime_now" in template else None,  # noqa: DTZ011 - as templates do
+            "date": None if self.day is None else self.day.isoformat(),
         }
+
+    @property
+    def day(self) -> date | None:
+        """The day that the template may write into rows; None of a template that reads no clock."""
+        return self._renderer.clock.day if reads_clock(self._template) else None
+
+    def written_day(self) -> date | None:
+        """The same day where the template did write it, if only before a mere question: a variable may keep it away."""
+        with contextlib.suppress(Exception):  # a template may raise anything
+            self.prompt("Which day is it?")
+        return self.day if self._renderer.clock.was_read else None
+
+    @property
+    def _template(self) -> str:
+        return str(self._renderer.template or self.tokenizer.chat_template)
 
     def prompt(self, question: str, before: Sequence[tuple[str, str]] = ()) -> list[int]:
         """The tokens of a question to a model as inference shows it, behind earlier questions with their answers.
@@ -163,10 +178,9 @@ class Encoder:
         text = self.tokenizer.decode(first, clean_up_tokenization_spaces=False)
         thought = self._renderer.unseen(text) if self.has_template else ""
         if thought:
-            template = str(self._renderer.template or self.tokenizer.chat_template)
             switch = "false" if thought.count("<") == 1 else "true"
             remedy = f'dataset.templateArguments: {{enable_thinking: "{switch}"}}'
-            remedy = remedy if "enable_thinking" in template else "a dataset.chatTemplate without it"
+            remedy = remedy if "enable_thinking" in self._template else "a dataset.chatTemplate without it"
             found.append(
                 f"inference begins an answer with {json.dumps(thought)}, and the first row does not: served, the model "
                 f"continues a prompt that it was not trained on; train and serve with {remedy}"

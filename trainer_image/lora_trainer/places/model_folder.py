@@ -17,6 +17,8 @@ from lora_trainer.places.volumes import Volumes, plain_files, readable
 _WEIGHTS = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
 _SMALL = (".json", ".jinja", ".model", ".txt")
+MORE_TEMPLATES = "additional_chat_templates"
+"""The folder in which Transformers looks for chat templates beside the default one, as for conversations with tools."""
 
 
 def check_on_claim(uri_text: str, volumes: Volumes) -> None:
@@ -36,6 +38,8 @@ def claim_files(uri: ClaimUri, volumes: Volumes) -> tuple[Path, ...]:
         what = volumes.not_mounted(uri) if volumes.claim_missing(uri) else "there is no such folder"
         raise NotFoundError(f"model.uri is {uri}: {what}", Reason.MODEL_NOT_FOUND)
     files = plain_files(path, str(uri))
+    if (path / MORE_TEMPLATES).is_dir():
+        plain_files(path / MORE_TEMPLATES, f"{uri}/{MORE_TEMPLATES}")
     model_files([file.name for file in files], str(uri))
     return files
 
@@ -64,7 +68,14 @@ def model_files(names: Sequence[str], address: str) -> tuple[str, ...]:
         )
         raise ConfigError(f"model.uri is {address}: it has {what}; convert the model to safetensors")
     small = [name for name in top if name.endswith(_SMALL)]
-    return tuple(sorted({*weights, *small}))
+    templates = [name for name in names if PurePosixPath(name).parent == PurePosixPath(MORE_TEMPLATES)]
+    return tuple(sorted({*weights, *small, *(name for name in templates if name.endswith(".jinja"))}))
+
+
+def files_in(folder: Path) -> list[str]:
+    """The files of a model's folder by name, with its further chat templates."""
+    files = (path for path in (*folder.iterdir(), *(folder / MORE_TEMPLATES).glob("*.jinja")) if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 def check_folder(folder: Path, address: str) -> str:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import date
 
 from lora_trainer.contract.advice.codes import Advice, Severity
 from lora_trainer.contract.advice.facts import Computing, Ended, Facts, Rows
@@ -39,8 +40,10 @@ def facts_of(
     before: RowSketch | None,
     device: Device,
     way: Way,
+    day: date | None,
 ) -> Facts:
-    """What is known when the training begins; `before` are the rows that its first weights were trained on."""
+    """What is known when the training begins; `before` are the rows that its first weights were trained on, `day` what
+    the chat template writes into rows."""
     stats, config = data.stats, settled.config
     return Facts(
         config=config,
@@ -58,14 +61,14 @@ def facts_of(
         trainable_parameters=adapted.trainable_parameters,
         rows=Rows(
             training=stats.train_samples,
-            held_out=stats.validation_samples,
+            held_out=data.evaluation.row_count if data.held_out else 0,
             tokens=stats.train_tokens,
             learned=stats.target_tokens,
             cut=stats.truncated_samples,
             cut_tokens=stats.truncated_tokens,
             duplicates=stats.duplicate_samples,
-            shared=samples.shared,
             learned_before=samples.measured.share_in(before, but_for=samples.learned) if before else 0.0,
+            day=day,
         ),
         columns=samples.columns,
         left_alone=adapted.left_alone,
@@ -87,7 +90,8 @@ def interim_of(config: TrainConfig, data: Data) -> Interim:
         return Interim()
     rows = len(data.training)
     trained = wanted_rows(config.training, rows) / rows * data.stats.train_tokens
-    return interim(config.training, total_steps(config.training, rows), trained, data.evaluation.lengths.tolist())
+    lengths, of_rows = data.evaluation.lengths.tolist(), data.evaluation.rows.tolist()
+    return interim(config.training, total_steps(config.training, rows), trained, lengths, of_rows)
 
 
 def ended_of(trained: Trained, before: Evaluation, after: Evaluation, planned: int, *, held_out: bool) -> Ended:

@@ -5,16 +5,18 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 from lora_trainer.artifact.curve_records import MetricsFile, metrics_beside
 from lora_trainer.artifact.manifest import Measured
 from lora_trainer.contract.advice.codes import Advice
-from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
+from lora_trainer.contract.config import ActivationCheckpointing, TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.data import dataset as datasets
 from lora_trainer.data.chosen_template import chosen_template
+from lora_trainer.data.clock import today
 from lora_trainer.data.dataset import Data
 from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.data.row_sketch import RowSketch
@@ -32,30 +34,26 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join, local_rank
-from lora_trainer.ranks.logs import with_error
 from lora_trainer.ranks.reports import Report, Reporter
 from lora_trainer.recipe.adapting import adapted_on_all
 from lora_trainer.recipe.advising import Adviser, ended_of, facts_of, interim_of
+from lora_trainer.recipe.evaluator import Evaluator, budget_for
 from lora_trainer.recipe.settling import check_lengths, peak_share, settle
 from lora_trainer.recipe.vocabulary import check_tokens
 from lora_trainer.recipe.way import Way, way_of
 from lora_trainer.result.curves import write_curves
 from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
 from lora_trainer.result.held_out import write_held_out_rows
-from lora_trainer.training.batches import Budget, evaluation_budget
 from lora_trainer.training.checkpoint import MARGIN_BYTES, Checkpoints
-from lora_trainer.training.evaluate import Evaluation, evaluate
-from lora_trainer.training.guards import check_evaluated
+from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.identity import Identity, difference, identity
 from lora_trainer.training.loop import Training
 from lora_trainer.training.narrator import Narrator
-from lora_trainer.training.noise import measure_noise
 from lora_trainer.training.packs import accumulation
 from lora_trainer.training.resume import Saved, find_saved
 from lora_trainer.training.saver import Saver
 from lora_trainer.training.state import RunRecord, state_on_all
 from lora_trainer.training.stopping import Stop
-from lora_trainer.training.trend import Interim
 
 log = logging.getLogger(__name__)
 _ADAPTER_BYTES = 8
@@ -100,9 +98,11 @@ def run_training(
         device = same_type(device, group)
         reporter.phase(Phase.LOADING_MODEL)
         checkpoints = _checkpoints(config, workshop, group)
-        saved = group.broadcast_object(_saved(config, workshop, checkpoints, volumes) if group.is_main else None)
+        saved, day = group.broadcast_object(
+            _start(config, workshop, checkpoints, volumes) if group.is_main else (None, date.min)
+        )
         base = find_base(saved.pinned(config.model.uri) if saved else config.model.uri, volumes, hub)
-        chosen = chosen_template(config.dataset, volumes)
+        chosen = chosen_template(config.dataset, volumes, day)
         encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length, chosen)
         linear = check_options(base, config, device)
         data = datasets.encode_once(samples, encoder, workshop.tokens, workshop.rows, base.revision)
@@ -113,7 +113,10 @@ def run_training(
             config, base, device, data.stats, group, reporter=reporter, kept=saved.quantization if saved else None
         )
         config = settled.config
-        ours = _agreed(identity(config, base.revision, data.fingerprint, chosen.digest, capped=samples.capped), group)
+        ours = _agreed(
+            identity(config, base.revision, data.fingerprint, chosen.digest, day=encoder.day, capped=samples.capped),
+            group,
+        )
         goes_on = saved is not None and saved.check(ours, config.training, len(data.training))
         learned = saved.learned() if saved and group.is_main else None
         adapted, ranks = adapted_on_all(settled, base, device, _starts(saved, group), group, linear=linear)
@@ -121,7 +124,17 @@ def run_training(
         resolved = _resolved(config, base, data, adapted, device=device, way=way, ranks=ranks)
 
         adviser = Adviser.begin(
-            facts_of(settled, base, data, adapted, samples=samples, before=learned, device=device, way=way),
+            facts_of(
+                settled,
+                base,
+                data,
+                adapted,
+                samples=samples,
+                before=learned,
+                device=device,
+                way=way,
+                day=encoder.written_day(),
+            ),
             speaks=ranks.is_main,
         )
 
@@ -131,7 +144,7 @@ def run_training(
         evaluation = Evaluator(
             adapted=adapted,
             data=data,
-            budget=_evaluation_budget(config, way.budget),
+            budget=budget_for(config, way.budget),
             device=device,
             ranks=ranks,
             alive=narrator.alive,
@@ -164,7 +177,8 @@ def run_training(
         after = evaluation(trained=True)
         noise = evaluation.noise(after)
         reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
-        curves.evaluated(trained.steps, loss=after.loss, standard_error=after.standard_error)
+        # Of these weights, which need not be the last ones.
+        curves.evaluated(trained.best_step or trained.steps, loss=after.loss, standard_error=after.standard_error)
 
         measured = measured_by(
             trained,
@@ -191,6 +205,7 @@ def run_training(
                 measured=measured,
                 noise=noise,
                 verbatim=samples.verbatim and not encoder.has_template,
+                day=encoder.day,
                 advice=advice,
             )
 
@@ -233,11 +248,12 @@ def _write(
     measured: Measured,
     noise: float,
     verbatim: bool,
+    day: date | None,
     advice: tuple[Advice, ...],
 ) -> None:
     """The adapter with its curves, and the manifest, which completes it."""
     write_adapter(adapted, folder, template)
-    write_curves(folder)
+    write_curves(folder, held_out=record.held_out)
     write_manifest(
         folder,
         base=base,
@@ -247,6 +263,7 @@ def _write(
         measured=measured,
         noise=noise,
         verbatim=verbatim,
+        day=day,
         advice=advice,
     )
 
@@ -277,8 +294,13 @@ def _checkpoints(config: TrainConfig, workshop: Workshop, ranks: Ranks) -> Check
     return Checkpoints(folder, keep=keep, may_write=workshop.may_write, make_room=make_room)
 
 
-def _saved(config: TrainConfig, workshop: Workshop, checkpoints: Checkpoints | None, volumes: Volumes) -> Saved | None:
-    return find_saved(config, workshop.folder, checkpoints, volumes) if workshop.folder and checkpoints else None
+def _start(
+    config: TrainConfig, workshop: Workshop, checkpoints: Checkpoints | None, volumes: Volumes
+) -> tuple[Saved | None, date]:
+    """What the run goes on from, and the day that its chat template is given: that of what it goes on from, or today,
+    which one process says for all."""
+    saved = find_saved(config, workshop.folder, checkpoints, volumes) if workshop.folder and checkpoints else None
+    return saved, (saved and saved.day) or today()
 
 
 def _saver(
@@ -299,61 +321,6 @@ def _agreed(ours: Identity, ranks: Ranks) -> Identity:
     if found is not None:
         raise TransientError(f"the processes of the run found different inputs, {found}: they are looked up again")
     return ours
-
-
-def _evaluation_budget(config: TrainConfig, training: Budget) -> Budget:
-    """Packed as the training is. INT8 finds outliers over a whole batch: only in the very batches of the verification,
-    which pads, do the same weights give the same loss."""
-    packed = training.packed and config.quantization is not Quantization.INT8
-    return evaluation_budget(config.training.micro_batch_size, training.longest, training.frequencies, packed=packed)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluator:
-    """Evaluates the model as it is now, and logs the result; `alive` is called after every batch. `interim` are the
-    evaluations on the way that nobody asked for."""
-
-    adapted: Adapted
-    data: Data
-    budget: Budget
-    device: Device
-    ranks: Ranks
-    alive: Callable[[], None]
-    interim: Interim
-
-    def __call__(self, *, trained: bool) -> Evaluation:
-        """Loss on all held-out rows before or after the training. Raises `NonFiniteLossError` where it is no number."""
-        result = self._found("after training" if trained else "before training")
-        check_evaluated(result.loss, trained=trained)
-        return result
-
-    def on_the_way(self, every: int = 1) -> Evaluation:
-        """Loss on every `every`-th held-out row."""
-        return self._found("on the way", every)
-
-    def _found(self, when: str, every: int = 1) -> Evaluation:
-        rows = self.data.evaluation[::every]
-        model, head = self.adapted.model, self.adapted.head
-        result = evaluate(
-            model, head, rows, self.device, lambda _rows: self.alive(), budget=self.budget, ranks=self.ranks
-        )
-        kind = "held-out" if self.data.held_out else "training"
-        loss = with_error(result.loss, result.standard_error)
-        log.info("loss %s %s on %d %s rows", when, loss, len(rows), kind)
-        return result
-
-    def noise(self, result: Evaluation) -> float:
-        """The noise of the loss `result`, which this model as it is now gave."""
-        return measure_noise(
-            self.adapted.model,
-            self.adapted.head,
-            self.data.evaluation,
-            self.device,
-            lambda _rows: self.alive(),
-            first=result,
-            budget=self.budget,
-            ranks=self.ranks,
-        )
 
 
 def _resolved(

@@ -15,27 +15,28 @@ if TYPE_CHECKING:
 LOSS_CURVE = "loss.png"
 
 
-def write_curves(folder: Path) -> None:
+def write_curves(folder: Path, *, held_out: bool) -> None:
     """Put the curves of `metrics_beside` into a result: the lines, and `loss.png` from them. Raises `StorageError`."""
     records = tuple(read_records(folder.parent / METRICS))
     try:
         (folder / METRICS).write_text("".join(line_of(record) for record in records), encoding="utf-8")
-        draw(records, folder / LOSS_CURVE)
+        draw(records, folder / LOSS_CURVE, held_out=held_out)
     except OSError as error:
         raise storage_error(error, METRICS) from error
 
 
-def draw(records: Sequence[Record], path: Path) -> None:
-    """Draw training and held-out loss over the optimizer steps as a PNG. Equal records give equal files."""
+def draw(records: Sequence[Record], path: Path, *, held_out: bool) -> None:
+    """Draw training loss and that of evaluations over the optimizer steps as a PNG. Equal records give equal files."""
     # Matplotlib keeps a cache of fonts in the home folder, which in a pod may be read-only.
     if "MPLCONFIGDIR" not in os.environ:
         os.environ["MPLCONFIGDIR"] = str(Path(tempfile.gettempdir()) / "lora-trainer-matplotlib")
     # Its version in the file would make the same curve another file.
-    loss_figure(records).savefig(path, dpi=120, metadata={"Software": None})
+    loss_figure(records, held_out=held_out).savefig(path, dpi=120, metadata={"Software": None})
 
 
-def loss_figure(records: Iterable[Record]) -> "Figure":
-    """The figure, without a display: training loss, its running mean over long trainings, held-out loss with errors."""
+def loss_figure(records: Iterable[Record], *, held_out: bool) -> "Figure":
+    """The figure, without a display: training loss, its running mean over long trainings, and with errors the loss on
+    held-out rows, or where there were none on some of the training."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - takes a second, wanted only at the end
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -56,7 +57,7 @@ def loss_figure(records: Iterable[Record]) -> "Figure":
         color="tab:orange",
         marker="o",
         capsize=3,
-        label="held out, with its standard error",
+        label=f"{'held out' if held_out else 'evaluated training rows'}, with its standard error",
     )
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss per learned token, nats")

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+from datetime import date
 from pathlib import Path
 
 from lora_trainer.artifact.curve_records import METRICS, read_records
@@ -105,6 +106,7 @@ def write_manifest(
     measured: Measured,
     noise: float,
     verbatim: bool,
+    day: date | None,
     advice: tuple[Advice, ...] = (),
 ) -> Manifest:
     """Write the model card, then the manifest over all files, everything forced to the disk. Raises `StorageError`."""
@@ -120,6 +122,7 @@ def write_manifest(
         serving=adapter_serving(folder),
         encoding=ENCODING,
         verbatim=verbatim,
+        day=day,
         versions=versions(resolved),
         files=(),
     )

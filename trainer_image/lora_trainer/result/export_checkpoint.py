@@ -3,6 +3,7 @@
 import logging
 import secrets
 import shutil
+from datetime import date
 from pathlib import Path
 
 from lora_trainer.contract.reasons import Reason
@@ -46,12 +47,12 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
     device = choose_anywhere(config.device, config.training.precision)
     base = find_base(saved.pinned(config.model.uri), volumes, hub)
     adapted = _adapted(record, base, device, state)
-    rows = evaluation_rows(config, volumes, hub, base)
+    rows = evaluation_rows(config, volumes, hub, base, saved.day)
     after, noise = _evaluated(record, adapted, device, rows)
     partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
-        encoder = encoder_of(config, volumes, base)
+        encoder = encoder_of(config, volumes, base, saved.day)
         write_held_out_rows(partial, config, rows.samples)
         _write(
             partial,
@@ -64,6 +65,7 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
             noise=noise,
             template=encoder.template,
             verbatim=rows.samples.verbatim and not encoder.has_template,
+            day=encoder.day,
         )
         verification = verify(partial, volumes, hub, anywhere=True)
         partial.rename(output)
@@ -122,6 +124,7 @@ def _write(
     noise: float,
     template: str | None,
     verbatim: bool,
+    day: date | None,
 ) -> None:
     config, course = record.config, state.course
     trained = Trained(
@@ -145,4 +148,5 @@ def _write(
         measured=measured,
         noise=noise,
         verbatim=verbatim,
+        day=day,
     )

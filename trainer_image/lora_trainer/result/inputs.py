@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import PurePosixPath
 
 from lora_trainer.artifact.manifest import Manifest
@@ -20,6 +22,8 @@ from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.serving import TEMPLATE
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,7 @@ def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub) -> tuple[Base,
         )
     _check_template(manifest, volumes)
     with encoding_named(manifest):
-        rows = evaluation_rows(config, volumes, hub, base)
+        rows = evaluation_rows(config, volumes, hub, base, manifest.day)
     fingerprint = rows.samples.fingerprint
     if fingerprint != manifest.resolved.dataset_fingerprint:
         raise VerificationError(
@@ -91,14 +95,21 @@ def encoding_named(manifest: Manifest) -> Iterator[None]:
         ) from error
 
 
-def evaluation_rows(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base) -> Evaluated:
-    """The rows that a run with this configuration evaluates on, read afresh."""
+def evaluation_rows(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base, day: date | None = None) -> Evaluated:
+    """The rows that a run with this configuration evaluates on, read afresh; its chat template is given the `day`."""
     samples = load_samples(config, volumes, hub)
-    examples = datasets.encode_evaluation(samples, encoder_of(config, volumes, base))
+    examples = datasets.encode_evaluation(samples, encoder_of(config, volumes, base, day))
     return Evaluated(samples=samples, examples=examples)
 
 
-def encoder_of(config: TrainConfig, volumes: Volumes, base: Base) -> Encoder:
-    """What made tokens of the rows of a run with this configuration."""
-    chosen = chosen_template(config.dataset, volumes)
-    return load_encoder(base, config.training.loss_on, config.training.max_sequence_length, chosen)
+def encoder_of(config: TrainConfig, volumes: Volumes, base: Base, day: date | None) -> Encoder:
+    """What made tokens of the rows of a run with this configuration on this `day`, today where nothing notes it."""
+    chosen = chosen_template(config.dataset, volumes, day)
+    encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length, chosen)
+    if day is None and encoder.day is not None:
+        log.warning(
+            "the chat template may write the date, which the release that trained did not note: rows have %s now, so "
+            "that the loss may be another one",
+            encoder.day,
+        )
+    return encoder

@@ -30,7 +30,7 @@ from lora_trainer.contract.config import MergePrecision
 from lora_trainer.contract.fit.names import matches
 from lora_trainer.errors import VerificationError, storage_error
 from lora_trainer.model.classes import auto_class
-from lora_trainer.places.model_folder import model_files
+from lora_trainer.places.model_folder import MORE_TEMPLATES, files_in, model_files
 from lora_trainer.result.merged_config import INDEX, say_fp32
 from lora_trainer.result.serving import TEMPLATE, scale
 from lora_trainer.result.tensor_names import parameters_of
@@ -262,8 +262,12 @@ def _merge_in_memory(adapter: Path, base: Path, target: Path, edited: Sequence[s
 def _copy_small_files(adapter: Path, base: Path, target: Path, *, without: Sequence[str]) -> None:
     """Configuration, tokenizer and chat template. An adapter has a template where it learned with another than the
     base's own, or that has none: servers shall write conversations with the one that was learned."""
-    if (adapter / TEMPLATE).is_file():
+    chosen = (adapter / TEMPLATE).is_file()
+    if chosen:
         shutil.copyfile(adapter / TEMPLATE, target / TEMPLATE)
-    for name in model_files([path.name for path in base.iterdir() if path.is_file()], str(base)):
-        if not name.endswith(".safetensors") and name not in without and not (target / name).exists():
+    elif (base / MORE_TEMPLATES).is_dir():
+        (target / MORE_TEMPLATES).mkdir()
+    for name in model_files(files_in(base), str(base)):
+        wanted = not name.endswith(".safetensors") and name not in without
+        if wanted and (target / name).parent.is_dir() and not (target / name).exists():
             shutil.copyfile(base / name, target / name)

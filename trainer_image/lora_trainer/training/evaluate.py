@@ -20,10 +20,21 @@ from lora_trainer.training.standard_error import ratio_standard_error
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Summed loss in nats and number of learned tokens of each row."""
+    """Summed loss in nats and number of learned tokens of each sample. `rows` numbers the rows that they are of;
+    without it, as in checkpoints of earlier releases, each is a row of its own."""
 
     sums: tuple[float, ...]
     tokens: tuple[int, ...]
+    rows: tuple[int, ...] = ()
+
+    @property
+    def row_count(self) -> int:
+        """Over how many rows it is."""
+        return len(set(self.rows)) or len(self.sums)
+
+    def every(self, step: int) -> "Evaluation":
+        """Of every so manyth sample."""
+        return Evaluation(sums=self.sums[::step], tokens=self.tokens[::step], rows=self.rows[::step])
 
     @property
     def loss(self) -> float:
@@ -33,14 +44,14 @@ class Evaluation:
     @property
     def standard_error(self) -> float | None:
         """Of `loss`, over rows; None for a single one."""
-        return ratio_standard_error(self.sums, self.tokens)
+        return ratio_standard_error(self.sums, self.tokens, self.rows)
 
 
 def improvement_standard_error(before: Evaluation, after: Evaluation) -> float | None:
     """Of the difference of two losses over the same rows: paired, since a hard row is hard before and after. None for a
     single row."""
     differences = tuple(b - a for b, a in zip(before.sums, after.sums, strict=True))
-    return ratio_standard_error(differences, before.tokens)
+    return ratio_standard_error(differences, before.tokens, after.rows)
 
 
 def evaluate(
@@ -82,4 +93,6 @@ def evaluate(
     for others in ranks.gather(sums):
         sums.update(others)
     counts = tuple(int(count) for count in targets)
-    return Evaluation(sums=tuple(sums[row] for row in range(len(examples))), tokens=counts)
+    return Evaluation(
+        sums=tuple(sums[row] for row in range(len(examples))), tokens=counts, rows=tuple(known.rows.tolist())
+    )

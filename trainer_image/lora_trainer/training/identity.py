@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 from lora_trainer.contract import codec
@@ -15,8 +16,9 @@ DATA = "dataset (content)"
 _ROWS = "dataset (encoding)"
 _TEMPLATE = "dataset.chatTemplate (content)"
 _CHOSEN = "dataset.chatTemplate"
+_DAY = "dataset.chatTemplate (date)"
 _LIMIT = "dataset.maxValidationRows"
-_AS_BEFORE = {_ROWS: "1", _TEMPLATE: "null"}
+_AS_BEFORE = {_ROWS: "1", _TEMPLATE: "null", _DAY: "null"}
 """What the fields meant that checkpoints of earlier releases lack."""
 
 _NOT_DECIDING = (
@@ -52,13 +54,16 @@ def identity(
     data_fingerprint: str,
     template_digest: str | None = None,
     *,
+    day: date | None = None,
     capped: bool = False,
 ) -> Identity:
-    """The fields of a run that decide its result; `template_digest` is of a chosen chat template. `capped` says whether
-    the limit of held-out rows decides anything: fewer rows are held out than without it."""
+    """The fields of a run that decide its result; `template_digest` is of a chosen chat template, `day` what a chat
+    template may write into rows. `capped` says whether the limit of held-out rows decides anything: fewer rows are held
+    out than without it."""
     document = codec.encode(config)
     fields = {MODEL: json.dumps(model_revision), DATA: json.dumps(data_fingerprint), _ROWS: json.dumps(ENCODING)}
     fields[_TEMPLATE] = json.dumps(template_digest)
+    fields[_DAY] = json.dumps(None if day is None else day.isoformat())
     for section in ("dataset", "lora", "training"):
         fields.update(_flat(section, document[section]))
     fields["quantization"] = json.dumps(document["quantization"])
@@ -78,9 +83,9 @@ def difference(saved: Identity, ours: Identity) -> str | None:
     """The first field in which two identities differ, with both values, as the part of a sentence; None where none.
 
     That another release encodes the rows otherwise, or writes a built-in template otherwise, is none: it would end
-    every run that is on its way.
+    every run that is on its way. So would the date, which earlier releases did not note.
     """
-    names = {*saved, *ours} - {_ROWS}
+    names = {*saved, *ours} - {_ROWS, _DAY}
     if json.loads(ours.get(_CHOSEN, "null")) in BUILT_IN:
         names -= {_TEMPLATE}
     return _first(saved, ours, sorted(names, key=lambda name: (name not in (MODEL, DATA), name)))
@@ -88,7 +93,13 @@ def difference(saved: Identity, ours: Identity) -> str | None:
 
 def encoded_alike(saved: Identity, ours: Identity) -> bool:
     """Whether equal rows give equal tokens in both."""
-    return _value(saved, _ROWS) == _value(ours, _ROWS)
+    return all(_value(saved, name) == _value(ours, name) for name in (_ROWS, _DAY))
+
+
+def day_of(saved: Identity) -> date | None:
+    """The day that the chat template may write into rows, as `identity` had it."""
+    day = json.loads(_value(saved, _DAY))
+    return None if day is None else date.fromisoformat(day)
 
 
 def weights_difference(saved: Identity, ours: Identity) -> str | None:

@@ -66,7 +66,8 @@ def measure_noise(
 
 def _count(examples: Examples) -> int:
     within = int(np.searchsorted(np.cumsum(examples.lengths), MOST_TOKENS, side="right"))
-    return min(len(examples), MOST_ROWS, max(2, within))
+    two = int(np.searchsorted(examples.rows, examples.rows[0] + 2))
+    return min(len(examples), MOST_ROWS, max(two, within))
 
 
 def noise_of(first: Evaluation, again: Evaluation) -> float:
@@ -75,7 +76,7 @@ def noise_of(first: Evaluation, again: Evaluation) -> float:
     The shift is the mean per learned token, its standard error over rows.
     """
     shifts = tuple(other - one for one, other in zip(first.sums, again.sums, strict=False))
-    return abs(sum(shifts)) / sum(again.tokens) + 2 * (ratio_standard_error(shifts, again.tokens) or 0.0)
+    return abs(sum(shifts)) / sum(again.tokens) + 2 * (ratio_standard_error(shifts, again.tokens, again.rows) or 0.0)
 
 
 def tolerance_of(

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lora_trainer.places.run_folders import folders_of_name
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.training.checkpoint import Checkpoint, Checkpoints, newest_of
 from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.identity import Identity, difference, encoded_alike, same_course, weights_difference
+from lora_trainer.training.identity import Identity, day_of, difference, encoded_alike, same_course, weights_difference
 from lora_trainer.training.schedule import total_steps
 from lora_trainer.training.state import (
     RunRecord,
@@ -79,8 +80,9 @@ class Saved:
         if encoded_alike(self.record.identity, ours):
             return self.record.before
         log.warning(
-            "the checkpoint is of a release that encodes rows otherwise: the run continues with the rows as they are "
-            "encoded now, and the base model is evaluated on them again"
+            "the checkpoint is of a release that encodes rows otherwise, or did not note the date that the chat "
+            "template may write: the run continues with the rows as they are encoded now, and the base model is "
+            "evaluated on them again"
         )
         return None
 
@@ -117,6 +119,12 @@ class Saved:
     def quantization(self) -> Quantization:
         """How the base's weights were held."""
         return self.record.config.quantization
+
+    @property
+    def day(self) -> date | None:
+        """The day that its rows may have from the chat template: also those of a run that goes on from it, to be the
+        same rows. None of a template that reads no clock, and of an earlier release."""
+        return day_of(self.record.identity)
 
     @property
     def kernels(self) -> Chosen:

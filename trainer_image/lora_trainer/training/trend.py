@@ -32,16 +32,20 @@ class Interim:
     every: int = 1
 
 
-def interim(config: TrainingConfig, total: int, trained_tokens: float, lengths: Sequence[int]) -> Interim:
-    """After half and three quarters of `total` steps, on as many of the held-out rows of these lengths as cost at most
-    `MOST_COST` of the tokens that the run trains on, both together; none where that is too few rows to tell anything.
+def interim(
+    config: TrainingConfig, total: int, trained_tokens: float, lengths: Sequence[int], rows: Sequence[int] = ()
+) -> Interim:
+    """After half and three quarters of `total` steps, on as many of the held-out samples of these lengths as cost at
+    most `MOST_COST` of the tokens that the run trains on, both together; none where they are of too few `rows` to tell
+    anything.
     """
     if config.eval_steps is not None or total < _FEWEST_STEPS:
         return Interim()
     steps, allowed = (total // 2, 3 * total // 4), MOST_COST * trained_tokens
     tokens = sum(lengths)
     every = max(1, math.ceil(len(steps) * tokens / allowed)) if allowed > 0 else len(lengths) + 1
-    while len(lengths[::every]) >= FEW_ROWS:
+    rows = rows or range(len(lengths))
+    while len(set(rows[::every])) >= FEW_ROWS:
         if len(steps) * sum(lengths[::every]) <= allowed:
             return Interim(steps=steps, every=every)
         every += 1
@@ -82,12 +86,12 @@ def _change(mark: Mark | None, end: Evaluation) -> Change | None:
     """None where there is no such evaluation, or of other rows than the last one, as another release may encode."""
     if mark is None:
         return None
-    last = Evaluation(sums=end.sums[:: mark.every], tokens=end.tokens[:: mark.every])
+    last = end.every(mark.every)
     if last.tokens != mark.evaluation.tokens:
         return None
     return Change(
         step=mark.step,
         fall=mark.evaluation.loss - last.loss,
         standard_error=improvement_standard_error(mark.evaluation, last) or 0.0,
-        rows=len(last.tokens),
+        rows=last.row_count,
     )

@@ -39,6 +39,10 @@ def _rows_cut(facts: Facts) -> Values | None:
     return found | {"to" if length < facts.positions.most else "positions": str(facts.positions.most)}
 
 
+def _dated_template(facts: Facts) -> Values | None:
+    return None if facts.rows is None or facts.rows.day is None else {"day": facts.rows.day.isoformat()}
+
+
 def _many_duplicates(facts: Facts) -> Values | None:
     if facts.rows is None:
         return None
@@ -67,12 +71,6 @@ def _more_held_out(facts: Facts, rows: int) -> Values:
     if dataset.max_validation_rows is not None and rows >= dataset.max_validation_rows:
         return {"most": str(dataset.max_validation_rows)}
     return {} if dataset.validation_uri is None else {"held_out": _clipped(dataset.validation_uri)}
-
-
-def _held_out_rows_learned(facts: Facts) -> Values | None:
-    if facts.rows is None or facts.rows.shared <= 0:
-        return None
-    return {"shared": count(facts.rows.shared), "rows": count(facts.rows.held_out)}
 
 
 def _held_out_rows_learned_before(facts: Facts) -> Values | None:
@@ -213,6 +211,18 @@ RULES = (
         check=_rows_cut,
     ),
     Rule(
+        code=Code.DATED_TEMPLATE,
+        severity=Severity.INFO,
+        subject="data",
+        condition="the chat template writes the date; all rows of a run have the same one",
+        message="To have another date, or the same one in several runs, set the template's variable for it, if it has "
+        "one, in spec.dataset.templateArguments, such as Llama's date_string",
+        evidence=("The chat template writes the date, which is {day} wherever it does",),
+        source="trainer-data.md, Chat templates",
+        rule_of_thumb=False,
+        check=_dated_template,
+    ),
+    Rule(
         code=Code.FEW_HELD_OUT_ROWS,
         severity=Severity.WARNING,
         subject="data",
@@ -234,18 +244,6 @@ RULES = (
         source="Two standard errors of the paired difference; Cochran, Sampling Techniques, 3rd ed., section 6.4",
         rule_of_thumb=False,
         check=_few_held_out_rows,
-    ),
-    Rule(
-        code=Code.HELD_OUT_ROWS_LEARNED,
-        severity=Severity.WARNING,
-        subject="data",
-        condition="held-out rows of spec.dataset.validationUri are among the training rows, too",
-        message="Take the held-out rows out of the training data: the held-out loss flatters where the same rows are "
-        "learned",
-        evidence=("Training rows that stand among the held-out rows, too: {shared}",),
-        source="trainer-data.md, The rule of the split",
-        rule_of_thumb=False,
-        check=_held_out_rows_learned,
     ),
     Rule(
         code=Code.HELD_OUT_ROWS_LEARNED_BEFORE,

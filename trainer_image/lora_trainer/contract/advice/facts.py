@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 
 from lora_trainer.contract.config import DatasetFormat, Quantization, TrainConfig
 from lora_trainer.contract.fit.positions import Positions
@@ -14,9 +15,9 @@ from lora_trainer.contract.run_plan import RunPlan
 class Rows:
     """Counts of rows and tokens; `tokens` and `learned` are of the training rows.
 
-    `cut` rows of either side lost `cut_tokens`; `duplicates` are copies of other rows, `shared` held-out rows that are
-    trained on, too. `learned_before` is the share of the held-out contents that are among the
-    training rows of a run before this one, and not among its own.
+    `cut` rows of either side lost `cut_tokens`; `duplicates` are copies of other rows. `learned_before` is the share of
+    the held-out contents that are among the training rows of a run before this one, and not among its own. `day` is
+    what the chat template writes into them, if it writes a date.
     """
 
     training: int
@@ -26,8 +27,8 @@ class Rows:
     cut: int = 0
     cut_tokens: int = 0
     duplicates: int = 0
-    shared: int = 0
     learned_before: float = 0.0
+    day: date | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,13 +163,12 @@ def _rows(preflight: Preflight) -> Rows:
     found = preflight.dataset
     return Rows(
         training=found.train_samples,
-        held_out=found.validation_samples,
+        held_out=found.validation_samples if found.validation_rows is None else found.validation_rows,
         tokens=found.tokens,
         learned=found.target_tokens,
         cut=found.truncated_samples,
         cut_tokens=found.truncated_tokens,
         duplicates=found.duplicate_samples,
-        shared=found.shared_samples,
     )
 
 

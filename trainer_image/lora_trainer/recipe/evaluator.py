@@ -1,0 +1,75 @@
+"""The evaluations of a run: before, on the way and after, each with its line in the log."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lora_trainer.contract.config import Quantization, TrainConfig
+from lora_trainer.data.dataset import Data
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import Adapted
+from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.ranks.logs import with_error
+from lora_trainer.training.batches import Budget, evaluation_budget
+from lora_trainer.training.evaluate import Evaluation, evaluate
+from lora_trainer.training.guards import check_evaluated
+from lora_trainer.training.noise import measure_noise
+from lora_trainer.training.trend import Interim
+
+log = logging.getLogger(__name__)
+
+
+def budget_for(config: TrainConfig, training: Budget) -> Budget:
+    """Packed as the training is. INT8 finds outliers over a whole batch: only in the very batches of the verification,
+    which pads, do the same weights give the same loss."""
+    packed = training.packed and config.quantization is not Quantization.INT8
+    return evaluation_budget(config.training.micro_batch_size, training.longest, training.frequencies, packed=packed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluator:
+    """Evaluates the model as it is now, and logs the result; `alive` is called after every batch. `interim` are the
+    evaluations on the way that nobody asked for."""
+
+    adapted: Adapted
+    data: Data
+    budget: Budget
+    device: Device
+    ranks: Ranks
+    alive: Callable[[], None]
+    interim: Interim
+
+    def __call__(self, *, trained: bool) -> Evaluation:
+        """Loss on all held-out rows before or after the training. Raises `NonFiniteLossError` where it is no number."""
+        result = self._found("after training" if trained else "before training")
+        check_evaluated(result.loss, trained=trained)
+        return result
+
+    def on_the_way(self, every: int = 1) -> Evaluation:
+        """Loss on every `every`-th held-out sample."""
+        return self._found("on the way", every)
+
+    def _found(self, when: str, every: int = 1) -> Evaluation:
+        rows = self.data.evaluation[::every]
+        model, head = self.adapted.model, self.adapted.head
+        result = evaluate(
+            model, head, rows, self.device, lambda _rows: self.alive(), budget=self.budget, ranks=self.ranks
+        )
+        kind = "held-out" if self.data.held_out else "training"
+        loss = with_error(result.loss, result.standard_error)
+        samples = f" ({len(rows)} samples)" if len(rows) != result.row_count else ""
+        log.info("loss %s %s on %d %s rows%s", when, loss, result.row_count, kind, samples)
+        return result
+
+    def noise(self, result: Evaluation) -> float:
+        """The noise of the loss `result`, which this model as it is now gave."""
+        return measure_noise(
+            self.adapted.model,
+            self.adapted.head,
+            self.data.evaluation,
+            self.device,
+            lambda _rows: self.alive(),
+            first=result,
+            budget=self.budget,
+            ranks=self.ranks,
+        )
