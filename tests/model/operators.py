@@ -202,6 +202,7 @@ class ModelOperator:
             random=random.Random(number).random,  # noqa: S311 - jitter is no secret
             rank=lambda key: rank_of(self.cache, key),
             group=lambda key: key.namespace,
+            workers=config.workers,
         )
         self.poller = ModelPoller(
             interval_s=lambda _: config.progress_interval_s,

@@ -50,6 +50,7 @@ class Operator:
             random=random.Random().random,  # noqa: S311 - jitter is no secret
             rank=lambda key: rank_of(self.cache, key),
             group=lambda key: key.namespace,
+            workers=config.workers,
         )
         self.run_limit = RunLimit(config.most_unfinished_runs_per_namespace, self.cache, self.queue.add)
         self.poller = ProgressPoller(
