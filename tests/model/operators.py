@@ -224,6 +224,7 @@ class ModelOperator:
             count=METRICS.observe,
             now=now,
             pacing=Pacing(loop.time, config.status_delay_s),
+            clock=loop.time,
         )
         self.workers = config.workers
         self.resync_interval_s = config.resync_interval_s

@@ -88,8 +88,7 @@ class Writer:
         `patient`: as for `create`; a webhook that does not answer makes a server error of every change.
         """
         resource = self._kueue.workloads if patch.kind == WORKLOADS.kind else JOBS
-        store: Store[Any] = self._cache.workloads if patch.kind == WORKLOADS.kind else self._cache.jobs
-        place = Key(finetune.namespace, patch.name)
+        store, place = self._store_of(patch), Key(finetune.namespace, patch.name)
         uid = store.uid_at(place)
         try:
             stored = await self._api.merge_patch(resource, finetune.namespace, patch.name, patch.body)
@@ -106,6 +105,13 @@ class Writer:
             return await self._unanswered(finetune, patch.kind, patch.name)
         self._remember(patch.kind, stored)
         return None
+
+    def uid_of(self, run: Key, patch: Patch) -> str:
+        """The uid of the object that a patch of a run would change, as far as it is known."""
+        return self._store_of(patch).uid_at(Key(run.namespace, patch.name))
+
+    def _store_of(self, patch: Patch) -> Store[Any]:
+        return self._cache.workloads if patch.kind == WORKLOADS.kind else self._cache.jobs
 
     async def _unanswered(self, finetune: FineTune, kind: str, name: str) -> Rejection:
         """A write was not answered. Whether it was done is seen later, as after a crash.
