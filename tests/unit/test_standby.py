@@ -137,8 +137,8 @@ class Followed:
         self.path = path
         self.plural = path.rpartition("/")[2]
         self.silent_for_s = silent_s
+        self.quiet_for_s: float | None = silent_s
         self.behind_for_s = behind_s
-        self.was_heard = True
         self.listed = asyncio.Event()
 
 
@@ -180,7 +180,7 @@ def test_the_metric_shows_the_most_silent_watch_of_each_kind() -> None:
     operator = make_operator()
     jobs = [Followed(f"/apis/batch/v1/namespaces/{name}/jobs", silent_s=s) for name, s in (("a", 5), ("b", 60))]
     pods = [Followed(f"/api/v1/namespaces/{name}/pods") for name in "ab"]
-    pods[0].was_heard = False
+    pods[0].quiet_for_s = None
     follow(operator, *jobs, *pods)
     now_s = time.time()
     heard = operator.last_heard()
