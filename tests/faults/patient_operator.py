@@ -8,5 +8,5 @@ from lora_operator.cluster import api
 LONGEST_HOLD_S = 3600.0
 
 if __name__ == "__main__":
-    api.REQUEST_TIMEOUT_S = LONGEST_HOLD_S
+    api.REQUEST_TIMEOUT_S = api.WRITE_TIMEOUT_S = LONGEST_HOLD_S
     sys.exit(main())

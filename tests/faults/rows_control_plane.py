@@ -83,8 +83,8 @@ ROWS = (
             Shown(key="served", says="A new run gets its Job and its verdict after each of them"),
             Shown(
                 key="watchdog",
-                says="A watch that brings neither event nor bookmark for `watchStaleSeconds` ends the process, with a "
-                "sentence",
+                says="A watch that brings neither event nor bookmark for `watchStaleSeconds`, and no list either, ends "
+                "the process, with a sentence",
             ),
             Kept.ONE_JOB,
         ),

@@ -202,6 +202,7 @@ class ModelOperator:
             random=random.Random(number).random,  # noqa: S311 - jitter is no secret
             rank=lambda key: rank_of(self.cache, key),
             group=lambda key: key.namespace,
+            workers=config.workers,
         )
         self.poller = ModelPoller(
             interval_s=lambda _: config.progress_interval_s,
@@ -223,6 +224,7 @@ class ModelOperator:
             count=METRICS.observe,
             now=now,
             pacing=Pacing(loop.time, config.status_delay_s),
+            clock=loop.time,
         )
         self.workers = config.workers
         self.resync_interval_s = config.resync_interval_s

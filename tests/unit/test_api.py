@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qs, urlsplit
 
+import aiohttp
 import pytest
 from kubernetes.aio.client import Configuration
 
@@ -47,10 +48,14 @@ class ScriptedClient:
         self.configuration = Configuration(host="https://server.example")
         self.asked = 0
         self.urls: list[str] = []
+        self.limits_s: dict[str, float | None] = {}
         self._answers = answers
 
-    async def call_api(self, _: str, url: str, *__: Any, **___: Any) -> Answer:
+    async def call_api(
+        self, method: str, url: str, *_: Any, _request_timeout: aiohttp.ClientTimeout, **__: Any
+    ) -> Answer:
         self.asked += 1
+        self.limits_s[method] = _request_timeout.total
         self.urls.append(url)
         return self._answers[min(self.asked, len(self._answers)) - 1]
 
@@ -102,6 +107,29 @@ async def test_an_answer_that_is_no_document_is_reported_as_it_is() -> None:
     """A proxy in between speaks HTML."""
     error = await refusal(502, b"<html>bad gateway</html>")
     assert (error.reason, error.message) == ("Unknown", "<html>bad gateway</html>")
+
+
+@pytest.mark.parametrize("body", [b"<html>back soon</html>", b'["ok"]', b"null", b'"ok"'])
+async def test_a_success_that_is_no_object_is_as_good_as_no_answer(body: bytes) -> None:
+    """A proxy's page must not end the process that reads it; an empty answer is a success that says nothing."""
+    api = Api(cast("ApiClient", ScriptedClient(Answer(200, body, {}))))
+    with pytest.raises(UnreachableError, match="is no JSON object, so it is not the API server's"):
+        await api.create(PODS, "team-a", {})
+    with pytest.raises(UnreachableError):
+        await api.read(PODS.path("team-a"), {"limit": "20"})
+    assert await Api(cast("ApiClient", ScriptedClient(Answer(200, b"", {})))).get(PODS, "team-a", "x") == {}
+
+
+async def test_a_write_may_take_longer_than_the_api_server_gives_its_webhooks() -> None:
+    """It gives a request up after 34 s, and its answer says which webhook hangs: nobody who has hung up learns that."""
+    client = ScriptedClient(Answer(200, b"{}", {}))
+    api = Api(cast("ApiClient", client))
+    await api.get(PODS, "team-a", "x")
+    await api.create(PODS, "team-a", {})
+    await api.merge_patch(PODS, "team-a", "x", {})
+    await api.replace_status(PODS, "team-a", "x", {})
+    await api.delete(PODS, "team-a", "x", "uid")
+    assert client.limits_s == {"GET": 30, "POST": 40, "PATCH": 40, "PUT": 40, "DELETE": 40}
 
 
 async def test_small_objects_are_listed_by_more_at_a_time_and_large_ones_by_few() -> None:

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 from tests.unit.builders import NAME, NAMESPACE, UID, condition_object, make_finetune
 
-from lora_operator.cluster.api import JOBS, Api, ApiError, Resource
+from lora_operator.cluster.api import JOBS, Api, ApiError, Resource, UnreachableError
 from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.carry_out import TryAgainError, Writer
 from lora_operator.cluster.kueue import Kueue
@@ -29,7 +29,7 @@ def job(name: str = "j", *, owner_uid: str = UID, **metadata: Any) -> Object:
 class ScriptedApi:
     """Each call answers with what the test put down for it; an exception is raised."""
 
-    def __init__(self, **answers: Object | ApiError) -> None:
+    def __init__(self, **answers: Object | Exception) -> None:
         self.answers = answers
         self.jobs: dict[str, Object | ApiError] = {}
         self.deleted: list[str] = []
@@ -37,7 +37,7 @@ class ScriptedApi:
 
     def _answer(self, call: str) -> Object:
         answer = self.answers[call]
-        if isinstance(answer, ApiError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
@@ -46,7 +46,7 @@ class ScriptedApi:
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Object:
         answer = self.jobs[name] if resource is JOBS and name in self.jobs else self.answers["get"]
-        if isinstance(answer, ApiError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
@@ -76,6 +76,7 @@ DENIED = ApiError(403, "Forbidden", "exceeded quota: none")
 BUSY = ApiError(429, "TooManyRequests", "slow down")
 LOCKED_OUT = ApiError(401, "Unauthorized", "Unauthorized")
 BROKEN = ApiError(500, "InternalError", "failed calling webhook")
+SILENT = UnreachableError("POST /apis/batch/v1/namespaces/team-a/jobs: TimeoutError")
 
 
 async def test_what_was_created_is_in_the_cache_at_once() -> None:
@@ -201,6 +202,31 @@ async def test_a_server_error_of_a_patch_is_reported_once_patience_is_over() -> 
     rejection = await writer.patch(FINETUNE, Patch(name="j", body={}), patient=True)
     assert rejection is not None
     assert (rejection.kind, rejection.name, rejection.code) == ("Job", "j", 500)
+
+
+async def test_a_write_that_is_never_answered_is_reported_once_patience_is_over() -> None:
+    """Webhooks that hang for longer than anybody waits: reads, of which none is asked, are answered meanwhile."""
+    writer, cache = make_writer(ScriptedApi(create=SILENT, patch=SILENT, get=dict(FINETUNE.manifest)))
+    with pytest.raises(UnreachableError):
+        await writer.create(FINETUNE, job(), patient=False)
+    with pytest.raises(UnreachableError):
+        await writer.patch(FINETUNE, Patch(name="j", body={}), patient=False)
+    created = (await writer.create(FINETUNE, job(), patient=True)).rejection
+    patched = await writer.patch(FINETUNE, Patch(name="j", body={}), patient=True)
+    for rejection in (created, patched):
+        assert rejection is not None
+        assert (rejection.kind, rejection.name) == ("Job", "j")
+        assert "an admission webhook may hang" in rejection.message
+    assert len(cache.jobs) == 0, "whether it was made is not known"
+
+
+async def test_an_api_server_that_answers_nothing_has_refused_nothing() -> None:
+    """However often it was asked."""
+    writer, _ = make_writer(ScriptedApi(create=SILENT, patch=SILENT, get=SILENT))
+    with pytest.raises(UnreachableError):
+        await writer.create(FINETUNE, job(), patient=True)
+    with pytest.raises(UnreachableError):
+        await writer.patch(FINETUNE, Patch(name="j", body={}), patient=True)
 
 
 async def test_of_a_resource_only_the_status_is_written() -> None:

@@ -125,6 +125,22 @@ def test_the_clusters_gpus_are_a_list(tmp_path: Path) -> None:
         ),
         ("trainerImage: a\ndefaultAffinity: {nodes: {}}\n", "defaultAffinity is .* nodeAffinity, podAffinity"),
         ("trainerImage: a\ndefaultTTLSeconds: 0\n", "defaultTTLSeconds is 0: must be above 0"),
+        ("trainerImage: a\ndefaultTTLSeconds: 31536001\n", "defaultTTLSeconds is 31536001: must be at most 31536000"),
+        (f"trainerImage: a\ndefaultMemory: {'x' * 33}\n", "defaultMemory is 'x+': must be at most 32 characters long"),
+        (f"trainerImage: a\ndefaultQueue: {'q' * 254}\n", "defaultQueue is .* at most 253 characters long"),
+        (
+            "trainerImage: a\ndefaultTolerations: [" + ", ".join(f"{{key: t{n}}}" for n in range(33)) + "]\n",
+            "must be at most 32 tolerations as Kubernetes takes them",
+        ),
+        (
+            f"trainerImage: a\ndefaultTolerations: [{{key: gpu, value: {'v' * 64}}}]\n",
+            "must be at most 32 tolerations as Kubernetes takes them",
+        ),
+        ("trainerImage: a\ndefaultTolerations: [{for: ever}]\n", "that have effect, key, operator, value alone"),
+        (
+            "trainerImage: a\ndefaultNodeSelector: {" + ", ".join(f"l{n}: x" for n in range(33)) + "}\n",
+            "defaultNodeSelector is .* must be at most 32 labels",
+        ),
         ("trainerImage: a\ndefaultGPUResourceName: ''\n", "defaultGPUResourceName is '': must be set"),
         ("- a\n", "map of settings"),
         ("trainerImage: [\n", "not YAML"),

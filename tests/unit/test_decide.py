@@ -32,7 +32,7 @@ from lora_operator.decision.decide import decide
 from lora_operator.views.model import Observed, Plan, PodView, Rejection
 from lora_operator.views.names import MANAGED_BY_LABEL, RELABELLED_ANNOTATION, child_labels
 from lora_operator.views.observe import parse_job
-from lora_operator.views.wording import instant
+from lora_operator.views.wording import UNANSWERED, instant
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import Phase, Progress
 
@@ -181,6 +181,7 @@ REFUSALS = [
     (403, "unable to create new content in namespace team-a because it is being terminated", "AdmissionDenied"),
     (422, 'Job.batch "x" is invalid: spec.template.spec.tolerations[0].operator: Invalid value', "AdmissionDenied"),
     (409, "exists and belongs to another owner", "NameConflict"),
+    (504, UNANSWERED, "AdmissionDenied"),
 ]
 
 

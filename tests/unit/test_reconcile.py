@@ -127,14 +127,80 @@ async def test_a_job_that_goes_between_the_read_and_the_patch_is_looked_for_agai
 
 
 async def test_a_change_that_the_cluster_undoes_does_not_keep_the_status_from_being_reported() -> None:
-    """A mutating policy puts the Job back at each update: it is tried once more, and the run is told of as ever."""
+    """A mutating policy puts the Job back at each update: the status is the Job's, and advice says what is undone."""
     world = World(spec={"suspend": True})
     world.tell_pod("0/5 nodes are available: 5 Insufficient nvidia.com/gpu.", "21")
     world.server.patched = make_job_object()
     world.server.patched["metadata"]["resourceVersion"] = "30"
     await world.turn()
-    assert world.server.patches() == 2
+    assert world.server.patches() == 1
+    assert world.condition("Suspended")["status"] == "False"
+    assert world.condition("Accepted")["status"] == "True"
+    (advice,) = (a for a in world.server.finetune["status"]["advice"] if a["code"] == "ChangeUndone")
+    assert f"Job {job_name()} does not keep metadata.annotations, spec.suspend=True" in advice["evidence"]
+
+
+async def turns_of_an_hour(world: World) -> list[Object]:
+    """The status after each turn of an hour in which the run is looked at every fifteen seconds, or when it asks."""
+    statuses = []
+    while world.now_s < 3600:
+        wait_s = await world.turn()
+        statuses.append(world.server.finetune["status"])
+        world.now_s += min(15.0, wait_s or 15.0)
+    return statuses
+
+
+async def test_a_change_that_the_cluster_undoes_is_tried_less_and_less_often() -> None:
+    """After 1, 2 and 4 minutes, then every 5: each try costs four requests and a line, of a thousand runs at once."""
+    world = World(spec={"activeDeadlineSeconds": 7200})
+    world.tell_pod("0/5 nodes are available: 5 Insufficient nvidia.com/gpu.", "21")
+    world.server.patched = make_job_object(version="30")
+    statuses = await turns_of_an_hour(world)
+    assert world.server.patches() == 1 + 3 + (3600 - 420) // 300
+    assert len(world.server.asked) < 8 * world.server.patches()
+    assert all("ChangeUndone" in [a["code"] for a in status["advice"]] for status in statuses)
+
+
+async def test_a_change_that_the_cluster_denies_is_tried_every_minute() -> None:
+    """However often the run is looked at meanwhile; until then the denial stands."""
+    world = World(spec={"activeDeadlineSeconds": 7200})
+    world.tell_pod("0/5 nodes are available: 5 Insufficient nvidia.com/gpu.", "21")
+    world.server.patched = ApiError(403, "Forbidden", 'admission webhook "x" denied the request: no')
+    for status in await turns_of_an_hour(world):
+        (accepted,) = (c for c in status["conditions"] if c["type"] == "Accepted")
+        assert accepted["status"] == "False"
+    assert world.server.patches() == 60
+
+
+async def test_another_change_is_made_at_once_beside_one_that_the_cluster_undoes() -> None:
+    """A user who suspends the run waits for nobody's policy."""
+    world = World(spec={"activeDeadlineSeconds": 7200})
+    world.tell_pod("0/5 nodes are available: 5 Insufficient nvidia.com/gpu.", "21")
+    world.server.patched = make_job_object(version="30")
+    await world.turn()
+    manifest = make_manifest(spec={"activeDeadlineSeconds": 7200, "suspend": True})
+    manifest["status"], manifest["metadata"] = world.server.finetune["status"], dict(manifest["metadata"])
+    manifest["metadata"]["resourceVersion"] = "60"
+    world.server.finetune = manifest
+    world.cache.finetunes.put(manifest)
+    world.server.patched = make_job_object(
+        spec={"suspend": True}, annotations={SUSPEND_ANNOTATION: "true"}, version="31"
+    )
+    await world.turn()
     assert world.condition("Suspended")["status"] == "True"
+
+
+async def test_labels_and_annotations_that_somebody_strips_are_not_put_back_without_end() -> None:
+    """The count of how often stands in an annotation, which goes with them: it is tried after some time."""
+    world = World(status={"attempt": 1, "jobName": job_name()})
+    for number in range(20):
+        world.strip({}, str(30 + 2 * number))
+        world.server.patched = make_job_object(version=str(31 + 2 * number))
+        await world.turn()
+    assert world.server.patches() == 1
+    world.now_s = 60.0
+    await world.turn()
+    assert world.server.patches() == 2
 
 
 async def test_no_job_is_made_for_a_run_whose_end_another_operator_has_reported() -> None:

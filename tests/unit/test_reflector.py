@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -17,7 +17,7 @@ from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 from tests.unit.builders import NAME, NAMESPACE, UID, make_job_object
 
-from lora_operator.cluster.api import JOBS, Api, ApiError
+from lora_operator.cluster.api import JOBS, Api, ApiError, Chunk, UnreachableError
 from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.reflector import MOST_REFUSALS, Reflector, Source
 
@@ -194,7 +194,7 @@ async def test_it_lists_and_takes_in_what_the_watch_brings_from_there() -> None:
     assert world.server.asked == ["list", "watch from 20"]
     assert world.names == ["a"]
     assert world.woken == [KEY] * 4
-    assert world.now_s == 106, "its clock is read at its beginning, for a list, a watch, and three events"
+    assert world.now_s == 105, "its clock is read at its beginning, for a list, and three events"
     assert [view.name for view in world.cache.jobs.tombstones(KEY, UID)] == ["b"]
 
 
@@ -224,7 +224,6 @@ async def test_a_watch_that_ends_goes_on_from_the_last_version(stream: Stream, s
     "watch",
     [
         Stream(error(410)),
-        Stream(error(500)),
         Stream(b"7\n"),
         Stream(b"no JSON\n"),
         Stream(line("ADDED", {"metadata": {}})),
@@ -338,13 +337,86 @@ async def test_a_watch_that_was_granted_ends_the_long_pauses() -> None:
     assert world.pauses == [0.5, 1.0, 2.0, 4.0, 0.5, 0.5]
 
 
-async def test_a_watch_that_ends_with_too_many_requests_is_watched_on_ever_less_often() -> None:
-    """As client-go does it: the version is still good, and to have granted the watch ends no overload."""
-    streams = [Stream(error(429))] * 4
+@pytest.mark.parametrize("code", [429, 500, 504])
+async def test_a_watch_that_ends_with_the_servers_trouble_is_watched_on_ever_less_often(code: int) -> None:
+    """The version is still good, and to have granted the watch ends no overload."""
+    streams = [Stream(error(code))] * 4
     world = World(Server([[]], [*streams, Stream(silent=True)]))
     await world.run(lambda world: len(world.server.asked) == 6)
     assert world.server.asked == ["list", *["watch from 20"] * 5]
-    assert world.pauses == [0.5, 1.0, 2.0, 4.0]
+    assert world.pauses == [0.5, 1.0, 2.0, 4.0 if code == 429 else 3.5]
+
+
+@pytest.mark.parametrize("code", [500, 503])
+async def test_a_watch_that_ends_in_trouble_again_and_again_is_listed_anew_now_and_then(code: int) -> None:
+    """The version may be what the server cannot go on from; and lists of everything are what hurts it most."""
+    world = World(Server([[]], [Stream(error(code))]), now_s=0, ends_at_s=3600)
+    await world.run(lambda world: world.now_s >= 3600)
+    assert 60 <= world.server.asked.count("list") <= 90
+
+
+@dataclass(slots=True)
+class DeafApi:
+    """Lists work. A watch is granted, and as long as it is `deaf` brings nothing until it is given up."""
+
+    now_s: float = 0.0
+    deaf: bool = True
+    lists: int = 0
+    watches: int = 0
+    longest_s: float = 0.0
+
+    async def list_chunks(self, *_: Any, **__: Any) -> AsyncIterator[Chunk]:
+        self.lists += 1
+        yield Chunk(documents=[], version=str(self.now_s), size=1)
+
+    async def watch(self, *_: Any, silence_s: float) -> AsyncIterator[bytes]:
+        self.watches += 1
+        yield b""
+        self.now_s += min(silence_s, 60)
+        if not self.deaf:
+            yield BOOKMARK
+            return
+        self.now_s += silence_s - min(silence_s, 60)
+        raise UnreachableError("silent")
+
+
+@pytest.mark.parametrize("silence_s", [20, 50, 70, 74, 100])
+async def test_a_watch_that_is_granted_and_brings_nothing_is_made_up_for_by_lists(silence_s: float) -> None:
+    """A proxy keeps the bytes: the process need not end, and what counts watches' events knows that there are none."""
+    api = DeafApi()
+
+    async def sleep(seconds: float) -> None:
+        api.longest_s = max(api.longest_s, reflector.silent_for_s)
+        api.now_s += seconds
+        if api.now_s > 3600:
+            await asyncio.sleep(PATIENCE_S)
+
+    source = Source(resource=JOBS, store=Cache().jobs, wake=lambda _: None)
+    reflector = Reflector(
+        cast("Api", api),
+        source,
+        None,
+        silence_s=silence_s,
+        stale_s=STALE_S,
+        random=lambda: 1.0,
+        clock=lambda: api.now_s,
+        sleep=sleep,
+    )
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await reflector.run()
+    assert api.longest_s < STALE_S - 5
+    assert 3600 / STALE_S < api.lists <= 3600 / 70 + 1
+    assert reflector.quiet_for_s is None
+
+
+async def test_a_quiet_watch_that_brings_bookmarks_is_never_listed_anew() -> None:
+    """One a minute is what an API server sends."""
+    world = World(Server([[]], [Stream(BOOKMARK)]), now_s=0)
+    await world.run(lambda world: len(world.server.asked) > 50)
+    assert world.server.asked.count("list") == 1
+    assert world.reflector is not None
+    assert world.reflector.quiet_for_s == world.reflector.silent_for_s
 
 
 async def test_what_a_stream_brought_before_it_ended_with_too_many_requests_is_not_asked_for_again() -> None:
@@ -428,10 +500,10 @@ async def test_silence_is_counted_from_the_last_sign_of_life() -> None:
     world = World(Server([[]], []))
     async with world.following() as reflector:
         world.now_s += 7
-        assert (reflector.was_heard, reflector.silent_for_s) == (False, 7)
+        assert (reflector.quiet_for_s, reflector.silent_for_s) == (None, 7)
         await reflector.list()
         world.now_s += 3
-        assert (reflector.was_heard, reflector.silent_for_s) == (True, 3)
+        assert (reflector.quiet_for_s, reflector.silent_for_s) == (None, 3)
         assert reflector.listed.is_set()
 
 

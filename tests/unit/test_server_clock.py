@@ -1,39 +1,90 @@
 """Whose clock counts: the API server's, as its answers tell it."""
 
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 
 from lora_operator.cluster.server_clock import ServerClock
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
+RIGHT, HOURS = timedelta(), timedelta(hours=2)
 
 
-@pytest.mark.parametrize("skew", [timedelta(hours=2), timedelta(hours=-2), timedelta(seconds=6)])
+class World:
+    """The true time, our own clock, which is wrong by `skew`, and what is made of the answers."""
+
+    def __init__(self, skew: timedelta = RIGHT) -> None:
+        self.now_s = 0.0
+        self.skew = skew
+        self.clock = ServerClock(lambda: self.time + self.skew, lambda: 1000 + self.now_s)
+
+    @property
+    def time(self) -> datetime:
+        """As it is."""
+        return NOW + timedelta(seconds=self.now_s)
+
+    def answer(self, ahead: timedelta = RIGHT) -> timedelta:
+        """A server answers whose clock is ahead by so much; by how much ours is now."""
+        self.now_s += 2
+        self.clock.saw(format_datetime(self.time + ahead, usegmt=True))
+        return self.clock.now() - self.time
+
+
+@pytest.mark.parametrize("skew", [HOURS, -HOURS, timedelta(seconds=6)])
 def test_a_wrong_clock_is_put_right(skew: timedelta) -> None:
     """Ahead or behind: what counts is the server's time, which goes on with our own."""
-    moment = [NOW + skew]
-    clock = ServerClock(lambda: moment[0])
-    assert clock.now() == NOW + skew
-    clock.saw("Fri, 01 May 2026 12:00:00 GMT")
-    assert clock.now() == NOW
-    moment[0] += timedelta(seconds=90)
-    assert clock.now() == NOW + timedelta(seconds=90)
+    world = World(skew)
+    assert world.clock.now() == NOW + skew
+    assert world.answer() == RIGHT
+    world.now_s += 90
+    assert world.clock.now() == world.time
 
 
 @pytest.mark.parametrize("date", ["Fri, 01 May 2026 11:59:57 GMT", None, "", "yesterday"])
 def test_a_small_difference_or_none_that_is_reported_changes_nothing(date: str | None) -> None:
     """The header has whole seconds, and an answer takes a while."""
-    clock = ServerClock(lambda: NOW)
-    clock.saw(date)
-    assert clock.now() == NOW
+    world = World()
+    world.clock.saw(date)
+    assert world.clock.now() == NOW
 
 
-def test_a_clock_that_was_set_right_is_believed_again() -> None:
-    """The next answer tells."""
-    moment = [NOW + timedelta(hours=2)]
-    clock = ServerClock(lambda: moment[0])
-    clock.saw("Fri, 01 May 2026 12:00:00 GMT")
-    moment[0] = NOW + timedelta(seconds=10)
-    clock.saw("Fri, 01 May 2026 12:00:10 GMT")
-    assert clock.now() == NOW + timedelta(seconds=10)
+@pytest.mark.parametrize("skew", [HOURS, -HOURS])
+def test_a_clock_that_is_set_changes_nothing(skew: timedelta) -> None:
+    """Neither before the next answer nor after it."""
+    world = World(skew)
+    world.answer()
+    world.skew = RIGHT
+    world.now_s += 10
+    assert world.clock.now() == world.time
+    assert world.answer() == RIGHT
+
+
+@pytest.mark.parametrize("skew", [RIGHT, timedelta(minutes=20)])
+@pytest.mark.parametrize("wrong", [HOURS, -HOURS])
+def test_one_server_of_two_whose_clock_is_wrong_moves_no_deadline(skew: timedelta, wrong: timedelta) -> None:
+    """Whether our own is right or not, and however long its answers are mixed with those of the other."""
+    world = World(skew)
+    world.answer()
+    for _ in range(100):
+        assert world.answer(wrong) == RIGHT
+        assert world.answer(wrong) == RIGHT
+        assert world.answer() == RIGHT
+
+
+@pytest.mark.parametrize("wrong", [HOURS, -HOURS])
+def test_our_own_clock_and_an_answer_are_believed_against_another_answer(wrong: timedelta) -> None:
+    """Even if the other came first, and often."""
+    world = World()
+    for _ in range(20):
+        assert world.answer(wrong) == wrong, "nobody contradicts it yet"
+    assert world.answer() == RIGHT
+    assert world.answer(wrong) == RIGHT
+
+
+@pytest.mark.parametrize("ahead", [HOURS, -HOURS])
+def test_a_server_whose_clock_is_set_is_followed_within_half_a_minute(ahead: timedelta) -> None:
+    """Or one whose clock drifts away from ours: what all answers agree on is the cluster's time."""
+    world = World(timedelta(minutes=7))
+    world.answer()
+    assert [world.answer(ahead) for _ in range(17)] == [RIGHT] * 15 + [ahead] * 2

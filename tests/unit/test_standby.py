@@ -55,6 +55,18 @@ async def test_namespaces_take_turns() -> None:
     assert [(await operator.queue.take()).namespace for _ in range(4)] == ["flood", NAMESPACE, "flood", "flood"]
 
 
+async def test_a_namespace_whose_turns_never_end_leaves_workers_to_others() -> None:
+    """Of the 16 that are configured it holds 12."""
+    operator = make_operator(workers=16)
+    operator.begin_work()
+    for number in range(40):
+        operator.wake(Key("slow", str(number)))
+    for _ in range(12):
+        await operator.queue.take()
+    operator.wake(KEY)
+    assert await operator.queue.take() == KEY
+
+
 @pytest.mark.parametrize("shown", [True, False])
 async def test_the_series_of_runs_are_shown_once_the_work_begins_unless_they_are_switched_off(*, shown: bool) -> None:
     """A process that stands by has none, since sums would count each run twice."""
@@ -125,8 +137,8 @@ class Followed:
         self.path = path
         self.plural = path.rpartition("/")[2]
         self.silent_for_s = silent_s
+        self.quiet_for_s: float | None = silent_s
         self.behind_for_s = behind_s
-        self.was_heard = True
         self.listed = asyncio.Event()
 
 
@@ -168,7 +180,7 @@ def test_the_metric_shows_the_most_silent_watch_of_each_kind() -> None:
     operator = make_operator()
     jobs = [Followed(f"/apis/batch/v1/namespaces/{name}/jobs", silent_s=s) for name, s in (("a", 5), ("b", 60))]
     pods = [Followed(f"/api/v1/namespaces/{name}/pods") for name in "ab"]
-    pods[0].was_heard = False
+    pods[0].quiet_for_s = None
     follow(operator, *jobs, *pods)
     now_s = time.time()
     heard = operator.last_heard()

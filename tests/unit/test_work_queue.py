@@ -1,6 +1,7 @@
 """The keyed queue, with a clock that the tests turn."""
 
 import asyncio
+import math
 from collections.abc import Callable
 
 import pytest
@@ -39,8 +40,11 @@ def make_queue(
     random: Callable[[], float] = lambda: 1.0,
     rank: Callable[[str], int] = lambda _: 0,
     group: Callable[[str], str] = lambda _: "",
+    workers: float = math.inf,
 ) -> WorkQueue[str]:
-    return WorkQueue(base_s=1, max_s=60, clock=clock, sleep=clock.sleep, random=random, rank=rank, group=group)
+    return WorkQueue(
+        base_s=1, max_s=60, clock=clock, sleep=clock.sleep, random=random, rank=rank, group=group, workers=workers
+    )
 
 
 async def test_a_key_that_is_added_twice_is_taken_once() -> None:
@@ -344,3 +348,97 @@ async def _take_all(keys: list[str]) -> None:
         assert [taken[place] for place in places] == [key for key in keys if namespace_of(key) == group]
         between = [taken[first + 1 : last] for first, last in zip([-1, *places], places, strict=False)]
         assert all(len({*map(namespace_of, others)}) == len(others) for others in between)
+
+
+async def test_a_group_leaves_workers_to_others_however_long_its_turns_take() -> None:
+    """Of 16 workers one group holds 12, and gets another one with each that it lets go."""
+    queue = make_queue(Clock(), group=namespace_of, workers=16)
+    for number in range(40):
+        queue.add(f"slow/{number}")
+    held = [await queue.take() for _ in range(12)]
+    taking = asyncio.create_task(queue.take())
+    await asyncio.sleep(0)
+    assert (taking.done(), queue.is_waiting(0)) == (False, False)
+    queue.add("team/a")
+    assert queue.is_waiting(0)
+    assert await taking == "team/a"
+    taking = asyncio.create_task(queue.take())
+    queue.done("team/a")
+    await asyncio.sleep(0)
+    assert not taking.done()
+    queue.done(held[0])
+    assert await taking == "slow/12"
+
+
+async def test_a_group_that_may_hold_no_more_keeps_no_lower_rank_from_its_turn() -> None:
+    """What others want is done, however little it hurries."""
+    queue = make_queue(Clock(), rank=lambda key: 0 if "slow" in key else 2, group=namespace_of, workers=4)
+    for key in ("slow/a", "slow/b", "slow/c", "slow/d", "team/a"):
+        queue.add(key)
+    assert [await queue.take() for _ in range(4)] == ["slow/a", "slow/b", "slow/c", "team/a"]
+
+
+async def test_keys_that_wait_while_all_workers_are_busy_are_seen_to_wait() -> None:
+    """What gives way to urgent keys does so then, above all."""
+    queue = make_queue(Clock(), workers=1)
+    queue.add("a")
+    await queue.take()
+    queue.add("b")
+    assert queue.is_waiting(0)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "a", "a", "b", "c"]), st.booleans()), max_size=60))
+def test_a_bounded_group_is_never_stuck_and_never_holds_more_than_its_share(steps: list[tuple[str, bool]]) -> None:
+    """Whatever is added and let go in whatever order."""
+    asyncio.run(_take_within_shares(steps, workers=6))
+
+
+async def _take_within_shares(steps: list[tuple[str, bool]], *, workers: int) -> None:
+    queue = make_queue(Clock(), group=namespace_of, workers=workers)
+    held: list[str] = []
+
+    async def work() -> None:
+        while True:
+            key = await queue.take()
+            group = [other for other in held if namespace_of(other) == namespace_of(key)]
+            assert len(group) < 3 * (workers - len(held))
+            held.append(key)
+            done = asyncio.get_running_loop().create_future()
+            ends.append((key, done))
+            await done
+            held.remove(key)
+            queue.done(key)
+
+    ends: list[tuple[str, asyncio.Future[None]]] = []
+    tasks = [asyncio.create_task(work()) for _ in range(workers)]
+    for number, (group, ends_one) in enumerate([*steps, *[("a", True)] * (len(steps) + 1)]):
+        if number < len(steps):
+            queue.add(f"{group}/{number}")
+        if ends_one and ends:
+            ends.pop(number % len(ends))[1].set_result(None)
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert held or not len(queue)
+    assert not any(task.done() for task in tasks)
+    assert len(queue) == 0
+    for task in tasks:
+        task.cancel()
+
+
+async def test_timers_that_an_earlier_wish_replaced_take_no_memory() -> None:
+    """Runs wait for a year, with news again and again, while another is looked at every 15 seconds."""
+    clock = Clock()
+    queue = make_queue(clock)
+    timers = asyncio.create_task(queue.run_timers())
+    for _ in range(100):
+        for number in range(10):
+            queue.add(f"waits-{number}")
+        while len(queue):
+            key = await queue.take()
+            queue.done(key, requeue_after_s=15 if key == "trains" else 365 * 86_400)
+        queue.add_after("trains", 15)
+        await clock.turn(5)
+    assert len(queue._timers) <= 2 * 11 + 64 + 1
+    await clock.turn(366 * 86_400)
+    assert sorted([await queue.take() for _ in range(len(queue))]) == ["trains", *(f"waits-{n}" for n in range(10))]
+    timers.cancel()

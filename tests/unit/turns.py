@@ -130,6 +130,7 @@ class World:
             now=lambda: NOW,
             over_limit=lambda _: self.over_limit,
             pacing=Pacing(lambda: self.now_s, 60),
+            clock=lambda: self.now_s,
         )
 
     def tell_job(self, version: str = "20", **changes: Any) -> Object:

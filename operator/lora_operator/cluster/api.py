@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 Object = dict[str, Any]
 
 REQUEST_TIMEOUT_S = 30.0
+# The API server gives up a write, and what its webhooks take of it, after 34 s; its answer says which of them hangs.
+WRITE_TIMEOUT_S = 40.0
 CONNECT_TIMEOUT_S = 10.0
 LONGEST_WAIT_S = 300
 # A busy server is asked again from here, as Go's client does it; who asks for more time is left to the caller.
@@ -120,7 +122,8 @@ class Api:
         self._client = client
         self._sleep = sleep
         self.clock = ServerClock()
-        self._timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
+        self._read_limits = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
+        self._write_limits = aiohttp.ClientTimeout(total=WRITE_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
 
     async def request(
         self,
@@ -165,10 +168,9 @@ class Api:
         *,
         most_bytes: int | None = None,
     ) -> bytes:
+        limits = self._read_limits if method == "GET" else self._write_limits
         try:
-            response = await self._open(
-                method, path, query=query, body=body, content_type=content_type, limits=self._timeout
-            )
+            response = await self._open(method, path, query=query, body=body, content_type=content_type, limits=limits)
             data = await (response.read() if most_bytes is None else _limited(response, most_bytes))
         except _BROKEN as error:
             raise _unreachable(method, path, error) from error
@@ -280,7 +282,13 @@ class Api:
 
 
 def _parsed(data: bytes) -> Object:
-    document: Object = orjson.loads(data) if data else {}
+    """The answer. Raises `UnreachableError` for one that no API server gives, such as a proxy's page."""
+    try:
+        document = orjson.loads(data) if data else {}
+    except orjson.JSONDecodeError:
+        document = None
+    if not isinstance(document, dict):
+        raise UnreachableError(f"an answer is no JSON object, so it is not the API server's: {data[:100]!r}")
     return document
 
 

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_operator.cluster.api import BY_KIND, FINETUNES, JOBS, WORKLOADS, Api, ApiError, Object
+from lora_operator.cluster.api import BY_KIND, FINETUNES, JOBS, WORKLOADS, Api, ApiError, Object, UnreachableError
 from lora_operator.cluster.cache import Cache, Key, Store, key_of
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.look import read_finetune
 from lora_operator.cluster.omissions import Omissions
 from lora_operator.views.model import FineTune, ObjectRef, Patch, Rejection
 from lora_operator.views.observe import controller_of
+from lora_operator.views.wording import UNANSWERED
 
 # What the API server answers to something that it will not have: bad request, forbidden (rights, quota, pod security,
 # a terminating namespace), method not allowed, too large, unprocessable.
@@ -44,7 +45,7 @@ class Writer:
         """Create a Service or a Job, or adopt the one that an interrupted attempt left.
 
         What a webhook denies is refused, whatever code it chose. `patient`: so is what fails otherwise, because it has
-        failed several times in a row.
+        failed several times in a row; also without an answer, which webhooks that hang can cause, where a read has one.
         """
         resource = BY_KIND[manifest["kind"]]
         name = manifest["metadata"]["name"]
@@ -56,6 +57,10 @@ class Writer:
             if error.code == 409 and error.reason == "AlreadyExists":
                 return await self._adopt(finetune, resource.kind, name)
             raise
+        except UnreachableError:
+            if not patient:
+                raise
+            return Creation(rejection=await self._unanswered(finetune, resource.kind, name))
         self._remember(resource.kind, stored)
         return Creation()
 
@@ -83,8 +88,7 @@ class Writer:
         `patient`: as for `create`; a webhook that does not answer makes a server error of every change.
         """
         resource = self._kueue.workloads if patch.kind == WORKLOADS.kind else JOBS
-        store: Store[Any] = self._cache.workloads if patch.kind == WORKLOADS.kind else self._cache.jobs
-        place = Key(finetune.namespace, patch.name)
+        store, place = self._store_of(patch), Key(finetune.namespace, patch.name)
         uid = store.uid_at(place)
         try:
             stored = await self._api.merge_patch(resource, finetune.namespace, patch.name, patch.body)
@@ -95,8 +99,27 @@ class Writer:
             if _is_refusal(error, patient=patient):
                 return _rejection(patch.kind, patch.name, error)
             raise
+        except UnreachableError:
+            if not patient:
+                raise
+            return await self._unanswered(finetune, patch.kind, patch.name)
         self._remember(patch.kind, stored)
         return None
+
+    def uid_of(self, run: Key, patch: Patch) -> str:
+        """The uid of the object that a patch of a run would change, as far as it is known."""
+        return self._store_of(patch).uid_at(Key(run.namespace, patch.name))
+
+    def _store_of(self, patch: Patch) -> Store[Any]:
+        return self._cache.workloads if patch.kind == WORKLOADS.kind else self._cache.jobs
+
+    async def _unanswered(self, finetune: FineTune, kind: str, name: str) -> Rejection:
+        """A write was not answered. Whether it was done is seen later, as after a crash.
+
+        Raises `UnreachableError` where a read, of which no webhook is asked, is not answered either.
+        """
+        await read_finetune(self._cache, self._api, finetune)
+        return Rejection(kind=kind, name=name, code=504, reason="Timeout", message=UNANSWERED)
 
     async def write_status(self, finetune: FineTune, status: Mapping[str, Any]) -> bool:
         """Write the whole status; False if the resource changed or went meanwhile, as the cache then says."""

@@ -29,6 +29,9 @@ MOST_REFUSALS = 5
 # Of the time after which a watch is taken for deaf, so much is spent on asking for the watch alone while the API server
 # refuses it; then a list tells what is there.
 UNSEEN_SHARE = 0.3
+# And so much on a watch that is granted and brings nothing, as behind a proxy that keeps its bytes: then another such
+# watch still leaves time for a list.
+DEAF_SHARE = 0.45
 _GONE, _TOO_MANY = 410, 429
 _BASE_S = 0.5
 # A request that nobody answers costs nothing. A server that fails comes back at any moment; one that says that it has
@@ -80,6 +83,7 @@ class Reflector:
         self._overloads = 0
         self._began_s = clock()
         self._heard_s: float | None = None
+        self._brought_s: float | None = None
         self._refused_s: float | None = None  # since when the watch has been refused by a server in trouble
         self._behind_s: tuple[float, float] | None = None  # when a list was first behind, and when last
         self.path = source.resource.path(namespace)
@@ -88,14 +92,17 @@ class Reflector:
         """Set with the first whole list."""
 
     @property
-    def was_heard(self) -> bool:
-        """Whether the API server has given a sign of life: an answer, an event or a bookmark."""
-        return self._heard_s is not None
+    def silent_for_s(self) -> float:
+        """Seconds since the last list, event or bookmark or, before the first one, since the beginning.
+
+        That a watch was granted says nothing of what it brings.
+        """
+        return self._clock() - (self._began_s if self._heard_s is None else self._heard_s)
 
     @property
-    def silent_for_s(self) -> float:
-        """Seconds since the last sign of life or, before the first one, since the beginning."""
-        return self._clock() - (self._began_s if self._heard_s is None else self._heard_s)
+    def quiet_for_s(self) -> float | None:
+        """Seconds since a watch last brought an event or a bookmark; None before the first."""
+        return None if self._brought_s is None else self._clock() - self._brought_s
 
     @property
     def behind_for_s(self) -> float | None:
@@ -193,10 +200,11 @@ class Reflector:
         try:
             async with contextlib.aclosing(lines):
                 async for line in lines:
-                    self._heard()
                     self._refusals, granted = 0, True
                     if line:
+                        self._heard()
                         version = self._take(line)
+                        self._brought_s = self._heard_s
                         self._forget_overload()
         except UnreachableError as error:
             logger.debug("the watch of %s broke and continues from %s: %s", self.path, version, error)
@@ -208,6 +216,8 @@ class Reflector:
             return version
         if granted:
             self._forget_overload()
+            if self.silent_for_s > DEAF_SHARE * self._stale_s:
+                raise RelistError(f"its watch has brought neither event nor bookmark for {self.silent_for_s:.0f} s")
         if version == before:
             await self._back_off()  # a stream that brings nothing is not to be asked for at once again
         else:
@@ -262,16 +272,17 @@ class Reflector:
 def _read(line: bytes) -> tuple[str, Mapping[str, Any], str]:
     """Type, object and version of an event.
 
-    Raises `RelistError` for one that is an error or makes no sense, `ApiError` where the API server has too much to do:
-    the version is still good then, as client-go takes it, too.
+    Raises `RelistError` for one that is an error or makes no sense, `ApiError` where the API server has too much to do
+    or is in trouble: the version may still be good then, and a list would add to it.
     """
     try:
         event = orjson.loads(line)
         kind, document = str(event["type"]), event["object"]
         if kind == "ERROR":
-            if document.get("code") == _TOO_MANY:
-                raise ApiError(_TOO_MANY, str(document.get("reason")), str(document.get("message")))
-            raise RelistError(f"{document.get('code')} {document.get('reason')}: {document.get('message')}")
+            code, reason, message = document.get("code"), str(document.get("reason")), str(document.get("message"))
+            if isinstance(code, int) and (code == _TOO_MANY or code >= 500):
+                raise ApiError(code, reason, message)
+            raise RelistError(f"{code} {reason}: {message}")
         metadata = document["metadata"]
         if kind != "BOOKMARK":
             metadata["name"], metadata["uid"]

@@ -14,7 +14,7 @@ from lora_operator.decision.case import Case
 from lora_operator.decision.retries import Cause
 from lora_operator.decision.stages.train import TRAIN
 from lora_operator.views.conditions import Finding
-from lora_operator.views.model import PodView
+from lora_operator.views.model import Patch, PodView
 from lora_operator.views.pods import condition_of, failure_of, newest_first, was_disrupted, was_short_of_something
 from lora_operator.views.wording import block_of, last_line, maps_of, sentence
 from lora_trainer.contract.advice import codes, rules
@@ -37,6 +37,7 @@ class Code(enum.StrEnum):
     GPU_FAULT = "GPUFault"
     OFTEN_PREEMPTED = "OftenPreempted"
     LABELS_REMOVED = "LabelsRemoved"
+    CHANGE_UNDONE = "ChangeUndone"
     IMAGE_CHANGED = "ImageChanged"
 
 
@@ -94,6 +95,7 @@ def _of_the_cluster(case: Case, state: Finding, train: TrainConfig | None) -> li
         *_of_pods(newest_first(case.observed.pods)),
         *_of_preemptions(case),
         *_of_labels(case),
+        *_of_changes(case.observed.undone),
         *_of_the_image(case),
     ]
 
@@ -177,6 +179,23 @@ def _of_labels(case: Case) -> Iterable[dict[str, Any]]:
             "this Job: the operator reads it by name, and sees what becomes of it later than usual"
         )
         yield _advice(Code.LABELS_REMOVED, message, f"Job {lost.name} lost its labels {lost.relabelled + 1} times")
+
+
+def _of_changes(undone: Iterable[Patch]) -> Iterable[dict[str, Any]]:
+    said = [f"{patch.kind} {patch.name} does not keep {', '.join(_fields(patch))}" for patch in undone]
+    if said:
+        message = (
+            "Find what undoes the operator's changes of Jobs, such as a mutating policy: what the run asks for there "
+            "is not in effect. The operator tries again every few minutes"
+        )
+        yield _advice(Code.CHANGE_UNDONE, message, "; ".join(said))
+
+
+def _fields(patch: Patch) -> Iterable[str]:
+    for part, changes in patch.body.items():
+        for name, value in changes.items():
+            shown = "" if isinstance(value, Mapping) else f"={'null' if value is None else value}"
+            yield f"{part}.{name}{shown}"
 
 
 def _of_the_image(case: Case) -> Iterable[dict[str, Any]]:

@@ -161,11 +161,12 @@ def _adjust(
 ) -> tuple[JobView, Place | None, tuple[Patch, ...]]:
     """The patches that the spec's mutable part asks for, and what they make of the Job and of its place in a queue."""
     policy, finetune, patches = case.request.policy, case.finetune, list[Patch]()
+    undone = case.observed.undone
     labels = child_labels(finetune.name, finetune.uid, job.attempt, job.stage)
-    if patch := adjust(job, policy, stage.pods(case), case.spent.run_s, labels):
+    if (patch := adjust(job, policy, stage.pods(case), case.spent.run_s, labels)) and patch not in undone:
         job = adjusted(job, patch)
         patches.append(patch)
-    if place is not None and (patch := hold(place, policy)):
+    if place is not None and (patch := hold(place, policy)) and patch not in undone:
         place = held(place, patch)
         patches.append(patch)
     return job, place, tuple(patches)

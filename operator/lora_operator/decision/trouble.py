@@ -12,7 +12,7 @@ from lora_operator.views.conditions import Finding
 from lora_operator.views.jobs import FAILED_CREATE
 from lora_operator.views.model import EventView, JobView, PodView, Rejection
 from lora_operator.views.pods import condition_of, has_ended, is_running, was_disrupted, was_short_of_something
-from lora_operator.views.wording import is_of_webhook, last_line, sentence
+from lora_operator.views.wording import UNANSWERED, is_of_webhook, last_line, sentence
 from lora_trainer.contract.reasons import Reason
 
 _LONG_AGO = datetime.fromtimestamp(0, UTC)
@@ -120,6 +120,11 @@ _NO_LIMIT = (
     "set a default for containers, not below what they request, or drop that rule"
 )
 _REFUSALS = (
+    (
+        UNANSWERED,
+        Reason.ADMISSION_DENIED,
+        "have the cluster's administrator look at the webhooks through which Jobs pass; the operator tries again",
+    ),
     (  # not for want of quota: no other run's end would help
         r"failed quota: .*must specify",
         Reason.ADMISSION_DENIED,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from lora_operator.cluster.cache import Key
@@ -19,15 +18,15 @@ class _Written:
 
     uid: str
     status: Mapping[str, Any]
-    at: datetime
+    at_s: float
     replaced: int = 0
 
 
 class Contention:
     """Remembers the statuses that this process wrote, of runs that go on."""
 
-    def __init__(self, now: Callable[[], datetime]) -> None:
-        self._now = now
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._written: dict[Key, _Written] = {}
 
     def is_disputed(self, key: Key, finetune: FineTune, status: Mapping[str, Any]) -> bool:
@@ -40,7 +39,7 @@ class Contention:
         if written is None or status == finetune.status or not _is_replaced(written, finetune):
             return False
         pause_s = min(2.0 ** min(written.replaced, 10), LONGEST_PAUSE_S) if written.replaced else 0.0
-        if (self._now() - written.at).total_seconds() < pause_s:
+        if self._clock() - written.at_s < pause_s:
             raise TryAgainError("another client writes another status of this run: is there a second operator?")
         return True
 
@@ -51,7 +50,7 @@ class Contention:
             return
         written = self._written.get(key)
         replaced = written.replaced + 1 if written is not None and _is_replaced(written, before) else 0
-        self._written[key] = _Written(uid=stored.uid, status=stored.status, at=self._now(), replaced=replaced)
+        self._written[key] = _Written(uid=stored.uid, status=stored.status, at_s=self._clock(), replaced=replaced)
 
     def forget(self, key: Key) -> None:
         """The run is over, or gone."""

@@ -50,6 +50,7 @@ class Operator:
             random=random.Random().random,  # noqa: S311 - jitter is no secret
             rank=lambda key: rank_of(self.cache, key),
             group=lambda key: key.namespace,
+            workers=config.workers,
         )
         self.run_limit = RunLimit(config.most_unfinished_runs_per_namespace, self.cache, self.queue.add)
         self.poller = ProgressPoller(
@@ -123,10 +124,11 @@ class Operator:
         return self.hindrance or "The first list of the cluster is not complete"
 
     def last_heard(self) -> dict[str, float]:
-        """For each kind the time, in seconds since 1970, when its most silent watch was last heard; 0 for never."""
+        """For each kind when its most silent watch last brought something, in seconds since 1970; 0 for never."""
         oldest: dict[str, float] = {}
         for reflector in self.reflectors:
-            heard_s = self._now_s() - reflector.silent_for_s if reflector.was_heard else 0.0
+            quiet_s = reflector.quiet_for_s
+            heard_s = 0.0 if quiet_s is None else self._now_s() - quiet_s
             oldest[reflector.plural] = min(oldest.get(reflector.plural, heard_s), heard_s)
         return oldest
 

@@ -1,8 +1,9 @@
 """One turn of one LoRAFineTune: look, decide, write. It reads the cache, except where a plan asks for more."""
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +19,7 @@ from lora_operator.decision.decide import decide
 from lora_operator.decision.proof import claims_success
 from lora_operator.decision.trouble import KNOWN_FROM_EVENTS
 from lora_operator.running import logs
+from lora_operator.running.changes import Changes
 from lora_operator.running.contention import Contention
 from lora_operator.running.crowds import Crowds
 from lora_operator.running.decision_log import DecisionLine
@@ -75,6 +77,7 @@ class Reconciler:
         over_limit: Callable[[Key], int | None] = lambda _: None,
         written: Callable[[Key], None] = lambda _: None,
         pacing: Pacing,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._over_limit = over_limit
         self._written = written
@@ -89,7 +92,10 @@ class Reconciler:
         self._count = count
         self._now = now
         self._writer = Writer(api, cache, kueue)
-        self._contention = Contention(now)
+        self._contention = Contention(clock)
+        self._changes = Changes(
+            clock, uid_of=self._writer.uid_of, first_s=config.retry_max_s, longest_s=config.resync_interval_s
+        )
         self._crowds = Crowds()
 
     async def reconcile(self, key: Key, *, failures: int = 0) -> float | None:
@@ -106,6 +112,7 @@ class Reconciler:
                 self._cache.jobs.acknowledge(key)
                 self._events.forget(key)
                 self._contention.forget(key)
+                self._changes.forget(key)
                 self._crowds.forget(key)
                 self._pacing.forget(key)
                 return None
@@ -115,7 +122,7 @@ class Reconciler:
             observed = await self._observe(key, finetune, turn)
             config = paced(self._config, running=len(self._poller))
             plan = decide(finetune, observed, config, self._now())
-            if await self._reads_more(key, finetune, plan, turn):
+            if self._holds_back(key, plan, turn) or await self._reads_more(key, finetune, plan, turn):
                 continue
             with DecisionLine(finetune, plan) as line:
                 if turn.rejection is None:
@@ -160,11 +167,18 @@ class Reconciler:
         """
         if result_of(plan.status):
             self._poller.forget(pod.uid for pod in observed.pods)
+            self._changes.forget(key)
             self._cache.pods.acknowledge(key)
             self._cache.jobs.acknowledge(key)
             return None
         acknowledged = self._cache.pods.acknowledge(key, (pod.uid for pod in observed.pods if not claims_success(pod)))
         return SCHEDULER_S if acknowledged else None
+
+    def _holds_back(self, key: Key, plan: Plan, turn: _Turn) -> bool:
+        """Whether a change is wanted that the cluster has just refused or undone, so that all is to be decided anew."""
+        held, refusal = self._changes.held_back(key, plan.patch)
+        turn.rejection = turn.rejection or refusal
+        return held
 
     async def _reads_more(self, key: Key, finetune: FineTune, plan: Plan, turn: _Turn) -> bool:
         """Whether more had to be read before such a plan may be carried out, so that all is to be decided anew.
@@ -201,7 +215,7 @@ class Reconciler:
             over_limit=self._over_limit(key),
         )
         self._crowds.note(key, looked_at=len(observed.pods), left_out=observed.pods_left_out)
-        return observed
+        return replace(observed, undone=self._changes.undone(key))
 
     def _needs_events(self, key: Key, finetune: FineTune, plan: Plan) -> bool:
         """Whether Events that this process has not read yet may be where the stored reason for waiting comes from."""
@@ -222,14 +236,16 @@ class Reconciler:
         So it is where a write was refused, and where a Job was adopted or changed: the server's answer may say more of
         it than was known, and the watch that follows is no news then.
         """
-        adopted = False
+        adopted, key = False, key_of(finetune)
         for patch in plan.patch:
-            rejection = await self._writer.patch(finetune, patch, patient=patient)
+            known = self._changes.was_refused(key, patch)
+            rejection = await self._writer.patch(finetune, patch, patient=patient or known)
+            self._changes.sent(key, patch, rejection)
             if rejection is not None:
                 return _refused(finetune, turn, rejection)
             line.wrote("patched", patch.kind, patch.name)
         if plan.patch and not turn.patched:
-            # Once a turn: where a policy of the cluster undoes the change, the status is written all the same.
+            # Once a turn: whatever becomes of the change, the status is written.
             turn.patched = True
             turn.forget_reads()
             return False
@@ -288,7 +304,7 @@ class Reconciler:
         else:
             self._events.forget(key)
         asked_s = self._poller.ask(key, plan.ask_progress) if plan.ask_progress is not None else None
-        return soonest(wait_s, asked_s, plan.due_in_s, postponed_s)
+        return soonest(wait_s, asked_s, plan.due_in_s, postponed_s, self._changes.due_in_s(key))
 
 
 def _refused(finetune: FineTune, turn: _Turn, rejection: Rejection) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
@@ -10,6 +11,8 @@ from typing import Generic, TypeVar
 K = TypeVar("K")
 
 _PATIENCE_TURNS = 8
+_SHARE = 3
+_MOST_REPLACED = 64
 
 
 class WorkQueue(Generic[K]):
@@ -24,6 +27,9 @@ class WorkQueue(Generic[K]):
     take turns, and a group's keys come in the order in which they were added: a group with thousands of keys delays
     another's by one turn each. Every eighth turn goes to the higher ranks in turn, so that a flood of low ones starves
     nobody.
+
+    A group holds at most three times as many of the `workers` as are free: of 16 one holds 12, or two hold 7 each. So
+    turns that take long, since the API server does not answer them, leave workers to other groups.
     """
 
     def __init__(
@@ -36,7 +42,9 @@ class WorkQueue(Generic[K]):
         random: Callable[[], float],
         rank: Callable[[K], int] = lambda _: 0,
         group: Callable[[K], Hashable] = lambda _: None,
+        workers: float = math.inf,
     ) -> None:
+        self._workers = workers
         self._rank = rank
         self._group = group
         self._turns = 0
@@ -49,6 +57,7 @@ class WorkQueue(Generic[K]):
         self._ready: dict[int, OrderedDict[Hashable, OrderedDict[K, None]]] = {}
         self._queued: dict[K, int] = {}
         self._active: set[K] = set()
+        self._held: dict[Hashable, int] = {}
         self._again: set[K] = set()
         self._failures: dict[K, int] = {}
         self._due: dict[K, float] = {}
@@ -91,21 +100,22 @@ class WorkQueue(Generic[K]):
         self._due[key] = due
         self._count += 1
         heapq.heappush(self._timers, (due, self._count, key))
+        if len(self._timers) > 2 * len(self._due) + _MOST_REPLACED:
+            # One that an earlier wish has replaced would stay until it was due, which may be in a year.
+            self._timers = [(due, number, key) for number, (key, due) in enumerate(self._due.items())]
+            heapq.heapify(self._timers)
         self._timer_set.set()
 
     def is_waiting(self, rank: int) -> bool:
-        """Whether a key of that rank waits for a worker; none does once the queue is closed."""
-        return rank in self._ready and not self._closed
+        """Whether a key of that rank waits for a worker, and not for others of its group; none does once closed."""
+        return not self._closed and self._place_in(rank) is not None
 
     async def take(self) -> K:
         """Wait for a key and hold it until `done`."""
-        while self._closed or not self._queued:
+        while self._closed or (place := self._next_place()) is None:
             self._added.clear()
             await self._added.wait()
-        key = self._next()
-        self._due.pop(key, None)
-        self._active.add(key)
-        return key
+        return self._hand_out(*place)
 
     def close(self) -> None:
         """Hand out no more keys: whoever waits for one waits until it is cancelled."""
@@ -187,21 +197,39 @@ class WorkQueue(Generic[K]):
         if not groups:
             del self._ready[rank]
 
-    def _next(self) -> K:
+    def _next_place(self) -> tuple[int, Hashable] | None:
+        """The rank and the group whose turn it is; None where no group that waits may hold another worker."""
+        places = [place for rank in sorted(self._ready) if (place := self._place_in(rank)) is not None]
+        patient, number = divmod(self._turns + 1, _PATIENCE_TURNS)
+        if number or len(places) < 2:
+            return places[0] if places else None
+        return places[1 + patient % (len(places) - 1)]
+
+    def _place_in(self, rank: int) -> tuple[int, Hashable] | None:
+        """The first group of a rank that may hold another worker. Those that may not are few, as the workers are."""
+        most = _SHARE * max(1, self._workers - len(self._active))
+        return next(((rank, group) for group in self._ready.get(rank, ()) if self._held.get(group, 0) < most), None)
+
+    def _hand_out(self, rank: int, group: Hashable) -> K:
         self._turns += 1
-        ranks = sorted(self._ready)
-        patient, number = divmod(self._turns, _PATIENCE_TURNS)
-        rank = ranks[0] if number or len(ranks) == 1 else ranks[1 + patient % (len(ranks) - 1)]
         groups = self._ready[rank]
-        group = next(iter(groups))
         groups.move_to_end(group)
         key = next(iter(groups[group]))
         self._leave(key, rank)
+        self._due.pop(key, None)
+        self._active.add(key)
+        self._held[group] = self._held.get(group, 0) + 1
         return key
 
     def _release(self, key: K) -> None:
         self._active.discard(key)
+        group = self._group(key)
+        self._held[group] -= 1
+        if not self._held[group]:
+            del self._held[group]
         self._released.set()
+        if self._queued:
+            self._added.set()  # a group may have waited for this alone
         if key in self._again:
             self._again.discard(key)
             self.add(key)

@@ -159,6 +159,8 @@ def load_config(path: Path) -> OperatorConfig:
 
 _GPU_NAMES = {"memoryGiB": "memory_gib", "pricePerHour": "price"}
 MOST_GPUS = 64
+MOST_DEFAULTS = 32
+LONGEST_TTL_S = 31_536_000
 TOLERATION_KEYS = frozenset({"key", "operator", "value", "effect"})
 
 
@@ -188,6 +190,34 @@ def _broken_gpus(gpus: tuple[GpuSetting, ...]) -> str:
 def _broken_tolerations(tolerations: tuple[Mapping[str, str], ...]) -> str:
     known = all(toleration.keys() <= TOLERATION_KEYS for toleration in tolerations)
     return "" if known else f"tolerations that have {', '.join(sorted(TOLERATION_KEYS))} alone"
+
+
+def _broken_default_tolerations(tolerations: tuple[Mapping[str, str], ...]) -> str:
+    """Those of a run stand in its status, which the API server refuses where they are more than it takes."""
+    longest = {"key": 317, "value": 63, "operator": 32, "effect": 32}
+    short = all(len(str(value)) <= longest.get(key, 0) for item in tolerations for key, value in item.items())
+    if len(tolerations) > MOST_DEFAULTS or not short:
+        return _broken_tolerations(tolerations) or f"at most {MOST_DEFAULTS} tolerations as Kubernetes takes them"
+    return _broken_tolerations(tolerations)
+
+
+def _broken_node_selector(labels: Mapping[str, str]) -> str:
+    sound = len(labels) <= MOST_DEFAULTS and all(len(value) <= 63 for value in labels.values())
+    return "" if sound else f"at most {MOST_DEFAULTS} labels whose values have at most 63 characters"
+
+
+def _broken_ttl(ttl_s: int | None) -> str:
+    if ttl_s is None or 0 < ttl_s <= LONGEST_TTL_S:
+        return ""
+    return "above 0" if ttl_s <= 0 else f"at most {LONGEST_TTL_S}, which is a year"
+
+
+def _long_amount(text: str) -> str:
+    return "" if len(text) <= 32 else "at most 32 characters long"
+
+
+def _long_name(text: str) -> str:
+    return "" if len(text) <= 253 else "at most 253 characters long"
 
 
 def _broken_annotations(annotations: Mapping[str, str]) -> str:
@@ -243,8 +273,13 @@ CHECKS: Mapping[str, Callable[[Any], str]] = {
     "gpus": _broken_gpus,
     "pod_annotations": _broken_annotations,
     "preflight_tolerations": _broken_tolerations,
-    "default_tolerations": _broken_tolerations,
+    "default_tolerations": _broken_default_tolerations,
+    "default_node_selector": _broken_node_selector,
     "default_affinity": _broken_affinity,
+    "default_ttl_s": _broken_ttl,
+    **dict.fromkeys(("default_cpu", "default_memory", "default_cpu_per_gpu", "default_memory_per_gpu"), _long_amount),
+    **dict.fromkeys(("default_runtime_class_name", "default_priority_class_name", "default_queue"), _long_name),
+    **dict.fromkeys(("default_checkpoint_claim", "cache_claim"), _long_name),
     "default_environment": _broken_environment,
 }
 

@@ -209,6 +209,7 @@ class Observed:
     `kueue`: the cluster has Kueue, so that `workloads` are known. `progress` and `asked` are those of `Answer`.
     `over_limit` is the most unfinished runs of the namespace, for a run that has no Job yet and is beyond it.
     `pods_left_out` is how many more pods there are than `pods` has: they are not looked at.
+    `undone` are changes that somebody has just undone: they are not to be made again now.
     """
 
     jobs: tuple[JobView, ...] = ()
@@ -222,6 +223,7 @@ class Observed:
     rejection: Rejection | None = None
     over_limit: int | None = None
     pods_left_out: int = 0
+    undone: tuple["Patch", ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,6 +52,8 @@ _SECRETS = (
 )
 # As the API server quotes a webhook; the code and the reason beside it are the webhook's own choice.
 _DENIAL = 'admission webhook "'
+UNANSWERED = "no answer came, though reads are answered, so an admission webhook may hang"
+"""What a write is refused with that the API server does not answer."""
 _READ_LIMITS = 8
 _LONGEST_NUMBER = 32
 _LONGEST_INSTANT = 40
