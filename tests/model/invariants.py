@@ -63,6 +63,7 @@ class Witness:
                 self._suspensions.setdefault(run_uid(job), set()).add(moment)
         self._one_writer(seen["pods"])
         for run in seen["lorafinetunes"]:
+            self._keeps_what_was_found_out(run, seen)
             self._fails_for_a_cause(run, seen)
             self._keeps_its_word(run)
             assert run["metadata"]["annotations"]["team"] == "red", "a user's annotation is gone"
@@ -123,6 +124,23 @@ class Witness:
         self._retries[uid] = counts
         self._budget[uid] = max(self._budget.get(uid, 0), run["spec"].get("maxRetries", 3))
         assert attempt <= self._budget[uid] + 1, f"I8: attempt {attempt} with maxRetries {self._budget[uid]}"
+
+    def _keeps_what_was_found_out(self, run: Object, seen: Mapping[str, Sequence[Object]]) -> None:
+        """A7: what the preflight's pod reported is in the status once there is a training, however late a watch is."""
+        uid, status = run["metadata"]["uid"], run.get("status", {})
+        if not status.get("attempt") or "plan" in status or run["spec"]["preflight"] != "Run":
+            return
+        complete = {
+            job["metadata"]["uid"]
+            for job in seen["jobs"]
+            if run_uid(job) == uid and condition_of(job.get("status", {}), "Complete").get("status") == "True"
+        }
+        reports = [
+            pod["metadata"]["name"]
+            for pod in seen["pods"]
+            if pod["metadata"]["uid"] in self._life.reporting and controller_uid(pod) in complete
+        ]
+        assert not reports, f"A7: no plan, though there is the report of {reports}"
 
     def _fails_for_a_cause(self, run: Object, seen: Mapping[str, Sequence[Object]]) -> None:
         """I3, I8: each attempt, retry and failure has a cause that there was, and none is without its proof."""

@@ -56,8 +56,9 @@ class Chance(Protocol):
 class Life:
     """What may happen in one namespace. Every act does something, or nothing where there is nothing to do it to.
 
-    What has happened, by uid: `proven` are runs and `proving` their pods with a verified adapter, `deleted` all Jobs
-    that somebody deleted. Of a run, `failed` are the pods that ended in failure and `removed` its deleted trainings.
+    What has happened, by uid: `proven` are runs and `proving` their pods with a verified adapter, `reporting` the pods
+    of a preflight with its report, `deleted` all Jobs that somebody deleted. Of a run, `failed` are the pods that ended
+    in failure and `removed` its deleted trainings.
     """
 
     client: Client
@@ -69,6 +70,7 @@ class Life:
     orphaned: set[str] = field(default_factory=set)
     proven: set[str] = field(default_factory=set)
     proving: set[str] = field(default_factory=set)
+    reporting: set[str] = field(default_factory=set)
     failed: dict[str, set[str]] = field(default_factory=dict)
     deleted: set[str] = field(default_factory=set)
     removed: dict[str, set[str]] = field(default_factory=dict)
@@ -257,7 +259,7 @@ class Life:
     def _succeed(self, pod: Object) -> None:
         if trains(pod):
             self.proven.add(run_uid(pod))
-            self.proving.add(pod["metadata"]["uid"])
+        (self.proving if trains(pod) else self.reporting).add(pod["metadata"]["uid"])
         self._end(pod, 0, succeeded() if trains(pod) else make_report().to_message())
 
     def fail(self) -> None:

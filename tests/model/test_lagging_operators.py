@@ -332,3 +332,31 @@ def test_two_operators_that_cannot_agree_leave_longer_and_longer_pauses(world: W
     wrote = len([request for request in world.network.requests if request.method == "PUT"]) - writes
     assert wrote <= 40, f"{wrote} writes in ten minutes"
     world.check()
+
+
+@pytest.mark.parametrize("behind_s", [2, 30])
+def test_a_watch_of_pods_that_lags_loses_nothing_of_what_the_preflight_found(behind_s: float) -> None:
+    """Its Job is Complete before the watch of pods brings the end, and with it the report and the plan."""
+    world = World(Lucky())
+    try:
+        world.start_operator()
+        world.settle()
+        world.life.client.post(world.life.path("lorafinetunes"), run_of("tone", preflight="Run"))
+        world.settle()
+        world.controllers.catch_up()
+        world.pass_time(2)
+        world.life.start_pod()
+        world.pass_time(5)
+        world.operators[0].deaf.add("pods")
+        world.life.succeed()
+        world.controllers.catch_up()
+        world.pass_time(behind_s)
+        world.operators[0].deaf.discard("pods")
+        world.operators[0].hear("pods")
+        world.pass_time(60)
+        world.check()
+        (run,) = world.server.all("lorafinetunes")
+        assert run["status"]["attempt"] == 1
+        assert run["status"]["plan"]
+    finally:
+        world.close()
