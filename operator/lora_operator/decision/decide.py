@@ -48,6 +48,7 @@ from lora_operator.views.conditions import (
     state_of,
 )
 from lora_operator.views.config import OperatorConfig
+from lora_operator.views.jobs import is_of
 from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView, soonest
 from lora_operator.views.names import QUEUE_LABEL, child_labels
 from lora_operator.views.observe import parse_job
@@ -84,7 +85,7 @@ def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: 
 def _after_the_end(finetune: FineTune, observed: Observed, now: datetime) -> Plan:
     """The verdict stands. What is left is to stop a Job that was given up, and the time to live of one that ended."""
     expired, left_s = expired_objects(finetune, observed, now)
-    jobs = tuple(job.name for job in observed.jobs if job.owner_uid == finetune.uid)
+    jobs = tuple(job.name for job in observed.jobs if is_of(finetune, job))
     status = refreshed_status(finetune)
     return Plan(status=status, delete=expired, requeue_after_s=left_s, read_first=bool(expired), job_names=jobs)
 

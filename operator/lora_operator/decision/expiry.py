@@ -9,11 +9,14 @@ from datetime import datetime, timedelta
 from lora_operator.decision.case import Case
 from lora_operator.decision.stages.order import job_names
 from lora_operator.views.defaults import kept_ttl_s
-from lora_operator.views.jobs import is_ending
+from lora_operator.views.jobs import is_ending, is_of
 from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Plan
 from lora_operator.views.names import child_name
 from lora_operator.views.request import read_nodes, read_policy
 from lora_operator.views.wording import parse_instant
+
+# Of the last attempts: anyone who may create Jobs can give one the name of attempt 9999.
+_MOST_SERVICES = 16
 
 
 def on_the_way_out(case: Case) -> Plan:
@@ -34,7 +37,7 @@ def expired_objects(
     finetune: FineTune, observed: Observed, now: datetime
 ) -> tuple[tuple[ObjectRef, ...], float | None]:
     """What is to be deleted now, or the seconds until something is. Only where the verdict is stored already."""
-    jobs = [job for job in observed.jobs if job.owner_uid == finetune.uid and not job.deleting]
+    jobs = [job for job in observed.jobs if is_of(finetune, job) and not job.deleting]
     ttl_s = read_policy(finetune.manifest, kept_ttl_s(finetune.status)).ttl_s
     ended_at = parse_instant(finetune.status.get("completionTime"))
     left_s = None
@@ -49,7 +52,8 @@ def expired_objects(
 def _with_services(finetune: FineTune, jobs: Sequence[JobView]) -> Iterator[ObjectRef]:
     """These Jobs and, before them, their Services: those are not watched, and a Job is what reminds us of them."""
     if read_nodes(finetune.manifest) > 1:
-        for attempt in range(1, max((job.attempt for job in jobs), default=0) + 1):
+        last = max((job.attempt for job in jobs), default=0)
+        for attempt in range(max(1, last + 1 - _MOST_SERVICES), last + 1):
             yield ObjectRef(kind="Service", name=child_name(finetune.name, finetune.uid, attempt), uid="")
     for job in jobs:
         yield ObjectRef(kind="Job", name=job.name, uid=job.uid)

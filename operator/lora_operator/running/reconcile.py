@@ -200,7 +200,7 @@ class Reconciler:
             rejection=turn.rejection,
             over_limit=self._over_limit(key),
         )
-        self._crowds.note(key, looked_at=len(observed.pods), left_out=observed.pods_left_out)
+        self._crowds.note(key, observed)
         return observed
 
     def _needs_events(self, key: Key, finetune: FineTune, plan: Plan) -> bool:

@@ -208,7 +208,7 @@ class Observed:
 
     `kueue`: the cluster has Kueue, so that `workloads` are known. `progress` and `asked` are those of `Answer`.
     `over_limit` is the most unfinished runs of the namespace, for a run that has no Job yet and is beyond it.
-    `pods_left_out` is how many more pods there are than `pods` has: they are not looked at.
+    `jobs_left_out` and `pods_left_out` are how many more there are than `jobs` and `pods` have: they are not looked at.
     """
 
     jobs: tuple[JobView, ...] = ()
@@ -221,6 +221,7 @@ class Observed:
     asked: bool = True
     rejection: Rejection | None = None
     over_limit: int | None = None
+    jobs_left_out: int = 0
     pods_left_out: int = 0
 
 
