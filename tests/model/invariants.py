@@ -17,6 +17,8 @@ from tests.model.server import labels_of
 from tests.model.talk import PASSWORD, SECRET
 from tests.unit.contradictions import contradictions
 
+from lora_operator.decision.trouble import RUN_LIMIT
+from lora_operator.views.conditions import result_of
 from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL, QUEUE_LABEL, TRAIN, place_of
 
 Object = dict[str, Any]
@@ -209,6 +211,7 @@ class Witness:
                 self._has_stopped(run, seen["jobs"])
                 continue
             self._in_queue(run, seen)
+            self._within_limit(run, seen)
             for condition in run["status"]["conditions"]:
                 text = f"I10: {run['metadata']['name']}: {condition}"
                 assert condition["reason"], text
@@ -220,6 +223,11 @@ class Witness:
         uid = run["metadata"]["uid"]
         left = [job["metadata"]["name"] for job in jobs if run_uid(job) == uid and goes_on(job)]
         assert not left or uid in self._life.orphaned, f"I5: Jobs of a deleted run go on: {left}"
+
+    def _within_limit(self, run: Object, seen: Mapping[str, Sequence[Object]]) -> None:
+        """I10: a run that waits for another to end or to be deleted has another to wait for."""
+        others = [other for other in seen["lorafinetunes"] if other is not run and not result_of(other["status"])]
+        assert RUN_LIMIT not in _stated(run)["Complete"]["message"] or others, "I10: waits for a run that is gone"
 
     def _in_queue(self, run: Object, seen: Mapping[str, Sequence[Object]]) -> None:
         """I10: what Kueue holds is reported as a wait, what the user holds as the user's wish, and only these are."""
