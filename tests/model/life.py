@@ -206,6 +206,12 @@ class Life:
             chosen = self.chance.pick(([NAME_LABEL], [UID_LABEL], [MANAGED_BY_LABEL], _ours(child)))
             self._mark(plural, child, chosen, self.chance.pick(("other", "other", None)))
 
+    def disown(self) -> None:
+        """Take the owner references off a Job: the garbage collector leaves it behind, if the run goes right then."""
+        for job in self._some([job for job in self.objects("jobs") if run_uid(job)]):
+            self.orphaned.add(run_uid(job))
+            self.client.patch(self.path("jobs", job["metadata"]["name"]), {"metadata": {"ownerReferences": None}})
+
     def _children(self) -> list[tuple[str, Object]]:
         return [(plural, child) for plural in ("jobs", "pods") for child in self.objects(plural) if run_uid(child)]
 
@@ -388,6 +394,7 @@ ACTS: tuple[Callable[[Life], None], ...] = (
     Life.delete_child,
     Life.strip_labels,
     *[Life.relabel] * 2,
+    Life.disown,
     Life.forge,
     Life.delete_pod,
     Life.force_delete_pod,

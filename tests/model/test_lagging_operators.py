@@ -385,3 +385,33 @@ def test_a_run_beyond_the_limit_begins_when_another_was_deleted_whichever_watch_
         assert [job["metadata"]["labels"][NAME_LABEL] for job in world.server.all("jobs")] == ["young"]
     finally:
         world.close()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_job_that_lost_its_controller_gets_no_other_one_beside_it(*, restarted: bool) -> None:
+    """Its pod was drained and the next is not made yet, when somebody takes the reference off; perhaps labels, too."""
+    world = World(Lucky())
+    try:
+        world.start_operator()
+        world.life.client.post(world.life.path("lorafinetunes"), run_of("tone"))
+        world.pass_time(2)
+        world.controllers.catch_up()
+        world.life.start_pod()
+        world.pass_time(5)
+        world.life.disrupt()
+        world.life.stop_all()
+        world.life.disown()
+        if restarted:
+            world.life.strip_labels()
+            world.operators[0].kill()
+        world.settle()
+        world.pass_time(60)
+        world.check()
+        (job,) = world.server.all("jobs")
+        assert [owner["controller"] for owner in job["metadata"]["ownerReferences"]] == [True]
+        world.controllers.catch_up()
+        world.pass_time(60)
+        world.check_rest()
+        assert _reasons(world) == ["Pending"]
+    finally:
+        world.close()

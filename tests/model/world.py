@@ -9,7 +9,7 @@ from typing import Any
 from tests.model.controllers import NODE, Controllers
 from tests.model.invariants import KINDS, Witness, check_text, waiting
 from tests.model.life import Chance, Life
-from tests.model.objects import Object
+from tests.model.objects import Object, run_uid
 from tests.model.operators import BEGINNING, WATCHED, ModelOperator, Network, Request
 from tests.model.queues import DISCOVERY, Queues
 from tests.model.server import Server, labels_of
@@ -255,7 +255,7 @@ class World:
         if request.method == "POST":
             return
         owners = request.answer["metadata"].get("ownerReferences", ())
-        ours = any(owner["kind"] == "LoRAFineTune" for owner in owners)
+        ours = any(owner["kind"] == "LoRAFineTune" for owner in owners) or (not owners and bool(run_uid(request.answer)))
         # The run was deleted without its children while the request was under way.
         name = request.answer["metadata"]["name"]
         ours |= request.method == "PATCH" and any(not is_of_another(name, uid) for uid in self.life.orphaned)

@@ -8,7 +8,7 @@ from lora_operator.cluster.cache import Cache, Key, key_of
 from lora_operator.views.jobs import ending_of, is_of
 from lora_operator.views.model import Answer, EventView, FineTune, JobView, Observed, PodView, Rejection
 from lora_operator.views.names import CONTROLLER_UID_LABEL, JOB_NAME_LABEL, PREFLIGHT, TRAIN, UID_LABEL, job_name
-from lora_operator.views.observe import controller_of
+from lora_operator.views.observe import owner_of
 from lora_operator.views.pods import has_ended, ignored_by_job, is_running
 from lora_operator.views.wording import integer_of
 
@@ -147,7 +147,7 @@ async def _read_job(cache: Cache, api: Api, finetune: FineTune, name: str) -> st
         cache.jobs.mark_deleted(place, uid)
         return ""
     cache.jobs.put(stored, as_of=before)
-    ours = finetune.uid in {controller_of(stored)[1], (stored["metadata"].get("labels") or {}).get(UID_LABEL)}
+    ours = finetune.uid in {owner_of(stored)[1], (stored["metadata"].get("labels") or {}).get(UID_LABEL)}
     return "" if ours else str(stored["metadata"]["uid"])
 
 

@@ -37,7 +37,7 @@ from lora_operator.decision.trouble import beyond_limit, trouble_of_rejection
 from lora_operator.decision.unseen import rests_on_unseen
 from lora_operator.decision.usage import count_usage
 from lora_operator.decision.verdict import deadline_exceeded, deleted_too_often
-from lora_operator.rendering.render import render_job, render_service
+from lora_operator.rendering.render import marks_of, render_job, render_service
 from lora_operator.views.conditions import (
     MESSAGE_LENGTH,
     Condition,
@@ -50,7 +50,7 @@ from lora_operator.views.conditions import (
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.jobs import is_of
 from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView, soonest
-from lora_operator.views.names import QUEUE_LABEL, child_labels
+from lora_operator.views.names import QUEUE_LABEL
 from lora_operator.views.observe import parse_job
 from lora_operator.views.pods import is_running, leader_first
 from lora_operator.views.wording import block_of, integer_of, sentence
@@ -162,8 +162,8 @@ def _adjust(
 ) -> tuple[JobView, Place | None, tuple[Patch, ...]]:
     """The patches that the spec's mutable part asks for, and what they make of the Job and of its place in a queue."""
     policy, finetune, patches = case.request.policy, case.finetune, list[Patch]()
-    labels = child_labels(finetune.name, finetune.uid, job.attempt, job.stage)
-    if patch := adjust(job, policy, stage.pods(case), case.spent.run_s, labels):
+    marks = marks_of(finetune, job.attempt, job.stage)
+    if patch := adjust(job, policy, stage.pods(case), case.spent.run_s, marks):
         job = adjusted(job, patch)
         patches.append(patch)
     if place is not None and (patch := hold(place, policy)):

@@ -23,14 +23,15 @@ def on_the_way_out(case: Case) -> Plan:
     """The plan for a resource that is being deleted. Its children have an owner reference, and go with it.
 
     While somebody else's finalizer keeps it nothing is collected, so Jobs that go on are stopped here, those that have
-    lost their labels included.
+    lost their labels included. Without a controller they are orphans by now, as whoever deleted it may have wished.
     """
     status = case.finetune.status
     if not case.finetune.lingers:
         return Plan(status=status)
-    going = (job for job in case.children.jobs if not job.deleting and not is_ending(job))
-    jobs = tuple(ObjectRef(kind="Job", name=job.name, uid=job.uid) for job in going)
-    return Plan(status=status, delete=jobs, read_first=True, job_names=job_names(case))
+    jobs = (job for job in case.children.jobs if job.owners is None)
+    going = (job for job in jobs if not job.deleting and not is_ending(job))
+    delete = tuple(ObjectRef(kind="Job", name=job.name, uid=job.uid) for job in going)
+    return Plan(status=status, delete=delete, read_first=True, job_names=job_names(case))
 
 
 def expired_objects(

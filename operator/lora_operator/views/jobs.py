@@ -11,7 +11,7 @@ _ENDING = (*_ENDED, "SuccessCriteriaMet", "FailureTarget")
 
 
 def is_of(finetune: FineTune, job: JobView) -> bool:
-    """Whether the Job is the run's by its controller reference, and has the name that the operator gives."""
+    """Whether the Job is the run's, and has the name that the operator gives."""
     name = names.job_name(finetune.name, finetune.uid, job.attempt, job.stage)
     return job.owner_uid == finetune.uid and job.name == name
 

@@ -59,11 +59,13 @@ class ConditionView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
-    """A Job. `owner_uid` is its controller's, `suspend_intent` what we last asked for.
+    """A Job. `owner_uid` is that of the LoRAFineTune whose it is, its controller's unless somebody took the reference
+    off; `suspend_intent` is what we last asked for.
 
     `attempt` is, for a stage before the training, that of the training which follows; `retries_before` is what was used
     up of `maxRetries` before it. `queue` is the Job's LocalQueue, empty for none: Kueue then owns `suspended`.
-    `is_indexed`: it carries the labels that our watches select by; `relabelled` is how often we put them back.
+    `is_indexed`: it carries the labels that our watches select by; `relabelled` is how often we put those, or the
+    reference, back. `owners` are the references of a Job that has none to a controller, else None.
     `managed_by` is the controller that runs it, empty for Kubernetes' own.
     """
 
@@ -87,6 +89,7 @@ class JobView:
     retries_before: int = 0
     succeeded: int = 0
     is_indexed: bool = True
+    owners: tuple[Mapping[str, Any], ...] | None = None
     relabelled: int = 0
     managed_by: str = ""
 
