@@ -117,6 +117,20 @@ def test_a_run_waits(finetune: FineTune, job: JobView, pods: tuple[PodView, ...]
     assert "activeSince" not in plan.status
 
 
+@pytest.mark.parametrize("ahead", [timedelta(0), timedelta(minutes=-11), timedelta(minutes=11)])
+def test_a_node_with_a_wrong_clock_ends_no_wait(ahead: timedelta) -> None:
+    """Its pod ran for hours and has just failed: the wait for the next one begins now, and not when the node says."""
+    began = minutes_ago(300)
+    finetune = with_status(IMPATIENT, ready_since(300, "True").status)
+    failed = ended_pod(75, created_at=began, ended_at=NOW + ahead)
+    job = make_job(status={"startTime": instant(began), "failed": 1})
+    for later in (0, 1, 500):
+        plan = decide(finetune, Observed(jobs=(job,), pods=(failed,)), CONFIG, NOW + timedelta(seconds=later))
+        assert stated(plan)[0] == "Unknown"
+        assert condition(plan, "PodsReady")["lastTransitionTime"] == instant(NOW)
+        finetune = with_status(finetune, plan.status)
+
+
 def test_the_end_of_a_wait_tells_the_last_reason_and_comes_after_a_live_look() -> None:
     """The cache may not have seen yet that the pod runs."""
     job, pod = job_since(10), waiting_pod("ErrImagePull", PULL)
