@@ -207,8 +207,9 @@ class Witness:
         ]
         assert not late, f"I1: Jobs of earlier attempts live on: {late}"
         for run in seen["lorafinetunes"]:
-            if "deletionTimestamp" in run["metadata"]:
+            if "deletionTimestamp" in run["metadata"] or result_of(run["status"]) == "failed":
                 self._has_stopped(run, seen["jobs"])
+            if "deletionTimestamp" in run["metadata"]:
                 continue
             self._in_queue(run, seen)
             self._within_limit(run, seen)
@@ -219,10 +220,10 @@ class Witness:
                 assert condition["observedGeneration"] == run["metadata"]["generation"], text
 
     def _has_stopped(self, run: Object, jobs: Iterable[Object]) -> None:
-        """I5: what somebody's finalizer keeps, though it was deleted, trains no longer."""
+        """I5: what somebody's finalizer keeps, though it was deleted, and what has failed trains no longer."""
         uid = run["metadata"]["uid"]
         left = [job["metadata"]["name"] for job in jobs if run_uid(job) == uid and goes_on(job)]
-        assert not left or uid in self._life.orphaned, f"I5: Jobs of a deleted run go on: {left}"
+        assert not left or uid in self._life.orphaned, f"I5: Jobs of a run that is over go on: {left}"
 
     def _within_limit(self, run: Object, seen: Mapping[str, Sequence[Object]]) -> None:
         """I10: a run that waits for another to end or to be deleted has another to wait for."""

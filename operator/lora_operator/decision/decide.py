@@ -13,7 +13,7 @@ from lora_operator.decision.adjust import adjust, adjusted
 from lora_operator.decision.advice import advise
 from lora_operator.decision.case import Case, read_case
 from lora_operator.decision.checkpoint import checkpoint_saved
-from lora_operator.decision.expiry import expired_objects, on_the_way_out
+from lora_operator.decision.expiry import expired_objects, may_go_on_unseen, on_the_way_out
 from lora_operator.decision.give_up import give_up, has_no_time_left, pending_left_s, waited_too_long
 from lora_operator.decision.notices import notices, recreated
 from lora_operator.decision.progress import follow_progress, next_question_s, stalled_since
@@ -72,12 +72,11 @@ def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: 
     if result_of(finetune.status):
         return _after_the_end(finetune, observed, now)
     case = planned(read_case(finetune, observed, config, now))
-    stale = [ObjectRef(kind="Job", name=j.name, uid=j.uid) for j in superseded(case) if not j.deleting]
-    if stale:
-        plan = Plan(status=finetune.status, delete=tuple(stale), requeue_after_s=config.pending_check_s)
-    else:
-        stage, job = reached(case)
-        plan = _follow(case, stage, job) if case.children.job and job else _begin(case, stage, job)
+    stage, job = reached(case)
+    plan = _follow(case, stage, job) if case.children.job and job else _begin(case, stage, job)
+    # Beside the rest: a webhook may keep one from being deleted for as long as the run takes, and longer.
+    stale = tuple(ObjectRef(kind="Job", name=j.name, uid=j.uid) for j in superseded(case) if not j.deleting)
+    plan = dataclasses.replace(plan, delete=stale)
     read_first, read_for_status = rests_on_unseen(case, plan), makes_none(case)
     return dataclasses.replace(plan, read_first=read_first, read_for_status=read_for_status, job_names=job_names(case))
 
@@ -85,9 +84,10 @@ def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: 
 def _after_the_end(finetune: FineTune, observed: Observed, now: datetime) -> Plan:
     """The verdict stands. What is left is to stop a Job that was given up, and the time to live of one that ended."""
     expired, left_s = expired_objects(finetune, observed, now)
-    jobs = tuple(job.name for job in observed.jobs if is_of(finetune, job))
-    status = refreshed_status(finetune)
-    return Plan(status=status, delete=expired, requeue_after_s=left_s, read_first=bool(expired), job_names=jobs)
+    jobs, unseen = tuple(job.name for job in observed.jobs if is_of(finetune, job)), may_go_on_unseen(finetune, now)
+    status, names = refreshed_status(finetune), tuple(dict.fromkeys((*jobs, *unseen)))
+    read_first = bool(expired) or not set(unseen).issubset(jobs)
+    return Plan(status=status, delete=expired, requeue_after_s=left_s, read_first=read_first, job_names=names)
 
 
 def _begin(case: Case, stage: Stage, job: JobView | None) -> Plan:
@@ -255,6 +255,8 @@ def _watch(case: Case, scene: Scene, situation: Situation, resolved: Status | No
     due_s = pending_left_s(case, job, scene.pods, situation)
     if observed.rejection is not None:  # which nothing takes back but another try
         due_s = soonest(due_s, config.retry_max_s)
+    if situation.state.reason is Reason.PREFLIGHT and any(map(is_running, scene.pods)):
+        return dataclasses.replace(plan, due_in_s=due_s)  # no Event explains its work, and a watch brings its end
     return dataclasses.replace(plan, requeue_after_s=config.pending_check_s, watch_events=True, due_in_s=due_s)
 
 

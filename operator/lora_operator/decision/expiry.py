@@ -8,15 +8,18 @@ from datetime import datetime, timedelta
 
 from lora_operator.decision.case import Case
 from lora_operator.decision.stages.order import job_names
+from lora_operator.decision.stages.preflight import FIRST
+from lora_operator.views.conditions import Type, previous_condition, result_of
 from lora_operator.views.defaults import kept_ttl_s
 from lora_operator.views.jobs import is_ending, is_of
 from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Plan
-from lora_operator.views.names import child_name
+from lora_operator.views.names import PREFLIGHT, child_name, job_name
 from lora_operator.views.request import read_nodes, read_policy
-from lora_operator.views.wording import parse_instant
+from lora_operator.views.wording import integer_of, parse_instant
 
 # Of the last attempts: anyone who may create Jobs can give one the name of attempt 9999.
 _MOST_SERVICES = 16
+_LATELY = timedelta(days=1)
 
 
 def on_the_way_out(case: Case) -> Plan:
@@ -48,6 +51,18 @@ def expired_objects(
         return tuple(_with_services(finetune, jobs)), None
     # The operator gave these up; pods that run on would hold their GPUs, and write what nobody looks at.
     return tuple(_with_services(finetune, [job for job in jobs if not is_ending(job)])), left_s
+
+
+def may_go_on_unseen(finetune: FineTune, now: datetime) -> tuple[str, ...]:
+    """The Job of a run that failed lately: it was given up, perhaps, and lost its labels, by which a watch shows it."""
+    ended_at = parse_instant(finetune.status.get("completionTime"))
+    if result_of(finetune.status) != "failed" or ended_at is None or now - ended_at > _LATELY:
+        return ()
+    attempt = integer_of(finetune.status.get("attempt")) or 0
+    if 0 < attempt < 10_000:
+        return (child_name(finetune.name, finetune.uid, attempt),)
+    looked = previous_condition(finetune, Type.PREFLIGHT_PASSED)
+    return (job_name(finetune.name, finetune.uid, FIRST, PREFLIGHT),) if looked else ()
 
 
 def _with_services(finetune: FineTune, jobs: Sequence[JobView]) -> Iterator[ObjectRef]:
