@@ -255,7 +255,8 @@ class World:
         if request.method == "POST":
             return
         owners = request.answer["metadata"].get("ownerReferences", ())
-        ours = any(owner["kind"] == "LoRAFineTune" for owner in owners) or (not owners and bool(run_uid(request.answer)))
+        ours = any(owner["kind"] == "LoRAFineTune" for owner in owners)
+        ours |= not owners and bool(run_uid(request.answer))  # somebody took the reference off
         # The run was deleted without its children while the request was under way.
         name = request.answer["metadata"]["name"]
         ours |= request.method == "PATCH" and any(not is_of_another(name, uid) for uid in self.life.orphaned)

@@ -59,7 +59,7 @@ async def test_an_operator_that_is_started_after_a_verdict_stops_a_job_without_l
 async def test_only_a_run_that_failed_lately_has_a_job_that_is_not_known_read(status: Object, read: int) -> None:
     """Thousands of finished runs cost an operator's start nothing."""
     world = World(status=status)
-    world.cache.jobs.mark_deleted(next((place for place in world.cache.jobs.places())), "job-1")
+    world.cache.jobs.mark_deleted(world.cache.jobs.places()[0], "job-1")
     world.server.job = None
     await world.turn()
     assert sum("/jobs/" in line for line in world.server.asked) == read

@@ -1,4 +1,4 @@
-"""The few fields of a Job that follow the LoRAFineTune while it runs: suspension, retries, deadline; and whose it is."""
+"""The few fields of a Job that follow the LoRAFineTune while it runs, and the marks by which the Job is its own."""
 
 import dataclasses
 from collections.abc import Mapping
