@@ -7,10 +7,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.model.controllers import condition_of, controller_uid
-from tests.model.life import Life
+from tests.model.life import PENDING_TIMEOUT_S, Life
 from tests.model.objects import has_failed, is_over, run_uid
 from tests.model.queues import is_held, workload_of
 from tests.model.server import labels_of
@@ -20,6 +20,10 @@ from tests.unit.contradictions import contradictions
 from lora_operator.decision.trouble import RUN_LIMIT
 from lora_operator.views.conditions import result_of
 from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL, QUEUE_LABEL, TRAIN, place_of
+from lora_operator.views.wording import parse_instant
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 Object = dict[str, Any]
 CHILDREN = ("jobs", "pods", "services")
@@ -38,6 +42,7 @@ class Witness:
         self._stated: dict[str, Object] = {}
         self._attempts: dict[str, int] = {}
         self._retries: dict[str, Object] = {}
+        self._ready_at: dict[str, datetime] = {}
         self._budget: dict[str, int] = {}
         self._fewest: dict[str, int] = {}
         self._jobs: dict[tuple[str, str, int], str] = {}
@@ -66,6 +71,7 @@ class Witness:
         self._one_writer(seen["pods"])
         for run in seen["lorafinetunes"]:
             self._keeps_what_was_found_out(run, seen)
+            self._counts_its_time(run)
             self._fails_for_a_cause(run, seen)
             self._keeps_its_word(run)
             assert run["metadata"]["annotations"]["team"] == "red", "a user's annotation is gone"
@@ -143,6 +149,21 @@ class Witness:
             if pod["metadata"]["uid"] in self._life.reporting and controller_uid(pod) in complete
         ]
         assert not reports, f"A7: no plan, though there is the report of {reports}"
+
+    def _counts_its_time(self, run: Object) -> None:
+        """A18: no run is charged time that has not passed, and none waits in vain for less than its user allows."""
+        uid, status, now = run["metadata"]["uid"], run.get("status", {}), self._life.now()
+        created, ready = parse_instant(run["metadata"]["creationTimestamp"]), _stated(run).get("PodsReady", {})
+        assert created is not None
+        if ready.get("status") == "True":
+            self._ready_at[uid] = now
+        if not self._life.clocks_agree:
+            return
+        age_s = (now - created).total_seconds()
+        assert status.get("runSeconds", 0) <= age_s, f"A18: {status['runSeconds']} s of {age_s} s"
+        if uid not in self._verdicts and _stated(run).get("Failed", {}).get("reason") == "PendingTimeout":
+            waited_s = (now - self._ready_at.get(uid, created)).total_seconds()
+            assert waited_s >= PENDING_TIMEOUT_S, f"A18: it waited {waited_s} s"
 
     def _fails_for_a_cause(self, run: Object, seen: Mapping[str, Sequence[Object]]) -> None:
         """I3, I8: each attempt, retry and failure has a cause that there was, and none is without its proof."""

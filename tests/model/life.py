@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
 from tests.component.documents import failed, finetune, succeeded
@@ -29,6 +29,7 @@ from lora_trainer.contract.reasons import Reason
 
 T = TypeVar("T")
 NAMES = ("tone", "mood")
+PENDING_TIMEOUT_S = 600
 KUBE = {"lorafinetunes": "/apis/lora-operator.io/v1alpha1", "jobs": "/apis/batch/v1"}
 
 
@@ -58,7 +59,8 @@ class Life:
 
     What has happened, by uid: `proven` are runs and `proving` their pods with a verified adapter, `reporting` the pods
     of a preflight with its report, `deleted` all Jobs that somebody deleted. Of a run, `failed` are the pods that ended
-    in failure and `removed` its deleted trainings.
+    in failure and `removed` its deleted trainings. The clock of the nodes may be ahead, or behind; `clocks_agree` as
+    long as those of all operators are the API server's.
     """
 
     client: Client
@@ -77,6 +79,8 @@ class Life:
     forged: int = 0
     queues: bool = False
     names: Sequence[str] = NAMES
+    node_ahead_s: float = 0.0
+    clocks_agree: bool = True
 
     # -- what there is
 
@@ -109,6 +113,7 @@ class Life:
         pick, number = self.chance.pick, self.chance.number
         spec: Object = {"maxRetries": number(0, 2)}
         spec |= pick(({}, {}, {"ttlSecondsAfterFinished": 60}, {"activeDeadlineSeconds": 600}, {"suspend": True}))
+        spec |= pick(({}, {}, {"pendingTimeoutSeconds": PENDING_TIMEOUT_S}))
         spec |= pick(({}, {}, {}, {"resources": {"nodes": 2}}))
         spec |= {"preflight": pick(("Skip", "Run"))}
         document = finetune(pick(self.names), **spec)
@@ -374,7 +379,7 @@ class Life:
         self.client.patch(self.path("pods", name, "status"), {"status": status})
 
     def _time(self) -> str:
-        return instant(self.now())
+        return instant(self.now() + timedelta(seconds=self.node_ahead_s))
 
 
 def _ours(child: Object) -> list[str]:

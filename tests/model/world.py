@@ -131,6 +131,7 @@ class World:
     def start_operator(self, skew_s: float = 0.0, *, leads: bool = True) -> ModelOperator:
         """One more operator, which may stand by until none leads any more."""
         self.started += 1
+        self.life.clocks_agree &= not skew_s
         operator = ModelOperator(self.started, self.network, self.config, self._answer, skew_s=skew_s)
         self.operators.append(operator)
         operator.start()

@@ -97,6 +97,12 @@ WAITING: dict[str, tuple[FineTune, JobView, tuple[PodView, ...], float | None]] 
         600,
     ),
     "since now, where only its Job tells that it was held": (ready_since(50), held_job(50, suspend=False), (), 600),
+    "not once a pod has published, which its Job has yet to count": (
+        with_status(make_finetune(spec=OF_TWO_NODES), ready_since(50).status),
+        job_since(50),
+        (ended_pod(0, make_summary().to_message()), make_pod(name="next", index=1, created_at=minutes_ago(30))),
+        None,
+    ),
     "not while its pods run": (ready_since(50), job_since(50), (running_pod(),), None),
     "not while it is suspended": (ready_since(50), job_since(50, spec={"suspend": True}), (), None),
     "not while its Job is being deleted": (ready_since(50), job_since(50, deleting=True), (), None),
