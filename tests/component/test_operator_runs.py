@@ -140,6 +140,21 @@ def test_a_deleted_job_is_made_again_as_the_next_attempt(stage: Stage) -> None:
     stage.wait_event("Warning", "JobRecreated")
 
 
+def test_a_job_whose_controller_reference_is_taken_off_gets_it_back(stage: Stage) -> None:
+    """Its pod runs on, no other attempt begins, and the garbage collector takes it with the resource again."""
+    stage.start()
+    stage.apply()
+    job = stage.wait_job()
+    stage.run_pod(stage.wait_pod(job))
+    stage.wait_condition("PodsReady", status="True")
+    path = stage.path("jobs", job["metadata"]["name"])
+    stage.api.patch(path, {"metadata": {"ownerReferences": None}})
+    owners = job["metadata"]["ownerReferences"]
+    eventually(lambda: stage.api.get(path)["metadata"].get("ownerReferences") == owners, "the reference is back")
+    assert [found["metadata"]["uid"] for found in stage.objects("jobs")] == [job["metadata"]["uid"]]
+    assert stage.condition("PodsReady")["status"] == "True"
+
+
 def test_deleting_the_resource_takes_its_children_with_it(stage: Stage) -> None:
     """No finalizer holds it up, with the operator there."""
     stage.start()

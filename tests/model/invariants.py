@@ -7,17 +7,23 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.model.controllers import condition_of, controller_uid
-from tests.model.life import Life
+from tests.model.life import PENDING_TIMEOUT_S, Life
 from tests.model.objects import has_failed, is_over, run_uid
 from tests.model.queues import is_held, workload_of
 from tests.model.server import labels_of
 from tests.model.talk import PASSWORD, SECRET
 from tests.unit.contradictions import contradictions
 
+from lora_operator.decision.trouble import RUN_LIMIT
+from lora_operator.views.conditions import result_of
 from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL, QUEUE_LABEL, TRAIN, place_of
+from lora_operator.views.wording import parse_instant
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 Object = dict[str, Any]
 CHILDREN = ("jobs", "pods", "services")
@@ -36,6 +42,7 @@ class Witness:
         self._stated: dict[str, Object] = {}
         self._attempts: dict[str, int] = {}
         self._retries: dict[str, Object] = {}
+        self._ready_at: dict[str, datetime] = {}
         self._budget: dict[str, int] = {}
         self._fewest: dict[str, int] = {}
         self._jobs: dict[tuple[str, str, int], str] = {}
@@ -63,6 +70,8 @@ class Witness:
                 self._suspensions.setdefault(run_uid(job), set()).add(moment)
         self._one_writer(seen["pods"])
         for run in seen["lorafinetunes"]:
+            self._keeps_what_was_found_out(run, seen)
+            self._counts_its_time(run)
             self._fails_for_a_cause(run, seen)
             self._keeps_its_word(run)
             assert run["metadata"]["annotations"]["team"] == "red", "a user's annotation is gone"
@@ -123,6 +132,38 @@ class Witness:
         self._retries[uid] = counts
         self._budget[uid] = max(self._budget.get(uid, 0), run["spec"].get("maxRetries", 3))
         assert attempt <= self._budget[uid] + 1, f"I8: attempt {attempt} with maxRetries {self._budget[uid]}"
+
+    def _keeps_what_was_found_out(self, run: Object, seen: Mapping[str, Sequence[Object]]) -> None:
+        """A7: what the preflight's pod reported is in the status once there is a training, however late a watch is."""
+        uid, status = run["metadata"]["uid"], run.get("status", {})
+        if not status.get("attempt") or "plan" in status or run["spec"]["preflight"] != "Run":
+            return
+        complete = {
+            job["metadata"]["uid"]
+            for job in seen["jobs"]
+            if run_uid(job) == uid and condition_of(job.get("status", {}), "Complete").get("status") == "True"
+        }
+        reports = [
+            pod["metadata"]["name"]
+            for pod in seen["pods"]
+            if pod["metadata"]["uid"] in self._life.reporting and controller_uid(pod) in complete
+        ]
+        assert not reports, f"A7: no plan, though there is the report of {reports}"
+
+    def _counts_its_time(self, run: Object) -> None:
+        """A18: no run is charged time that has not passed, and none waits in vain for less than its user allows."""
+        uid, status, now = run["metadata"]["uid"], run.get("status", {}), self._life.now()
+        created, ready = parse_instant(run["metadata"]["creationTimestamp"]), _stated(run).get("PodsReady", {})
+        assert created is not None
+        if ready.get("status") == "True":
+            self._ready_at[uid] = now
+        if not self._life.clocks_agree:
+            return
+        age_s = (now - created).total_seconds()
+        assert status.get("runSeconds", 0) <= age_s, f"A18: {status['runSeconds']} s of {age_s} s"
+        if uid not in self._verdicts and _stated(run).get("Failed", {}).get("reason") == "PendingTimeout":
+            waited_s = (now - self._ready_at.get(uid, created)).total_seconds()
+            assert waited_s >= PENDING_TIMEOUT_S, f"A18: it waited {waited_s} s"
 
     def _fails_for_a_cause(self, run: Object, seen: Mapping[str, Sequence[Object]]) -> None:
         """I3, I8: each attempt, retry and failure has a cause that there was, and none is without its proof."""
@@ -187,10 +228,12 @@ class Witness:
         ]
         assert not late, f"I1: Jobs of earlier attempts live on: {late}"
         for run in seen["lorafinetunes"]:
-            if "deletionTimestamp" in run["metadata"]:
+            if "deletionTimestamp" in run["metadata"] or result_of(run["status"]) == "failed":
                 self._has_stopped(run, seen["jobs"])
+            if "deletionTimestamp" in run["metadata"]:
                 continue
             self._in_queue(run, seen)
+            self._within_limit(run, seen)
             for condition in run["status"]["conditions"]:
                 text = f"I10: {run['metadata']['name']}: {condition}"
                 assert condition["reason"], text
@@ -198,10 +241,15 @@ class Witness:
                 assert condition["observedGeneration"] == run["metadata"]["generation"], text
 
     def _has_stopped(self, run: Object, jobs: Iterable[Object]) -> None:
-        """I5: what somebody's finalizer keeps, though it was deleted, trains no longer."""
+        """I5: what somebody's finalizer keeps, though it was deleted, and what has failed trains no longer."""
         uid = run["metadata"]["uid"]
         left = [job["metadata"]["name"] for job in jobs if run_uid(job) == uid and goes_on(job)]
-        assert not left or uid in self._life.orphaned, f"I5: Jobs of a deleted run go on: {left}"
+        assert not left or uid in self._life.orphaned, f"I5: Jobs of a run that is over go on: {left}"
+
+    def _within_limit(self, run: Object, seen: Mapping[str, Sequence[Object]]) -> None:
+        """I10: a run that waits for another to end or to be deleted has another to wait for."""
+        others = [other for other in seen["lorafinetunes"] if other is not run and not result_of(other["status"])]
+        assert RUN_LIMIT not in _stated(run)["Complete"]["message"] or others, "I10: waits for a run that is gone"
 
     def _in_queue(self, run: Object, seen: Mapping[str, Sequence[Object]]) -> None:
         """I10: what Kueue holds is reported as a wait, what the user holds as the user's wish, and only these are."""

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
 from tests.component.documents import failed, finetune, succeeded
@@ -29,6 +29,7 @@ from lora_trainer.contract.reasons import Reason
 
 T = TypeVar("T")
 NAMES = ("tone", "mood")
+PENDING_TIMEOUT_S = 600
 KUBE = {"lorafinetunes": "/apis/lora-operator.io/v1alpha1", "jobs": "/apis/batch/v1"}
 
 
@@ -56,8 +57,10 @@ class Chance(Protocol):
 class Life:
     """What may happen in one namespace. Every act does something, or nothing where there is nothing to do it to.
 
-    What has happened, by uid: `proven` are runs and `proving` their pods with a verified adapter, `deleted` all Jobs
-    that somebody deleted. Of a run, `failed` are the pods that ended in failure and `removed` its deleted trainings.
+    What has happened, by uid: `proven` are runs and `proving` their pods with a verified adapter, `reporting` the pods
+    of a preflight with its report, `deleted` all Jobs that somebody deleted. Of a run, `failed` are the pods that ended
+    in failure and `removed` its deleted trainings. The clock of the nodes may be ahead, or behind; `clocks_agree` as
+    long as those of all operators are the API server's.
     """
 
     client: Client
@@ -69,12 +72,15 @@ class Life:
     orphaned: set[str] = field(default_factory=set)
     proven: set[str] = field(default_factory=set)
     proving: set[str] = field(default_factory=set)
+    reporting: set[str] = field(default_factory=set)
     failed: dict[str, set[str]] = field(default_factory=dict)
     deleted: set[str] = field(default_factory=set)
     removed: dict[str, set[str]] = field(default_factory=dict)
     forged: int = 0
     queues: bool = False
     names: Sequence[str] = NAMES
+    node_ahead_s: float = 0.0
+    clocks_agree: bool = True
 
     # -- what there is
 
@@ -107,6 +113,7 @@ class Life:
         pick, number = self.chance.pick, self.chance.number
         spec: Object = {"maxRetries": number(0, 2)}
         spec |= pick(({}, {}, {"ttlSecondsAfterFinished": 60}, {"activeDeadlineSeconds": 600}, {"suspend": True}))
+        spec |= pick(({}, {}, {"pendingTimeoutSeconds": PENDING_TIMEOUT_S}))
         spec |= pick(({}, {}, {}, {"resources": {"nodes": 2}}))
         spec |= {"preflight": pick(("Skip", "Run"))}
         document = finetune(pick(self.names), **spec)
@@ -204,6 +211,12 @@ class Life:
             chosen = self.chance.pick(([NAME_LABEL], [UID_LABEL], [MANAGED_BY_LABEL], _ours(child)))
             self._mark(plural, child, chosen, self.chance.pick(("other", "other", None)))
 
+    def disown(self) -> None:
+        """Take the owner references off a Job: the garbage collector leaves it behind, if the run goes right then."""
+        for job in self._some([job for job in self.objects("jobs") if run_uid(job)]):
+            self.orphaned.add(run_uid(job))
+            self.client.patch(self.path("jobs", job["metadata"]["name"]), {"metadata": {"ownerReferences": None}})
+
     def _children(self) -> list[tuple[str, Object]]:
         return [(plural, child) for plural in ("jobs", "pods") for child in self.objects(plural) if run_uid(child)]
 
@@ -257,7 +270,7 @@ class Life:
     def _succeed(self, pod: Object) -> None:
         if trains(pod):
             self.proven.add(run_uid(pod))
-            self.proving.add(pod["metadata"]["uid"])
+        (self.proving if trains(pod) else self.reporting).add(pod["metadata"]["uid"])
         self._end(pod, 0, succeeded() if trains(pod) else make_report().to_message())
 
     def fail(self) -> None:
@@ -366,7 +379,7 @@ class Life:
         self.client.patch(self.path("pods", name, "status"), {"status": status})
 
     def _time(self) -> str:
-        return instant(self.now())
+        return instant(self.now() + timedelta(seconds=self.node_ahead_s))
 
 
 def _ours(child: Object) -> list[str]:
@@ -386,6 +399,7 @@ ACTS: tuple[Callable[[Life], None], ...] = (
     Life.delete_child,
     Life.strip_labels,
     *[Life.relabel] * 2,
+    Life.disown,
     Life.forge,
     Life.delete_pod,
     Life.force_delete_pod,

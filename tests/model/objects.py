@@ -36,6 +36,7 @@ def has_failed(pod: Mapping[str, Any]) -> bool:
 def run_uid(document: Mapping[str, Any]) -> str:
     """The uid of the LoRAFineTune that a child belongs to, whatever became of its labels; empty for a stranger."""
     metadata = document["metadata"]
+    template = document.get("spec", {}).get("template", {}).get("metadata", metadata)  # a Job's may have lost its owner
+    config = (template.get("annotations") or {}).get(CONFIG_ANNOTATION)
     owners = (owner for owner in metadata.get("ownerReferences") or () if owner["kind"] == "LoRAFineTune")
-    config = (metadata.get("annotations") or {}).get(CONFIG_ANNOTATION)
     return str(json.loads(config)["run"]["uid"] if config else next((owner["uid"] for owner in owners), ""))

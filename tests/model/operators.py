@@ -23,6 +23,7 @@ from lora_operator.running.metrics import Metrics
 from lora_operator.running.pacing import MOST_PROGRESS_PER_S, Pacing
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.running.resync import resync
+from lora_operator.running.run_limit import RunLimit
 from lora_operator.running.standby import drop_stored
 from lora_operator.running.supervision import OperatorFailedError, run_together
 from lora_operator.running.urgency import rank_of
@@ -204,6 +205,7 @@ class ModelOperator:
             group=lambda key: key.namespace,
             workers=config.workers,
         )
+        self.run_limit = RunLimit(config.most_unfinished_runs_per_namespace, self.cache, self.queue.add)
         self.poller = ModelPoller(
             interval_s=lambda _: config.progress_interval_s,
             timeout_s=2.0,
@@ -223,6 +225,8 @@ class ModelOperator:
             poster=self.poster,
             count=METRICS.observe,
             now=now,
+            over_limit=self.run_limit.exceeded_by,
+            looked_at=self.run_limit.update,
             pacing=Pacing(loop.time, config.status_delay_s),
             clock=loop.time,
         )
@@ -264,7 +268,7 @@ class ModelOperator:
         for key in {*self.cache.pods.owners_of_tombstones(), *self.cache.jobs.owners_of_tombstones()}:
             drop_stored(self.cache, key)
         for key in self.cache.finetunes.places():
-            self.queue.add(key)
+            self.wake(key)
         parts = {"timers": self.queue.run_timers(), "event poster": self.poster.run()}
         workers = {
             f"worker {number}": run_worker(self.queue, self.cache, self.reconciler, METRICS)
@@ -284,6 +288,7 @@ class ModelOperator:
     def wake(self, key: Key, after_s: float = 0) -> None:
         """Have a run looked at; while it does not lead, nobody would: as `parts.Operator` does."""
         if self.leads:
+            self.run_limit.update(key)
             self.queue.add_after(key, after_s)
         else:
             drop_stored(self.cache, key)

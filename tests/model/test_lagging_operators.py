@@ -1,5 +1,6 @@
 """What the random life of the cluster has found, each as a short story of its own."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -7,7 +8,7 @@ import pytest
 from tests.component.documents import finetune
 from tests.model.objects import Object
 from tests.model.operators import Fault
-from tests.model.world import World
+from tests.model.world import CONFIG, World
 
 from lora_operator.views.names import CONTROLLER_UID_LABEL, NAME_LABEL, QUEUE_LABEL, UID_LABEL
 
@@ -332,3 +333,85 @@ def test_two_operators_that_cannot_agree_leave_longer_and_longer_pauses(world: W
     wrote = len([request for request in world.network.requests if request.method == "PUT"]) - writes
     assert wrote <= 40, f"{wrote} writes in ten minutes"
     world.check()
+
+
+@pytest.mark.parametrize("behind_s", [2, 30])
+def test_a_watch_of_pods_that_lags_loses_nothing_of_what_the_preflight_found(behind_s: float) -> None:
+    """Its Job is Complete before the watch of pods brings the end, and with it the report and the plan."""
+    world = World(Lucky())
+    try:
+        world.start_operator()
+        world.settle()
+        world.life.client.post(world.life.path("lorafinetunes"), run_of("tone", preflight="Run"))
+        world.settle()
+        world.controllers.catch_up()
+        world.pass_time(2)
+        world.life.start_pod()
+        world.pass_time(5)
+        world.operators[0].deaf.add("pods")
+        world.life.succeed()
+        world.controllers.catch_up()
+        world.pass_time(behind_s)
+        world.operators[0].deaf.discard("pods")
+        world.operators[0].hear("pods")
+        world.pass_time(60)
+        world.check()
+        (run,) = world.server.all("lorafinetunes")
+        assert run["status"]["attempt"] == 1
+        assert run["status"]["plan"]
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("lagging", ["lorafinetunes", "jobs"])
+def test_a_run_beyond_the_limit_begins_when_another_was_deleted_whichever_watch_says_so_first(lagging: str) -> None:
+    """The turn that its Job's deletion gives rise to finds the run gone, which the watch of runs brings later."""
+    world = World(Lucky(), dataclasses.replace(CONFIG, most_unfinished_runs_per_namespace=1))
+    try:
+        world.start_operator()
+        for name in ("old", "young"):
+            world.life.client.post(world.life.path("lorafinetunes"), run_of(name))
+            world.pass_time(2)
+        assert [job["metadata"]["labels"][NAME_LABEL] for job in world.server.all("jobs")] == ["old"]
+        world.operators[0].deaf.add(lagging)
+        world.life.client.delete(world.life.path("lorafinetunes", "old"))
+        world.controllers.catch_up()
+        world.pass_time(2)
+        world.operators[0].deaf.discard(lagging)
+        world.operators[0].hear(lagging)
+        world.pass_time(60)
+        world.controllers.catch_up()
+        world.check_rest()
+        assert [job["metadata"]["labels"][NAME_LABEL] for job in world.server.all("jobs")] == ["young"]
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_job_that_lost_its_controller_gets_no_other_one_beside_it(*, restarted: bool) -> None:
+    """Its pod was drained and the next is not made yet, when somebody takes the reference off; perhaps labels, too."""
+    world = World(Lucky())
+    try:
+        world.start_operator()
+        world.life.client.post(world.life.path("lorafinetunes"), run_of("tone"))
+        world.pass_time(2)
+        world.controllers.catch_up()
+        world.life.start_pod()
+        world.pass_time(5)
+        world.life.disrupt()
+        world.life.stop_all()
+        world.life.disown()
+        if restarted:
+            world.life.strip_labels()
+            world.operators[0].kill()
+        world.settle()
+        world.pass_time(60)
+        world.check()
+        (job,) = world.server.all("jobs")
+        assert [owner["controller"] for owner in job["metadata"]["ownerReferences"]] == [True]
+        world.controllers.catch_up()
+        world.pass_time(60)
+        world.check_rest()
+        assert _reasons(world) == ["Pending"]
+    finally:
+        world.close()

@@ -9,7 +9,7 @@ from typing import Any
 from tests.model.controllers import NODE, Controllers
 from tests.model.invariants import KINDS, Witness, check_text, waiting
 from tests.model.life import Chance, Life
-from tests.model.objects import Object
+from tests.model.objects import Object, run_uid
 from tests.model.operators import BEGINNING, WATCHED, ModelOperator, Network, Request
 from tests.model.queues import DISCOVERY, Queues
 from tests.model.server import Server, labels_of
@@ -131,6 +131,7 @@ class World:
     def start_operator(self, skew_s: float = 0.0, *, leads: bool = True) -> ModelOperator:
         """One more operator, which may stand by until none leads any more."""
         self.started += 1
+        self.life.clocks_agree &= not skew_s
         operator = ModelOperator(self.started, self.network, self.config, self._answer, skew_s=skew_s)
         self.operators.append(operator)
         operator.start()
@@ -256,6 +257,7 @@ class World:
             return
         owners = request.answer["metadata"].get("ownerReferences", ())
         ours = any(owner["kind"] == "LoRAFineTune" for owner in owners)
+        ours |= not owners and bool(run_uid(request.answer))  # somebody took the reference off
         # The run was deleted without its children while the request was under way.
         name = request.answer["metadata"]["name"]
         ours |= request.method == "PATCH" and any(not is_of_another(name, uid) for uid in self.life.orphaned)

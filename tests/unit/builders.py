@@ -119,7 +119,12 @@ def make_job_object(
         metadata["resourceVersion"] = version
     return {
         "metadata": metadata,
-        "spec": {"suspend": False, "backoffLimit": 3, **(spec or {})},
+        "spec": {
+            "suspend": False,
+            "backoffLimit": 3,
+            "template": {"metadata": {"labels": names.child_labels(NAME, UID, attempt, stage)}},
+            **(spec or {}),
+        },
         "status": {"startTime": instant(minutes_ago(58)), **(status or {})},
     }
 

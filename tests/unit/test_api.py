@@ -159,11 +159,25 @@ async def test_a_webhook_that_plays_the_busy_server_holds_no_worker() -> None:
     assert client.asked == 1
 
 
+@pytest.mark.parametrize("uid", ["u", "another"])
+async def test_a_deletion_that_meets_a_change_of_the_object_is_no_success(uid: str) -> None:
+    """Nor does the code tell that from a precondition that failed: whose the name is by now does."""
+    modified = Answer(409, b'{"reason": "Conflict", "message": "the object has been modified"}', {})
+    there = Answer(200, json.dumps({"metadata": {"uid": uid}}).encode(), {})
+    delete = Api(cast("ApiClient", ScriptedClient(modified, there))).delete(PODS, "team-a", "x", "u")
+    if uid == "another":
+        await delete
+        return
+    with pytest.raises(ApiError):
+        await delete
+
+
 @pytest.mark.parametrize("code", [404, 409])
 async def test_a_deletion_that_a_webhook_denies_is_no_success(code: int) -> None:
     """What is gone, or another's by now, is; a Job that lives and holds GPUs is not."""
     own = Answer(code, b'{"message": "jobs not found"}', {})
-    await Api(cast("ApiClient", ScriptedClient(own))).delete(PODS, "team-a", "x", "u")
+    gone = Answer(404, b"{}", {})
+    await Api(cast("ApiClient", ScriptedClient(own, gone))).delete(PODS, "team-a", "x", "u")
     denied = Answer(code, b'{"message": "admission webhook \\"keep.example\\" denied the request"}', {})
     with pytest.raises(ApiError):
         await Api(cast("ApiClient", ScriptedClient(denied))).delete(PODS, "team-a", "x", "u")

@@ -10,6 +10,7 @@ from tests.unit.builders import (
     CONFIG,
     NOW,
     SHARED,
+    condition_object,
     ended_pod,
     finished_job,
     job_name,
@@ -445,3 +446,13 @@ def test_a_training_without_a_status_has_its_preflight_read_by_name_where_none_i
         plan_for(make_finetune(), jobs=(make_job(),)),
     ):
         assert not known.read_first
+
+
+def test_a_preflight_at_work_has_no_events_read() -> None:
+    """None explains it, and a watch brings its end; before it runs, and once its node is silent, they may."""
+    job, waits = make_job(**STAGE), make_pod(**STAGE)
+    at_work = plan_for(finetune(), jobs=(job,), pods=(running_pod(**STAGE),))
+    assert (at_work.watch_events, at_work.requeue_after_s, at_work.due_in_s) == (False, None, None)
+    silent = running_pod(conditions=(condition_object("Ready", "Unknown", since=minutes_ago(1)),), **STAGE)
+    for pod in (waits, silent):
+        assert plan_for(finetune(), jobs=(job,), pods=(pod,)).watch_events

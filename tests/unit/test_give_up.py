@@ -97,6 +97,12 @@ WAITING: dict[str, tuple[FineTune, JobView, tuple[PodView, ...], float | None]] 
         600,
     ),
     "since now, where only its Job tells that it was held": (ready_since(50), held_job(50, suspend=False), (), 600),
+    "not once a pod has published, which its Job has yet to count": (
+        with_status(make_finetune(spec=OF_TWO_NODES), ready_since(50).status),
+        job_since(50),
+        (ended_pod(0, make_summary().to_message()), make_pod(name="next", index=1, created_at=minutes_ago(30))),
+        None,
+    ),
     "not while its pods run": (ready_since(50), job_since(50), (running_pod(),), None),
     "not while it is suspended": (ready_since(50), job_since(50, spec={"suspend": True}), (), None),
     "not while its Job is being deleted": (ready_since(50), job_since(50, deleting=True), (), None),
@@ -115,6 +121,20 @@ def test_a_run_waits(finetune: FineTune, job: JobView, pods: tuple[PodView, ...]
     assert stated(plan, "Failed") == ("True", "PendingTimeout")
     assert plan.status["completionTime"] == plan.status["activeUntil"] == instant(NOW + timedelta(seconds=left_s))
     assert "activeSince" not in plan.status
+
+
+@pytest.mark.parametrize("ahead", [timedelta(0), timedelta(minutes=-11), timedelta(minutes=11)])
+def test_a_node_with_a_wrong_clock_ends_no_wait(ahead: timedelta) -> None:
+    """Its pod ran for hours and has just failed: the wait for the next one begins now, and not when the node says."""
+    began = minutes_ago(300)
+    finetune = with_status(IMPATIENT, ready_since(300, "True").status)
+    failed = ended_pod(75, created_at=began, ended_at=NOW + ahead)
+    job = make_job(status={"startTime": instant(began), "failed": 1})
+    for later in (0, 1, 500):
+        plan = decide(finetune, Observed(jobs=(job,), pods=(failed,)), CONFIG, NOW + timedelta(seconds=later))
+        assert stated(plan)[0] == "Unknown"
+        assert condition(plan, "PodsReady")["lastTransitionTime"] == instant(NOW)
+        finetune = with_status(finetune, plan.status)
 
 
 def test_the_end_of_a_wait_tells_the_last_reason_and_comes_after_a_live_look() -> None:

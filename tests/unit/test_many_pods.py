@@ -244,7 +244,8 @@ async def test_a_run_with_more_pods_is_reported_once(caplog: pytest.LogCaptureFi
             await world.turn()
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1
-    assert said[0].startswith(f"{MANY + 1} pods are this run's by label or Job, and {MOST_PODS} of them are looked at")
+    assert said[0].startswith(f"1 Jobs and {MANY + 1} pods are this run's")
+    assert f"and 1 and {MOST_PODS} of them are looked at" in said[0]
     assert world.condition("PodsReady")["status"] == "True"
     for number in range(MANY):
         world.cache.pods.mark_deleted(Key(NAMESPACE, f"forged-{number}"), f"uid-of-forged-{number}")

@@ -98,11 +98,18 @@ def test_a_name_is_no_longer_than_a_status_may_hold(read: Callable[[dict[str, An
     assert read({"metadata": {"name": "x" * 254}}).name == "x" * 253
 
 
-def test_an_owner_that_is_no_controller_owns_nothing() -> None:
-    """Only the controller reference tells whose child an object is."""
+def test_a_job_without_a_controller_is_its_pod_templates_runs() -> None:
+    """Somebody took the reference off, or made it one that controls nothing. An owner that is none owns nothing."""
     job = make_job_object()
-    job["metadata"]["ownerReferences"][0]["controller"] = False
+    reference = job["metadata"]["ownerReferences"][0]
+    assert (parse_job(job).owner_uid, parse_job(job).owners) == (UID, None)
+    reference["controller"] = False
+    assert (parse_job(job).owner_uid, parse_job(job).owners) == (UID, (reference,))
+    job["spec"]["template"] = {}
     assert parse_job(job).owner_uid == ""
+    reference["controller"] = True
+    reference["uid"] = "other"
+    assert (parse_job(job).owner_uid, parse_job(job).owners) == ("other", None)
 
 
 def test_a_job_without_backoff_limit_has_the_default_of_kubernetes() -> None:

@@ -7,6 +7,7 @@ import pytest
 from tests.unit.builders import (
     NAME,
     NAMESPACE,
+    NOW,
     UID,
     condition_object,
     job_name,
@@ -14,14 +15,19 @@ from tests.unit.builders import (
     make_manifest,
     make_pod_object,
 )
+from tests.unit.reports import make_report
 from tests.unit.turns import KEY, Object, World, pod_at
 
-from lora_operator.cluster.api import JOBS, ApiError
+from lora_operator.cluster.api import JOBS, PODS, ApiError
 from lora_operator.cluster.cache import Key
 from lora_operator.views.names import job_name as job_name_of
+from lora_operator.views.wording import instant
 
 ATTEMPTED: Object = {"attempt": 1, "jobName": job_name()}
 SECOND: Object = {"attempt": 2, "jobName": job_name(2)}
+AT_WORK: Object = {
+    "conditions": [condition_object(kind, "Unknown", reason="Preflight") for kind in ("Complete", "Failed")]
+}
 
 
 def at_version(version: str, manifest: Object, **metadata: Any) -> Object:
@@ -118,3 +124,25 @@ async def test_what_was_read_before_the_resource_changed_is_read_again() -> None
     assert f"GET {JOBS.path(NAMESPACE, job_name())}" in world.server.asked[:refused]
     assert f"GET {JOBS.path(NAMESPACE, job_name())}" in world.server.asked[refused:]
     assert world.condition("Failed")["status"] == "True"
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_preflight_that_ended_well_is_not_taken_for_one_without_a_report_before_its_pod_is_read(
+    *, known: bool
+) -> None:
+    """Its Job is Complete, and the watch of pods, which lags, shows its pod at work or not at all."""
+    world = World(spec={"preflight": "Run"}, status=AT_WORK, stage="preflight")
+    if known:
+        running = {"running": {"startedAt": instant(NOW)}}
+        world.cache.pods.put(pod_at("21", stage="preflight", phase="Running", state=running))
+    report = {"exitCode": 0, "reason": "Completed", "message": make_report().to_message(), "finishedAt": instant(NOW)}
+    world.server.pods = [pod_at("80", stage="preflight", phase="Succeeded", state={"terminated": report})]
+    done = {"succeeded": 1, "completionTime": instant(NOW), "conditions": [condition_object("Complete")]}
+    world.tell_job("30", stage="preflight", status=done)
+    await world.turn()
+    world.now_s += 60  # by when the status is due
+    await world.turn()
+    assert world.server.finetune["status"]["plan"]
+    assert "no report" not in world.condition("PreflightPassed")["message"]
+    lists = world.server.asked.count(f"GET {PODS.path(NAMESPACE)}")
+    assert lists == 2, "of the pods of its Job and, as it is not there, of the training's"

@@ -81,6 +81,12 @@ CASES = {
     "a queue that took back the Job's start": (BEGUN, (job(None, suspended=7),), (), spent(300, until=7)),
     "a deleted Job whose pod lives on": (BEGUN, (), (running_pod(created_at=at(3)),), BEGUN),
     "a deleted Job whose pod has ended": (BEGUN, (), (ended_pod(143, created_at=at(3)),), spent(47 * 60, until=49)),
+    "a deleted Job whose pod has ended, by the clock of a node that is ahead": (
+        BEGUN,
+        (),
+        (ended_pod(143, created_at=at(3), ended_at=at(240)),),
+        spent(58 * 60, until=60),
+    ),
     "a deleted Job without a trace": (BEGUN, (), (), spent(0, until=2)),
     "a Job in the place of a deleted one": (
         spent(180, until=5),
@@ -110,9 +116,9 @@ def test_each_period_counts_once(
     before: SpentTime, jobs: tuple[JobView, ...], pods: tuple[Any, ...], after: SpentTime
 ) -> None:
     """By the cluster's own times, and the same when it is looked at again."""
-    found = follow_time(before, jobs, pods)
+    found = follow_time(before, jobs, pods, NOW)
     assert found == after
-    assert follow_time(found, jobs, pods) == after
+    assert follow_time(found, jobs, pods, NOW) == after
     assert stored_time(time_block(found)) == after
 
 
@@ -140,13 +146,13 @@ def test_the_sum_does_not_depend_on_when_the_operator_looks(periods: list[tuple[
         start = moment
         going = make_job(status={"startTime": instant(start)})
         if seen:
-            status = follow_time(status, (going,), ())
+            status = follow_time(status, (going,), (), NOW)
         moment += timedelta(seconds=active_s)
         total += active_s
         held = make_job(
             status={"startTime": instant(start), "conditions": [condition_object("Suspended", since=moment)]}
         )
-        status = follow_time(status, (held,), ())
+        status = follow_time(status, (held,), (), NOW)
         status = stored_time(time_block(status))
         assert (status.run_s, status.active_since) == (total, None)
         moment += timedelta(seconds=held_s)

@@ -8,11 +8,13 @@ from tests.unit.builders import (
     NAME,
     NAMESPACE,
     UID,
+    ended_pod,
     finished_job,
     job_name,
     make_finetune,
     make_job,
     make_pod_object,
+    make_summary,
 )
 from tests.unit.plans import plan_for, stated
 
@@ -34,7 +36,16 @@ def test_a_job_of_an_earlier_attempt_that_turns_up_late_is_stopped_after_a_live_
     plan = plan_for(make_finetune(status=SECOND), jobs=(late, present))
     assert plan.delete == (ObjectRef(kind="Job", name=job_name(1), uid=late.uid),)
     assert plan.read_first
-    assert plan.status == SECOND
+    assert stated(plan, "Complete") == ("Unknown", "Pending")
+
+
+def test_a_run_ends_though_a_job_of_an_earlier_attempt_cannot_be_deleted() -> None:
+    """A webhook keeps it, say: what the present attempt's Job has proven is no less true."""
+    late, done = make_job(), finished_job(attempt=2, uid="job-2")
+    pod = ended_pod(0, make_summary().to_message(), attempt=2, job_uid="job-2")
+    plan = plan_for(make_finetune(status=SECOND), jobs=(late, done), pods=(pod,))
+    assert [target.uid for target in plan.delete] == [late.uid]
+    assert stated(plan, "Complete") == ("True", "Succeeded")
 
 
 def test_no_attempt_begins_while_an_earlier_one_is_being_stopped() -> None:

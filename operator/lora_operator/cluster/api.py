@@ -255,6 +255,17 @@ class Api:
         except ApiError as error:
             if error.is_of_webhook or error.code not in (404, 409):
                 raise
+            # A conflict is another uid, or a change at the same moment, after which the object is still there.
+            if error.code == 409 and await self._is_there(resource, namespace, name, uid):
+                raise
+
+    async def _is_there(self, resource: Resource, namespace: str, name: str, uid: str) -> bool:
+        try:
+            return bool((await self.get(resource, namespace, name))["metadata"]["uid"] == uid)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            return False
 
     async def list_chunks(
         self, resource: Resource, namespace: str | None, query: Mapping[str, str], *, most: int = MOST_IN_CHUNK

@@ -13,7 +13,7 @@ from lora_operator.cluster.tombstones import Tombstones
 from lora_operator.views import names
 from lora_operator.views.conditions import is_finished
 from lora_operator.views.observe import (
-    controller_of,
+    owner_of,
     parse_finetune,
     parse_job,
     parse_pod,
@@ -307,7 +307,7 @@ class Cache:
     def __init__(self) -> None:
         self.finetunes: Store[FineTune] = Store(parse_finetune, _itself, _PackedWhenFinished())
         # What a Job that is gone looked like, and why a pod ended and what it proved, is not lost.
-        self.jobs: Store[JobView] = Store(parse_job, controller_of, keeps=lambda _: True)
+        self.jobs: Store[JobView] = Store(parse_job, owner_of, keeps=lambda _: True)
         self.pods: Store[PodView] = Store(parse_pod, _by_labels, keeps=has_ended)
         self.workloads: Store[WorkloadView] = Store(parse_workload, _by_pod_template)
 

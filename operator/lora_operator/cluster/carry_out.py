@@ -10,7 +10,7 @@ from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.look import read_finetune
 from lora_operator.cluster.omissions import Omissions
 from lora_operator.views.model import FineTune, ObjectRef, Patch, Rejection
-from lora_operator.views.observe import controller_of
+from lora_operator.views.observe import controller_of, owner_of
 from lora_operator.views.wording import UNANSWERED
 
 # What the API server answers to something that it will not have: bad request, forbidden (rights, quota, pod security,
@@ -72,7 +72,7 @@ class Writer:
             if error.code == 404:
                 raise TryAgainError(f"{kind} {name} existed and was deleted a moment later") from error
             raise
-        if controller_of(stored)[1] != finetune.uid:
+        if owner_of(stored)[1] != finetune.uid:
             message = f"{kind} {name} exists and belongs to another owner"
             return Creation(
                 rejection=Rejection(kind=kind, name=name, code=409, reason="AlreadyExists", message=message)

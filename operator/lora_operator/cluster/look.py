@@ -5,15 +5,19 @@ from datetime import datetime
 
 from lora_operator.cluster.api import FINETUNES, JOBS, LEAST_IN_CHUNK, PODS, Api, ApiError, Object, UnreachableError
 from lora_operator.cluster.cache import Cache, Key, key_of
-from lora_operator.views.jobs import ending_of
+from lora_operator.views.jobs import ending_of, is_of
 from lora_operator.views.model import Answer, EventView, FineTune, JobView, Observed, PodView, Rejection
-from lora_operator.views.names import CONTROLLER_UID_LABEL, JOB_NAME_LABEL, UID_LABEL
-from lora_operator.views.observe import controller_of
+from lora_operator.views.names import CONTROLLER_UID_LABEL, JOB_NAME_LABEL, PREFLIGHT, TRAIN, UID_LABEL, job_name
+from lora_operator.views.observe import owner_of
 from lora_operator.views.pods import has_ended, ignored_by_job, is_running
+from lora_operator.views.wording import integer_of
 
 # Of a run, as anyone who may create pods can label thousands as a run's. A Job of 64 nodes, whose failed pods stay, has
 # more after eight rounds; what is older is counted by then.
 MOST_PODS = 512
+# Of a run: it has two or three, but anyone who may create Jobs can make thousands that are a run's by their name and
+# controller reference, each of which may be read, and deleted, in a turn.
+MOST_JOBS = 16
 
 
 def look(
@@ -31,13 +35,15 @@ def look(
     `kueue`: the cluster has Kueue, and the cache follows its Workloads.
     """
     key, uid = key_of(finetune), finetune.uid
-    jobs, former_jobs = cache.jobs.of(key, uid), cache.jobs.tombstones(key, uid)
+    all_jobs, former_jobs = cache.jobs.of(key, uid), cache.jobs.tombstones(key, uid)
+    jobs = _most_telling_jobs(finetune, all_jobs)
     known = (*cache.pods.of(key, uid), *cache.pods.tombstones(key, uid))
     pods = _most_telling(known, (*jobs, *former_jobs))
     # Of running pods alone: what a pod said before it failed is not what its successor does.
     answer = ask(pod for pod in pods if is_running(pod))
     return Observed(
         jobs=jobs,
+        jobs_left_out=len(all_jobs) - len(jobs),
         former_jobs=former_jobs,
         pods=pods,
         pods_left_out=len(known) - len(pods),
@@ -49,6 +55,19 @@ def look(
         rejection=rejection,
         over_limit=over_limit,
     )
+
+
+def _most_telling_jobs(finetune: FineTune, jobs: tuple[JobView, ...]) -> tuple[JobView, ...]:
+    """At most `MOST_JOBS` of a run's Jobs: first those that it must have, then those that go on, newer ones first."""
+    if len(jobs) <= MOST_JOBS:
+        return jobs
+    attempt = integer_of(finetune.status.get("attempt")) or 0
+    due = {job_name(finetune.name, finetune.uid, n, s) for n in (1, attempt, attempt + 1) for s in (TRAIN, PREFLIGHT)}
+
+    def rank(job: JobView) -> tuple[bool, bool, bool, bool, datetime]:
+        return job.name in due, is_of(finetune, job), not job.deleting, ending_of(job) is None, job.created_at
+
+    return tuple(sorted(jobs, key=rank, reverse=True)[:MOST_JOBS])
 
 
 def _most_telling(pods: tuple[PodView, ...], jobs: Iterable[JobView]) -> tuple[PodView, ...]:
@@ -128,7 +147,7 @@ async def _read_job(cache: Cache, api: Api, finetune: FineTune, name: str) -> st
         cache.jobs.mark_deleted(place, uid)
         return ""
     cache.jobs.put(stored, as_of=before)
-    ours = finetune.uid in {controller_of(stored)[1], (stored["metadata"].get("labels") or {}).get(UID_LABEL)}
+    ours = finetune.uid in {owner_of(stored)[1], (stored["metadata"].get("labels") or {}).get(UID_LABEL)}
     return "" if ours else str(stored["metadata"]["uid"])
 
 

@@ -1,4 +1,4 @@
-"""The few fields of a Job that follow the LoRAFineTune while it runs: suspension, retries, deadline; and its labels."""
+"""The few fields of a Job that follow the LoRAFineTune while it runs, and the marks by which the Job is its own."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ MOST_RELABELLED = 3
 
 
 def adjust(
-    job: JobView, policy: Policy, pods: int, run_s: int = 0, labels: Mapping[str, str] | None = None
+    job: JobView, policy: Policy, pods: int, run_s: int = 0, marks: Mapping[str, Any] | None = None
 ) -> Patch | None:
     """The patch that the policy asks for; None where the Job, which has so many pods at a time, follows it already.
 
@@ -23,7 +23,7 @@ def adjust(
     The suspension is written only when the user's wish changed since it was last applied: a Job that a queue or a
     person suspended, or let go, is left as it is. That of a Job in a queue is never written: see `quota.hold`.
 
-    `labels` are those that somebody took off, and that are put back; `has_lost_labels` says when that is given up.
+    `marks` are labels and controller reference: what somebody took off is put back, `MOST_RELABELLED` times.
     """
     spec: dict[str, Any] = {}
     annotations: dict[str, str] = {}
@@ -36,8 +36,13 @@ def adjust(
     if job.active_deadline_s != seconds_left(policy, used):
         spec["activeDeadlineSeconds"] = seconds_left(policy, used)
     metadata: dict[str, Any] = {}
-    if labels and not job.is_indexed and not has_lost_labels(job):
-        metadata["labels"] = dict(labels)
+    if marks and job.relabelled < MOST_RELABELLED and (job.owners is not None or not job.is_indexed):
+        metadata["uid"] = job.uid  # a precondition
+        if not job.is_indexed:
+            metadata["labels"] = marks["labels"]
+        if job.owners is not None:
+            others = [owner for owner in job.owners if owner.get("uid") != job.owner_uid]
+            metadata["ownerReferences"] = [*others, *marks["ownerReferences"]]
         annotations[RELABELLED_ANNOTATION] = str(job.relabelled + 1)
     if annotations:
         metadata["annotations"] = annotations

@@ -82,7 +82,7 @@ def read_case(finetune: FineTune, observed: Observed, config: OperatorConfig, no
     defaults = defaults_for(finetune.spec, finetune.status, config)
     request = read_request(finetune.manifest, options, defaults)
     stored = stored_time(finetune.status)
-    spent = follow_time(stored, children.jobs, observed.pods)
+    spent = follow_time(stored, children.jobs, observed.pods, now)
     rounds = Rounds(observed.pods, children.jobs, nodes=request.pod.nodes)
     retries = count_ends(stored_retries(finetune.status), rounds)
     stopped = spent.active_since is None and spent.active_until != stored.active_until

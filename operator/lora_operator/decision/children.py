@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lora_operator.views import names
+from lora_operator.views.jobs import is_of
 from lora_operator.views.model import FineTune, JobView, Observed, PodView
 from lora_operator.views.pods import has_ended, newest_first
 from lora_operator.views.wording import integer_of
@@ -36,7 +37,7 @@ class Children:
 
 def find_children(finetune: FineTune, observed: Observed) -> Children:
     """Sort out what was observed. The count of attempts survives in the status and in the Jobs: the larger holds."""
-    mine = [job for job in observed.jobs if _is_of(finetune, job)]
+    mine = [job for job in observed.jobs if is_of(finetune, job)]
     own = [job for job in mine if job.stage == names.TRAIN]
     training = [pod for pod in observed.pods if pod.stage == names.TRAIN]
     stored = integer_of(finetune.status.get("attempt")) or 0
@@ -53,14 +54,8 @@ def find_children(finetune: FineTune, observed: Observed) -> Children:
         orphans=tuple(pod for pod in newest_first(training) if pod.job_uid not in known and not has_ended(pod)),
         stages={other.stage: other for other in mine if other.stage != names.TRAIN and other.attempt == number},
         jobs=tuple(mine),
-        former=tuple(job for job in observed.former_jobs if _is_of(finetune, job)),
+        former=tuple(job for job in observed.former_jobs if is_of(finetune, job)),
     )
-
-
-def _is_of(finetune: FineTune, job: JobView) -> bool:
-    """Whether the Job is the run's by its controller reference, and has the name that the operator gives."""
-    name = names.job_name(finetune.name, finetune.uid, job.attempt, job.stage)
-    return job.owner_uid == finetune.uid and job.name == name
 
 
 def _belongs(pod: PodView, job: JobView | None, attempt: int) -> bool:

@@ -13,7 +13,7 @@ from lora_operator.decision.adjust import adjust, adjusted
 from lora_operator.decision.advice import advise
 from lora_operator.decision.case import Case, read_case
 from lora_operator.decision.checkpoint import checkpoint_saved
-from lora_operator.decision.expiry import expired_objects, on_the_way_out
+from lora_operator.decision.expiry import expired_objects, may_go_on_unseen, on_the_way_out
 from lora_operator.decision.give_up import give_up, has_no_time_left, pending_left_s, waited_too_long
 from lora_operator.decision.notices import notices, recreated
 from lora_operator.decision.progress import follow_progress, next_question_s, stalled_since
@@ -37,7 +37,7 @@ from lora_operator.decision.trouble import beyond_limit, trouble_of_rejection
 from lora_operator.decision.unseen import rests_on_unseen
 from lora_operator.decision.usage import count_usage
 from lora_operator.decision.verdict import deadline_exceeded, deleted_too_often
-from lora_operator.rendering.render import render_job, render_service
+from lora_operator.rendering.render import marks_of, render_job, render_service
 from lora_operator.views.conditions import (
     MESSAGE_LENGTH,
     Condition,
@@ -48,8 +48,9 @@ from lora_operator.views.conditions import (
     state_of,
 )
 from lora_operator.views.config import OperatorConfig
+from lora_operator.views.jobs import is_of
 from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView, soonest
-from lora_operator.views.names import QUEUE_LABEL, child_labels
+from lora_operator.views.names import QUEUE_LABEL
 from lora_operator.views.observe import parse_job
 from lora_operator.views.pods import is_running, leader_first
 from lora_operator.views.wording import block_of, integer_of, sentence
@@ -71,12 +72,11 @@ def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: 
     if result_of(finetune.status):
         return _after_the_end(finetune, observed, now)
     case = planned(read_case(finetune, observed, config, now))
-    stale = [ObjectRef(kind="Job", name=j.name, uid=j.uid) for j in superseded(case) if not j.deleting]
-    if stale:
-        plan = Plan(status=finetune.status, delete=tuple(stale), requeue_after_s=config.pending_check_s)
-    else:
-        stage, job = reached(case)
-        plan = _follow(case, stage, job) if case.children.job and job else _begin(case, stage, job)
+    stage, job = reached(case)
+    plan = _follow(case, stage, job) if case.children.job and job else _begin(case, stage, job)
+    # Beside the rest: a webhook may keep one from being deleted for as long as the run takes, and longer.
+    stale = tuple(ObjectRef(kind="Job", name=j.name, uid=j.uid) for j in superseded(case) if not j.deleting)
+    plan = dataclasses.replace(plan, delete=stale)
     read_first, read_for_status = rests_on_unseen(case, plan), makes_none(case)
     return dataclasses.replace(plan, read_first=read_first, read_for_status=read_for_status, job_names=job_names(case))
 
@@ -84,9 +84,10 @@ def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: 
 def _after_the_end(finetune: FineTune, observed: Observed, now: datetime) -> Plan:
     """The verdict stands. What is left is to stop a Job that was given up, and the time to live of one that ended."""
     expired, left_s = expired_objects(finetune, observed, now)
-    jobs = tuple(job.name for job in observed.jobs if job.owner_uid == finetune.uid)
-    status = refreshed_status(finetune)
-    return Plan(status=status, delete=expired, requeue_after_s=left_s, read_first=bool(expired), job_names=jobs)
+    jobs, unseen = tuple(job.name for job in observed.jobs if is_of(finetune, job)), may_go_on_unseen(finetune, now)
+    status, names = refreshed_status(finetune), tuple(dict.fromkeys((*jobs, *unseen)))
+    read_first = bool(expired) or not set(unseen).issubset(jobs)
+    return Plan(status=status, delete=expired, requeue_after_s=left_s, read_first=read_first, job_names=names)
 
 
 def _begin(case: Case, stage: Stage, job: JobView | None) -> Plan:
@@ -162,8 +163,8 @@ def _adjust(
     """The patches that the spec's mutable part asks for, and what they make of the Job and of its place in a queue."""
     policy, finetune, patches = case.request.policy, case.finetune, list[Patch]()
     undone = case.observed.undone
-    labels = child_labels(finetune.name, finetune.uid, job.attempt, job.stage)
-    if (patch := adjust(job, policy, stage.pods(case), case.spent.run_s, labels)) and patch not in undone:
+    marks = marks_of(finetune, job.attempt, job.stage)
+    if (patch := adjust(job, policy, stage.pods(case), case.spent.run_s, marks)) and patch not in undone:
         job = adjusted(job, patch)
         patches.append(patch)
     if place is not None and (patch := hold(place, policy)) and patch not in undone:
@@ -255,6 +256,8 @@ def _watch(case: Case, scene: Scene, situation: Situation, resolved: Status | No
     due_s = pending_left_s(case, job, scene.pods, situation)
     if observed.rejection is not None:  # which nothing takes back but another try
         due_s = soonest(due_s, config.retry_max_s)
+    if situation.state.reason is Reason.PREFLIGHT and any(map(is_running, scene.pods)):
+        return dataclasses.replace(plan, due_in_s=due_s)  # no Event explains its work, and a watch brings its end
     return dataclasses.replace(plan, requeue_after_s=config.pending_check_s, watch_events=True, due_in_s=due_s)
 
 

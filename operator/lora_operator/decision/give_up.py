@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from lora_operator.decision.case import Case
-from lora_operator.decision.proof import Verdict
+from lora_operator.decision.proof import Verdict, claims_success
 from lora_operator.decision.situation import Scene, Situation
 from lora_operator.decision.verdict import deadline_exceeded, out_of_retries
 from lora_operator.views import names
@@ -73,7 +73,7 @@ def waited_too_long(case: Case, job: JobView | None, pods: Sequence[PodView], si
 def pending_left_s(case: Case, job: JobView | None, pods: Sequence[PodView], situation: Situation) -> float | None:
     """Seconds that the run may yet wait for its pods; None where nothing limits that, or where it does not wait."""
     policy = case.request.policy
-    if policy.pending_timeout_s is None or policy.suspend or situation.running:
+    if policy.pending_timeout_s is None or policy.suspend or situation.running or any(map(claims_success, pods)):
         return None
     if job is not None and (job.suspended or job.deleting or is_ending(job) or _is_early_work(case, job, pods)):
         return None

@@ -51,7 +51,7 @@ def time_block(spent: SpentTime) -> dict[str, Any]:
     return block | {key: instant(moment) for key, moment in times.items() if moment is not None}
 
 
-def follow_time(before: SpentTime, jobs: Iterable[JobView], pods: Iterable[PodView]) -> SpentTime:
+def follow_time(before: SpentTime, jobs: Iterable[JobView], pods: Iterable[PodView], now: datetime) -> SpentTime:
     """The time spent, given all Jobs of the run that are there and their pods."""
     jobs, pods = tuple(jobs), tuple(pods)
     periods = sorted(filter(None, map(_period, jobs)), key=lambda period: period.start)
@@ -59,7 +59,7 @@ def follow_time(before: SpentTime, jobs: Iterable[JobView], pods: Iterable[PodVi
     if before.active_since is not None:
         known = any(period.covers(before.active_since) for period in periods)
         closed = dataclasses.replace(before, active_since=None)
-        spent = closed if known else _close_unseen(before, jobs, pods, periods)
+        spent = closed if known else _close_unseen(before, jobs, pods, periods, now)
     for period in periods:
         # What is before the end of the last period has been counted, even if a stale cache shows it again.
         start = max(period.start, spent.active_until or period.start)
@@ -94,11 +94,11 @@ def _period(job: JobView) -> _Period | None:
 
 
 def _close_unseen(
-    spent: SpentTime, jobs: Iterable[JobView], pods: Iterable[PodView], periods: Iterable[_Period]
+    spent: SpentTime, jobs: Iterable[JobView], pods: Iterable[PodView], periods: Iterable[_Period], now: datetime
 ) -> SpentTime:
     """The end of a period whose Job does not say it: it was deleted, or goes on already, or its queue reset its start.
 
-    What nobody knows counts in favour of the run.
+    What nobody knows counts in favour of the run. A pod's end is by its node's clock, which may be ahead.
     """
     since = spent.active_since
     if since is None:
@@ -112,4 +112,4 @@ def _close_unseen(
     ends = (*stops, *(pod.trainer.finished_at for pod in pods if pod.trainer.finished_at))
     end = max(ends, default=since)
     later = [period.start for period in periods if period.start > since]
-    return spent.ended_at(min([end, *later]))
+    return spent.ended_at(min([end, now, *later]))

@@ -2,7 +2,7 @@
 
 from lora_operator.decision.case import Case
 from lora_operator.decision.stages.order import latest_job
-from lora_operator.decision.stages.preflight import is_lost
+from lora_operator.decision.stages.preflight import is_lost, is_unread
 from lora_operator.views.conditions import result_of
 from lora_operator.views.model import Plan
 from lora_operator.views.pods import has_ended, ignored_by_job
@@ -19,7 +19,8 @@ def rests_on_unseen(case: Case, plan: Plan) -> bool:
     hidden = not all(job.is_indexed for job in children.jobs) or not all(pod.is_indexed for pod in children.pods)
     fails = result_of(plan.status) == "failed"
     cannot_be_undone = fails or bool(plan.patch or plan.delete)
-    return cannot_be_undone or missing or bool(again) or hidden or is_lost(case) or _has_unseen_pods(case)
+    unseen = is_lost(case) or is_unread(case) or _has_unseen_pods(case)
+    return cannot_be_undone or missing or bool(again) or hidden or unseen
 
 
 def _has_unseen_pods(case: Case) -> bool:

@@ -93,6 +93,13 @@ def _metadata(finetune: FineTune, attempt: int, stage: str = names.TRAIN) -> Man
     return {
         "name": names.job_name(finetune.name, finetune.uid, attempt, stage),
         "namespace": finetune.namespace,
+        **marks_of(finetune, attempt, stage),
+    }
+
+
+def marks_of(finetune: FineTune, attempt: int, stage: str = names.TRAIN) -> Manifest:
+    """The metadata by which a child is the run's, and is found."""
+    return {
         "labels": names.child_labels(finetune.name, finetune.uid, attempt, stage),
         "ownerReferences": [
             {

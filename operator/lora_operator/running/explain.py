@@ -77,7 +77,7 @@ def describe(
         },
         "decides": _decision(finetune, decided),
         "plans": {"settings": settings, **_writes(finetune, plan)},
-        "notes": [*notes, *_notes_on_pods(observed), *_notes(finetune, plan, config, knows_settings=knows_settings)],
+        "notes": [*notes, *_notes_on_others(observed), *_notes(finetune, plan, config, knows_settings=knows_settings)],
     }
 
 
@@ -241,7 +241,9 @@ def _shown(value: object) -> str:
     return "nothing" if value is None else str(value)
 
 
-def _notes_on_pods(observed: Observed) -> Iterator[str]:
+def _notes_on_others(observed: Observed) -> Iterator[str]:
+    if observed.jobs_left_out:
+        yield f"{observed.jobs_left_out} more Jobs are this run's and are not looked at: find out who makes them"
     if observed.pods_left_out:
         yield (
             f"{observed.pods_left_out} more pods have this run's labels and are not looked at: find out who makes them"

@@ -74,7 +74,7 @@ class Operator:
             count=metrics.observe,
             now=self.api.clock.now,
             over_limit=self.run_limit.exceeded_by,
-            written=self.run_limit.update,
+            looked_at=self.run_limit.update,
             pacing=Pacing(time.monotonic, config.status_delay_s),
         )
         self.election = self._make_election()

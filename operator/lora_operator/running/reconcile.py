@@ -75,12 +75,12 @@ class Reconciler:
         count: Callable[[FineTune, Observed, Mapping[str, Any]], None],
         now: Callable[[], datetime],
         over_limit: Callable[[Key], int | None] = lambda _: None,
-        written: Callable[[Key], None] = lambda _: None,
+        looked_at: Callable[[Key], None] = lambda _: None,
         pacing: Pacing,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._over_limit = over_limit
-        self._written = written
+        self._looked_at = looked_at
         self._pacing = pacing
         self._api = api
         self._cache = cache
@@ -104,6 +104,13 @@ class Reconciler:
         `failures` is how often in a row the turn has failed before. Raises `ApiError`, `UnreachableError` or
         `TryAgainError` where it is to be tried again.
         """
+        try:
+            return await self._reconcile(key, failures)
+        finally:
+            # What a turn has read or written is no news when a watch brings it: so nobody else says so.
+            self._looked_at(key)
+
+    async def _reconcile(self, key: Key, failures: int) -> float | None:
         turn = _Turn(uid="")
         for _ in range(_MOST_ROUNDS):
             finetune = self._cache.finetunes.get(key)
@@ -214,7 +221,7 @@ class Reconciler:
             rejection=turn.rejection,
             over_limit=self._over_limit(key),
         )
-        self._crowds.note(key, looked_at=len(observed.pods), left_out=observed.pods_left_out)
+        self._crowds.note(key, observed)
         return replace(observed, undone=self._changes.undone(key))
 
     def _needs_events(self, key: Key, finetune: FineTune, plan: Plan) -> bool:
@@ -270,8 +277,6 @@ class Reconciler:
         self._pacing.forget(key)
         stored = self._cache.finetunes.get(key)
         self._contention.wrote(key, finetune, stored)
-        # What this process has written itself is no news when a watch brings it.
-        self._written(key)
         # What an older definition leaves out of it would be counted anew at each status.
         self._count(finetune, observed, stored.status if stored is not None else plan.status)
         return True

@@ -103,9 +103,9 @@ def _written(finetune: FineTune, condition: Condition, now: datetime) -> dict[st
     before = previous_condition(finetune, condition.type)
     changed_at = parse_instant(before.get("lastTransitionTime"))
     if changed_at is None:  # never written, or by the CRD's default alone: so it has been since the beginning
-        since = condition.finding.since or finetune.created_at or now
+        since = min(condition.finding.since or finetune.created_at or now, now)
     else:
-        since = changed_at if before.get("status") == status else condition.finding.since or now
+        since = changed_at if before.get("status") == status else min(condition.finding.since or now, now)
     return {
         "type": condition.type.value,
         "status": status,

@@ -1,12 +1,19 @@
 """What a Job says of itself: whether it has ended, is about to, or holds its pods back."""
 
-from lora_operator.views.model import ConditionView, JobView
+from lora_operator.views import names
+from lora_operator.views.model import ConditionView, FineTune, JobView
 
 FAILED_CREATE = "FailedCreate"
 """Reason of the Event by which the Job controller says that the cluster refuses a pod."""
 
 _ENDED = ("Complete", "Failed")
 _ENDING = (*_ENDED, "SuccessCriteriaMet", "FailureTarget")
+
+
+def is_of(finetune: FineTune, job: JobView) -> bool:
+    """Whether the Job is the run's, and has the name that the operator gives."""
+    name = names.job_name(finetune.name, finetune.uid, job.attempt, job.stage)
+    return job.owner_uid == finetune.uid and job.name == name
 
 
 def ending_of(job: JobView) -> ConditionView | None:

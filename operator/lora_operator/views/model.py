@@ -59,11 +59,13 @@ class ConditionView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
-    """A Job. `owner_uid` is its controller's, `suspend_intent` what we last asked for.
+    """A Job. `owner_uid` is that of the LoRAFineTune whose it is, its controller's unless somebody took the reference
+    off; `suspend_intent` is what we last asked for.
 
     `attempt` is, for a stage before the training, that of the training which follows; `retries_before` is what was used
     up of `maxRetries` before it. `queue` is the Job's LocalQueue, empty for none: Kueue then owns `suspended`.
-    `is_indexed`: it carries the labels that our watches select by; `relabelled` is how often we put them back.
+    `is_indexed`: it carries the labels that our watches select by; `relabelled` is how often we put those, or the
+    reference, back. `owners` are the references of a Job that has none to a controller, else None.
     `managed_by` is the controller that runs it, empty for Kubernetes' own.
     """
 
@@ -87,6 +89,7 @@ class JobView:
     retries_before: int = 0
     succeeded: int = 0
     is_indexed: bool = True
+    owners: tuple[Mapping[str, Any], ...] | None = None
     relabelled: int = 0
     managed_by: str = ""
 
@@ -208,7 +211,7 @@ class Observed:
 
     `kueue`: the cluster has Kueue, so that `workloads` are known. `progress` and `asked` are those of `Answer`.
     `over_limit` is the most unfinished runs of the namespace, for a run that has no Job yet and is beyond it.
-    `pods_left_out` is how many more pods there are than `pods` has: they are not looked at.
+    `jobs_left_out` and `pods_left_out` are how many more there are than `jobs` and `pods` have: they are not looked at.
     `undone` are changes that somebody has just undone: they are not to be made again now.
     """
 
@@ -222,6 +225,7 @@ class Observed:
     asked: bool = True
     rejection: Rejection | None = None
     over_limit: int | None = None
+    jobs_left_out: int = 0
     pods_left_out: int = 0
     undone: tuple["Patch", ...] = ()
 

@@ -77,7 +77,7 @@ def _is_of_another(status: Mapping[str, Any], uid: str) -> bool:
 def parse_job(obj: Mapping[str, Any]) -> JobView:
     """A Job of ours."""
     metadata, spec, status = _map(obj, "metadata"), _map(obj, "spec"), _map(obj, "status")
-    labels, owner_uid = _map(metadata, "labels"), _word(_controller(metadata), "uid")
+    labels, owner_uid = _map(metadata, "labels"), _word(_controller(metadata), "uid") or owner_of(obj)[1]
     backoff_limit = _integer(spec, "backoffLimit")
     attempt, stage = names.place_of(_text(metadata, "name"))
     return JobView(
@@ -102,6 +102,7 @@ def parse_job(obj: Mapping[str, Any]) -> JobView:
         succeeded=_integer(status, "succeeded") or 0,
         is_indexed=labels.get(names.MANAGED_BY_LABEL) == names.MANAGED_BY and labels.get(names.UID_LABEL) == owner_uid,
         relabelled=_number_in(metadata, names.RELABELLED_ANNOTATION),
+        owners=None if _controller(metadata) else tuple(_maps(metadata, "ownerReferences")),
         managed_by="" if _text(spec, "managedBy") == _JOB_CONTROLLER else _text(spec, "managedBy"),
     )
 
@@ -111,6 +112,16 @@ def controller_of(obj: Mapping[str, Any]) -> tuple[str, str]:
     owner = _controller(_map(obj, "metadata"))
     ours = owner.get("kind") == "LoRAFineTune" and owner["group"] == names.GROUP
     return (owner["name"], owner["uid"]) if ours else ("", "")
+
+
+def owner_of(obj: Mapping[str, Any]) -> tuple[str, str]:
+    """Name and uid of the LoRAFineTune whose Job it is: the controller, or where somebody took that reference off, so
+    that nobody controls it, as its pod template says, which cannot be changed."""
+    if _controller(_map(obj, "metadata")):
+        return controller_of(obj)
+    labels = _map(_map(_map(_map(obj, "spec"), "template"), "metadata"), "labels")
+    ours = labels.get(names.MANAGED_BY_LABEL) == names.MANAGED_BY
+    return (_text(labels, names.NAME_LABEL), _text(labels, names.UID_LABEL)) if ours else ("", "")
 
 
 def parse_workload(obj: Mapping[str, Any]) -> WorkloadView:

@@ -90,6 +90,13 @@ def is_lost(case: Case) -> bool:
     return looked and children.job is not None and not children.expected
 
 
+def is_unread(case: Case) -> bool:
+    """Whether its Job has ended well and no pod of it that is known has a report: the watch of pods may lag behind."""
+    job = None if _has_passed(case.finetune) else _job(case)
+    verdict = _judge(case, job) if job else None
+    return verdict is not None and verdict.succeeded and verdict.summary is None
+
+
 def _has_passed(finetune: FineTune) -> bool:
     return previous_condition(finetune, Type.PREFLIGHT_PASSED).get("status") == "True"
 
