@@ -56,7 +56,7 @@ def adapter_place(run: Object) -> ClaimUri:
     if not address and result(run) == "failed":
         raise ClientError(f"{name} failed ({state(run)}) and has no adapter: lora status {name} says why")
     if not address:
-        raise ClientError(f"{name} has no adapter yet: lora status {name} says how it stands")
+        raise ClientError(f"{name} has no adapter yet: lora status {name} shows its state")
     try:
         uri: Uri | None = parse_uri(address)
     except UriError as error:
