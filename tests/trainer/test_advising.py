@@ -36,7 +36,9 @@ from lora_trainer.training.step import run_step
 def trained(folder: Path, model: Path, rows: int, turns: int = 1, **sections: Any) -> Manifest:
     """The manifest of a training in this process, on some chats of which a fifth is held out."""
     claims = folder / "claims"
-    chats = [{"messages": row["messages"] * turns} for row in tiny.chats(rows)]
+    chats = [
+        {name: value * (turns if name == "messages" else 1) for name, value in row.items()} for row in tiny.chats(rows)
+    ]
     tiny.write_jsonl(claims / "data/train.jsonl", chats)
     shutil.copytree(model, claims / "models/tiny")
     (folder / "adapter").mkdir()

@@ -1,6 +1,7 @@
 """A plan rests on the Jobs that it names itself, read in the same turn for the same resource."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -18,13 +19,14 @@ from tests.unit.builders import (
 from tests.unit.reports import make_report
 from tests.unit.turns import KEY, Object, World, pod_at
 
-from lora_operator.cluster.api import JOBS, PODS, ApiError
+from lora_operator.cluster.api import JOBS, PODS, ApiError, UnreachableError
 from lora_operator.cluster.cache import Key
 from lora_operator.views.names import job_name as job_name_of
 from lora_operator.views.wording import instant
 
 ATTEMPTED: Object = {"attempt": 1, "jobName": job_name()}
 SECOND: Object = {"attempt": 2, "jobName": job_name(2)}
+RUNNING: Object = {"running": {"startedAt": instant(NOW)}}
 AT_WORK: Object = {
     "conditions": [condition_object(kind, "Unknown", reason="Preflight") for kind in ("Complete", "Failed")]
 }
@@ -146,3 +148,65 @@ async def test_a_preflight_that_ended_well_is_not_taken_for_one_without_a_report
     assert "no report" not in world.condition("PreflightPassed")["message"]
     lists = world.server.asked.count(f"GET {PODS.path(NAMESPACE)}")
     assert lists == 2, "of the pods of its Job and, as it is not there, of the training's"
+
+
+async def test_a_job_whose_creation_was_not_answered_is_looked_for_before_the_wait_ends_the_run() -> None:
+    """It may have been made: the run would fail for good beside a Job that goes on."""
+    waits = [condition_object(kind, "Unknown", reason="Pending") for kind in ("Complete", "Failed")]
+    waits += [condition_object("PodsReady", "False", reason="Pending")]
+    long_since = instant(NOW - timedelta(hours=5))
+    conditions = [{**condition, "lastTransitionTime": long_since} for condition in waits]
+    world = World(spec={"pendingTimeoutSeconds": 3600}, status={**ATTEMPTED, "conditions": conditions})
+    (first,) = world.cache.jobs
+    world.cache.jobs.mark_deleted(Key(NAMESPACE, first.name), first.uid)
+    world.server.job = None
+    answer = world.server.request
+
+    async def unanswered(method: str, path: str, query: Any = None, **details: Any) -> Object:
+        if method == "POST" and path.endswith("/jobs"):
+            world.server.job = make_job_object(attempt=2, uid="job-2", version="90")
+            raise UnreachableError("no answer")
+        return await answer(method, path, query, **details)
+
+    world.server.request = unanswered  # type: ignore[method-assign, assignment]
+    await world.reconciler.reconcile(KEY, failures=2)
+    assert world.condition("Failed")["status"] == "Unknown"
+    assert world.server.finetune["status"]["attempt"] == 2
+
+
+async def test_a_former_job_that_cannot_be_deleted_keeps_nobody_from_asking_the_run_that_goes_on() -> None:
+    """A webhook may deny that for as long as the run takes."""
+    world, asked = World(status=SECOND), list[str]()
+    second = make_job_object(attempt=2, uid="job-2", version="21")
+    world.cache.jobs.put(second)
+    running = {"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [{"name": "trainer", "state": RUNNING}]}
+    world.cache.pods.put(pod_at("30", attempt=2, job_uid="job-2") | {"status": running})
+    answer = world.server.request
+    world.poller.ask = lambda key, pod: asked.append(pod.name) or 15.0  # type: ignore[method-assign, func-returns-value]
+
+    async def denied(method: str, path: str, query: Any = None, **details: Any) -> Object:
+        if method == "DELETE":
+            raise ApiError(403, "Forbidden", 'admission webhook "keep" denied the request')
+        if method == "GET" and path.endswith(job_name(2)):
+            return second
+        return await answer(method, path, query, **details)
+
+    world.server.request = denied  # type: ignore[method-assign, assignment]
+    with pytest.raises(ApiError, match="keep"):
+        await world.turn()
+    assert asked
+
+
+async def test_what_a_failed_run_may_have_left_is_looked_for_among_jobs_alone() -> None:
+    """A list of pods would go over all of the namespace, for each such run at each start of an operator."""
+    failed = [
+        condition_object("Complete", "False", reason="Failed"),
+        condition_object("Failed", "True", reason="Error"),
+    ]
+    world = World(status={**ATTEMPTED, "completionTime": instant(NOW), "conditions": failed})
+    (first,) = world.cache.jobs
+    world.cache.jobs.mark_deleted(Key(NAMESPACE, first.name), first.uid)
+    world.server.job = None
+    await world.turn()
+    assert [line for line in world.server.asked if "pods" in line] == []
+    assert any(job_name() in line for line in world.server.asked)

@@ -361,13 +361,15 @@ class DeafApi:
 
     now_s: float = 0.0
     deaf: bool = True
+    changes: bool = True
     lists: int = 0
     watches: int = 0
     longest_s: float = 0.0
 
     async def list_chunks(self, *_: Any, **__: Any) -> AsyncIterator[Chunk]:
         self.lists += 1
-        yield Chunk(documents=[], version=str(self.now_s), size=1)
+        version = str(int(self.now_s) if self.changes else 20)
+        yield Chunk(documents=[job("a", version)], version=version, size=1)
 
     async def watch(self, *_: Any, silence_s: float) -> AsyncIterator[bytes]:
         self.watches += 1
@@ -381,9 +383,14 @@ class DeafApi:
 
 
 @pytest.mark.parametrize("silence_s", [20, 50, 70, 74, 100])
-async def test_a_watch_that_is_granted_and_brings_nothing_is_made_up_for_by_lists(silence_s: float) -> None:
-    """A proxy keeps the bytes: the process need not end, and what counts watches' events knows that there are none."""
-    api = DeafApi()
+@pytest.mark.parametrize("changes", [True, False])
+async def test_a_watch_that_is_granted_and_brings_nothing_is_made_up_for_by_lists(
+    silence_s: float, *, changes: bool
+) -> None:
+    """A proxy keeps the bytes: the process need not end, and what counts watches' events knows that there are none.
+
+    Where nothing changes either, no bookmark is due, and one list shows it."""
+    api = DeafApi(changes=changes)
 
     async def sleep(seconds: float) -> None:
         api.longest_s = max(api.longest_s, reflector.silent_for_s)
@@ -406,8 +413,12 @@ async def test_a_watch_that_is_granted_and_brings_nothing_is_made_up_for_by_list
         async with asyncio.timeout(0.3):
             await reflector.run()
     assert api.longest_s < STALE_S - 5
-    assert 3600 / STALE_S < api.lists <= 3600 / 70 + 1
-    assert reflector.quiet_for_s is None
+    if changes:
+        assert 3600 / STALE_S < api.lists <= 3600 / 70 + 1
+        assert reflector.quiet_for_s is None
+    else:
+        assert api.lists == 2
+        assert reflector.quiet_for_s == reflector.silent_for_s
 
 
 async def test_a_quiet_watch_that_brings_bookmarks_is_never_listed_anew() -> None:

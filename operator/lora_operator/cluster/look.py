@@ -83,9 +83,10 @@ def _most_telling(pods: tuple[PodView, ...], jobs: Iterable[JobView]) -> tuple[P
 
 
 async def read_live(
-    cache: Cache, api: Api, finetune: FineTune, job_names: Iterable[str], *, resource: bool = True
+    cache: Cache, api: Api, finetune: FineTune, job_names: Iterable[str], *, resource: bool = True, pods: bool = True
 ) -> None:
-    """Read these Jobs of a resource and their pods from the API server into the cache, and with `resource` that itself.
+    """Read these Jobs of a resource and, with `pods`, their pods from the API server into the cache, and with
+    `resource` that itself.
 
     Jobs are read by name and pods by the Job controller's own labels, so that nobody hides one by taking ours off. A
     list of pods, for which the API server goes over all of a namespace, is spared where it could show nothing new.
@@ -95,7 +96,7 @@ async def read_live(
     if resource:
         await read_finetune(cache, api, finetune)
     strangers = {await _read_job(cache, api, finetune, name) for name in job_names} - {""}
-    if not _knows_all_pods(cache, finetune, job_names):
+    if pods and not _knows_all_pods(cache, finetune, job_names):
         await _read_pods(cache, api, finetune, job_names, strangers)
 
 

@@ -32,6 +32,7 @@ UNSEEN_SHARE = 0.3
 # And so much on a watch that is granted and brings nothing, as behind a proxy that keeps its bytes: then another such
 # watch still leaves time for a list.
 DEAF_SHARE = 0.45
+_SURELY_MISSED = 2
 _GONE, _TOO_MANY = 410, 429
 _BASE_S = 0.5
 # A request that nobody answers costs nothing. A server that fails comes back at any moment; one that says that it has
@@ -84,6 +85,8 @@ class Reflector:
         self._began_s = clock()
         self._heard_s: float | None = None
         self._brought_s: float | None = None
+        # How many lists in a row brought what a silent watch had not, and whether the last one brought nothing.
+        self._missed, self._quiet = 0, False
         self._refused_s: float | None = None  # since when the watch has been refused by a server in trouble
         self._behind_s: tuple[float, float] | None = None  # when a list was first behind, and when last
         self.path = source.resource.path(namespace)
@@ -95,13 +98,16 @@ class Reflector:
     def silent_for_s(self) -> float:
         """Seconds since the last list, event or bookmark or, before the first one, since the beginning.
 
-        That a watch was granted says nothing of what it brings.
+        That a watch was granted counts where a list has shown that there was nothing to bring.
         """
         return self._clock() - (self._began_s if self._heard_s is None else self._heard_s)
 
     @property
     def quiet_for_s(self) -> float | None:
-        """Seconds since a watch last brought an event or a bookmark; None before the first."""
+        """Seconds since a watch last brought an event or a bookmark, or since it was known that there was nothing to
+        bring; None before the first."""
+        if self._quiet:
+            return self.silent_for_s
         return None if self._brought_s is None else self._clock() - self._brought_s
 
     @property
@@ -151,8 +157,21 @@ class Reflector:
                 source.wake(owner)
         self._refused_s = None
         self._compare(seen, version)
+        self._judge_silence(news=bool(news))
         self.listed.set()
         return version
+
+    def _judge_silence(self, *, news: bool) -> None:
+        """Whether a watch that brings nothing is deaf, as a list shows.
+
+        An API server sends a bookmark a minute only where the version has moved on since the watch began: that of a
+        kind which nobody writes does so with etcd's notices of progress, every ten minutes by default. One list that
+        brings something may have overtaken its event; two do not.
+        """
+        last_s = self._began_s if self._brought_s is None else self._brought_s
+        if self._heard_s is not None and self._heard_s - last_s > DEAF_SHARE * self._stale_s:
+            self._missed += news
+            self._quiet = not news and self._missed < _SURELY_MISSED
 
     def _compare(self, seen: str, version: str) -> None:
         if not is_older(version, seen):
@@ -204,7 +223,7 @@ class Reflector:
                     if line:
                         self._heard()
                         version = self._take(line)
-                        self._brought_s = self._heard_s
+                        self._brought_s, self._missed, self._quiet = self._heard_s, 0, False
                         self._forget_overload()
         except UnreachableError as error:
             logger.debug("the watch of %s broke and continues from %s: %s", self.path, version, error)
@@ -216,7 +235,9 @@ class Reflector:
             return version
         if granted:
             self._forget_overload()
-            if self.silent_for_s > DEAF_SHARE * self._stale_s:
+            if self._quiet:
+                self._heard()
+            elif self.silent_for_s > DEAF_SHARE * self._stale_s:
                 raise RelistError(f"its watch has brought neither event nor bookmark for {self.silent_for_s:.0f} s")
         if version == before:
             await self._back_off()  # a stream that brings nothing is not to be asked for at once again

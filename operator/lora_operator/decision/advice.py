@@ -194,8 +194,9 @@ def _of_changes(undone: Iterable[Patch]) -> Iterable[dict[str, Any]]:
 def _fields(patch: Patch) -> Iterable[str]:
     for part, changes in patch.body.items():
         for name, value in changes.items():
-            shown = "" if isinstance(value, Mapping) else f"={'null' if value is None else value}"
-            yield f"{part}.{name}{shown}"
+            shown = "" if isinstance(value, Mapping | list) else f"={'null' if value is None else value}"
+            if name != "uid":  # which is a precondition
+                yield f"{part}.{name}{shown}"
 
 
 def _of_the_image(case: Case) -> Iterable[dict[str, Any]]:

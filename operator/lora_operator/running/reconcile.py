@@ -28,7 +28,7 @@ from lora_operator.running.transitions import has_just_ended
 from lora_operator.views.conditions import result_of, state_of
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed, Plan, Rejection, soonest
-from lora_operator.views.wording import sentence
+from lora_operator.views.wording import UNANSWERED, sentence
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,9 @@ class Reconciler:
         if (plan.read_first or news or disputed) and (resource or unread):
             if disputed:
                 self._events.read_anew(key)
-            await read_live(self._cache, self._api, finetune, plan.job_names, resource=resource)
+            # After the verdict it is the Jobs alone that may yet have to be stopped.
+            pods = not result_of(finetune.status)
+            await read_live(self._cache, self._api, finetune, plan.job_names, resource=resource, pods=pods)
             turn.read = frozenset((*(turn.read or ()), *plan.job_names))
             turn.resource |= resource
             return True
@@ -299,8 +301,6 @@ class Reconciler:
         failure = await self._delete(finetune, plan, line)
         for event in plan.events if postponed_s is None else ():
             self._poster.post(finetune, event)
-        if failure is not None:
-            raise failure
         wait_s = plan.requeue_after_s
         if plan.watch_events:
             news_s = self._watch_events(key, finetune)
@@ -309,11 +309,15 @@ class Reconciler:
         else:
             self._events.forget(key)
         asked_s = self._poller.ask(key, plan.ask_progress) if plan.ask_progress is not None else None
+        if failure is not None:  # not before: it may last as long as the run, which goes on
+            raise failure
         return soonest(wait_s, asked_s, plan.due_in_s, postponed_s, self._changes.due_in_s(key))
 
 
 def _refused(finetune: FineTune, turn: _Turn, rejection: Rejection) -> bool:
     turn.rejection = rejection
+    if rejection.message == UNANSWERED:  # it may have been carried out
+        turn.forget_reads()
     place = (finetune.namespace, finetune.name)
     fields = logs.about(place, finetune.uid, type="refusal", code=rejection.code, reason=rejection.reason)
     logger.warning("%s %s was refused: %s", rejection.kind, rejection.name, sentence(rejection.message), extra=fields)

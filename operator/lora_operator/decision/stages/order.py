@@ -54,7 +54,8 @@ def job_names(case: Case) -> tuple[str, ...]:
     finetune, children = case.finetune, case.children
     # An operator that was cut off may have made the next attempt, and no other.
     orphaned = dict.fromkeys(pod.attempt for pod in children.orphans if 0 < pod.attempt <= children.attempt + 1)
-    unmade = (children.number,) if makes_none(case) else ()
+    # One that was not answered may have been made.
+    unmade = (children.number,) if makes_none(case) or case.observed.rejection is not None else ()
     attempts = (max(1, children.attempt), *unmade, *[*orphaned][:_MOST_ORPHANED])
     due = [(stage.name, children.number) for stage in STAGES[:-1] if stage.is_due(case)]
     due += [(PREFLIGHT.name, FIRST)] if is_lost(case) else []
