@@ -69,6 +69,11 @@ def test_what_goes_on_after_a_short_step_is_as_long_as_its_spec_says(
     assert (wanted_rows(config, 100, 2, 100), total_steps(config, 100, 2, 100)) == (rows, steps)
 
 
+def test_what_has_seen_more_rows_than_are_left_takes_no_further_step() -> None:
+    """Rows that became fewer: its steps do not end before the one that was reached."""
+    assert total_steps(TrainingConfig(epochs=1.0, effective_batch_size=16), 800, 56, 900) == 56
+
+
 @given(st.integers(1, 300), st.integers(1, 70), st.one_of(st.floats(0.01, 4.0), st.integers(1, 20)), st.integers(0, 20))
 def test_an_attempt_is_as_long_as_the_whole_run(rows: int, effective: int, length: float, step: int) -> None:
     """Whichever step it goes on after, the last included."""

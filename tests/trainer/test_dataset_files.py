@@ -204,7 +204,7 @@ def test_a_folder_with_files_of_several_splits_is_refused(
         find(config, Volumes(claims=tmp_path), Hub())
     assert str(caught.value) == (
         f"dataset.{field} is pvc://data/set: its files are named for several splits ({listed}), and all files of a "
-        "folder are read; name one file, or move the others out of the folder"
+        "folder are read; name one file, or move the others out of the folder, or rename them"
     )
 
 

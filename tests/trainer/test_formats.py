@@ -197,6 +197,17 @@ def test_answers_that_are_marked_as_bad_are_not_learned(label: object) -> None:
     chosen = DatasetConfig(uri="pvc://d/x.jsonl", format=DatasetFormat.PROMPT_COMPLETION)
     assert detect(chosen, row(**values)).kind is DatasetFormat.PROMPT_COMPLETION
     assert detect(config(), row(**{**values, "label": "polite"})).kind is DatasetFormat.PROMPT_COMPLETION
+    assert (
+        detect(config(prompt="text", completion="label"), row(text="q", label=label)).columns["completion"] == "label"
+    )
+
+
+@pytest.mark.parametrize("context", [{"title": ["a"]}, ["a", "b"]])
+def test_a_context_that_is_no_text_is_not_read_beside_question_and_answer(context: object) -> None:
+    """As HotpotQA has it."""
+    found = detect(config(), row(question="q", context=context, answer="a"))
+    assert "context" not in found.names
+    assert (found.columns["prompt"], found.columns["completion"]) == ("question", "answer")
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,15 @@ TALKS: dict[str, tuple[Sequence[dict[str, Any]], int]] = {
         39,
     ),
     "calls": (CALLED, 27),
+    "a thought behind a call": (
+        (
+            QUESTION,
+            calling("saidcity", reasoning_content="saidplan"),
+            result("seendegrees"),
+            turn(ASSISTANT, "saidreply", reasoning_content="saidthought"),
+        ),
+        17,
+    ),
     "text beside a call": (
         (QUESTION, calling("saidcity", "saidbefore"), result("seendegrees"), turn(ASSISTANT, "saidreply")),
         24,
@@ -191,6 +200,21 @@ def test_texts_that_a_template_trims_or_escapes_are_no_loss(name: str) -> None:
         turn(ASSISTANT, odd),
     ]
     assert texts(encoder(name), turns)
+
+
+def test_a_row_is_looked_at_whatever_the_rows_before_it_left_out() -> None:
+    """A thought that is empty, or that the content has, too, or one that nobody learns, shows nothing of another."""
+    lost = (QUESTION, turn(ASSISTANT, "saidreply", reasoning_content="saidthought"))
+    for first in (
+        turn(ASSISTANT, "saidreply", reasoning_content=""),
+        turn(ASSISTANT, "I see: saidreply", reasoning_content="I see"),
+    ):
+        chats = [
+            Conversation(where="x", messages=parse_messages("x", list(turns))) for turns in ((QUESTION, first), lost)
+        ]
+        made_anew = encoder.__wrapped__("llama3")
+        with pytest.raises(DatasetError, match="leaves out the thoughts of answers"):
+            made_anew.encode_all(chats)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("phi3")])

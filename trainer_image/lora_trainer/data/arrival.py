@@ -53,10 +53,9 @@ def objection(probe: Probe, turn: int, text: str) -> str:
         )
     if not _in(probe.calls[turn], text):
         beside = " beside text" if probe.contents[turn] else ""
-        return (
-            f"has no place for tool calls{beside}, so they would be lost; use another dataset.chatTemplate, or write "
-            "them into the content"
-        )
+        some = any(word in text for word in probe.calls[turn])
+        lacks = "leaves out some of an answer's tool calls" if some else f"has no place for tool calls{beside}"
+        return f"{lacks}, so they would be lost; use another dataset.chatTemplate, or write them into the content"
     if not _in(probe.contents[turn], text):
         beside = " beside its tool calls" if probe.calls[turn] else ""
         return f"leaves out what an answer says{beside}, so it would be lost; use another dataset.chatTemplate"
@@ -72,7 +71,15 @@ def shape_of(chat: Conversation) -> frozenset[tuple[Any, ...]]:
 
 def _kind(message: Message) -> tuple[Any, ...]:
     calls = len(message.extra.get("tool_calls", ()))
-    return (message.role, bool(message.content.strip()), min(2, calls), *sorted(message.extra))
+    said = (name for name, value in message.extra.items() if not isinstance(value, str) or value.strip())
+    own = any(_is_own(message, name) for name in THOUGHTS)
+    return (message.role, message.learned, bool(message.content.strip()), min(2, calls), own, *sorted(said))
+
+
+def _is_own(message: Message, name: str) -> bool:
+    """Whether it has a thought in this field that is not in its content, too."""
+    value = message.extra.get(name)
+    return _is_text(value) and str(value).strip() not in message.content
 
 
 def _in(words: Sequence[str], text: str) -> bool:
@@ -84,7 +91,7 @@ def _in_words(turn: int, message: Message) -> tuple[Message, tuple[str, ...], tu
     content, thought = next(words), next(words)
     thoughts = [name for name in THOUGHTS if _is_text(message.extra.get(name))]
     # Some data sets have the thought in the content, too.
-    own = any(str(message.extra[name]).strip() not in message.content for name in thoughts)
+    own = any(_is_own(message, name) for name in thoughts)
     extra = {**message.extra, **dict.fromkeys(thoughts, thought)}
     calls: list[str] = []
     if "tool_calls" in extra:

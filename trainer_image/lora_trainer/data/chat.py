@@ -159,7 +159,7 @@ class Renderer:
         try:
             return self._apply([chat], tools=chat.tools)[0]
         except Exception as error:  # as above
-            called = isinstance(error, TypeError) and any("tool_calls" in message.extra for message in chat.messages)
+            called = "dict" in str(error) and any("tool_calls" in message.extra for message in chat.messages)
             hint = "; it gets the arguments of tool calls as objects, not as text" if called else ""
             raise DatasetError(
                 f"{chat.where}: {self._named} refuses this conversation ({' '.join(str(error).split())}{hint})"

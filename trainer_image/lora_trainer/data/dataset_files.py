@@ -132,7 +132,7 @@ def _check_one_split(role: Role, uri: ClaimUri | S3Uri, names: Sequence[str]) ->
         listed = "; ".join(f"{split}: {some(found)}" for split, found in named.items() if found)
         raise DatasetError(
             f"{role.field} is {uri}: its files are named for several splits ({listed}), and all files of a folder are "
-            "read; name one file, or move the others out of the folder"
+            "read; name one file, or move the others out of the folder, or rename them"
         )
 
 

@@ -55,6 +55,11 @@ class Layout:
         """All roles of the format that columns may play here."""
         return frozenset((*self.columns, *_OPTIONAL[self.kind]))
 
+    def has_text_input(self, row: Row) -> bool:
+        """Whether the input is text, if the format needs one: HotpotQA's context, an object, is none to a question."""
+        value = row.values.get(self.columns.get("input", ""))
+        return value is None or isinstance(value, str)
+
     def fits(self, row: Row) -> bool:
         """Whether a row has the columns, each of them for one role."""
         return self.names <= row.values.keys() and len(self.names) == len(self.columns)
@@ -90,7 +95,9 @@ MAY_BE_ABSENT = frozenset({"input", "system", "tools"})
 def detect(config: DatasetConfig, row: Row) -> Layout:
     """The data set's layout, from the configuration and from the columns of its first row. Raises `DatasetError`."""
     _check_mapping(config.columns, row)
-    known = [layout for layout in KNOWN if config.format in (DatasetFormat.AUTO, layout.kind)]
+    known = [
+        layout for layout in KNOWN if config.format in (DatasetFormat.AUTO, layout.kind) and layout.has_text_input(row)
+    ]
     mapped = [_mapped(layout, config.columns) for layout in known if config.columns.keys() <= layout.roles]
     found = next((layout for layout in mapped if layout.fits(row)), None)
     if found is None:
@@ -131,7 +138,8 @@ def _remedy(names: Sequence[str], known: Sequence[Layout]) -> str:
 def _check_preferences(found: Layout, row: Row) -> None:
     """Answers that are marked as good or bad, as for KTO, are not all to be learned. Raises `DatasetError`."""
     label = row.values.get("label")
-    if found.kind is DatasetFormat.PROMPT_COMPLETION and str(label).lower() in {"true", "false"}:
+    marks = found.kind is DatasetFormat.PROMPT_COMPLETION and "label" not in found.names
+    if marks and str(label).lower() in {"true", "false"}:
         raise DatasetError(
             f"{row.where}: the column label is {json.dumps(label)}, which marks answers as good or bad, and bad ones "
             "would be learned, too: keep the rows with good ones, and set dataset.format to PromptCompletion"

@@ -16,6 +16,7 @@ The rules, for each answer:
    there, is learned from a text of its own, which ends with it.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -113,8 +114,17 @@ def _behind(heading: str, prompt: str, text: str) -> int | None:
     part = next((part for part in _shown(heading) if part.strip() and part in text), None)
     if part is None:
         return None if prompt else 0
-    end = (text.rindex(part) if prompt else text.index(part)) + len(part)
+    ends = [found.end() for found in re.finditer(re.escape(part), text)]
+    # Behind a thought some templates write the heading again (gpt-oss): the prompt tells which one is the first.
+    end = (
+        max(ends, key=lambda end: (_alike(text[:end], prompt.removesuffix(heading) + part), end)) if prompt else ends[0]
+    )
     return None if prompt.removesuffix(heading).startswith(text[:end]) else end
+
+
+def _alike(text: str, other: str) -> int:
+    """How many characters both end with."""
+    return len(os.path.commonprefix((text[::-1], other[::-1])))
 
 
 def _going_on(heading: str, prompt: str, text: str, stops: Sequence[str]) -> int | None:

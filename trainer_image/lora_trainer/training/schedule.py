@@ -14,8 +14,10 @@ def wanted_rows(config: TrainingConfig, rows: int, step: int = 0, seen: int = 0)
 
 def total_steps(config: TrainingConfig, rows: int, step: int = 0, seen: int = 0) -> int:
     """Optimizer steps of the whole run, of which the first `step` saw `seen` rows. The last one of a run by epochs may
-    have fewer rows than others, and so may that of a run before it."""
-    return step + math.ceil((wanted_rows(config, rows, step, seen) - seen) / config.effective_batch_size)
+    have fewer rows than others, and so may that of a run before it. Of rows that have become fewer, more may have been
+    seen than there are."""
+    left = max(0, wanted_rows(config, rows, step, seen) - seen)
+    return step + math.ceil(left / config.effective_batch_size)
 
 
 def learning_rate_factor(step: int, total: int, warmup_ratio: float, schedule: Schedule) -> float:
