@@ -16,7 +16,7 @@ The rules, for each answer:
    there, is learned from a text of its own, which ends with it.
 """
 
-import os
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -109,22 +109,22 @@ def _begin(prompt: str, text: str) -> int | None:
 
 
 def _behind(heading: str, prompt: str, text: str) -> int | None:
-    """Where the heading of an answer ends, by the third: in a text without a prompt the first one, else the last, if
-    nothing behind it is as in the prompt."""
+    """Where the heading of an answer ends, by the third: in a text without a prompt the first one, else the last of
+    those before which the text is most like the end of the prompt, if nothing behind it is as in the prompt."""
     part = next((part for part in _shown(heading) if part.strip() and part in text), None)
     if part is None:
         return None if prompt else 0
     ends = [found.end() for found in re.finditer(re.escape(part), text)]
     # Behind a thought some templates write the heading again (gpt-oss): the prompt tells which one is the first.
-    end = (
-        max(ends, key=lambda end: (_alike(text[:end], prompt.removesuffix(heading) + part), end)) if prompt else ends[0]
-    )
+    shown = prompt.removesuffix(heading) + part
+    end = max(ends, key=lambda end: (_alike(text[:end], shown), end)) if prompt else ends[0]
     return None if prompt.removesuffix(heading).startswith(text[:end]) else end
 
 
 def _alike(text: str, other: str) -> int:
     """How many characters both end with."""
-    return len(os.path.commonprefix((text[::-1], other[::-1])))
+    pairs = zip(reversed(text), reversed(other), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _going_on(heading: str, prompt: str, text: str, stops: Sequence[str]) -> int | None:
