@@ -126,7 +126,18 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "preflight_tolerations": ({"preflight": {"tolerations": [{"keys": "gpu"}]}}, "/preflight/tolerations/0"),
     "default_tolerations": ({"defaults": {"tolerations": [{"keys": "gpu"}]}}, "/defaults/tolerations/0"),
+    "default_node_selector": ({"defaults": {"nodeSelector": {"pool": "x" * 64}}}, "/defaults/nodeSelector/pool"),
     "default_affinity": ({"defaults": {"affinity": {"nodes": {}}}}, "/defaults/affinity"),
+    "default_ttl_s": ({"defaults": {"ttlSecondsAfterFinished": 31536001}}, "/defaults/ttlSecondsAfterFinished"),
+    "default_cpu": ({"config": {"defaultCPU": "1" * 33}}, "/config/defaultCPU"),
+    "default_memory": ({"config": {"defaultMemory": "1" * 33}}, "/config/defaultMemory"),
+    "default_cpu_per_gpu": ({"defaults": {"cpuPerGPU": "1" * 33}}, "/defaults/cpuPerGPU"),
+    "default_memory_per_gpu": ({"defaults": {"memoryPerGPU": f"{'1' * 32}Gi"}}, "/defaults/memoryPerGPU"),
+    "default_runtime_class_name": ({"defaults": {"runtimeClassName": "x" * 254}}, "/defaults/runtimeClassName"),
+    "default_priority_class_name": ({"defaults": {"priorityClassName": "x" * 254}}, "/defaults/priorityClassName"),
+    "default_queue": ({"defaults": {"queue": "x" * 254}}, "/defaults/queue"),
+    "default_checkpoint_claim": ({"defaults": {"checkpointClaim": "x" * 254}}, "/defaults/checkpointClaim"),
+    "cache_claim": ({"defaults": {"cacheClaim": "x" * 254}}, "/defaults/cacheClaim"),
     "default_environment": ({"defaults": {"environment": {"HF_TOKEN": "hf_x"}}}, "/defaults/environment"),
 }
 

@@ -116,10 +116,10 @@ def test_the_command_of_a_failure_has_the_flags(
     assert main(["pull", "tone", "--context", "there"]) == 1
     note("lora list")
     said = capsys.readouterr().err
-    assert "lora status tone --context there says" in said
+    assert "lora status tone --context there shows" in said
     assert "lora list --context there\n" in said
     assert main(["pull", "tone"]) == 1
-    assert "lora status tone says" in capsys.readouterr().err
+    assert "lora status tone shows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", sorted(CLIENT.rglob("*.py")), ids=lambda file: str(file.relative_to(CLIENT)))
