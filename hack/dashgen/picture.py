@@ -236,7 +236,7 @@ def _stat(sheet: Sheet, place: Place, panel: Json, answers: Answers) -> None:
             axes.set_axis_off()
             axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, facecolor=color, linewidth=0))
             color = _INK if color == "none" else "white"
-        size = min(20.0, 118 * tile.width / max(4, len(text)))
+        size = min(20.0, 96 * tile.width / max(4, len(text)))
         style = {"ha": "center", "va": "center", "weight": "bold", "color": color}
         sheet.text(tile, tile.width / 2, tile.height * 0.52, text, fontsize=size, **style)
         if panel["options"]["textMode"] == "value_and_name":
