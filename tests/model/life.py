@@ -59,8 +59,8 @@ class Life:
 
     What has happened, by uid: `proven` are runs and `proving` their pods with a verified adapter, `reporting` the pods
     of a preflight with its report, `deleted` all Jobs that somebody deleted. Of a run, `failed` are the pods that ended
-    in failure and `removed` its deleted trainings. The clock of the nodes may be ahead, or behind; `clocks_agree` as
-    long as those of all operators are the API server's.
+    in failure and `removed` its deleted trainings; `forged` are pods that only look like a run's, and whose. The clock
+    of the nodes may be ahead, or behind; `clocks_agree` as long as those of all operators are the API server's.
     """
 
     client: Client
@@ -76,7 +76,7 @@ class Life:
     failed: dict[str, set[str]] = field(default_factory=dict)
     deleted: set[str] = field(default_factory=set)
     removed: dict[str, set[str]] = field(default_factory=dict)
-    forged: int = 0
+    forged: dict[str, str] = field(default_factory=dict)
     queues: bool = False
     names: Sequence[str] = NAMES
     node_ahead_s: float = 0.0
@@ -228,11 +228,12 @@ class Life:
         """Make a pod that looks like one of a run, with the summary of an adapter that nobody trained."""
         for job in self._some([job for job in self.objects("jobs") if run_uid(job)]):
             name = job["metadata"]["name"]
-            self.forged += 1
             labels = {**job["spec"]["template"]["metadata"]["labels"], JOB_NAME_LABEL: name, INDEX_LABEL: "0"}
             spec = {"containers": [{"name": "trainer", "image": "registry.example/other"}]}
-            pod = {"metadata": {"name": f"{name}-0-forged-{self.forged}", "labels": labels}, "spec": spec}
-            self._end(self.client.post(self.path("pods"), pod), 0, succeeded())
+            pod = {"metadata": {"name": f"{name}-0-forged-{len(self.forged)}", "labels": labels}, "spec": spec}
+            made = self.client.post(self.path("pods"), pod)
+            self.forged[made["metadata"]["uid"]] = run_uid(job)
+            self._end(made, 0, succeeded())
 
     def delete_pod(self) -> None:
         """Delete a pod, which gets its time to stop where it has not ended."""
@@ -356,7 +357,9 @@ class Life:
         self.client.delete(self.path("pods", pod["metadata"]["name"], query="gracePeriodSeconds=0"))
 
     def _note_failure(self, pod: Object) -> None:
-        self.failed.setdefault(run_uid(pod), set()).add(pod["metadata"]["uid"])
+        uid = pod["metadata"]["uid"]
+        # A Job adopts a forged pod that has its labels, and counts its failure, too.
+        self.failed.setdefault(self.forged.get(uid) or run_uid(pod), set()).add(uid)
 
     def _write(self, pod: Object, phase: str, state: Object, conditions: Sequence[Object] | None = None) -> None:
         name = pod["metadata"]["name"]
