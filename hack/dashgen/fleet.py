@@ -6,6 +6,7 @@ from dashgen.histograms import quantile
 _OF = 'namespace=~"$namespace"'
 _STATE = f"lorafinetune_state{{{_OF}}}"
 _COMPLETED = f"max by (namespace, name) (lorafinetune_completed_timestamp_seconds{{{_OF}}})"
+_ENDED_FOR = f"(time() - (lorafinetune_completed_timestamp_seconds{{{_OF}}} > time() - $__range_s))"
 _ALERTS = 'ALERTS{alertname=~"LoRA(Operator|FineTune).+", alertstate="firing"}'
 _RUNS = "It needs metrics.serviceMonitor.enabled and config.runMetrics."
 _PODS = "It needs metrics.podMonitor.enabled."
@@ -226,11 +227,7 @@ _FAILING: tuple[Panel, ...] = (
         unit="s",
         queries=[
             Query(
-                expr=_with_state(
-                    f"(time() - (lorafinetune_completed_timestamp_seconds{{{_OF}}} > time() - $__range_s))",
-                    "Failed",
-                    "state",
-                ),
+                expr=_with_state(_ENDED_FOR, "Failed", "state"),
                 legend="ended",
             )
         ],

@@ -81,7 +81,7 @@ def ongoing_status(
 ) -> Status:
     """The status of a run that has not ended. Its state is the reason of Complete and Failed, which are Unknown."""
     state = situation.state
-    # A pod's end is told by its node's clock, which may be wrong, and a pending timeout counts from here.
+    # A pod's end is by its node's clock, which may be wrong, and a pending timeout counts from here.
     ready = situation.ready_since if situation.running else _timeless(state)
     suspended = state.reason in _SUSPENSIONS
     publishing = (
