@@ -1,8 +1,6 @@
 """Color on a terminal alone, and which runs are listed: of a namespace, of all, of another context's cluster."""
 
 import json
-import os
-import pty
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.unit.client.resources import condition, finished, resource, training
+from tests.unit.client.terminals import printed_on_a_terminal
 
 from lora_client.__main__ import main
 
@@ -96,22 +95,6 @@ def clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def on_a_terminal(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
-    """What the command prints there."""
-    ours, theirs = pty.openpty()
-    with open(theirs, "w", encoding="utf-8") as terminal, monkeypatch.context() as patch:  # noqa: PTH123 - by its number
-        patch.setattr("sys.stdout", terminal)
-        assert main(arguments) == 0
-    printed = b""
-    try:
-        while data := os.read(ours, 65536):
-            printed += data
-    except OSError:  # so Linux says that the other side is closed
-        pass
-    os.close(ours)
-    return printed.decode().replace("\r\n", "\n")
-
-
 def in_a_pipe(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What it prints there."""
     assert main(arguments) == 0
@@ -124,14 +107,14 @@ def test_on_a_terminal_a_run_has_the_color_of_its_state(
     """And the same text as in a pipe."""
     plain = in_a_pipe(capsys, "list", "-A")
     monkeypatch.setenv("TERM", "xterm")
-    drawn = on_a_terminal(monkeypatch, "list", "-A")
+    drawn = printed_on_a_terminal(monkeypatch, "list", "-A")
     colors = [line.partition("m")[0] + "m" for line in drawn.splitlines()]
     assert colors == [BOLD, GREEN, YELLOW, RED]
     assert all(line.endswith("\x1b[0m") for line in drawn.splitlines())
     for color in (*colors, "\x1b[0m"):
         drawn = drawn.replace(color, "")
     assert drawn == plain
-    assert on_a_terminal(monkeypatch, "status", "tone").startswith(f"{GREEN}team-a/tone: ")
+    assert printed_on_a_terminal(monkeypatch, "status", "tone").startswith(f"{GREEN}team-a/tone: ")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +138,7 @@ def test_color_appears_where_the_user_s_terminal_takes_it(
     """An empty NO_COLOR is none; in a pipe there is never any."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert ("\x1b" in on_a_terminal(monkeypatch, *arguments)) is want
+    assert ("\x1b" in printed_on_a_terminal(monkeypatch, *arguments)) is want
     assert "\x1b" not in in_a_pipe(capsys, *arguments)
 
 

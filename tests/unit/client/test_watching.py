@@ -1,8 +1,6 @@
 """Why a run waits, as it is watched: whole in a pipe and on a terminal of any size."""
 
 import json
-import os
-import pty
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -10,8 +8,8 @@ from typing import Any
 import pytest
 from tests.component.generated import present
 from tests.unit.client.resources import condition, finished, resource, training
+from tests.unit.client.terminals import printed_on_a_terminal
 
-from lora_client.__main__ import main
 from lora_client.cluster.connection import Cluster
 from lora_client.views.resources import waiting_for
 from lora_client.views.watching import line, picture
@@ -145,18 +143,7 @@ def on_a_terminal(monkeypatch: pytest.MonkeyPatch, status: Object, encoding: str
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("LINES", "24")
-    ours, theirs = pty.openpty()
-    with open(theirs, "w", encoding=encoding) as terminal, monkeypatch.context() as patch:  # noqa: PTH123 - by its number
-        patch.setattr("sys.stdout", terminal)
-        assert main(["watch", "tone"]) == 130
-    printed = b""
-    try:
-        while data := os.read(ours, 65536):
-            printed += data
-    except OSError:  # so Linux says that the other side is closed
-        pass
-    os.close(ours)
-    return printed.decode(encoding).replace("\r\n", "\n")
+    return printed_on_a_terminal(monkeypatch, "watch", "tone", status=130, encoding=encoding)
 
 
 def test_a_terminal_shows_the_remedy_and_leaves_the_sentence_behind(
