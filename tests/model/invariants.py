@@ -251,8 +251,9 @@ class Witness:
 
     def _within_limit(self, run: Object, seen: Mapping[str, Sequence[Object]]) -> None:
         """I10: a run that waits for another to end or to be deleted has another to wait for."""
+        waits = not result_of(run["status"]) and RUN_LIMIT in _stated(run)["Complete"]["message"]
         others = [other for other in seen["lorafinetunes"] if other is not run and not result_of(other["status"])]
-        assert RUN_LIMIT not in _stated(run)["Complete"]["message"] or others, "I10: waits for a run that is gone"
+        assert not waits or others, "I10: waits for a run that is gone"
 
     def _in_queue(self, run: Object, seen: Mapping[str, Sequence[Object]]) -> None:
         """I10: what Kueue holds is reported as a wait, what the user holds as the user's wish, and only these are."""
