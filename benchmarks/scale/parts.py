@@ -171,16 +171,24 @@ def scrape(count: int, wanted: str) -> Row:
 def _scraped(operator: Operator, total: str, wanted: str) -> Row:
     """The second scrape, as the first one also makes what later ones use again."""
     operator.scrape()
-    busy, begin_s, first = Busy(), time.monotonic(), operator.usage()
-    text = operator.scrape()
-    seconds, last, share = time.monotonic() - begin_s, operator.usage(), busy.share()
-    packed = operator.scrape("gzip")
+    busy = Busy()
+    text, taken = _timed_scrape(operator, "identity")
+    share = busy.share()
+    packed, taken_packed = _timed_scrape(operator, "gzip")
     series = sum(not line.startswith(b"#") for line in text.splitlines())
     stated = (
-        f"{series:,} series in {seconds:.2f} s, {last.cpu_s - first.cpu_s:.2f} CPU s; {len(text) / 1e6:.2f} MB, "
-        f"compressed {len(packed) / 1e6:.2f} MB; {operator.usage().peak_bytes / MIB:.0f} MiB at most"
+        f"{series:,} series in {taken}; {len(text) / 1e6:.2f} MB; compressed {len(packed) / 1e6:.2f} MB in "
+        f"{taken_packed}; {operator.usage().peak_bytes / MIB:.0f} MiB at most"
     )
     return Row(what=f"one scrape of /metrics, {total}", wanted=wanted, measured=stated, busy=share)
+
+
+def _timed_scrape(operator: Operator, encoding: str) -> tuple[bytes, str]:
+    """What came, and in what time."""
+    begin_s, first = time.monotonic(), operator.usage()
+    body = operator.scrape(encoding)
+    seconds, last = time.monotonic() - begin_s, operator.usage()
+    return body, f"{seconds:.2f} s, {last.cpu_s - first.cpu_s:.2f} CPU s"
 
 
 def mass_failure(count: int) -> list[Row]:

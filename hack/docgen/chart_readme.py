@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from docgen.text import code, table
+from docgen.text import code, sentence_list, table
 
 _PAGE = """\
 # {name}
@@ -40,7 +40,8 @@ fault is a sentence. `helm uninstall` keeps the definition, every LoRAFineTune, 
 
 ## Values
 
-`values.schema.json` refuses unknown keys and impossible values before anything is installed.
+`values.schema.json` refuses unknown keys and impossible values before anything is installed. Helm names the path of
+each, as in `at '/logLevel'`, and its row below says what it may be; "additional properties" are keys that do not exist.
 {groups}"""
 
 
@@ -66,14 +67,24 @@ def render(chart: Mapping[str, Any], values: Mapping[str, Any], schema: Mapping[
 
 
 def leaves(values: Mapping[str, Any], schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Path, default and description of every value. Raises KeyError for a value that the schema does not know."""
+    """Path, default, meaning and rule of every value. Raises KeyError for a value that the schema does not know."""
     for name, default in values.items():
         inner = schema["properties"][name]
         here = f"{path}.{name}".lstrip(".")
         if _is_group(default, inner):
             yield from leaves(default, inner, here)
         else:
-            yield here, default, inner["description"]
+            yield here, default, inner["description"] + _rule(inner)
+
+
+def _rule(schema: Mapping[str, Any]) -> str:
+    """What the value may be, as a sentence to add: a refusal of Helm's names the value, and this is the remedy."""
+    if choices := schema.get("enum"):
+        return f" {sentence_list([code(choice) for choice in choices], 'or')}."
+    least, most = schema.get("minimum"), schema.get("maximum")
+    if most is not None:
+        return f" From {least} to {most}."
+    return "" if least is None else f" At least {least}."
 
 
 def _is_group(default: Any, schema: Mapping[str, Any]) -> bool:

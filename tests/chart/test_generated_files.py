@@ -1,5 +1,7 @@
 """Pages and copies that hack/docs makes are fresh; what it does with stale ones, test_dashboards.py has."""
 
+from typing import Any
+
 import pytest
 
 from docgen import chart_readme, cli
@@ -19,3 +21,18 @@ def test_a_value_without_description_stops_the_generator() -> None:
     group = {"properties": {"group": {"description": "A group.", "properties": {}}}}
     with pytest.raises(KeyError, match="new"):
         chart_readme.render(chart, {"group": {"new": 1}}, group, "c")
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ({}, "Why."),
+        ({"enum": ["a", "b", "c"]}, "Why. `a`, `b` or `c`."),
+        ({"minimum": 0, "maximum": 5}, "Why. From 0 to 5."),
+        ({"minimum": 0.1}, "Why. At least 0.1."),
+    ],
+)
+def test_a_value_is_described_with_what_it_may_be(rule: dict[str, Any], words: str) -> None:
+    """Helm names a value that it refuses, and often no remedy."""
+    schema = {"properties": {"value": {"description": "Why.", **rule}}}
+    assert list(chart_readme.leaves({"value": 1}, schema)) == [("value", 1, words)]

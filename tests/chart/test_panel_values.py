@@ -137,6 +137,23 @@ def test_the_limit_of_a_pods_memory_comes_from_whichever_tells_it(tmp_path: Path
     play(tmp_path, given, [(query, "2m", {"{}": 16.0})])
 
 
+@pytest.mark.parametrize("honored", [True, False])
+def test_dcgms_series_are_a_runs_whichever_label_has_its_pod(tmp_path: Path, *, honored: bool) -> None:
+    """With honorLabels that is `pod`, and else `exported_pod`; the GPU of another run's pod does not count."""
+    given = [series("lora_training_heartbeat_timestamp_seconds", "1+0x10", namespace="team", name="tone", pod="tone-1")]
+    for gpu, pod in (("0", "tone-1"), ("1", "other-1")):
+        exporter = {"namespace": "gpu-operator", "pod": "dcgm-1", "exported_namespace": "team", "exported_pod": pod}
+        of = {"Hostname": "node-1", "gpu": gpu, **({"namespace": "team", "pod": pod} if honored else exporter)}
+        given += [
+            series(f"DCGM_FI_DEV_{name}", f"{value}+0x10", **of)
+            for name, value in (("GPU_UTIL", 50 + int(gpu)), ("FB_USED", 1), ("FB_FREE", 3 - int(gpu)))
+        ]
+    at_work = asked("run", "How well the GPUs are used", "{{Hostname}} GPU {{gpu}} at work", name="tone")
+    in_all = asked("run", "Memory of the GPUs", "all there is", name="tone")
+    wanted = {'{Hostname="node-1", gpu="0"}': 0.5}
+    play(tmp_path, given, [(at_work, "2m", wanted), (in_all, "2m", {"{}": 4.0 * 2**20})])
+
+
 def test_a_run_with_the_longest_name_is_shown_alone(tmp_path: Path) -> None:
     """Beside one whose name begins in the same way."""
     name = "a" * 52

@@ -73,6 +73,15 @@ def test_a_bad_value_is_refused_by_name(helm: Any, values: dict[str, Any], field
     assert field in done.stderr
 
 
+@pytest.mark.helms(3, 4)
+def test_a_threshold_of_0_is_refused_with_the_lowest(helm: Any) -> None:
+    """Of an exclusive minimum Helm says "got 0, want 0"."""
+    alerts = {"LoRAFineTuneGPUIdle": {"ratio": 0}}
+    said = helm.template({"metrics": {"prometheusRule": {"alerts": alerts}}}).stderr
+    assert "/LoRAFineTuneGPUIdle/ratio': minimum: got 0, want 0.001" in said
+    assert "exclusiveMinimum" not in (CHART / "values.schema.json").read_text()
+
+
 @pytest.mark.helms(4)
 def test_helm_4_refuses_bad_values_by_name(helm: Any) -> None:
     """Those of different fields all at once."""

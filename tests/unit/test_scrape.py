@@ -23,14 +23,16 @@ HOSTILE = ("a" * 52, 'x"y', "back\\slash", "{{ .Values }}", "line\nend", "Ä 漢
 
 
 def hostile(text: str) -> FineTune:
-    """A resource whose every text that a label shows is this one."""
+    """A resource whose every text that a label shows is this one, and whose annotations, which none shows, hold it."""
     status = {
         "conditions": [condition_object("Complete", reason=text), condition_object(text)],
         "resolved": {"quantization": text},
         "advice": [{"code": text, "severity": "Info"}],
         "results": {"trainLoss": text},
     }
-    metadata = {"name": text, "namespace": text, "labels": {"kueue.x-k8s.io/queue-name": text}}
+    noted = f"{text} annotated"
+    maps = {"labels": {"kueue.x-k8s.io/queue-name": text}, "annotations": {noted: noted}}
+    metadata = {"name": text, "namespace": text, **maps}
     return make_finetune(spec={"model": {"uri": text}}, status=status, metadata=metadata)
 
 
@@ -80,6 +82,7 @@ def test_no_text_that_somebody_wrote_breaks_a_line() -> None:
         names = [sample.name for family in read_plain(body) for sample in family.samples]
         assert names.count("lorafinetune_info") == 1
         assert names.count("lorafinetune_advice") == 0
+        assert "annotated" not in body
 
 
 def test_the_text_comes_in_pieces() -> None:
