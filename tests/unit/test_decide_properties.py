@@ -31,6 +31,7 @@ from tests.unit.world import World
 from lora_operator.decision.decide import decide
 from lora_operator.decision.retries import Cause
 from lora_operator.decision.usage import Usage, stored_usage
+from lora_operator.views import names
 from lora_operator.views.conditions import Type
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import Observed, Rejection
@@ -311,7 +312,8 @@ def test_an_object_without_measure_costs_a_sentence(text: str, keys: set[str] | 
     said = condition_object("PodScheduled", "False", message="m")
     failed = condition_object("Failed", reason="BackoffLimitExceeded", message="m")
     pod = make_pod_object(state={state: stated}, conditions=(said,))
-    job = make_job_object(status={"conditions": [failed] if state == "terminated" else []})
+    remembered = {names.IMAGE_ANNOTATION: "image"}
+    job = make_job_object(status={"conditions": [failed] if state == "terminated" else []}, annotations=remembered)
     event = {"involvedObject": {"uid": "job-1"}, "reason": "FailedCreate", "message": "m"}
     rejection = Rejection(kind="Job", name="x", code=422, reason="", message=text) if keys else None
     observed = Observed(
@@ -327,6 +329,7 @@ def test_an_object_without_measure_costs_a_sentence(text: str, keys: set[str] | 
     for known in (observed, dataclasses.replace(observed, jobs=(), pods=())):
         plan = decide(parse_finetune(make_manifest()), known, CONFIG, NOW)
         check_status(plan.status)
+        assert str(plan.status.get("resolved", {}).get("image", "")).isprintable()
         assert len(json.dumps(plan.status)) < 64 * 1024
         assert all(len(record.message) <= 1024 for record in plan.events)
 

@@ -48,7 +48,7 @@ def resolved_by_spec(train: TrainConfig, image: str) -> Block:
         "precision": training.precision.value,
         "seed": training.seed,
         "validationFraction": _number(train.dataset.validation_fraction),
-        "image": clip(image, 512),
+        "image": _text(image, 512),
     }
     optional = {
         "epochs": training.epochs and _number(training.epochs),
