@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 from tests.faults.matrix import ROWS, SECTIONS, promises_of
-from tests.faults.promises import WITHIN_S, Row, describe
+from tests.faults.promises import BUSY, WITHIN_S, Row, describe
 from tests.faults.recording import RESULTS
 
 from docgen.text import table
@@ -24,9 +24,9 @@ explains each, and says what to do.
 
 Each promise has a number, and each test the numbers of those that it asserts. The page and the assertions come from the
 same data, and a test that ends without having asserted each of its promises fails. What you see is there within
-{WITHIN_S} s, unless another time is given. Where a promise ends in parentheses, tests of that kind assert it in their
-own way: the trainer's, or those on a node that runs pods. State is that of `kubectl get`: the reason of condition
-`Complete`.
+{WITHIN_S} s, unless another time is given; tests share their machine with others, and fail after {BUSY} times as long.
+Where a promise ends in parentheses, tests of that kind assert it in their own way: the trainer's, or those on a node
+that runs pods. State is that of `kubectl get`: the reason of condition `Complete`.
 
 The tests of the operator run on a real API server with its controllers. Where a fault lies between the two, a
 [proxy](../tests/faults/proxy.py) in the way injects it: error codes, cut and frozen streams, lost events, stale

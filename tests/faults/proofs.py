@@ -16,12 +16,9 @@ from tests.faults import moments
 from tests.faults.matrix import PROMISES
 from tests.faults.moments import HELD, Moment, condition
 from tests.faults.one_run import Run
-from tests.faults.promises import Kept, Sees, Shown
+from tests.faults.promises import BUSY, Kept, Sees, Shown
 
 from lora_trainer.contract.reasons import Reason
-
-# Promises are made for a machine that has time: on one where other tests compute they may take half as long again.
-BUSY = 1.5
 
 
 @pytest.fixture

@@ -25,7 +25,9 @@ ROWS = (
             Shown(
                 key="sweep",
                 says="Status, children and all that was made are those of an undisturbed run, whichever write of it "
-                "the operator is killed at, before and after the server's answer",
+                "the operator is killed at, before and after the server's answer. Left out are statuses that three "
+                "undisturbed runs do not share, `Pending` where it is not written again, and further Events of a "
+                "reason; in `make test` also repeated writes, and all Events but one for each crash",
             ),
             Shown(key="node", says="Pod and verdict", by="on a node, with the real trainer"),
         ),

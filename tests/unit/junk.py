@@ -33,6 +33,9 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=6,
 )
+FREE_TEXT = {"message", "reason", "note"}
+_CHECKED_BY_THE_SERVER = {"name", "uid", "namespace", "kind", "labels", "resourceVersion"}
+EVIL = ["x" * 2**20, "a-" * 2**19, "9" * 2**20, "image pull secrets (" * 2**15, "\ud800\x1b[31m\n" * 2**16]
 
 
 @st.composite
@@ -55,3 +58,18 @@ def damaged(draw: st.DrawFn, obj: dict[str, Any]) -> dict[str, Any]:
                 del holder[key]
             break
     return result
+
+
+def hostile(document: Any, text: str, keys: set[str] | None, key: str = "") -> Any:
+    """A copy whose strings are `text`, of these keys alone if any are given, with numbers and lists without measure."""
+    if key in _CHECKED_BY_THE_SERVER:
+        return document
+    if isinstance(document, dict):
+        return {name: hostile(value, text, keys, name) for name, value in document.items()}
+    if isinstance(document, list):
+        return [hostile(item, text, keys, key) for item in document] * 10_000
+    if isinstance(document, str):
+        return text if keys is None or key in keys else document
+    if isinstance(document, int) and not isinstance(document, bool):
+        return 2**80 if keys is None else document
+    return document

@@ -25,7 +25,7 @@ from tests.unit.builders import (
     make_summary,
     make_workload_object,
 )
-from tests.unit.junk import JSON, damaged
+from tests.unit.junk import EVIL, FREE_TEXT, JSON, damaged, hostile
 from tests.unit.reports import make_report
 from tests.unit.status_schema import check_status
 from tests.unit.world import World
@@ -35,6 +35,7 @@ from lora_operator.decision.retries import Cause
 from lora_operator.decision.usage import Usage, stored_usage
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.transitions import UNKNOWN_CAUSE
+from lora_operator.views import names
 from lora_operator.views.conditions import Type, result_of
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import Observed, Rejection
@@ -306,27 +307,7 @@ def test_a_manifest_that_is_no_manifest_fails_with_a_sentence(junk: Any) -> None
     assert plan.create == ()
 
 
-_FREE_TEXT = {"message", "reason", "note"}
-_CHECKED_BY_THE_SERVER = {"name", "uid", "namespace", "kind", "labels"}
-EVIL = ["x" * 2**20, "a-" * 2**19, "9" * 2**20, "image pull secrets (" * 2**15, "\ud800\x1b[31m\n" * 2**16]
-
-
-def _hostile(document: Any, text: str, keys: set[str] | None, key: str = "") -> Any:
-    """A copy whose strings are `text`, of these keys alone if any are given, with numbers and lists without measure."""
-    if key in _CHECKED_BY_THE_SERVER:
-        return document
-    if isinstance(document, dict):
-        return {name: _hostile(value, text, keys, name) for name, value in document.items()}
-    if isinstance(document, list):
-        return [_hostile(item, text, keys, key) for item in document] * 10_000
-    if isinstance(document, str):
-        return text if keys is None or key in keys else document
-    if isinstance(document, int) and not isinstance(document, bool):
-        return 2**80 if keys is None else document
-    return document
-
-
-@pytest.mark.parametrize("keys", [None, _FREE_TEXT], ids=["every string", "free text"])
+@pytest.mark.parametrize("keys", [None, FREE_TEXT], ids=["every string", "free text"])
 @pytest.mark.parametrize("text", EVIL, ids=["long", "ambiguous", "digits", "open", "unprintable"])
 @pytest.mark.parametrize("state", ["terminated", "waiting"])
 def test_an_object_without_measure_costs_a_sentence(text: str, keys: set[str] | None, state: str) -> None:
@@ -335,15 +316,16 @@ def test_an_object_without_measure_costs_a_sentence(text: str, keys: set[str] | 
     said = condition_object("PodScheduled", "False", message="m")
     failed = condition_object("Failed", reason="BackoffLimitExceeded", message="m")
     pod = make_pod_object(state={state: stated}, conditions=(said,))
-    job = make_job_object(status={"conditions": [failed] if state == "terminated" else []})
+    remembered = {names.IMAGE_ANNOTATION: "image"}
+    job = make_job_object(status={"conditions": [failed] if state == "terminated" else []}, annotations=remembered)
     event = {"involvedObject": {"uid": "job-1"}, "reason": "FailedCreate", "message": "m"}
     rejection = Rejection(kind="Job", name="x", code=422, reason="", message=text) if keys else None
     observed = Observed(
-        jobs=(parse_job(_hostile(job, text, keys)),),
-        pods=(parse_pod(_hostile(pod, text, keys)),),
-        events=(parse_event(_hostile(event, text, keys)),),
+        jobs=(parse_job(hostile(job, text, keys)),),
+        pods=(parse_pod(hostile(pod, text, keys)),),
+        events=(parse_event(hostile(event, text, keys)),),
         kueue=True,
-        workloads=(parse_workload(_hostile(make_workload_object(said), text, keys)),),
+        workloads=(parse_workload(hostile(make_workload_object(said), text, keys)),),
         rejection=rejection,
     )
     assert sum(map(len, _texts(observed.pods[0]))) < 100 * LONGEST_TEXT
@@ -351,6 +333,7 @@ def test_an_object_without_measure_costs_a_sentence(text: str, keys: set[str] | 
     for known in (observed, dataclasses.replace(observed, jobs=(), pods=())):
         plan = decide(parse_finetune(make_manifest()), known, CONFIG, NOW)
         check_status(plan.status)
+        assert str(plan.status.get("resolved", {}).get("image", "")).isprintable()
         assert len(json.dumps(plan.status)) < 64 * 1024
         assert all(len(record.message) <= 1024 for record in plan.events)
         before = {"podName": observed.pods[0].name, "attempt": plan.status.get("attempt")}

@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,12 @@ def test_the_trainer_does_not_know_the_operator() -> None:
     """It runs without a cluster."""
     for name, path in modules("lora_trainer").items():
         assert not any(i.split(".")[0] == "lora_operator" for i in imports(path)), name
+
+
+def test_kopf_is_used_by_its_public_interface() -> None:
+    """A next release may change all else, and its range is open to it."""
+    for name, path in modules("lora_operator").items():
+        assert not re.search(r"\bkopf\._|\b(from|import) kopf\.|from kopf import _", path.read_text()), name
 
 
 SHARED_WITH_THE_CLIENT = (

@@ -115,13 +115,13 @@ class World:
         self.poller = Poller(
             interval_s=lambda _: 15, timeout_s=1, most_per_s=18, wake=lambda _: None, clock=lambda: 0.0
         )
-        self.server, self.cache = Server(manifest), Cache()
+        self.server, self.cache, self.kueue = Server(manifest), Cache(), Kueue()
         self.cache.finetunes.put(manifest)
         self.tell_job(stage=stage)
         self.reconciler = Reconciler(
             api=self.server,
             cache=self.cache,
-            kueue=Kueue(),
+            kueue=self.kueue,
             config=CONFIG,
             poller=self.poller,
             events=ChildEvents(self.server, interval_s=10, clock=lambda: 0.0),

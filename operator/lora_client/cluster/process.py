@@ -23,7 +23,7 @@ class Process:
     def __init__(self, cluster: Cluster, pod: str, container: str, command: Sequence[str]) -> None:
         from kubernetes.stream.ws_client import WSClient  # noqa: PLC0415 - half a second, which other verbs do without
 
-        query = [("container", container), *(("command", word) for word in command)]
+        query = [("container", container), *(("command", argument) for argument in command)]
         query += [(name, "true") for name in ("stdin", "stdout", "stderr")]
         scheme, _, rest = cluster.configuration.host.rstrip("/").partition("://")
         address = f"{scheme.replace('http', 'ws')}://{rest}{cluster.path('pods', pod, 'exec')}?{urlencode(query)}"

@@ -92,25 +92,25 @@ def _unknown(title: str, options: Mapping[str, Any]) -> str:
 def _of_command(text: str) -> Iterator[tuple[str, Any]]:
     """`--name value`, `--name=value`, `--switch`, `--no_switch`; several values become a list."""
     try:
-        words = shlex.split(text.replace("\\\n", " "), comments=True)
+        tokens = shlex.split(text.replace("\\\n", " "), comments=True)
     except ValueError:
         return
     name, values = "", []
-    for word in [*words, "--"]:
-        if not word.startswith("--"):
-            values.append(_read(word))
+    for token in [*tokens, "--"]:
+        if not token.startswith("--"):
+            values.append(_read(token))
             continue
         if name:
             yield name, True if not values else values[0] if len(values) == 1 else values
-        name, equals, value = word[2:].partition("=")
+        name, equals, value = token[2:].partition("=")
         name, values = name.replace("-", "_"), [_read(value)] if equals else []
 
 
-def _read(word: str) -> Any:
+def _read(token: str) -> Any:
     try:
-        return json.loads(word.lower() if word in ("True", "False") else word)
+        return json.loads(token.lower() if token in ("True", "False") else token)
     except ValueError:
-        return word
+        return token
 
 
 def text_of(converted: Converted) -> str:

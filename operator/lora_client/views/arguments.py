@@ -27,6 +27,6 @@ def refused(message: str, path: str, arguments: Sequence[str]) -> str:
     if message.startswith("No such command") and verb in _ELSEWHERE:
         return f"No such command '{verb}': {_ELSEWHERE[verb]} does that"
     if message.startswith("Missing option '--file'"):
-        file = next((word for word in arguments if word.endswith((".yaml", ".yml", ".json"))), "FILE")
+        file = next((one for one in arguments if one.endswith((".yaml", ".yml", ".json"))), "FILE")
         return f"Missing option '--file' / '-f': type {path} -f {file}"
     return f"{message.rstrip('.').replace('Value error, ', '')}: {path} --help lists what there is"

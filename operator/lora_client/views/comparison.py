@@ -96,10 +96,10 @@ def _losses(first: Object, second: Object) -> dict[str, Any]:
 def _same_rows(first: Object, second: Object) -> bool:
     one, other = part(first, "status", "resolved"), part(second, "status", "resolved")
     dataset = part(first, "spec", "dataset")
-    told = bool(one.get("datasetFingerprint")) and all(one.get(key) == other.get(key) for key in _SAME_ROWS)
+    same = bool(one.get("datasetFingerprint")) and all(one.get(key) == other.get(key) for key in _SAME_ROWS)
     drawn = "validationUri" not in dataset or "maxValidationRows" in one
     seeded = not drawn or one.get("seed") == other.get("seed")
-    return told and seeded and dataset == part(second, "spec", "dataset") and _same_tokens(first, second)
+    return same and seeded and dataset == part(second, "spec", "dataset") and _same_tokens(first, second)
 
 
 def _same_tokens(first: Object, second: Object) -> bool:

@@ -273,7 +273,7 @@ def lost_with_job(why: str, template: Object, namespace: str) -> str:
             "the run's Job, which named the registry's login, is gone: name it at the service account, and try again: "
             f"kubectl patch serviceaccount default -n {namespace} -p '{patch}'"
         )
-    if any(word in why for word in _USER_REFUSED):
+    if any(said in why for said in _USER_REFUSED):
         return "the run's Job, which named the user, is gone: leave ttlSecondsAfterFinished unset in further runs"
     return ""
 

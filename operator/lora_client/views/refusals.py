@@ -98,12 +98,12 @@ def problems(refusal: Refusal) -> Iterator[str]:
         yield f"{name}: is repeated: remove one"
     if refusal.code != 422:
         return
-    told: set[str] = set()
+    seen: set[str] = set()
     for field, message in refusal.causes:
         text = _sentence(field, message)
         # Of a wrong value the server says its type and what else it is not.
-        if text not in told:
-            told.add(text)
+        if text not in seen:
+            seen.add(text)
             yield text
 
 
@@ -169,8 +169,8 @@ def _sentence(field: str, message: str) -> str:
 
 def _rule(field: str, value: str | None, message: str) -> str:
     if match := _SUPPORTED.search(message):
-        words = [word.strip().strip('"') for word in match[1].split(",")]
-        return f"must be one of {', '.join(words)}{hint(field, value)}"
+        values = [one.strip().strip('"') for one in match[1].split(",")]
+        return f"must be one of {', '.join(values)}{hint(field, value)}"
     if match := _AT_LEAST.search(message):
         return f"must be at least {match[1]}"
     if match := _AT_MOST.search(message):

@@ -174,7 +174,7 @@ def known(field: str, value: object) -> str | None:
 
 def meant(field: str, value: object) -> str | None:
     """What was probably meant by this value in this field, None where nothing is near: to be asked, not to be taken."""
-    near = known(field, value) or nearest(_plain(value), {str(word) for word in VALUES.get(field, {}).values()})
+    near = known(field, value) or nearest(_plain(value), {str(ours) for ours in VALUES.get(field, {}).values()})
     return None if near is None or near == value else near
 
 

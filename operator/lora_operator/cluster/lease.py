@@ -134,7 +134,7 @@ class Election:
             await self._write()
         except ApiError as error:
             if error.code in (404, 409):
-                await self._look_again()
+                await self._look_after_conflict()
             else:
                 self._report(error)
             return False
@@ -156,7 +156,7 @@ class Election:
             self._seen_s = self._clock()
         self._lease = lease
 
-    async def _look_again(self) -> None:
+    async def _look_after_conflict(self) -> None:
         try:
             await self._look()
         except (ApiError, UnreachableError) as error:

@@ -16,7 +16,7 @@ from lora_operator.decision.stages.train import TRAIN
 from lora_operator.views.conditions import Finding
 from lora_operator.views.model import Patch, PodView
 from lora_operator.views.pods import condition_of, failure_of, newest_first, was_disrupted, was_short_of_something
-from lora_operator.views.wording import block_of, last_line, maps_of, sentence
+from lora_operator.views.wording import last_line, maps_of, sentence
 from lora_trainer.contract.advice import codes, rules
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import FINAL
@@ -200,7 +200,7 @@ def _fields(patch: Patch) -> Iterable[str]:
 
 
 def _of_the_image(case: Case) -> Iterable[dict[str, Any]]:
-    rendered = block_of(case.finetune.status, "resolved").get("image")
+    rendered = case.resolved.get("image")
     changed = next((pod for pod in newest_first(case.children.pods) if pod.image and pod.image != rendered), None)
     if isinstance(rendered, str) and changed is not None:
         message = (

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from lora_operator.decision.children import Children, find_children
 from lora_operator.decision.proof import Evidence
@@ -18,7 +19,7 @@ from lora_operator.views.jobs import suspension_of
 from lora_operator.views.model import FineTune, JobView, Observed, PodView, WorkloadView
 from lora_operator.views.names import child_name
 from lora_operator.views.request import Request, read_request
-from lora_operator.views.wording import block_of, text_of
+from lora_operator.views.wording import block_of, integer_of, text_of
 from lora_trainer.contract.manifest import RunOptions
 from lora_trainer.contract.reasons import Reason
 
@@ -41,9 +42,24 @@ class Case:
     @property
     def evidence(self) -> Evidence:
         """Against what a pod's claim of a success is held."""
-        rendered = text_of(block_of(self.finetune.status, "resolved").get("image"))
-        image = rendered if self.config.require_rendered_image else ""
+        image = self.rendered_image if self.config.require_rendered_image else ""
         return Evidence(jobs=self.children.jobs, former=self.children.former, image=image)
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """What the status says is resolved for the present attempt; empty where a crash came before it could."""
+        is_of_this = (integer_of(self.finetune.status.get("attempt")) or 0) >= self.children.attempt
+        return block_of(self.finetune.status, "resolved") if is_of_this else {}
+
+    @property
+    def rendered_image(self) -> str:
+        """The image that the operator rendered for the present attempt's training, by the configuration of that time.
+
+        Never empty: no rendered image is known only where no Job is, which then confirms nothing either.
+        """
+        jobs = (*self.children.jobs, *self.children.former)
+        by_job = next((job.image for job in jobs if job.name == self.job_name), "")
+        return text_of(self.resolved.get("image")) or by_job or self.config.trainer_image
 
     @property
     def job_name(self) -> str:

@@ -53,7 +53,7 @@ from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Pa
 from lora_operator.views.names import QUEUE_LABEL
 from lora_operator.views.observe import parse_job
 from lora_operator.views.pods import is_running, leader_first
-from lora_operator.views.wording import block_of, integer_of, sentence
+from lora_operator.views.wording import block_of, sentence
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.reasons import Reason
 
@@ -381,6 +381,4 @@ def _without_quota(case: Case, state: Finding) -> tuple[Condition, ...]:
 
 def _resolved(case: Case) -> Status:
     """What was resolved stays, unless a crash came before the first status of the run, or of the Job that trains."""
-    before = block_of(case.finetune.status, "resolved")
-    is_of_this = (integer_of(case.finetune.status.get("attempt")) or 0) >= case.children.attempt
-    return before if before and is_of_this else resolved_by_request(case.request, case.config.trainer_image)
+    return case.resolved or resolved_by_request(case.request, case.rendered_image)

@@ -48,7 +48,7 @@ def resolved_by_spec(train: TrainConfig, image: str) -> Block:
         "precision": training.precision.value,
         "seed": training.seed,
         "validationFraction": _number(train.dataset.validation_fraction),
-        "image": clip(image, 512),
+        "image": _text(image, 512),
     }
     optional = {
         "epochs": training.epochs and _number(training.epochs),
@@ -142,17 +142,17 @@ def resolved_by_run(run: ResolvedRun) -> Block:
         "targetModules": [_text(name, 253) for name in run.target_modules[:MOST_MODULES]],
         "trainableParameters": whole(run.trainable_parameters),
         "totalParameters": whole(run.total_parameters),
-        "microBatchSize": _int32(run.micro_batch_size),
-        "gradientAccumulationSteps": _int32(run.gradient_accumulation_steps),
+        "microBatchSize": whole(run.micro_batch_size, LARGEST_INT32),
+        "gradientAccumulationSteps": whole(run.gradient_accumulation_steps, LARGEST_INT32),
         "quantization": _text(run.quantization, 32),
         "packing": run.packing,
         "attention": _text(run.attention, 64),
         "optimizer": _text(run.optimizer, 64),
         "activationCheckpointing": run.activation_checkpointing,
         "selectiveCheckpointing": run.selective_checkpointing,
-        "processes": _int32(run.processes),
+        "processes": whole(run.processes, LARGEST_INT32),
         "sharded": run.sharded,
-        **({} if run.sharded_over is None else {"shardedOver": _int32(run.sharded_over)}),
+        **({} if run.sharded_over is None else {"shardedOver": whole(run.sharded_over, LARGEST_INT32)}),
         "modelClass": _text(run.model_class, 128),
     }
 
@@ -234,7 +234,7 @@ def artifact_block(artifact: Artifact) -> Block:
         "format": _text(artifact.format, 64),
         "baseModel": _text(artifact.base_model, 512),
         "baseRevision": _text(artifact.base_revision, 256),
-        "rank": _int32(artifact.rank),
+        "rank": whole(artifact.rank, LARGEST_INT32),
         "servable": artifact.servable,
         **({"serving": _text(artifact.serving, 1024)} if artifact.serving else {}),
         **({"servingNeeds": _text(artifact.serving_needs, 64)} if artifact.serving_needs else {}),
@@ -254,10 +254,6 @@ def _number(value: float) -> str:
 
 def _seconds(value: float) -> int:
     return whole(round(value)) if 0 <= value < 2**62 else 0
-
-
-def _int32(value: int) -> int:
-    return min(max(value, 0), LARGEST_INT32)
 
 
 def _text(value: str, limit: int) -> str:

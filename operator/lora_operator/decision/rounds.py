@@ -32,7 +32,7 @@ class PodEnd:
         return has_ended(self.pod)
 
     @cached_property
-    def was_told_to_stop(self) -> bool:
+    def was_asked_to_stop(self) -> bool:
         """Whether the trainer ended since it was asked to."""
         return self.pod.trainer.exit_code == ExitCode.TERMINATED
 
@@ -56,8 +56,8 @@ class PodEnd:
         """Whether the pod ended because another did: its peer is gone, or one that was asked to stop asked it."""
         if self.failure is None or was_disrupted(self.pod):
             return False
-        told_by_a_peer = self.was_told_to_stop and not self.pod.deleting
-        return self.failure.reason is Reason.PEER_FAILED or told_by_a_peer
+        asked_by_a_peer = self.was_asked_to_stop and not self.pod.deleting
+        return self.failure.reason is Reason.PEER_FAILED or asked_by_a_peer
 
     @cached_property
     def is_cause(self) -> bool:
@@ -154,4 +154,4 @@ def _was_too_late(peer: PodEnd, end: PodEnd) -> bool:
     """Whether the pod ended, other than asked to, before its peer had started: it waited for that in vain."""
     began, ended = peer.started_at, end.finished_at
     late = not peer.has_ended if began is None else ended is not None and ended < began
-    return late and not end.was_told_to_stop
+    return late and not end.was_asked_to_stop

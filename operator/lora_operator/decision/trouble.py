@@ -20,7 +20,7 @@ _PULL_REASONS = {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "Regis
 _CREATE_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CreatePodSandboxError"}
 _REASONS_OF_THE_KUBELET = {"ContainersNotReady", "ReadinessGatesNotReady", "PodCompleted", "PodFailed"}
 _VOLUME_EVENTS = {"FailedMount", "FailedAttachVolume", "FailedMapVolume"}
-_VOLUME_WORDS = (
+_VOLUME_TERMS = (
     "persistentvolumeclaim",
     "persistent volume",
     "volume node affinity",
@@ -222,7 +222,7 @@ def _unscheduled(pod: PodView) -> Finding | None:
     claim = _MISSING_CLAIM.search(scheduled.message)
     if claim:
         return _missing_claim(pod, claim[1], scheduled.since)
-    if any(word in scheduled.message.lower() for word in _VOLUME_WORDS):
+    if any(term in scheduled.message.lower() for term in _VOLUME_TERMS):
         remedy = "look at the claim with kubectl describe pvc: it is not bound, or to a volume out of reach"
         which = f"the volume of its claims ({', '.join(pod.claims)})" if pod.claims else "a volume"
         return _finding(Reason.VOLUME_NOT_READY, f"Pod {pod.name} waits for {which}: {said}", remedy, scheduled.since)
@@ -333,8 +333,8 @@ def _missing_object(pod: PodView, said: str) -> Finding | None:
     return _finding(reason, f"Pod {pod.name} needs {what}", "create it, and the run continues")
 
 
-def _kind(word: str) -> str:
-    return "Secret" if word.lower().startswith("secret") else "ConfigMap"
+def _kind(named: str) -> str:
+    return "Secret" if named.lower().startswith("secret") else "ConfigMap"
 
 
 def _newest(events: Iterable[EventView]) -> EventView | None:

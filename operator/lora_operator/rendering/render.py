@@ -54,8 +54,9 @@ def render_job(
     metadata = _metadata(finetune, train.run.attempt, stage)
     labels = metadata["labels"]
     metadata["labels"] = {**labels, **pod.queue_labels}
-    metadata["annotations"] = _remembered(used) | suspend_annotation(policy.suspend)
     name = names.child_name(finetune.name, finetune.uid, train.run.attempt)
+    template = pod_template(shape, pod, train, config, name=name, labels=labels)
+    metadata["annotations"] = _remembered(used, template) | suspend_annotation(policy.suspend)
     spec: Manifest = {
         **({"completionMode": "Indexed"} if shape.trains else {}),
         "completions": nodes,
@@ -68,7 +69,7 @@ def render_job(
         # A new pod is made only when the old one has ended: two must never write the same output.
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": _pod_failure_policy(),
-        "template": pod_template(shape, pod, train, config, name=name, labels=labels),
+        "template": template,
     }
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
 
@@ -78,9 +79,11 @@ def suspend_annotation(intent: bool) -> dict[str, str]:
     return {names.SUSPEND_ANNOTATION: "true" if intent else "false"}
 
 
-def _remembered(used: Used) -> dict[str, str]:
-    """What a later change of `maxRetries` must know of the time before the Job."""
-    return {names.RETRIES_ANNOTATION: str(used.retries)}
+def _remembered(used: Used, template: Manifest) -> dict[str, str]:
+    """What a later change of `maxRetries` must know of the time before the Job, and the image, which admission may
+    change in the template, and a crash may keep from the status."""
+    (container,) = template["spec"]["containers"]
+    return {names.RETRIES_ANNOTATION: str(used.retries), names.IMAGE_ANNOTATION: container["image"]}
 
 
 def _limits(policy: Policy, used: Used, pods: int) -> Manifest:

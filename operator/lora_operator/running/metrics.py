@@ -114,7 +114,7 @@ class Metrics:
             registry=registry,
         )
         self._in_use_s: dict[str, float] = {}
-        self._told: set[str] = set()
+        self._shown: set[str] = set()
         self._held: list[tuple[Callable[[float], None], float]] | None = None
         self._start_at_zero()
 
@@ -157,7 +157,7 @@ class Metrics:
     def begin_at_zero(self, namespaces: Iterable[str]) -> None:
         """Show, for these namespaces of runs, the counters whose other labels are known beforehand."""
         for namespace in namespaces:
-            self._told.add(namespace)
+            self._shown.add(namespace)
             for useful in ("true", "false"):
                 self.gpu_seconds.labels(namespace, useful)
             for loss in Loss:
@@ -165,9 +165,9 @@ class Metrics:
 
     def keep(self, namespaces: Iterable[str], now_s: float) -> None:
         """Drop the counters of namespaces that had no runs for an hour, which would pile up where namespaces come and
-        go. `namespaces` are those that have some; what was told since the last call counts as well."""
-        self._in_use_s |= dict.fromkeys(self._told.union(namespaces), now_s)
-        self._told.clear()
+        go. `namespaces` are those that have some; what was shown since the last call counts as well."""
+        self._in_use_s |= dict.fromkeys(self._shown.union(namespaces), now_s)
+        self._shown.clear()
         for namespace in [name for name, at_s in self._in_use_s.items() if now_s - at_s > _REST_S]:
             del self._in_use_s[namespace]
             for counter in (self.finished, self.restarts, self.gpu_seconds, self.lost_steps):

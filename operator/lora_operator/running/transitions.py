@@ -9,9 +9,9 @@ from lora_operator.views.model import FineTune, Observed
 from lora_operator.views.names import TRAIN
 from lora_operator.views.pods import failure_of
 from lora_operator.views.wording import parse_instant
+from lora_trainer.contract.reasons import Reason
 
 UNKNOWN_CAUSE = "Unknown"
-JOB_RECREATED = "JobRecreated"
 
 
 def has_just_ended(before: FineTune, status: Mapping[str, Any]) -> bool:
@@ -57,4 +57,5 @@ def restart_cause(before: FineTune, observed: Observed, status: Mapping[str, Any
     failure = next(failures, None)
     if failure is not None:
         return failure.reason.value
-    return JOB_RECREATED if status.get("attempt") != before.status.get("attempt") else UNKNOWN_CAUSE
+    is_next_attempt = status.get("attempt") != before.status.get("attempt")
+    return Reason.JOB_RECREATED.value if is_next_attempt else UNKNOWN_CAUSE

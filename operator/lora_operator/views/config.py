@@ -310,8 +310,8 @@ def _in_yaml_names(text: str) -> str:
 
 def yaml_name(field_name: str) -> str:
     """The YAML spelling of a field: `retry_base_s` becomes `retryBaseSeconds`, `allow_cpu` becomes `allowCPU`."""
-    words = re.sub(r"_s$", "_seconds", field_name).split("_")
-    return words[0] + "".join(_ACRONYMS.get(word, word.capitalize()) for word in words[1:])
+    parts = re.sub(r"_s$", "_seconds", field_name).split("_")
+    return parts[0] + "".join(_ACRONYMS.get(part, part.capitalize()) for part in parts[1:])
 
 
 _ACRONYMS = {"cpu": "CPU", "gpu": "GPU", "http": "HTTP", "ttl": "TTL", "uri": "URI", "url": "URL"}

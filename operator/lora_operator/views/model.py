@@ -66,7 +66,8 @@ class JobView:
     up of `maxRetries` before it. `queue` is the Job's LocalQueue, empty for none: Kueue then owns `suspended`.
     `is_indexed`: it carries the labels that our watches select by; `relabelled` is how often we put those, or the
     reference, back. `owners` are the references of a Job that has none to a controller, else None.
-    `managed_by` is the controller that runs it, empty for Kubernetes' own.
+    `managed_by` is the controller that runs it, empty for Kubernetes' own. `image` is the trainer's as we rendered it,
+    which admission may have changed.
     """
 
     name: str
@@ -92,6 +93,7 @@ class JobView:
     owners: tuple[Mapping[str, Any], ...] | None = None
     relabelled: int = 0
     managed_by: str = ""
+    image: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,7 +77,7 @@ def _is_of_another(status: Mapping[str, Any], uid: str) -> bool:
 def parse_job(obj: Mapping[str, Any]) -> JobView:
     """A Job of ours."""
     metadata, spec, status = _map(obj, "metadata"), _map(obj, "spec"), _map(obj, "status")
-    labels, owner_uid = _map(metadata, "labels"), _word(_controller(metadata), "uid") or owner_of(obj)[1]
+    labels, owner_uid = _map(metadata, "labels"), _interned(_controller(metadata), "uid") or owner_of(obj)[1]
     backoff_limit = _integer(spec, "backoffLimit")
     attempt, stage = names.place_of(_text(metadata, "name"))
     return JobView(
@@ -97,13 +97,14 @@ def parse_job(obj: Mapping[str, Any]) -> JobView:
         completed_at=_time(status, "completionTime"),
         deleting=metadata.get("deletionTimestamp") is not None,
         stage=stage,
-        queue=_word(labels, names.QUEUE_LABEL),
+        queue=_interned(labels, names.QUEUE_LABEL),
         retries_before=_number_in(metadata, names.RETRIES_ANNOTATION),
         succeeded=_integer(status, "succeeded") or 0,
         is_indexed=labels.get(names.MANAGED_BY_LABEL) == names.MANAGED_BY and labels.get(names.UID_LABEL) == owner_uid,
         relabelled=_number_in(metadata, names.RELABELLED_ANNOTATION),
         owners=None if _controller(metadata) else tuple(_maps(metadata, "ownerReferences")),
         managed_by="" if _text(spec, "managedBy") == _JOB_CONTROLLER else _text(spec, "managedBy"),
+        image=_rendered_image(metadata, spec),
     )
 
 
@@ -152,10 +153,10 @@ def parse_pod(obj: Mapping[str, Any]) -> PodView:
         name=_name(metadata),
         uid=_text(metadata, "uid"),
         job_uid=owner.get("uid", "") if owner.get("kind") == "Job" and _is_counted(metadata, stage) else "",
-        phase=_word(status, "phase"),
-        reason=_word(status, "reason"),
+        phase=_interned(status, "phase"),
+        reason=_interned(status, "reason"),
         message=_text(status, "message"),
-        node=_word(spec, "nodeName"),
+        node=_interned(spec, "nodeName"),
         ip=_text(status, "podIP"),
         created_at=_time(metadata, "creationTimestamp") or _NEVER,
         deleting=metadata.get("deletionTimestamp") is not None,
@@ -213,10 +214,10 @@ def _wants_gpu_labels(spec: Mapping[str, Any]) -> bool:
 def _conditions(status: Mapping[str, Any]) -> tuple[ConditionView, ...]:
     return tuple(
         ConditionView(
-            type=_word(item, "type"),
-            status=_word(item, "status"),
-            reason=_word(item, "reason"),
-            message=_word(item, "message"),
+            type=_interned(item, "type"),
+            status=_interned(item, "status"),
+            reason=_interned(item, "reason"),
+            message=_interned(item, "message"),
             since=_time(item, "lastTransitionTime"),
         )
         for item in _maps(status, "conditions")
@@ -233,7 +234,7 @@ def _container(status: Mapping[str, Any]) -> ContainerView:
                 waiting_message=_text(waiting, "message"),
                 running="running" in state,
                 exit_code=_integer(ended, "exitCode"),
-                termination_reason=_word(ended, "reason"),
+                termination_reason=_interned(ended, "reason"),
                 termination_message=_text(ended, "message"),
                 started_at=_time(ended, "startedAt") or _time(_map(state, "running"), "startedAt"),
                 finished_at=_time(ended, "finishedAt"),
@@ -279,9 +280,16 @@ def _index(metadata: Mapping[str, Any]) -> int:
     return int(label) if _INDEX.fullmatch(label) else 0
 
 
+def _rendered_image(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
+    """As the Job remembers it; one of an earlier release has it in its template alone."""
+    return _interned(_map(metadata, "annotations"), names.IMAGE_ANNOTATION) or _image(
+        _map(_map(spec, "template"), "spec")
+    )
+
+
 def _image(spec: Mapping[str, Any]) -> str:
     containers = (item for item in _maps(spec, "containers") if item.get("name") == names.TRAINER_CONTAINER)
-    return next((_word(container, "image") for container in containers), "")
+    return next((_interned(container, "image") for container in containers), "")
 
 
 def _map(document: object, key: str) -> Mapping[str, Any]:
@@ -303,7 +311,7 @@ def _name(metadata: Mapping[str, Any]) -> str:
     return _text(metadata, "name")[:_LONGEST_NAME]
 
 
-def _word(document: object, key: str) -> str:
+def _interned(document: object, key: str) -> str:
     """A text that many objects have: held once, for it would be half of what tens of thousands of them take."""
     return sys.intern(_text(document, key))
 
