@@ -171,6 +171,28 @@ def test_a_pack_restarts_positions_and_learns_nothing_across_rows() -> None:
     assert (batch.targets.tolist(), batch.rows.tolist()) == ([7, 9], [0, 1])
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_micro_batch_is_copied_to_a_gpu_without_waiting(monkeypatch: pytest.MonkeyPatch, *, packed: bool) -> None:
+    """Every copy from locked memory: from any other the driver reads before the call comes back."""
+    locked: list[int] = []
+    copies: list[tuple[bool, object, bool]] = []
+
+    def lock(tensor: torch.Tensor) -> torch.Tensor:
+        locked.append(tensor.data_ptr())
+        return tensor
+
+    def copy(tensor: torch.Tensor, device: object, *, non_blocking: bool = False) -> torch.Tensor:
+        copies.append((tensor.data_ptr() in locked, device, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lock)
+    monkeypatch.setattr(torch.Tensor, "to", copy)
+    gpu = torch.device("cuda")
+    row = Example(input_ids=np.array([5, 6, 7]), labels=np.array([5, IGNORED, 7]), truncated=False)
+    collate([row, row], gpu, packed=packed)
+    assert copies == [(True, gpu, True)] * (6 if packed else 4)
+
+
 @pytest.mark.parametrize(
     ("lengths", "packed", "processes", "micro_batches_of_a_step"),
     [

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from lora_trainer.errors import ConfigError, GpuFaultError, TrainerError
 from lora_trainer.model import device_check
 from lora_trainer.model.device import choose_device
 from lora_trainer.model.device_check import driver_version, without_kernels
-from lora_trainer.stage import check_gpus
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.stage import _STAGES, check_gpus
 
 GIB = 2**30
 OLD_DRIVER = (
@@ -125,6 +127,18 @@ def test_what_cannot_train_is_said_before_anything_is_read(
     assert known.reason is Reason.GPU_FAULT
     assert (known.code in FINAL) is final
     assert all(text in str(known) for text in (found, needed, remedy)), str(known)
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train"])
+def test_a_gpu_is_tried_before_anything_is_fetched_or_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: str
+) -> None:
+    """Fetching takes minutes. Neither model nor data exist here, and neither is missed."""
+    card(refused=RuntimeError(OLD_DRIVER)).show(monkeypatch)
+    options: Any = SimpleNamespace(workspace=None, folder=None, config=tmp_path / "config.json")
+    reporter: Any = SimpleNamespace(phase=lambda _phase: None)
+    with pytest.raises(GpuFaultError):
+        _STAGES[stage](on_gpu(), options, Volumes(claims=tmp_path, config_maps=tmp_path), reporter)
 
 
 NO_FABRIC = "Expected NVML_SUCCESS == DriverAPI::get()->nvmlDeviceGetGpuFabricInfoV_( nvml_device, &fabricInfo) to be"

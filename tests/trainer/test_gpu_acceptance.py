@@ -104,6 +104,19 @@ def test_two_processes_train_as_one_whole_and_divided(bench: Bench, tmp_path: Pa
         assert "fused-adapter" in result["divided_kernels"], "fast paths prove themselves on a divided base, too"
 
 
+def test_two_gpus_are_asked_for_and_never_made_do_without(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one, or on a CPU at full size, the part has not run, and says what it lacks."""
+    large, gpu = replace(bench, tiny=False), replace(bench.device, torch_device=torch.device("cuda"))
+    for count, of, said in (
+        (1, replace(large, device=gpu), "there is one GPU; two are needed"),
+        (2, large, "the device is a CPU"),
+    ):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        (check,) = groups.checks(of)
+        assert check.run() == not_run(said)
+    assert len(list(groups.checks(replace(large, device=gpu)))) == 3
+
+
 def test_rows_that_see_each_other_fail_the_acceptance(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel for packs that takes all rows for one, where the model's own trial is deceived."""
     chosen = attention.Attention(kernel="sdpa", packs=True)

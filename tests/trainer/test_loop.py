@@ -178,6 +178,24 @@ def test_a_step_reports_what_it_did(tiny_base: Base, encoder: Encoder, cpu: Devi
     assert all(step.tokens_per_second > 0 and step.gradient_norm > 0 for step in taken)
 
 
+def test_a_step_reports_how_full_its_micro_batches_were(tiny_base: Base, encoder: Encoder, cpu: Device) -> None:
+    """Nine rows of one length, two of which fill four fifths of a pack: six in three packs, then three in two. The
+    result has the mean over all packs."""
+    row, taken = examples(encoder, 1)[0], Taken()
+    budget = Budget(tokens=5 * row.length // 2, longest=row.length, packed=True)
+    trained = Training(
+        adapted=fresh(tiny_base, cpu),
+        examples=Examples.of([row] * 9),
+        config=TrainingConfig(epochs=1.0, effective_batch_size=6),
+        budget=budget,
+        device=cpu,
+        listener=taken,
+    ).run()
+    pack = budget.tokens / row.length
+    assert [step.fill for step in taken.steps] == pytest.approx([6 / (3 * pack), 3 / (2 * pack)])
+    assert trained.fill == pytest.approx(9 / (5 * pack))
+
+
 @pytest.mark.parametrize(("most", "last"), [(1000, 2), (1, 1)])
 def test_the_reported_loss_is_the_mean_over_the_last_tenth_of_the_steps(
     *, tiny_base: Base, encoder: Encoder, cpu: Device, monkeypatch: pytest.MonkeyPatch, most: int, last: int

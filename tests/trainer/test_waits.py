@@ -22,7 +22,7 @@ from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.lora_kernel import fuse
-from lora_trainer.places.base import Base
+from lora_trainer.places.base import Base, open_folder
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.listener import Listener, Step
 from lora_trainer.training.loop import Training
@@ -104,6 +104,12 @@ class BySteps(Listener):
         self.seen.clear()
 
 
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """One of four experts."""
+    return open_folder(variants.make_mixture(tmp_path_factory.mktemp("mixture")))
+
+
 @pytest.mark.parametrize(
     ("packed", "changes"),
     [
@@ -112,12 +118,14 @@ class BySteps(Listener):
         (True, {"dtype": torch.bfloat16, "quantization": Quantization.NF4, "dropout": 0.1}),
         (True, {"scaled": True}),
         (True, {"scaled": True, "optimizer": Optimizer.ADAMW_8BIT}),
+        (True, {"mixture": True}),
     ],
-    ids=["packed", "padded, recomputed, in 16 bits", "NF4 with dropout", "scaled", "scaled, 8-bit optimizer"],
+    ids=["packed", "padded, recomputed, in 16 bits", "NF4 with dropout", "scaled", "8-bit optimizer", "mixture"],
 )
 def test_a_step_reads_from_the_device_once(
     *,
     tiny_base: Base,
+    mixture: Base,
     encoder: Encoder,
     cpu: Device,
     monkeypatch: pytest.MonkeyPatch,
@@ -127,10 +135,11 @@ def test_a_step_reads_from_the_device_once(
     """Its loss and the norm of its gradient, together, however many micro-batches it has, and it looks for no modules;
     the first step also tries whether the output embedding is the last of the model."""
     device, rows = variants.with_type(cpu, changes.get("dtype", torch.float32)), variants.rows(encoder, 12)
+    base = mixture if changes.get("mixture", False) else tiny_base
     adapted = adapt(
-        load_model(tiny_base, changes.get("quantization", Quantization.NONE), device),
+        load_model(base, changes.get("quantization", Quantization.NONE), device),
         LoraConfig(rank=4, alpha=8, dropout=changes.get("dropout", 0.0)),
-        tiny_base,
+        base,
         device,
         1,
         checkpointing=changes.get("recompute", ActivationCheckpointing.NONE),

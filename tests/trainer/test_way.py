@@ -16,7 +16,8 @@ from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.model.attention import Attention
 from lora_trainer.model.device import Device
-from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.model.fast_paths import Chosen
+from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.recipe import way
 from lora_trainer.recipe.way import budget_of
 from lora_trainer.training.resume import Saved
@@ -121,10 +122,28 @@ def test_where_one_process_cannot_pack_none_does(
     packing = Attention(kernel="varlen", packs=True)
     monkeypatch.setattr(way, "choose_attention", lambda *_: packing)
     monkeypatch.setattr(way, "choose_kernels", lambda *_, **more: more["packed"])
+    for ranks, packed in ((Ranks(), True), (Others(), False)):
+        found = way_on(cpu, ranks, saved=None)
+        assert (found.budget.packed, found.kernels) == (packed, packed)
+    assert "rows are padded: its kernel fails" in caplog.messages
+
+
+def way_on(device: Device, ranks: Ranks = ALONE, *, saved: Saved | None, goes_on: bool = False) -> Any:
+    """Of a run with rows of up to 8 tokens."""
     settled: Any = SimpleNamespace(config=make_config(), plan=None)
     data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=8), training=None)
     adapted: Any = SimpleNamespace(model=SimpleNamespace(config=LlamaConfig()))
-    for ranks, packed in ((Ranks(), True), (Others(), False)):
-        found: Any = way.way_of(settled, adapted, data, cpu, ranks, saved=None, goes_on=False)
-        assert (found.budget.packed, found.kernels) == (packed, packed)
-    assert "rows are padded: its kernel fails" in caplog.messages
+    return way.way_of(settled, adapted, data, device, ranks, saved=saved, goes_on=goes_on)
+
+
+@pytest.mark.parametrize("goes_on", [True, False], ids=["with its optimizer", "with its weights alone"])
+def test_the_kernels_of_a_checkpoint_are_kept(cpu: Device, monkeypatch: pytest.MonkeyPatch, *, goes_on: bool) -> None:
+    """A run that begins with one takes no others and times none; one that begins anew chooses freely."""
+    handed: list[tuple[Any, int]] = []
+    monkeypatch.setattr(way, "choose_attention", lambda *_: Attention(kernel="sdpa", packs=True))
+    monkeypatch.setattr(way, "choose_kernels", lambda *_, **more: handed.append((more["kept"], more["step"])))
+    record: Any = SimpleNamespace(resolved=replace(RESOLVED, kernels=("fused-adapter",)), config=make_config())
+    checkpoint: Any = SimpleNamespace(step=4)
+    way_on(cpu, saved=Saved(checkpoint=checkpoint, record=record, own=goes_on), goes_on=goes_on)
+    way_on(cpu, saved=None)
+    assert handed == [(Chosen(taken=("fused-adapter",)), 4), (None, 0)]

@@ -47,7 +47,8 @@ def test_a_published_run_in_bf16_is_met_within_two_per_cent(config: Config, publ
 
 
 def test_a_layer_of_llama_keeps_what_the_formula_says() -> None:
-    """8C + 4Q + 4KV + 6I + 4H + 8, and 4C + 2I + 14r with the adapter on all modules."""
+    """8C + 4Q + 4KV + 6I + 4H + 8, and 4C + 2I + 14r with the adapter on all modules; in fp32 8C + 8Q + 8KV + 12I + 4H
+    + 8, and 8C + 4I + 28r."""
     shape = shape_of(llama())
     layer, ranks = shape.layers[0], plan_adapter(LoraConfig(), shape).ranks[0]
     hidden, key_value, mlp = 4096, 1024, 14336
@@ -56,12 +57,16 @@ def test_a_layer_of_llama_keeps_what_the_formula_says() -> None:
     assert layer_bytes(layer, ranks, DEFAULT) == core + 4 * hidden + 2 * mlp + 14 * 16
     dropped = core + 3 * (5 * hidden + hidden + mlp) + 14 * 16
     assert layer_bytes(layer, ranks, replace(DEFAULT, dropout=True)) == dropped
+    wide, twice = replace(DEFAULT, fp32=True), core + 4 * hidden + 4 * key_value + 6 * mlp
+    assert layer_bytes(layer, (0,) * 7, wide) == twice
+    assert layer_bytes(layer, ranks, wide) == twice + 8 * hidden + 4 * mlp + 28 * 16
 
 
 def test_weights_take_their_stored_bytes() -> None:
     """4 bits with double quantization for linear modules, 16 for embeddings, norms and output embeddings."""
     linear = 6_979_321_856
     assert memory(llama()).weights == 2 * 8_030_261_248
+    assert memory(llama(), replace(DEFAULT, fp32=True)).weights == 4 * 8_030_261_248
     found = memory(llama(), replace(DEFAULT, quantization=Quantization.NF4)).weights
     assert found == pytest.approx(0.515869140625 * linear + 2 * (8_030_261_248 - linear))
     eight = memory(llama(), replace(DEFAULT, quantization=Quantization.INT8)).weights
