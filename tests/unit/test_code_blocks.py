@@ -61,7 +61,7 @@ WITHOUT = "tests/trainer/test_page_commands.py::test_every_command_of_the_page_d
 EXECUTED = {
     "README.md": dict.fromkeys(("docker build", "kubectl create secret", "pip install", "make venv"), NEWCOMER),
     "docs/client.md": {
-        "pip install": "tests/unit/client/test_installed.py::test_the_page_s_commands_install_the_client_and_its_plugin",
+        "pip install": "tests/unit/client/test_installed.py::test_the_page_s_commands_install_client_and_plugin",
         "lora init": f"{COMPONENT}::test_what_init_and_convert_write_is_what_the_cluster_takes",
         "lora clone": QUICKSTART,
         "lora convert": f"{COMPONENT}::test_what_init_and_convert_write_is_what_the_cluster_takes",

@@ -13,7 +13,7 @@ _READ = ("pyproject.toml", "README.md", "LICENSE", "operator", "trainer_image")
 _KUBECTL = '#!/bin/sh\nverb=$1; shift; exec "kubectl-$verb" "$@"\n'
 
 
-def test_the_page_s_commands_install_the_client_and_its_plugin(tmp_path: Path) -> None:
+def test_the_page_s_commands_install_client_and_plugin(tmp_path: Path) -> None:
     """Both print the same help; nothing is downloaded, and nothing is written outside of the home."""
     folder, home, programs = (tmp_path / name for name in ("checkout", "home", "programs"))
     for made in (folder, home, programs):

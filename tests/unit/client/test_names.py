@@ -110,28 +110,20 @@ def test_namespace_and_context_may_stand_before_the_verb(
     assert cluster.places == [want]
 
 
-@pytest.mark.parametrize(
-    ("shell", "given", "want"),
-    [
-        ("bash", {"COMP_WORDS": "lora -n team-b status t", "COMP_CWORD": "4"}, "tone"),
-        ("zsh", {"_TYPER_COMPLETE_ARGS": "lora -n team-b status t"}, '_arguments \'*: :(("tone"))\''),
-        (
-            "fish",
-            {"_TYPER_COMPLETE_ARGS": "lora -n team-b status t", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
-            "tone",
-        ),
-    ],
-    ids=["bash", "zsh", "fish"],
-)
+LINE = "lora -n team-b status t"
+COMPLETED: dict[str, tuple[dict[str, str], str]] = {
+    "bash": ({"COMP_WORDS": LINE, "COMP_CWORD": "4"}, "tone"),
+    "zsh": ({"_TYPER_COMPLETE_ARGS": LINE}, "_arguments '*: :((\"tone\"))'"),
+    "fish": ({"_TYPER_COMPLETE_ARGS": LINE, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}, "tone"),
+}
+
+
+@pytest.mark.parametrize("shell", [*COMPLETED])
 def test_a_name_is_completed_in_the_namespace_before_the_verb(
-    shell: str,
-    given: dict[str, str],
-    want: str,
-    cluster: Asked,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    shell: str, cluster: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """For each shell, by the variables that its script sets."""
+    given, want = COMPLETED[shell]
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert all(variable in script for variable in given)
