@@ -139,7 +139,7 @@ def report(name: str, times: Sequence[float], resources: int) -> None:
     """A row for the table."""
     ordered = sorted(times)
     median = ordered[len(ordered) // 2]
-    stated = {"SIGKILL": "the leader is killed", "SIGTERM": "the leader is told to stop"}[name]
+    stated = {"SIGKILL": "the leader is killed", "SIGTERM": "the leader is asked to stop"}[name]
     print(
         f"| {stated}, until a new run has its Job, {resources} runs beside | median {median:.1f} s, "
         f"longest {ordered[-1]:.1f} s of {len(ordered)} | `benchmarks/failover.py` |"

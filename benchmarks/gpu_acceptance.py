@@ -89,7 +89,7 @@ def in_process(part: str, kind: str, *, tiny: bool, seconds: float) -> Iterator[
             process.stdout.close()
         if code:
             errors.seek(0)
-            last = (errors.read().strip() or "it said nothing").splitlines()[-1]
+            last = (errors.read().strip() or "it printed nothing").splitlines()[-1]
             said = "a check took longer than the time that was left" if late.is_set() else f"exit code {code}: {last}"
             yield Finding(part=part, check="its process", state=State.FAILED, said=said[:300])
 

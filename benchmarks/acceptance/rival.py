@@ -104,7 +104,7 @@ def _benchmark(bench: Bench, shape: Shape, tokens: int, base: Path) -> tuple[dic
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        return None, (done.stderr.strip() or "it said nothing").splitlines()[-1]
+        return None, (done.stderr.strip() or "it printed nothing").splitlines()[-1]
     return json.loads(kept.read_text(encoding="utf-8"))["full"], ""
 
 

@@ -50,7 +50,7 @@ CLAIMS = (
         kind="rule",
     ),
     Claim(
-        text="recall wants a rank of 64 or more (rule of thumb)",
+        text="recall needs a rank of 64 or more (rule of thumb)",
         setting="rank-64",
         expected=Expected.LOWER,
         kind="recall",

@@ -57,7 +57,7 @@ _GLANCE: tuple[Panel, ...] = (
     ),
     Numbers(
         title="Operators that lead",
-        description="1 is right: red where nobody works on runs, orange where several do. It needs "
+        description="1 is right: red where no operator works on runs, orange where several do. It needs "
         "metrics.serviceMonitor.enabled.",
         unit="none",
         queries=[Query(expr="sum by (namespace, job) (lora_operator_leader)", legend="{{namespace}}/{{job}}")],
@@ -357,7 +357,7 @@ _OPERATOR: tuple[Panel, ...] = (
     ),
     Curves(
         title="LoRAFineTunes that wait for a worker",
-        description=f"At rest near 0. {_SELF}",
+        description=f"Near 0 when idle. {_SELF}",
         unit="none",
         queries=[Query(expr="max by (namespace, job) (lora_operator_queue_depth)", legend="{{namespace}}/{{job}}")],
         width=6,

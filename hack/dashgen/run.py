@@ -104,7 +104,7 @@ _GLANCE: tuple[Panel, ...] = (
     ),
     Numbers(
         title="Last saved step",
-        description="From which the run goes on, should its pod end now. " + _RUNS,
+        description="From which the run resumes if its pod ends now. " + _RUNS,
         unit="none",
         queries=[Query(expr=_max("lorafinetune_checkpoint_step"), legend="step")],
         width=3,

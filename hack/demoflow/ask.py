@@ -32,7 +32,7 @@ def ask(
         phase = _wait(client, name, namespace, timeout_s)
         log = client.kubectl("logs", name, f"--namespace={namespace}")
         if phase != "Succeeded":
-            last = (log.strip() or "it said nothing").splitlines()[-1]
+            last = (log.strip() or "it printed nothing").splitlines()[-1]
             raise DemoError(f"The questions could not be asked: {last}")
         return parse(log)
     finally:

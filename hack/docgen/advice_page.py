@@ -11,7 +11,7 @@ _HEAD = f"""\
 # Advice
 
 What would make a run, or the next one, go better. Advice informs and never stops a run; it makes no Events, since these
-report changes of state alone. It stands in
+report changes of state alone. It is in
 
 * `status.advice` (`kubectl describe lft NAME`): a code, a severity, what to do and what was seen; warnings first, at
   most {MOST}. Preflight's advice stays there; of a code that the training reports again, the training's counts.
@@ -35,7 +35,7 @@ in the curves.
 _LEGEND = """
 ## Sentences
 
-In braces stands what a run puts in; of several sentences the first is taken that all is known for.
+Braces enclose what a run fills in; of several sentences the first is taken that all is known for.
 
 """
 _LINK = re.compile(r"\b([a-z-]+\.md)(?:, ([A-Z][A-Za-z -]+))?")

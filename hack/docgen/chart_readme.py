@@ -14,7 +14,7 @@ _PAGE = """\
 {description}
 
 Chart {version} installs release {application}. It needs Kubernetes {kubernetes}, and Helm 3.17 or later or Helm 4. The
-three images are yours to build and push, so two values have no default, and lora-preflight lies beside lora-trainer:
+three images are yours to build and push, so two values have no default, and lora-preflight is beside lora-trainer:
 
 ```sh
 helm install lora-finetune-operator {path} --namespace lora-system --create-namespace \\

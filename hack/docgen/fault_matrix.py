@@ -16,7 +16,7 @@ from docgen.text import table
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _HEAD = f"""\
 <!-- Generated from the rows in tests/faults, results.yaml there and the tests' marks: change them, and `make docs`. -->
-# What must survive what
+# Faults and what survives them
 
 This page lists the faults that the operator and the trainer are made for, what you see of each, what is never lost by
 it, and the tests that prove it. The words in code are those of a LoRAFineTune's conditions: [states](states.md)

@@ -41,8 +41,8 @@ first event, which `increase()` leaves out: take `lorafinetune_completed_timesta
 `lorafinetune_retries_total` instead. GPU seconds are those for which a pod that trains ran, and come in the steps in
 which it becomes certain what they were for: with each checkpoint that the operator hears of, and at the pod's end.
 
-An hour after the last run of a namespace was deleted, the series of that namespace end; with its next run they begin
-anew.
+An hour after the last run of a namespace was deleted, the series of that namespace end; with its next run they start
+again.
 
 """
 _OBJECTS = """

@@ -139,7 +139,7 @@ class LocalRun:
         command += ["--input", "json", "--format", "json", "--max-new-tokens", str(most_tokens)]
         asked = subprocess.run(command, input=request_of(question), capture_output=True, check=False)
         if asked.returncode:
-            said = asked.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            said = asked.stderr.decode(errors="replace").strip().splitlines() or ["it printed nothing"]
             raise ClientError(f"{TRAINER} ask ended with status {asked.returncode}: {said[-1]}")
         return answer_of(asked.stdout)
 

@@ -154,7 +154,7 @@ class Tracking(TypedDict):
 
 
 class ResumeFrom(TypedDict):
-    """Go on from another run's last valid checkpoint, with its optimizer and its place in the data: ...."""
+    """Continue from another run's last valid checkpoint, with its optimizer and its place in the data: ...."""
 
     name: str
 

@@ -127,7 +127,7 @@ def test_every_alert_has_a_test_a_runbook_and_thresholds_and_none_is_left_over(r
 def test_a_runbook_answers_what_whoever_is_woken_asks(page: Path) -> None:
     """In the same order in each; its commands are Bash, and its queries read what there is."""
     text = page.read_text()
-    titles = ["# " + page.stem, "## What it means", "## How to look", "## What to do", "## When to leave it"]
+    titles = ["# " + page.stem, "## What it means", "## Diagnosis", "## What to do", "## When to ignore it"]
     assert re.findall(r"^#+ .*", text, re.MULTILINE) == titles
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert [kind for kind, _ in blocks] == ["sh", "promql"]

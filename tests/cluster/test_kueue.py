@@ -18,6 +18,8 @@ from demoflow.cluster import Images
 from localcluster import addons
 from localcluster.client import HACK_CLUSTER, Client, output
 from localcluster.settings import REPOSITORY
+from lora_client.cluster.connection import connect
+from lora_client.cluster.queue_place import QueuePlace
 
 Object = dict[str, Any]
 QUOTA_GPUS = 2
@@ -124,6 +126,13 @@ class Team:
         status: Object = self.ask("lorafinetune", name)["status"]
         return status
 
+    def place(self, name: str) -> str:
+        """A run's place in its queue, as `lora watch` shows it."""
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("KUBECONFIG", str(self.cluster.kubeconfig))
+            with connect(namespace=self.namespace) as asked:
+                return QueuePlace(asked).of(asked.get("lorafinetunes", name))
+
     def preemptions(self, name: str) -> int:
         """How often another run took a run's quota, as its status tells."""
         return int(self.status(name).get("retries", {}).get("preempted", 0))
@@ -218,6 +227,8 @@ def test_of_five_runs_two_train_and_three_wait_until_quota_is_free(team: Team) -
         assert (quota["status"], quota["reason"]) == ("False", "Queued")
         assert (suspended["status"], suspended["reason"]) == ("True", "Queued")
         assert "podName" not in team.status(name)
+    ahead = [f"{number} ahead in queue gpus" for number in range(3)]
+    team.wait(lambda: sorted(map(team.place, team.those("Queued"))) == ahead, "the client knows each one's place")
     for name in team.those("Training"):
         assert team.condition(name, "QuotaReserved")["status"] == "True"
         assert team.condition(name, "Suspended")["status"] == "False"

@@ -115,7 +115,7 @@ def test_credentials_that_are_accepted_no_more_end_the_process(stage: Stage) -> 
         if eventually(job, "the operator makes the Job or ends") == "ended":
             break
     assert operator.end_by_itself() == 1
-    assert "accepts the credentials no more" in operator.text()
+    assert "no longer accepts the credentials" in operator.text()
 
 
 def test_an_api_server_that_dies_and_returns_is_taken_up_again(stage: Stage) -> None:

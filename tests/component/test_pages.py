@@ -166,15 +166,15 @@ def typing(stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
 def test_what_init_and_convert_write_is_what_the_cluster_takes(
     stage: Stage, typing: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The commands of the client's page, executed: the first without questions, the second of somebody's Axolotl."""
+    """The blocks of the client's page, executed: the first without questions, the second of somebody's Axolotl."""
     axolotl = REPOSITORY / "tests/unit/client/configurations/axolotl-llama3-lora-8b.yaml"
     Path("axolotl.yaml").write_text(axolotl.read_text())
     written = {}
     for begin in ("lora init", "lora convert"):
         calls = typed(block("docs/client.md", begin).commands, typing / begin).calls
-        first = next(call.arguments for call in calls)
         Path("support-tone.yaml").unlink(missing_ok=True)
-        assert main(first) == 0, capsys.readouterr().err
+        for call in calls:
+            assert main(call.arguments) == 0, capsys.readouterr().err
         assert main(["validate", "-f", "support-tone.yaml"]) == 0, capsys.readouterr().err
         written[begin] = yaml.safe_load(Path("support-tone.yaml").read_text())
     assert {run["metadata"]["name"] for run in written.values()} == {"support-tone"}

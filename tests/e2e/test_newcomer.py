@@ -62,6 +62,8 @@ def substitutions(buildah: str, registry_port: int, endpoint: str, tag: str, ven
         Substitution(shown="registry.example.com/", typed=f"{PREFIX}/", why="the local cluster's registry"),
         Substitution(shown="HF_TOKEN=...", typed="HF_TOKEN=hf_newcomer", why="the token is one's own"),
         Substitution(shown="hf://meta-llama/Llama-3.1-8B-Instruct", typed=MODEL, why="a model of seconds"),
+        # The same in examples/quickstart.yaml, which the README runs without a cluster.
+        Substitution(shown="hf://HuggingFaceTB/SmolLM2-135M-Instruct", typed=MODEL, why="a model of seconds"),
         Substitution(
             shown="hf://acme/support-chats",
             typed="configmap://support-desk/train.jsonl",
@@ -167,7 +169,7 @@ def test_a_newcomer_gets_an_adapter_by_typing_the_readme(newcomer: Newcomer) -> 
     run = substituted(next(block.text for block in SHOWN if block.language == "yaml"), newcomer.replaced)
     (folder / "my-finetune.yaml").write_text(run)
     quickstart = folder / "examples/quickstart.yaml"
-    quickstart.write_text(quickstart.read_text().replace("hf://HuggingFaceTB/SmolLM2-135M-Instruct", MODEL))
+    quickstart.write_text(substituted(quickstart.read_text(), newcomer.replaced))
     printed = [newcomer.enter(block.commands) for block in SHOWN if block.language == "sh"]
     uri = "pvc://adapters/support-tone\n"
     assert [text.endswith(uri) for text in printed].count(True) == 1

@@ -321,7 +321,7 @@ ROWS = (
             Sees(
                 key="ends",
                 when="the operator ends, once its lists are of a time before what was seen for `staleListSeconds`",
-                log=("so etcd seems to have been restored: a restart reads all anew",),
+                log=("so etcd seems to have been restored: a restart reads everything again",),
             ),
         ),
         keeps=(

@@ -49,11 +49,11 @@ def _no_model_type(folder: Path) -> None:
     ("spoil", "sentence"),
     [
         (_cut, r"its model\.safetensors has \d+ bytes, its header says \d+: it is cut off or damaged"),
-        (_cut_in_its_header, r"its model\.safetensors is no safetensors file, or cut off in its header"),
+        (_cut_in_its_header, r"its model\.safetensors is not a safetensors file, or cut off in its header"),
         (_lengthen, r"its model\.safetensors has \d+ bytes, its header says \d+"),
-        (_web_page, r"its model\.safetensors is no safetensors file"),
+        (_web_page, r"its model\.safetensors is not a safetensors file"),
         (_lose_a_shard, r"model\.safetensors\.index\.json names model-00001-of-00002\.safetensors, which is not there"),
-        (_no_model_type, r"its config\.json is no configuration with a model_type"),
+        (_no_model_type, r"its config\.json is not a configuration with a model_type"),
     ],
 )
 def test_files_that_are_no_whole_model_are_reported(folder: Path, spoil: Callable[[Path], None], sentence: str) -> None:
@@ -73,5 +73,5 @@ def test_a_model_without_a_tokenizer_is_reported(folder: Path, tiny_base: Base) 
     ):
         check_tokenizer(open_folder(folder), "pvc://models/x")
     (folder / "tokenizer.json").write_text('{"cut', encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"its tokenizer\.json is no JSON"):
+    with pytest.raises(ConfigError, match=r"its tokenizer\.json is not JSON"):
         check_tokenizer(open_folder(folder), "pvc://models/x")

@@ -41,7 +41,7 @@ def test_a_name_of_the_vision_tower_is_refused_with_those_of_the_language_model(
 @pytest.mark.parametrize(
     ("configuration", "sentence"),
     [
-        ({"model_type": "bert"}, "'bert' sees the words on both sides of each, so it is no causal language model"),
+        ({"model_type": "bert"}, "'bert' sees the words on both sides of each, so it is not a causal language model"),
         ({"model_type": "bart"}, "'bart' reads its prompt with an encoder"),
         ({"model_type": "vit"}, "'vit' has no class of Transformers for that"),
     ],

@@ -203,7 +203,7 @@ def test_a_run_that_would_cut_most_of_what_is_to_be_learned_is_refused(tmp_path:
     rows = [{"text": "Fair winds, captain! " * (20 if i % 2 else 1) + str(i)} for i in range(20)]
     config, volumes = on_claim(tmp_path, rows)
     samples = load_samples(config, volumes, Hub())
-    with pytest.raises(DatasetError, match=r"\d\d% of the tokens to be learned lie beyond .* \(40\) .* split the rows"):
+    with pytest.raises(DatasetError, match=r"\d\d% of the tokens to be learned are beyond .* \(40\) .* split the rows"):
         encode(samples, load_encoder(tiny_base, LossOn.COMPLETION, 40))
     stats = encode(samples, load_encoder(tiny_base, LossOn.COMPLETION, 80)).stats
     assert stats.truncated_samples == 10

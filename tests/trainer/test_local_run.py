@@ -43,7 +43,7 @@ ADAPTER = f"vllm serve org/tiny --revision {'c' * 40} --enable-lora --max-lora-r
 @pytest.mark.parametrize(
     ("reason", "step", "text"),
     [
-        (Reason.EVICTED, None, "Interrupted. No step was saved: the same command starts anew."),
+        (Reason.EVICTED, None, "Interrupted. No step was saved: the same command starts over."),
         (
             Reason.EVICTED,
             7,

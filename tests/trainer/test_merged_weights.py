@@ -160,7 +160,7 @@ def spoil(folder: Path, name: str, how: Callable[[torch.Tensor], torch.Tensor]) 
     [
         ("embed_tokens", lambda tensor: tensor * 1.01, "is not the base model's, though the adapter leaves it alone"),
         ("", lambda tensor: tensor.half(), "is not the base model's, though the adapter leaves it alone"),
-        ("q_proj", lambda tensor: tensor * float("nan"), "has values that are no finite bfloat16"),
+        ("q_proj", lambda tensor: tensor * float("nan"), "has values that are not finite bfloat16"),
         ("q_proj", lambda tensor: tensor[:, :9].contiguous(), "model.safetensors holds other tensors"),
     ],
 )

@@ -204,7 +204,7 @@ def test_a_secret_that_is_no_docker_configuration_is_reported(proxy: Proxy) -> N
     """Without its content."""
     host = proxy.url.removeprefix("http://")
     for text in (json.dumps({"auths": {host: {"auth": "p@ssw*rd"}}}), '{"auths": ["SECRET"]}', "SECRET"):
-        with pytest.raises(ConfigError, match=r"\.dockerconfigjson is no Docker configuration") as caught:
+        with pytest.raises(ConfigError, match=r"\.dockerconfigjson is not a Docker configuration") as caught:
             sink(proxy, "acme/tone", OUTPUT_DOCKER_CONFIG_JSON=text)
         assert "SECRET" not in str(caught.value)
         assert "p@ssw" not in str(caught.value)

@@ -196,16 +196,16 @@ NESTED = '{"model_type": "llama", "rope_scaling": ' + '{"a":' * 100_000
 KEYS: dict[str, Any] = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 402}
 KEYS |= {"intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
 HOSTILE: dict[str, tuple[str, str]] = {
-    "no JSON": ("{model_type: llama}", "its config.json is no configuration with a model_type"),
-    "a list": ("[1]", "its config.json is no configuration with a model_type"),
-    "no keys": ("{}", "its config.json is no configuration with a model_type"),
+    "no JSON": ("{model_type: llama}", "its config.json is not a configuration with a model_type"),
+    "a list": ("[1]", "its config.json is not a configuration with a model_type"),
+    "no keys": ("{}", "its config.json is not a configuration with a model_type"),
     "a number as family": (json.dumps(KEYS | {"model_type": 5}), "config.json.model_type is 5: must be a string"),
     "text for a number": (json.dumps(KEYS | {"hidden_size": "64"}), 'config.json.hidden_size is "64": must be a whole'),
     "NaN": (json.dumps(KEYS | {"vocab_size": float("nan")}), "config.json.vocab_size is nan: must be a whole number"),
     "negative": (json.dumps(KEYS | {"num_hidden_layers": -1}), "config.json.num_hidden_layers is -1: must be a whole"),
     "2^63": (json.dumps(KEYS | {"intermediate_size": 2**63}), "config.json.intermediate_size is 9223372036854775808:"),
-    "nested": (NESTED, "its config.json is no configuration with a model_type"),
-    "not UTF-8": ("\udcff", "its config.json is no configuration with a model_type"),
+    "nested": (NESTED, "its config.json is not a configuration with a model_type"),
+    "not UTF-8": ("\udcff", "its config.json is not a configuration with a model_type"),
     "megabytes": (json.dumps(KEYS | {"x": "x" * 2**20}), "config.json has over 1,048,576 characters"),
     "quantized": (json.dumps(KEYS | {"quantization_config": {"bits": 4}}), "its weights are already quantized"),
     "an encoder": (json.dumps(KEYS | {"is_encoder_decoder": True}), "config.json.is_encoder_decoder is true: must be"),

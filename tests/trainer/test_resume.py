@@ -442,6 +442,6 @@ def test_a_training_that_stands_still_is_ended_with_75_and_its_state_kept(
     done = forked.run("--config", config, "--metrics-port", "0")
     stopper.join()
     assert (done.status, done.summary.reason) == (int(ExitCode.TRANSIENT), Reason.STALLED)
-    assert "gave no sign of life for" in done.summary.message
+    assert "reported no progress for" in done.summary.message
     assert states(workplace)
     assert workplace.adapters() == []

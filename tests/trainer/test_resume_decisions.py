@@ -18,8 +18,8 @@ from lora_trainer.training.resume import Saved
 @pytest.mark.parametrize(
     ("own", "goes_on", "sentence"),
     [
-        (True, True, "going on after step 4, which an earlier attempt saved"),
-        (False, True, "going on after step 4 of the run tiny, optimizer included"),
+        (True, True, "continuing after step 4, which an earlier attempt saved"),
+        (False, True, "continuing after step 4 of the run tiny, optimizer included"),
         (False, False, "starting at step 0 from the weights that the run tiny had after step 4"),
     ],
 )

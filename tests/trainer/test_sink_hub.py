@@ -245,7 +245,7 @@ def test_what_the_hub_holds_is_compared_with_what_was_sent(server: HubServer, tm
             {},
             "other/tone",
             AccessDeniedError,
-            "is of tester, who is no member of it; write to hf://tester/tone, or take",
+            "is of tester, who is not a member of it; write to hf://tester/tone, or take",
         ),
         ({"HF_HUB_OFFLINE": "1"}, REPO, ConfigError, "the Hub may not be asked (HF_HUB_OFFLINE)"),
         ({"HF_ENDPOINT": "http://127.0.0.1:9"}, REPO, TransientError, "the Hub cannot be reached"),

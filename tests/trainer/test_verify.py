@@ -128,7 +128,7 @@ def _alpha(folder: Path) -> None:
         (_zero_b, "the written adapter gives a loss of"),
         (_swap_modules, "the written adapter gives a loss of"),
         (_lose_one, "were trained"),
-        (_unknown_module, "other_proj, which is no linear module of the base model"),
+        (_unknown_module, "other_proj, which is not a linear module of the base model"),
         (_half_rank, "expected (4, "),
         (_alone, "no pair of lora_A and lora_B"),
         (_alpha, "adapter_config.json says rank 4 and alpha 32 for"),

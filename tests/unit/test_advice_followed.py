@@ -218,7 +218,7 @@ TABLE: dict[str, Followed] = {
     "micro-batches of a row in 4 bits": Followed(
         code=Code.SMALL_MICRO_BATCH,
         case=llama_on(H100, quantization="NF4", training={"effectiveBatchSize": 32, "microBatchSize": 1}),
-        words="Leave spec.training.microBatchSize (1) away, so that micro-batches have 4,096 tokens or more,",
+        words="Omit spec.training.microBatchSize (1), so that micro-batches have 4,096 tokens or more,",
         changes={"training.microBatchSize": None},
     ),
     "few rows of a step in 4 bits": Followed(
@@ -231,7 +231,7 @@ TABLE: dict[str, Followed] = {
     "few rows of a step, one at a time, in 4 bits": Followed(
         code=Code.SMALL_MICRO_BATCH,
         case=llama_on(H100, MIDDLING, quantization="NF4", training={"effectiveBatchSize": 8, "microBatchSize": 1}),
-        words="Leave spec.training.microBatchSize (1) away and raise effectiveBatchSize from 8 up to 32, so that",
+        words="Omit spec.training.microBatchSize (1) and raise effectiveBatchSize from 8 up to 32, so that",
         changes={"training.microBatchSize": None, "training.effectiveBatchSize": 32},
         never=(Code.LARGE_BATCH, Code.PACKS_NOT_FILLED),
     ),
@@ -390,7 +390,7 @@ TABLE: dict[str, Followed] = {
         f"an adapter that is not served, with merge {value}": Followed(
             code=Code.SERVE_MERGED,
             case=llama_on(lora={"variant": "DoRA"}),
-            words="Set spec.output.merge to Both or Merged where vLLM shall serve the result:",
+            words="Set spec.output.merge to Both or Merged if vLLM is to serve the result:",
             changes={"output": {"uri": "pvc://adapters/tone", "merge": value}},
         )
         for value in ("Both", "Merged")

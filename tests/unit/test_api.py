@@ -113,7 +113,7 @@ async def test_an_answer_that_is_no_document_is_reported_as_it_is() -> None:
 async def test_a_success_that_is_no_object_is_as_good_as_no_answer(body: bytes) -> None:
     """A proxy's page must not end the process that reads it; an empty answer is a success that says nothing."""
     api = Api(cast("ApiClient", ScriptedClient(Answer(200, body, {}))))
-    with pytest.raises(UnreachableError, match="is no JSON object, so it is not the API server's"):
+    with pytest.raises(UnreachableError, match="is not a JSON object, so it is not the API server's"):
         await api.create(PODS, "team-a", {})
     with pytest.raises(UnreachableError):
         await api.read(PODS.path("team-a"), {"limit": "20"})

@@ -61,7 +61,7 @@ WITHOUT = "tests/trainer/test_page_commands.py::test_every_command_of_the_page_d
 EXECUTED = {
     "README.md": dict.fromkeys(("docker build", "kubectl create secret", "pip install", "make venv"), NEWCOMER),
     "docs/client.md": {
-        "pip install": NEWCOMER,
+        "pip install": "tests/unit/client/test_installed.py::test_the_page_s_commands_install_client_and_plugin",
         "lora init": f"{COMPONENT}::test_what_init_and_convert_write_is_what_the_cluster_takes",
         "lora clone": QUICKSTART,
         "lora convert": f"{COMPONENT}::test_what_init_and_convert_write_is_what_the_cluster_takes",
@@ -74,7 +74,6 @@ EXECUTED = {
         "test_the_image_builds_an_extension_through_triton_as_a_pods_user"
     },
     "docs/install.md": {
-        "docker build -t registry.example.com/lora-operator": NEWCOMER,
         "helm install": ADMINISTRATOR,
         "helm test": f"{AT_A_CLUSTER}::test_an_administrator_looks_after_the_chart",
         "--set": FLAGS,
@@ -111,9 +110,10 @@ EXECUTED = {
     },
     "docs/upgrade.md": {"helm test": f"{AT_A_CLUSTER}::test_an_administrator_looks_after_the_chart"},
     "docs/watch.md": {"lora watch": QUICKSTART, "lora suspend": SUSPENDED, "kubectl patch lft": SUSPENDED},
-    "docs/when-it-fails.md": {"$ kubectl get lft": RUNBOOK},
     **{each.page: {"": RUNBOOK} for each in BLOCKS if each.page.startswith("docs/runbooks/")},
 }
+LIKEWISE = {FLAGS, RUNBOOK, EXECUTED["docs/local-cluster.md"]["$ kubectl --namespace monitoring logs"]}
+"""Tests that find their blocks by something else than their page, or type the same command in Python."""
 STRICT = {  # manifests of kinds that others define
     "kueue.x-k8s.io": "tests/cluster/test_kueue.py::test_the_page_s_objects_are_what_kueue_takes",
     "kustomize.toolkit.fluxcd.io": "tests/component/test_gitops.py::test_flux_is_told_how_each_state_is",
@@ -146,6 +146,12 @@ def test_commands_are_executed_or_say_why_not(shown: Block) -> None:
     )
     assert not (tests and shown.unexecuted), tests
     assert all(exists(test) for test in tests), tests
+
+
+@pytest.mark.parametrize(("page", "test"), [(page, test) for page, of in EXECUTED.items() for test in of.values()])
+def test_what_is_said_to_execute_a_page_reads_it(page: str, test: str) -> None:
+    """Another page's test that types the same is a reason in a comment."""
+    assert test in LIKEWISE or Path(page).name in (REPOSITORY / test.partition("::")[0]).read_text(encoding="utf-8")
 
 
 def test_the_tables_name_no_block_that_there_is_not() -> None:

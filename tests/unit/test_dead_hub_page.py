@@ -14,4 +14,4 @@ def test_the_page_says_how_long_a_dead_hub_delays_a_run() -> None:
     minutes = round((ATTEMPTS * READ_S + pauses_s) / 60)
     limits = f"({ATTEMPTS} tries of {CONNECT_S:.0f} and {READ_S:.0f} s)"
     page = " ".join(PAGE.read_text(encoding="utf-8").split())
-    assert f"fails a pod within a minute, a silent one in about {minutes} {limits}" in page
+    assert f"fails a pod within a minute, an unresponsive one in about {minutes} {limits}" in page

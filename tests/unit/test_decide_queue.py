@@ -268,7 +268,7 @@ def test_a_suspended_run_in_a_queue_has_no_job_until_it_is_resumed() -> None:
     assert stated(plan, "Suspended") == (
         "True",
         "SuspendedByUser",
-        "Suspended by spec.suspend: set it to false to go on",
+        "Suspended by spec.suspend: set it to false to resume",
     )
     assert stated(plan, "QuotaReserved") == ("False", "SuspendedByUser", "The run holds no quota of queue gpus")
     assert stated(plan, "Accepted") == ("True", "Accepted", "The spec is valid; its Job is not made yet")

@@ -292,10 +292,10 @@ def test_a_configuration_that_no_model_has_is_refused_in_a_sentence(changes: Con
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "x.json is no JSON"),
+        ("{", "x.json is not JSON"),
         ("[" * 100_000, "x.json cannot be read: it is nested too deeply"),
         ("[1, 2]", "x.json is [1, 2]: must be an object"),
-        ("9" * 5000, "x.json is no JSON"),
+        ("9" * 5000, "x.json is not JSON"),
         (" " * 2**21, "x.json has over 1,048,576 characters"),
     ],
     ids=["cut off", "deep", "list", "long number", "long"],

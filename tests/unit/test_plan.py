@@ -290,7 +290,7 @@ def test_a_model_on_a_claim_is_read_there_and_its_files_counted(
     assert found["doubts"][0].startswith("the files hold 9,030,261,248 parameters, of which config.json explains 8,030")
     (folder / "model.safetensors").write_bytes(b"nothing")
     assert plan(*arguments) == 64
-    assert "model.safetensors is no safetensors file" in capsys.readouterr().err
+    assert "model.safetensors is not a safetensors file" in capsys.readouterr().err
 
 
 def test_a_model_on_the_hub_is_known_by_its_headers(
@@ -326,7 +326,7 @@ def test_a_model_on_the_hub_is_known_by_its_headers(
     ("arguments", "status", "sentence"),
     [
         (["--config", "none.json"], 64, "none.json cannot be read (No such file or directory)"),
-        (["--config", "x.yaml"], 64, "x.yaml is no JSON"),
+        (["--config", "x.yaml"], 64, "x.yaml is not JSON"),
         (["--config", "deep.json"], 64, "deep.json cannot be read: it is nested too deeply"),
         (["--config", "config.json", "--gpu", "T5"], 64, '--gpu is "T5": must be one of T4, L4, A10'),
         (["--config", "config.json", "--gpu", "0GiB"], 64, '--gpu is "0GiB": must be from 1GiB to 1024GiB'),

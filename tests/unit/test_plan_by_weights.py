@@ -61,7 +61,7 @@ def test_a_model_whose_layers_are_not_known_is_planned_by_its_weights(
     assert lines[0] == f"tone: pvc://models/it ({config['model_type']}, 8,000,000,000 parameters)"
     text = " ".join(" ".join(lines).split())
     assert "Plan: the model's layers are not known, so that memory is that of its unquantized weights alone" in text
-    assert "Weights without quantization: 14.9 GiB; adapter and activations come on top. Main memory of each" in text
+    assert "Weights without quantization: 14.9 GiB; adapter and activations are added. Main memory of each" in text
     assert "Not sure: the layers of the model are not known here" in text
     assert why in text
     assert max(map(len, lines)) <= 80

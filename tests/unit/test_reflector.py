@@ -493,7 +493,7 @@ async def test_the_log_says_what_the_api_server_said(caplog: pytest.LogCaptureFi
     caplog.set_level(logging.INFO, "lora_operator")
     world = World(Server([[]], [Stream(error(410)), Stream(silent=True)]))
     await world.run(lambda world: len(world.server.asked) == 4)
-    assert f"{PATH} is listed anew: 410 Expired: too old" in caplog.text
+    assert f"{PATH} is listed again: 410 Expired: too old" in caplog.text
 
 
 async def test_what_a_list_brought_that_failed_half_way_wakes_all_the_same() -> None:

@@ -33,11 +33,9 @@ def test_a_page_avoids_the_listed_terms(page: Path) -> None:
 
 def test_a_listed_term_is_found_in_prose_alone() -> None:
     """Also over the end of a line; not in code, in targets of links, or within another term."""
-    text = (
-        "A skin is fine, `kin` is\n[code](kin.md).\n```\nkin\n```\nWhat the user is\ntold, nobody knows. <!-- kin -->\n"
-    )
+    text = "A skin is fine, `kin` is\n[code](kin.md).\n```\nkin\n```\nRuns that go\non, nobody knows. <!-- kin -->\n"
     assert [line for line in found(text) if "kin" in line] == []
-    assert [line.partition(":")[0] for line in found(text)] == ["line 6", "line 7"]
+    assert sorted(line.partition(":")[0] for line in found(text)) == ["line 6", "line 7"]
 
 
 def found(text: str) -> Iterator[str]:
@@ -55,7 +53,11 @@ BEFORE_THE_GUIDES = (
     + [f"docs/{name}.md" for name in ("run-without-a-cluster", "trainer", "trainer-data", "trainer-model")]
     + [f"docs/{name}.md" for name in ("trainer-result", "yardsticks")]
 )
-"""The hand-written pages before the guides for users and administrators were written. They had 40,938 words."""
+"""The hand-written pages before the guides for users and administrators were written. They had 40,938 words.
+
+Left out, though some are older: generated pages, docs/faults.md and the runbooks; docs/benchmarks.md,
+docs/fit-accuracy.md and docs/hyperparameters.md, which report measurements and grow with them.
+"""
 
 
 def test_the_pages_keep_to_half_of_their_words() -> None:

@@ -1,4 +1,4 @@
-"""What programs print and what comments of YAML and the definition say avoids the terms that the pages avoid."""
+"""What programs and the chart print, and comments of YAML and the definition, avoid the terms that the pages avoid."""
 
 import ast
 import json
@@ -16,7 +16,10 @@ PACKAGES = ["operator/lora_client", "operator/lora_operator", "trainer_image/lor
 COMMENTED = [
     *sorted(REPOSITORY.glob("examples/*.yaml")),
     *(CHART / f"{name}" for name in ("Chart.yaml", "values.yaml", "values.schema.json")),
+    *sorted(CHART.glob("dashboards/*.json")),
 ]
+TEMPLATES = sorted(path for path in CHART.glob("templates/**/*") if path.is_file())
+_ACTION = re.compile(r"\{\{.*?\}\}", re.DOTALL)
 COMMENT = re.compile(r"^(?:.*?\s)?#\s?(.*)$")
 
 
@@ -39,6 +42,13 @@ def test_a_comment_of_a_manifest_avoids_the_listed_terms(file: Path) -> None:
     said = comments(text) if file.suffix == ".yaml" else "\n".join(descriptions(json.loads(text)))
     assert said
     assert list(found(said)) == []
+
+
+@pytest.mark.parametrize("file", TEMPLATES, ids=lambda file: file.name)
+def test_a_template_of_the_chart_avoids_the_listed_terms(file: Path) -> None:
+    """Notes, texts of alerts, comments that are rendered; what a template inserts is not known."""
+    text = _ACTION.sub(lambda action: re.sub(r"[^\n]", " ", action.group()), file.read_text(encoding="utf-8"))
+    assert list(found(text)) == []
 
 
 def test_a_description_of_the_definition_avoids_the_listed_terms() -> None:

@@ -94,7 +94,7 @@ async def test_a_turn_waits_as_long_as_the_server_asks_for(caplog: pytest.LogCap
 
 async def test_credentials_that_are_refused_end_the_process() -> None:
     """A restart reads them anew."""
-    with pytest.raises(OperatorFailedError, match="accepts the credentials no more: expired"):
+    with pytest.raises(OperatorFailedError, match="no longer accepts the credentials: expired"):
         await work(Failing(ApiError(401, "Unauthorized", "expired"), locked_out=True))
 
 

@@ -29,7 +29,7 @@ def check_checkpoint(folder: Path, volumes: Volumes) -> None:
     if (folder / _ADAPTER).is_file():
         raise ConfigError(f"{folder} is an adapter already: export takes a checkpoint, a folder step-...")
     if not (folder / RUN_FILE).is_file():
-        raise ConfigError(f"{folder} holds no {RUN_FILE}, so it is no checkpoint: name a folder step-...")
+        raise ConfigError(f"{folder} holds no {RUN_FILE}, so it is not a checkpoint: name a folder step-...")
     try:
         record: Any = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         uri = str(record["config"]["model"]["uri"])

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     inputs.add_argument("--fill-cache", action="store_true", help="have model and data in the cache afterwards")
     which = run.add_mutually_exclusive_group()
-    which.add_argument("--resume", action="store_true", help="with -f: go on with the last run of this name")
+    which.add_argument("--resume", action="store_true", help="with -f: continue the last run of this name")
     which.add_argument(
         "--uid",
         type=_uid,

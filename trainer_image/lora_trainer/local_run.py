@@ -61,7 +61,7 @@ def _ended_early(ending: Ending) -> str:
         step = summary.checkpoint.step
         ended = f"{ended}\nStep {step} is saved: the same command with --resume continues from there."
     elif interrupted:
-        ended = f"{ended} No step was saved: the same command starts anew."
+        ended = f"{ended} No step was saved: the same command starts over."
     return "\n".join((ended, *_advice(summary)))
 
 

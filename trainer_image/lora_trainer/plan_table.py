@@ -208,7 +208,7 @@ def _by_weights(plan: PlanByWeights, width: int) -> Iterator[str]:
     if plan.preflight is not None:
         lines += [
             f"Plan: {plan.preflight.reason}.",
-            f"Weights without quantization: {_size(plan.preflight.weight_bytes)}; adapter and activations come on top.",
+            f"Weights without quantization: {_size(plan.preflight.weight_bytes)}; adapter and activations are added.",
             f"Main memory of each pod (resources.memory): about {_size(plan.preflight.pod_memory_bytes)}.",
         ]
     for line in (*lines, *_remarks(plan)):

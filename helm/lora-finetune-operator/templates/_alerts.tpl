@@ -24,8 +24,8 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
     summary: >-
       No LoRA operator leads in {{ .Release.Namespace }}
     description: >-
-      No process of {{ .Release.Namespace }}/{{ include "lora-operator.fullname" . }} has worked on LoRAFineTunes lately. Pods
-      that train go on; new runs do not begin, failed ones are not judged, and no status is written.
+      No process of {{ .Release.Namespace }}/{{ include "lora-operator.fullname" . }} has worked on LoRAFineTunes lately. Training
+      pods continue; new runs do not begin, failed ones are not judged, and no status is written.
 # Of 60 looks, those that found a leader; one that finds no series counts like one that finds 0. No single pause makes
 # the share small for as long as this must last: it is 0 after 15 minutes of one.
 - alert: LoRAOperatorRestarting
@@ -37,7 +37,7 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
       The LoRA operator in {{ .Release.Namespace }} ends again and again
     description: >-
       Processes of {{ .Release.Namespace }}/{{ include "lora-operator.fullname" . }} have worked on LoRAFineTunes for less than
-      half of the last 15 minutes. Pods that train go on; new runs begin late, if at all, and statuses are old.
+      half of the last 15 minutes. Training pods continue; new runs begin late, if at all, and statuses are old.
 - alert: LoRAOperatorSeveralLeaders
   expr: |-
     sum by (namespace, job) (lora_operator_leader{{ $own }}) > 1
@@ -55,7 +55,7 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
   labels: {severity: critical}
   annotations:
     summary: >-
-      The LoRA operator's watch on {{ $resource }} is silent
+      The LoRA operator's watch on {{ $resource }} is stale
     description: >-
       The watch on {{ $resource }} of {{ $operator }} has brought neither an event
       nor a bookmark for {{ $seconds }}, and the operator has not ended itself, as it should. What it does not see it does
@@ -94,7 +94,7 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
   labels: {severity: warning, group: Waiting}
   annotations:
     summary: >-
-      LoRAFineTune {{ $run }} does not start or go on
+      LoRAFineTune {{ $run }} does not start or continue
     description: >-
       {{ $run }} has had no pod that runs for more than {{ $alerts.LoRAFineTuneStuckPending.for }}. Its state: {{ "{{ range $i, $found := query (printf \"max by (state) (lorafinetune_state{namespace=%q, name=%q})\" $labels.namespace $labels.name) | sortByLabel \"state\" }}{{ if $i }}, {{ end }}{{ $found.Labels.state }}{{ end }}" }}
 - alert: LoRAFineTuneStuckPending
@@ -199,7 +199,7 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
       Tensors of {{ $run }} have taken {{ $percent }} of a GPU of pod {{ $pod }}. A longer row may not fit; then
       micro-batches are halved, and the run is slower.
 # Not the working set, which holds files that were read lately and can be given up. The limit is kube-state-metrics's:
-# kube-prometheus-stack drops cAdvisor's, which stands in where that is scraped and the other is not.
+# kube-prometheus-stack drops cAdvisor's, which takes its place where that is scraped and the other is not.
 - alert: LoRAFineTuneMemoryNearLimit
   expr: |-
     max by (namespace, pod) (container_memory_rss{container="trainer"{{ $and }}})

@@ -125,7 +125,7 @@ which would end the installation: they are looked at only by who creates objects
 {{- end }}
 {{- if eq (int .Values.replicas) 0 }}
 
-* replicas is 0: no operator runs. Runs that were begun go on; raise it to have their results recorded.
+* replicas is 0: no operator runs. Runs that have begun continue; raise it to have their results recorded.
 {{- end }}
 {{- if .Values.policies.enabled }}
 

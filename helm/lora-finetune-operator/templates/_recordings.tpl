@@ -56,7 +56,7 @@ minutes and merged by namespace and name.
       namespace_name:lorafinetune_completed:timestamp6h{{ $of }}
       and on (namespace, name) last_over_time(lorafinetune_state{group="Failed"{{ $and }}}[5m])
     )
-# Pods that train or did so in the last hour, with the run's name: of several nodes each, since each tells of its GPUs.
+# Pods that train or did so in the last hour, with the run's name: of several nodes each, since each reports its GPUs.
 - record: namespace_pod_name:lora_training_pod:last1h
   expr: |-
     group by (namespace, pod, name) (

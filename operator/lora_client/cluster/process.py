@@ -92,7 +92,7 @@ class Process:
             if not self._socket.is_open():
                 raise self._ended()
         raise UnreachableError(
-            f"The process in the pod has said nothing for {timeout_s:.0f} s: try again, or look at the node"
+            f"The process in the pod has printed nothing for {timeout_s:.0f} s: try again, or look at the node"
         )
 
     def _ended(self) -> ClientError:

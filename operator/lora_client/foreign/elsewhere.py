@@ -79,7 +79,7 @@ NO_FIELD: Mapping[str, str] = {
     "s2_attention": SPEED,
     "flex_attention": SPEED,
     "use_flash_attn": SPEED,
-    "use_reentrant": "how activations are computed anew is decided here",
+    "use_reentrant": "how activations are recomputed is decided here",
     "eval_table_size": "held-out rows are scored by their loss alone",
     "eval_table_max_new_tokens": "held-out rows are scored by their loss alone",
     "eval_max_new_tokens": "held-out rows are scored by their loss alone",

@@ -199,7 +199,7 @@ def checkpointing(c: Conversion, name: str = "gradient_checkpointing") -> None:
     """Activations computed anew, or not; where nothing is said, the plan decides here."""
     if c.get(name) is not None:
         c.set("training.activationCheckpointing", "Full" if c.truth(name) else "None", name)
-    c.leave("gradient_checkpointing_kwargs", "how activations are computed anew is decided here")
+    c.leave("gradient_checkpointing_kwargs", "how activations are recomputed is decided here")
 
 
 def loss_on(c: Conversion, name: str) -> None:

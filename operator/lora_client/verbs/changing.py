@@ -59,7 +59,7 @@ def set_suspended(cluster: Cluster, name: str, form: Form, *, suspend: bool) -> 
     run = cluster.get("lorafinetunes", name)
     verb = "suspend" if suspend else "resume"
     if result(run):
-        sentence = f"{name} has ended ({state(run)}): there is nothing to {verb}; lora clone {name} starts it anew"
+        sentence = f"{name} has ended ({state(run)}): there is nothing to {verb}; lora clone {name} starts it again"
         show(form, [run], [sentence])
         return
     was_suspended = bool(part(run, "spec").get("suspend"))

@@ -128,9 +128,7 @@ def _missing(run: Object, pods: Sequence[PodView], *, attempt: int | None, stage
         why = waiting_for(run, datetime.now(UTC)) or begun
         return f"{name} has no pod ({why}): {_instead(run)}"
     if index and known:
-        return (
-            f"{name} has no pod with index {index} in attempt {attempt or known[-1]}: leave --index away for the leader"
-        )
+        return f"{name} has no pod with index {index} in attempt {attempt or known[-1]}: omit --index for the leader"
     stages = ", ".join(sorted({pod.stage for pod in pods}))
     there = f"attempts with a pod are {', '.join(map(str, known))}" if known else f"there are pods of {stages}"
     wanted = f"of attempt {attempt} " if attempt is not None else ""

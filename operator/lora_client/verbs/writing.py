@@ -25,7 +25,7 @@ _DEFAULT_CLAIM = "of the chart's defaults.checkpointClaim"
 """In the place of a name that only the cluster knows."""
 _NO_CLAIM = (
     "neither checkpoint.volumeClaimName nor output.uri names a claim, and a plan asks no cluster: this one "
-    "counts on the chart's defaults.checkpointClaim, without which a run starts anew when its pod is lost"
+    "counts on the chart's defaults.checkpointClaim, without which a run starts over when its pod is lost"
 )
 _KEYED = ("hf://", "s3://", "oci://")
 """Addresses with credentials, of each kind under other keys."""

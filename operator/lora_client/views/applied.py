@@ -24,6 +24,6 @@ def ended_before(run: Object, now: datetime) -> str:
     ago = since(text(run, "status", "completionTime"), now)
     when = f" {ago} ago" if ago else ""
     return (
-        f"{name} ended{when} ({state(run)}), and nothing was started: lora clone {name} -n {namespace} starts it anew, "
-        f"or kubectl delete lft {name} -n {namespace} makes way for it"
+        f"{name} ended{when} ({state(run)}), and nothing was started: lora clone {name} -n {namespace} starts it "
+        f"again, or kubectl delete lft {name} -n {namespace} frees its name"
     )

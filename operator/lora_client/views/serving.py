@@ -110,7 +110,7 @@ def notes(run: Object) -> list[str]:
         "length, write a number of tokens in place of auto"
     )
     found.append(
-        f"The server runs as user {_USER}, as the restricted Pod Security Standard wants, and vLLM's image has "
+        f"The server runs as user {_USER}, as the restricted Pod Security Standard requires, and vLLM's image has "
         "not been tested with it: where it does not start, remove securityContext, and on OpenShift only the ids in it"
     )
     return found

@@ -299,7 +299,7 @@ def _parsed(data: bytes) -> Object:
     except orjson.JSONDecodeError:
         document = None
     if not isinstance(document, dict):
-        raise UnreachableError(f"an answer is no JSON object, so it is not the API server's: {data[:100]!r}")
+        raise UnreachableError(f"an answer is not a JSON object, so it is not the API server's: {data[:100]!r}")
     return document
 
 

@@ -123,7 +123,7 @@ class Reflector:
                 while True:
                     version = await self._patiently_watch(version)
             except (ApiError, RelistError) as error:
-                logger.info("%s is listed anew: %s", self.path, error)
+                logger.info("%s is listed again: %s", self.path, error)
                 await self._back_off(error)
 
     async def _fill(self) -> str:
@@ -193,7 +193,7 @@ class Reflector:
             except ApiError as error:
                 if not error.is_passing or self._refused_for_s() > UNSEEN_SHARE * self._stale_s:
                     raise
-                logger.info("%s is watched anew from %s: %s", self.path, version, error)
+                logger.info("%s is watched again from %s: %s", self.path, version, error)
                 await self._back_off(error)
 
     def _refused_for_s(self) -> float:

@@ -62,8 +62,8 @@ def waited_too_long(case: Case, job: JobView | None, pods: Sequence[PodView], si
         return None
     state = situation.state
     message = (
-        f"The run waited longer than spec.pendingTimeoutSeconds ({timeout_s} s) without all its pods running, at last "
-        f"with {state.reason.value} ({state.message}): put that right and create a new LoRAFineTune"
+        f"The run waited longer than spec.pendingTimeoutSeconds ({timeout_s} s) without all its pods running, "
+        f"most recently with {state.reason.value} ({state.message}): fix that and create a new LoRAFineTune"
     )
     since = _waiting_since(case, job, pods) + timedelta(seconds=timeout_s)
     finding = Finding(reason=Reason.PENDING_TIMEOUT, message=sentence(message), since=since)

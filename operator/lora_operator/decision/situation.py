@@ -109,7 +109,7 @@ def _telling(scene: Scene, living: Sequence[PodView]) -> PodView | None:
 
 def held_by_user() -> Finding:
     """The user wants the run to wait."""
-    message = "Suspended by spec.suspend: set it to false to go on"
+    message = "Suspended by spec.suspend: set it to false to resume"
     return Finding(reason=Reason.SUSPENDED_BY_USER, message=message)
 
 
@@ -154,7 +154,7 @@ def _without_pod(scene: Scene, newest: PodView | None) -> Finding:
         ends = pod.trainer.exit_code in FINAL or _failures(scene) > scene.request.policy.max_retries
         return _but_held(failure if ends else _restarting(scene, failure), scene.pods)
     if newest is not None:
-        message = f"Pod {newest.name} has ended; waiting for its Job to say so"
+        message = f"Pod {newest.name} has ended; waiting for its Job to report it"
         return _but_held(Finding(reason=scene.stage.ended, message=message), scene.pods)
     return _AWAITING_POD
 
@@ -230,7 +230,7 @@ def _running(scene: Scene, failures: Sequence[Finding]) -> Finding:
     phase = _phase(scene.progress)
     if scene.stalled_since is not None and phase is Phase.TRAINING:
         message = (
-            f"The trainer has reported no step since {instant(scene.stalled_since)}: it should end itself and go on "
+            f"The trainer has reported no step since {instant(scene.stalled_since)}: it should end itself and resume "
             "from its last checkpoint; if it does not, delete its pod"
         )
         return Finding(reason=Reason.STALLED, message=message + _after(failures))

@@ -91,7 +91,7 @@ STEPS: Mapping[Group | None, Mapping[Group, str]] = {
         Group.FAILED: "the pod had failed for good",
     },
     Group.RUNNING: {
-        Group.WAITING: "preflight has passed, its Job was deleted, or a node fell silent",
+        Group.WAITING: "preflight has passed, its Job was deleted, or a node stopped answering",
         Group.HELD: "suspended, or preempted",
         Group.RETRYING: "a failure worth a retry, or the cluster took the pod",
         Group.FAILING: "a failure that is final, or one too many",
@@ -225,19 +225,19 @@ CONDITIONS: Mapping[Type, tuple[Statement, ...]] = {
         ),
         Statement(
             status="True",
-            meaning="The verified adapter lies at status.artifact.uri",
+            meaning="The verified adapter is at status.artifact.uri",
             reasons=frozenset({Reason.SUCCEEDED}),
         ),
         Statement(status="False", meaning="There will be none", reasons=STATES[Group.FAILED]),
     ),
     Type.COMPLETE: (
         Statement(status="Unknown", meaning="The run continues; the reason is its STATE", reasons=_ONGOING),
-        Statement(status="True", meaning="The run ended well", reasons=STATES[Group.SUCCEEDED]),
+        Statement(status="True", meaning="The run succeeded", reasons=STATES[Group.SUCCEEDED]),
         Statement(status="False", meaning="The run failed", reasons=STATES[Group.FAILED]),
     ),
     Type.FAILED: (
         Statement(status="Unknown", meaning="The run continues; the reason is its STATE", reasons=_ONGOING),
-        Statement(status="False", meaning="The run ended well", reasons=STATES[Group.SUCCEEDED]),
+        Statement(status="False", meaning="The run succeeded", reasons=STATES[Group.SUCCEEDED]),
         Statement(status="True", meaning="The run failed", reasons=STATES[Group.FAILED]),
     ),
 }

@@ -106,7 +106,7 @@ def final_status(finetune: FineTune, accepted: Condition, verdict: Verdict, fact
     done = verdict.succeeded
     published = finding
     if verdict.summary is not None and verdict.summary.artifact is not None and done:
-        published = dataclasses.replace(finding, message=f"The verified result lies at {verdict.summary.artifact.uri}")
+        published = dataclasses.replace(finding, message=f"The verified result is at {verdict.summary.artifact.uri}")
     over = finding if not done else dataclasses.replace(finding, message="The pod has done its work and ended")
     conditions = (
         accepted,

@@ -51,11 +51,11 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "Nothing while the run continues: a new pod follows, and counts as a retry only where the node was short.",
     ),
     Reason.NODE_UNREACHABLE: Explanation(
-        "The pod's node is silent, so the pod may still be writing.",
+        "The pod's node does not answer, so the pod may still be writing.",
         "Bring the node back; if it is gone for good, delete it or taint it `out-of-service`.",
     ),
     Reason.UNSCHEDULABLE: Explanation(
-        "No node can run the pod; the scheduler's words say why.",
+        "No node can run the pod; the message is the scheduler's.",
         "Add a node that fits, or ask for less in a new resource; a taint is tolerated with `scheduling.tolerations`, "
         "which the message spells, or by the chart's `defaults.tolerations`.",
     ),
@@ -134,7 +134,7 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "Nothing.",
     ),
     Reason.CHECKPOINT_SAVED: Explanation(
-        "A valid checkpoint exists, as the condition of that name puts it.",
+        "A valid checkpoint exists, and the condition of that name names it.",
         "Nothing.",
     ),
     Reason.NO_CHECKPOINT_CLAIM: Explanation(
@@ -168,7 +168,7 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "Look at the failure that is reported of the other one.",
     ),
     Reason.POD_RUNNING: Explanation(
-        "The pod runs, as the condition `PodsReady` puts it.",
+        "The pod runs, and the condition `PodsReady` says where.",
         "Nothing.",
     ),
     Reason.RESTARTING: Explanation(
@@ -245,14 +245,14 @@ VOCABULARY: Mapping[Reason, Explanation] = {
     ),
     Reason.CHECKPOINT_INVALID: Explanation(
         "No checkpoint is left that can be resumed from.",
-        "Create a new resource to start afresh.",
+        "Create a new resource to start over.",
     ),
     Reason.RESUME_MISMATCH: Explanation(
         "The checkpoint belongs to another configuration, model or data set; the message names what differs.",
         "Use the same in what defines the run, or start without `resumeFrom`.",
     ),
     Reason.VERIFICATION_FAILED: Explanation(
-        "The written adapter or merged model is not what was trained; the message says by how much and where it lies.",
+        "The written adapter or merged model is not what was trained; the message says by how much and where it is.",
         "Keep the folder and report it: this is a bug, or broken storage. `lora-trainer publish` publishes a verified "
         "adapter whose merge failed.",
     ),

@@ -66,8 +66,8 @@ class Metrics:
         )
         self.watch_last_event = Gauge(
             "lora_operator_watch_last_event_timestamp_seconds",
-            "When a watch last brought an event or a bookmark, the one of the namespace that has been silent longest; "
-            "0 before the first.",
+            "When a watch last brought an event or a bookmark; of several namespaces the longest ago, and 0 before the "
+            "first.",
             ["resource"],
             registry=registry,
         )
@@ -75,7 +75,7 @@ class Metrics:
         build.info({"version": RELEASE, "python": platform.python_version()})
         self.finished = Counter(
             "lorafinetune_finished",
-            "Runs that ended while this operator looked on, by result (succeeded or failed) and reason.",
+            "Runs that ended while this operator was watching, by result (succeeded or failed) and reason.",
             ["namespace", "result", "reason"],
             registry=registry,
         )
@@ -109,7 +109,7 @@ class Metrics:
         self.wait_seconds = Histogram(
             "lorafinetune_queue_wait_seconds",
             "Time from the creation of a LoRAFineTune to its first pod that trains, which a queue, a quota, the "
-            "preflight or spec.suspend delays; the pod's own wait for a node comes on top.",
+            "preflight or spec.suspend delays; the pod's own wait for a node is added to it.",
             buckets=_SECONDS,
             registry=registry,
         )

@@ -283,7 +283,7 @@ _FAMILIES = (
     ),
     _Family(
         name="lorafinetune_completed_timestamp_seconds",
-        help="When the run ended, well or badly.",
+        help="When the run ended, successfully or not.",
         read=_timestamp(lambda finetune: finetune.status.get("completionTime")),
     ),
     _Family(

@@ -113,7 +113,7 @@ class Operator:
             if behind_s is not None and behind_s > self.config.stale_list_s:
                 return (
                     f"The API server has been in the past for {behind_s:.0f} s, as the list of {reflector.path} shows, "
-                    "so etcd seems to have been restored: a restart reads all anew"
+                    "so etcd seems to have been restored: a restart reads everything again"
                 )
         return ""
 

@@ -37,8 +37,8 @@ async def _take_turn(queue: WorkQueue[Key], reconciler: Reconciler, key: Key) ->
     except (ApiError, UnreachableError, TryAgainError) as error:
         refusal = error if isinstance(error, ApiError) else None
         if refusal is not None and refusal.code == 401 and await reconciler.is_locked_out(key):
-            # Credentials are read at the start, and a service account's every minute: a restart reads all anew.
-            raise OperatorFailedError(f"The API server accepts the credentials no more: {refusal.message}") from error
+            # Credentials are read at the start, and a service account's every minute: a restart reads everything again.
+            raise OperatorFailedError(f"The API server no longer accepts the credentials: {refusal.message}") from error
         delay_s = queue.failed(key, at_least_s=refusal.retry_after_s if refusal else 0.0)
         fields = logs.about(
             key,

@@ -146,8 +146,8 @@ def _cause_of_the_node(pod: PodView) -> tuple[Reason, str]:
 
 
 _KILLED = (
-    "The trainer was killed (SIGKILL), by its node's account not for memory: look at the pod's events, where a failed "
-    "liveness probe stands"
+    "The trainer was killed (SIGKILL), by its node's account not for memory: look at the pod's events, which list a "
+    "failed liveness probe"
 )
 _MEANINGS = {
     Reason.CONFIG_INVALID: "The trainer refused its configuration",

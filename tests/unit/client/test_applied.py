@@ -25,8 +25,8 @@ FAILED = {
     "completionTime": "2026-11-27T12:30:00Z",
 }
 ANEW = (
-    "and nothing was started: lora clone tone -n team-a starts it anew, or kubectl delete lft tone -n team-a makes way "
-    "for it\n"
+    "and nothing was started: lora clone tone -n team-a starts it again, or kubectl delete lft tone -n team-a frees "
+    "its name\n"
 )
 
 
@@ -138,13 +138,13 @@ def test_in_python_a_failure_of_before_is_raised_and_a_success_returned(
         (
             "suspend",
             resource(status=FAILED),
-            "tone has ended (DatasetInvalid): there is nothing to suspend; lora clone tone starts it anew\n",
+            "tone has ended (DatasetInvalid): there is nothing to suspend; lora clone tone starts it again\n",
             False,
         ),
         (
             "resume",
             resource(status=finished()),
-            "tone has ended (Succeeded): there is nothing to resume; lora clone tone starts it anew\n",
+            "tone has ended (Succeeded): there is nothing to resume; lora clone tone starts it again\n",
             False,
         ),
     ],

@@ -64,7 +64,7 @@ class OnePod(Cluster):
 class Ending:
     """A process that ends while it is asked."""
 
-    error: ClientError
+    error: BaseException
 
     def __init__(self, *_: object) -> None:
         pass
@@ -133,6 +133,28 @@ def test_a_conversation_that_ends_says_why(
     ):
         answer("hello", ())
     assert str(failure.value).startswith(want)
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(143)])
+def test_a_conversation_that_is_interrupted_gives_its_pod_back(
+    end: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the model answers; Ctrl-C is not taken for an error of the pod's."""
+    left = []
+
+    @contextmanager
+    def pod(*_: object) -> Iterator[str]:
+        try:
+            yield "tone-ask-1"
+        finally:
+            left.append("tone-ask-1")
+
+    monkeypatch.setattr(Ending, "error", end, raising=False)
+    monkeypatch.setattr(module, "Process", Ending)
+    monkeypatch.setattr(module, "helper", pod)
+    with pytest.raises(type(end)):
+        module.ask(OneRun(), "tone", "Hi", Form.TEXT, need=Need(verb="ask", model=True), most_tokens=64)
+    assert left == ["tone-ask-1"]
 
 
 class Answering(Ending):

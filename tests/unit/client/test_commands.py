@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from tests.ports import free_port
+from typer.main import get_command
 
 from lora_client.__main__ import main
+from lora_client.commands import app
 from lora_trainer.contract.manifest import RunOptions, train_config
 
 ROOT = Path(__file__).parents[3]
@@ -353,6 +356,18 @@ def test_a_form_that_an_answer_cannot_have_is_refused(
     """Rather than taken for another, and before the cluster is asked."""
     assert main(arguments) == 1
     assert want in capsys.readouterr().err
+
+
+WITHOUT_A_CLUSTER = ("init", "convert", "plan", "completion")
+
+
+def test_every_verb_has_the_options_that_the_page_promises() -> None:
+    """-o for all but the shells' completion; context and namespace for all that ask a cluster."""
+    group: Any = get_command(app)
+    options = {name: {each for param in verb.params for each in param.opts} for name, verb in group.commands.items()}
+    assert [name for name, has in options.items() if not {"--output", "-o"} <= has] == ["completion"]
+    asking = {"--context", "--namespace", "-n"}
+    assert [name for name, has in options.items() if not asking <= has] == list(WITHOUT_A_CLUSTER)
 
 
 def test_only_one_place_writes_yaml() -> None:

@@ -189,7 +189,7 @@ def test_a_process_that_says_nothing_is_waited_for_so_long(cluster: Cluster) -> 
     """And no longer."""
     with (
         Process(cluster, "helper", "lora", ["python3", "-c", "import sys; sys.stdin.read()"]) as process,
-        pytest.raises(ClientError, match="has said nothing for 1 s"),
+        pytest.raises(ClientError, match="has printed nothing for 1 s"),
     ):
         process.line(1)
 

@@ -1,6 +1,6 @@
 """A helper pod is gone afterwards, whenever the command ends and whatever the network does."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,7 +21,16 @@ Fault = Callable[[str], None]
 class Server(Cluster):
     """Pods by name; `fault` runs before the answer: after a pod is made, and before it is deleted."""
 
-    def __init__(self, fault: Fault, jobs: list[Object] | None = None, status: Object | None = None) -> None:
+    def __init__(
+        self,
+        fault: Fault,
+        jobs: list[Object] | None = None,
+        status: Object | None = None,
+        *,
+        others: Sequence[Object] = (),
+        modes: Sequence[str] = (),
+    ) -> None:
+        self.others, self.modes = others, modes
         self.namespace = "team-a"
         self.pods: dict[str, Object] = {}
         self.fault = fault
@@ -31,7 +40,8 @@ class Server(Cluster):
     def items(
         self, plural: str, query: Mapping[str, str] | None = None, *, everywhere: bool = False, version: str = ""
     ) -> list[Object]:
-        return self.jobs if plural == "jobs" else []
+        # By its label a client looks for its own pods, which are none of the others.
+        return self.jobs if plural == "jobs" else [] if query else list(self.others)
 
     def request(
         self,
@@ -45,7 +55,7 @@ class Server(Cluster):
     ) -> Object:
         name = path.rpartition("/")[2]
         if "persistentvolumeclaims" in path:
-            return {"metadata": {"name": name}}
+            return {"metadata": {"name": name}, "spec": {"accessModes": list(self.modes)}}
         if method == "POST":
             assert isinstance(body, dict)
             name = body["metadata"].get("name") or body["metadata"]["generateName"] + "abcde"
@@ -93,7 +103,6 @@ def raise_once(wanted: str, error: BaseException, times: int = 1) -> Fault:
         raise_once("POST", UnreachableError("no answer")),
         raise_once("GET", KeyboardInterrupt()),
         raise_once("DELETE", UnreachableError("no answer"), times=3),
-        raise_once("none", KeyboardInterrupt()),
     ],
 )
 def test_no_pod_is_left(fault: Fault) -> None:
@@ -104,6 +113,65 @@ def test_no_pod_is_left(fault: Fault) -> None:
         helper(server, resource(status=finished()), Need(verb="pull")),
     ):
         assert server.pods
+    assert not server.pods
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(143), ClientError("the adapter cannot be read")])
+def test_no_pod_is_left_of_a_command_that_ends_while_the_pod_runs(end: BaseException) -> None:
+    """As Ctrl-C ends a conversation, and the end is the caller's to see."""
+    server = Server(nothing)
+
+    def command() -> None:
+        with helper(server, resource(status=finished()), Need(verb="ask")):
+            assert server.pods
+            raise end
+
+    with pytest.raises(type(end)):
+        command()
+    assert not server.pods
+
+
+def user_of_the_claim(phase: str = "Running") -> Object:
+    """Another pod, on a node, with the adapter's claim."""
+    volumes = [{"persistentVolumeClaim": {"claimName": "adapters"}}]
+    return {
+        "metadata": {"name": "next-abcde-1-0"},
+        "spec": {"nodeName": "node-a", "volumes": volumes},
+        "status": {"phase": phase},
+    }
+
+
+@pytest.mark.parametrize(
+    ("mode", "phase", "node"),
+    [
+        ("ReadWriteOnce", "Running", "node-a"),
+        ("ReadWriteOnce", "Succeeded", ""),
+        ("ReadWriteMany", "Running", ""),
+        ("ReadWriteOncePod", "Succeeded", ""),
+    ],
+)
+def test_a_claim_that_one_node_uses_is_read_there_and_reported(
+    mode: str, phase: str, node: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pod that has ended uses none, and a claim for many nodes is read on any."""
+    server = Server(nothing, others=[user_of_the_claim(phase)], modes=[mode])
+    with helper(server, resource(status=finished()), Need(verb="pull")) as name:
+        affinity = server.pods[name]["spec"].get("affinity", {})
+    assert (f"'values': ['{node}']" in str(affinity)) is bool(node)
+    sentence = (
+        "The claim adapters (ReadWriteOnce) is in use by pod next-abcde-1-0 on node node-a: only there it can be read\n"
+    )
+    assert capsys.readouterr().err == (sentence if node else "")
+
+
+def test_a_claim_of_one_pod_alone_is_refused_while_that_runs() -> None:
+    """No second one would ever start."""
+    server = Server(nothing, others=[user_of_the_claim()], modes=["ReadWriteOncePod"])
+    with (
+        pytest.raises(ClientError, match=r"claim adapters \(ReadWriteOncePod\) is in use by pod next-abcde-1-0: try"),
+        helper(server, resource(status=finished()), Need(verb="pull")),
+    ):
+        pass
     assert not server.pods
 
 

@@ -91,8 +91,8 @@ def test_the_log_is_that_of_the_pod_that_is_meant(
             {"attempt": 2, "stage": PREFLIGHT},
             "tone has no pod of attempt 2 of stage preflight: attempts with a pod are 1",
         ),
-        ({"attempt": 1, "index": 7}, "tone has no pod with index 7 in attempt 1: leave --index away for the leader"),
-        ({"index": 7}, "tone has no pod with index 7 in attempt 2: leave --index away for the leader"),
+        ({"attempt": 1, "index": 7}, "tone has no pod with index 7 in attempt 1: omit --index for the leader"),
+        ({"index": 7}, "tone has no pod with index 7 in attempt 2: omit --index for the leader"),
     ],
 )
 def test_a_pod_that_is_not_there_is_not_replaced_by_another(options: dict[str, Any], want: str) -> None:

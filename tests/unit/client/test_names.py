@@ -110,15 +110,28 @@ def test_namespace_and_context_may_stand_before_the_verb(
     assert cluster.places == [want]
 
 
+LINE = "lora -n team-b status t"
+COMPLETED: dict[str, tuple[dict[str, str], str]] = {
+    "bash": ({"COMP_WORDS": LINE, "COMP_CWORD": "4"}, "tone"),
+    "zsh": ({"_TYPER_COMPLETE_ARGS": LINE}, "_arguments '*: :((\"tone\"))'"),
+    "fish": ({"_TYPER_COMPLETE_ARGS": LINE, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}, "tone"),
+}
+
+
+@pytest.mark.parametrize("shell", [*COMPLETED])
 def test_a_name_is_completed_in_the_namespace_before_the_verb(
-    cluster: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shell: str, cluster: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By a shell."""
-    monkeypatch.setenv("_LORA_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", "lora -n team-b status t")
-    monkeypatch.setenv("COMP_CWORD", "4")
+    """For each shell, by the variables that its script sets."""
+    given, want = COMPLETED[shell]
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(variable in script for variable in given)
+    monkeypatch.setenv("_LORA_COMPLETE", f"complete_{shell}")
+    for variable, value in given.items():
+        monkeypatch.setenv(variable, value)
     assert main([]) == 0
-    assert capsys.readouterr().out.split() == ["tone"]
+    assert capsys.readouterr().out.strip() == want
     assert cluster.places == [(None, "team-b")]
 
 

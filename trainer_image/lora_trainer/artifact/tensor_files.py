@@ -43,7 +43,7 @@ def header_length(prefix: bytes) -> int:
     """Bytes of the header by the eight bytes before it. Raises `ValueError` where no such file has them."""
     size = int(struct.unpack("<Q", prefix[:PREFIX_BYTES])[0]) if len(prefix) >= PREFIX_BYTES else 0
     if not 0 < size <= _MAX_HEADER_BYTES:
-        raise ValueError("this is no safetensors file")
+        raise ValueError("this is not a safetensors file")
     return size
 
 

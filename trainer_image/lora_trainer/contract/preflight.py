@@ -43,7 +43,7 @@ class RowFacts:
     `tokens` are those of training rows after the cut at `maxSequenceLength`, `target_tokens` of them are learned. The
     `validation_samples` are of `validation_rows`, None is what a preflight says that does not count them. Lengths
     are of training rows before the cut: median, 95th percentile, longest; `truncated_samples` lost
-    `truncated_tokens`; `shared_samples` are rows that are not trained on, since they stand among the held-out ones.
+    `truncated_tokens`; `shared_samples` are rows that are not trained on, since they are among the held-out ones.
     Where only `sampled` rows were counted, tokens are extrapolated to all, with `tokens_standard_error`.
     `first_row` is the first row as the model will see it: JSON of at most `MOST_ROW_BYTES`, a list of objects, each
     with `seen` or `learned` and its text.

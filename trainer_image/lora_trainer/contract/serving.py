@@ -18,7 +18,7 @@ DEFAULT_RANK = 16
 """What it is without the flag."""
 HONOURS_PATTERNS = "vLLM 0.32"
 """The release from which on modules may have factors of their own. Older ones multiply every module's product by the
-one factor of `r` and `lora_alpha`, and answer wrongly."""
+one factor of `r` and `lora_alpha`, and give wrong answers."""
 _LARGEST = f"{VLLM_RANKS[-1]}, the largest that vLLM serves"
 
 

@@ -101,7 +101,7 @@ class Renderer:
             return self.template
         if not isinstance(own, str):
             log.warning(
-                "the base model has several chat templates, so that none lies beside the adapter with "
+                "the base model has several chat templates, so that none is stored beside the adapter with "
                 "dataset.templateArguments: give these to the server"
             )
             return self.template
@@ -175,7 +175,7 @@ class Renderer:
         try:
             found = self._rendered(turns, chat.tools, generation=False)
         except Exception:  # as in `_renderings`: of words alone; the conversation itself was rendered
-            log.debug("%s: the conversation cannot be rendered in words", chat.where, exc_info=True)
+            log.debug("%s: the conversation cannot be rendered as text", chat.where, exc_info=True)
             found = []
         for turn, rendering in zip(answers, found, strict=False):
             lost = objection(probe, turn, rendering.text)

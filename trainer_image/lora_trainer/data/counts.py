@@ -94,7 +94,7 @@ def objection_to(counts: Counts, examples: Found, max_length: int, positions: Po
     cut = counts.cut_targets / (counts.cut_targets + examples.targets)
     if cut > MOST_CUT:
         return (
-            f"{cut:.0%} of the tokens to be learned lie beyond {longest} and would be cut off, more than "
+            f"{cut:.0%} of the tokens to be learned are beyond {longest} and would be cut off, more than "
             f"{MOST_CUT:.0%}: {raised}split the rows into shorter ones"
         )
     if counts.whole is not None and counts.unended_answers == counts.learned_answers:

@@ -58,7 +58,7 @@ def _stated(name: str, row: int) -> Iterator[None]:
         if "crypt" in text:
             raise DatasetError(f"{name}: the file is encrypted ({text}); write it without encryption") from error
         what = "cannot be read as Parquet" if row == 1 else f"cannot be read as Parquet from row {row} on"
-        raise DatasetError(f"{name}: {what} ({text}); write the file anew, or copy it again") from error
+        raise DatasetError(f"{name}: {what} ({text}); write or copy the file again") from error
 
 
 def _values(name: str, batch: Any, positions: list[int], done: int) -> list[dict[str, Any]]:
@@ -82,7 +82,7 @@ def _not_utf8(name: str, batch: Any, positions: list[int], done: int) -> Dataset
                 python_values(column.slice(i, 1))
             except UnicodeDecodeError:
                 where = f"{name}, row {done + position + 1}: field '{field}'"
-                return DatasetError(f"{where} is not UTF-8; write the file anew from text that is")
+                return DatasetError(f"{where} is not UTF-8; write the file again from text that is")
     raise AssertionError("unreachable: one of the rows was not UTF-8")
 
 

@@ -62,7 +62,7 @@ class Samples:
 
     `held_out` says where the held-out rows stand, empty where a set is held out whole. They were chosen among the
     `eligible` ones, in which there is something to learn. `capped`: without `dataset.maxValidationRows` there would
-    be more. `shared` rows are left out of the training since they stand among the held-out ones of another set.
+    be more. `shared` rows are left out of the training since they are among the held-out ones of another set.
     `learned` and `measured` tell the contents of the training rows and of the held-out ones. `verbatim` is whether
     the first row is learned as it stands where there is no chat template; `columns` are its own. `with_tools` is how
     many rows have tools.
@@ -158,12 +158,12 @@ def _left_to_train_on(keys: Keys, held_out: Keys, dataset: DatasetConfig) -> Mas
     if not kept.any():
         raise DatasetError(
             f"dataset.validationUri is {dataset.validation_uri}: all {len(keys)} rows of dataset.uri ({dataset.uri}) "
-            "stand among its rows, which are not trained on: name other rows, or remove the field to hold out some of "
+            "are among its rows, which are not trained on: name other rows, or remove the field to hold out some of "
             "dataset.uri"
         )
     if not kept.all():
         log.info(
-            "%d rows are left out of the training: they stand among the rows of dataset.validationUri, too",
+            "%d rows are left out of the training: they are among the rows of dataset.validationUri, too",
             np.count_nonzero(~kept),
         )
     return kept

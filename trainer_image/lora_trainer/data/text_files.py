@@ -197,6 +197,6 @@ def _checked(row: Row, *, check: bool) -> Row:
             json.dumps(row.values, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise DatasetError(
-            f"{row.where}: half of a surrogate pair (\\ud800 to \\udfff) is no character; repair it"
+            f"{row.where}: half of a surrogate pair (\\ud800 to \\udfff) is not a character; repair it"
         ) from error
     return row

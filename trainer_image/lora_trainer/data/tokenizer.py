@@ -61,5 +61,5 @@ def _check_json(path: Path, address: str) -> None:
         if path.is_file():
             json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        message = f"model.uri is {address}: its {path.name} is no JSON; copy or upload it again"
+        message = f"model.uri is {address}: its {path.name} is not JSON; copy or upload it again"
         raise ConfigError(message) from error

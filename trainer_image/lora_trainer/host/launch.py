@@ -51,7 +51,7 @@ def this_node(config: TrainConfig, environment: Mapping[str, str]) -> Node:
     if checkpoint_claim(config) is None:
         raise ConfigError(
             f"resources.nodes is {nodes}, and no claim is there for checkpoints, without which a node that is replaced "
-            "could not go on: set checkpoint.volumeClaimName"
+            "could not continue: set checkpoint.volumeClaimName"
         )
     index, rendezvous = environment.get(NODE_INDEX, ""), environment.get(RENDEZVOUS, "")
     address, _, port = rendezvous.rpartition(":")

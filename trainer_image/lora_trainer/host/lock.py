@@ -168,8 +168,8 @@ def check_ticket(folder: Path, ticket: str) -> None:
     newest = _newest(folder)
     if seen is None or f'"token": "{token}"'.encode() not in seen.content or newest is None or newest.name != name:
         raise TransientError(
-            f"another trainer took the run's folder {folder.name} over, since this one gave no sign of life for too "
-            "long: this one ends without writing",
+            f"another trainer took the run's folder {folder.name} over, since this one did not renew its lock for "
+            "too long: this one ends without writing",
             Reason.OUTPUT_LOCKED,
         )
 

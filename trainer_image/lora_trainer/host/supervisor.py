@@ -225,7 +225,7 @@ class Supervisor:
 
     def _work(self, stages: Stages, workspace: Workspace, lock: Lock) -> Ending:
         if self._is_complete(workspace.staged):
-            log.info("an earlier attempt finished the training: going on from its result")
+            log.info("an earlier attempt finished the training: continuing from its result")
         else:
             self._train(stages, workspace, lock)
         lock.check()
@@ -262,7 +262,7 @@ class Supervisor:
 
         def stalled(silence_s: float) -> None:
             message = (
-                f"the training gave no sign of life for {silence_s:.0f} s and was ended: see the stacks in its log"
+                f"the training reported no progress for {silence_s:.0f} s and was ended: see the stacks in its log"
             )
             log.error("%s", message)
             failure = Failure(code=int(ExitCode.TRANSIENT), reason=Reason.STALLED, message=message)
@@ -327,7 +327,7 @@ class Supervisor:
 
     def _succeeded(self, manifest: Manifest) -> Ending:
         if self.verification is None or self.published is None:
-            raise InternalError("the stages ended well but did not report a verified and published result")
+            raise InternalError("the stages succeeded but did not report a verified and published result")
         results = results_of(manifest, self.verification)
         summary = Summary(
             reason=Reason.SUCCEEDED,

@@ -107,7 +107,7 @@ def _sort(
     for key, tensor in tensors.items():
         name, found, kind = key.removeprefix(_PREFIX).partition(".lora_")
         if found and kind not in _KINDS:
-            raise VerificationError(f"the adapter holds {key}, which is no part of an adapter")
+            raise VerificationError(f"the adapter holds {key}, which is not part of an adapter")
         if found:
             parts.setdefault(name, {})[_KINDS[kind]] = tensor
         else:
@@ -126,7 +126,7 @@ def _sort(
 def _target(name: str, loaded: Loaded, lora: LoraConfig) -> str:
     target = name if name in loaded.linear else _parameter(name, loaded.model, lora)
     if target is None:
-        raise VerificationError(f"the adapter has weights for {name}, which is no linear module of the base model")
+        raise VerificationError(f"the adapter has weights for {name}, which is not a linear module of the base model")
     return target
 
 

@@ -275,7 +275,7 @@ def _chosen(model: Any, device: torch.device, ranks: Ranks) -> Attention:
             if against is None:
                 kernel = "sdpa" if unpacked else "+".join(sorted(segments.kernels))
                 return Attention(kernel=kernel, packs=not unpacked, unpacked=unpacked)
-            unpacked, broken = f"the kernel for packs does not compute rightly on this device: {against}", True
+            unpacked, broken = f"the kernel for packs computes wrong results on this device: {against}", True
         else:
             unpacked, broken = "this kind of model does not compute its logits with attention over packs", False
     except (TypeError, ValueError, RuntimeError) as error:

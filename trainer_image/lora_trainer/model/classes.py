@@ -44,6 +44,6 @@ def auto_class(configuration: Any, name: str) -> Any:
 
 def _refusal(configuration: Any, name: str, why: str) -> ConfigError:
     return ConfigError(
-        f"model.uri is {name}: its kind {configuration.model_type!r} {why}, so it is no causal language model, which "
-        "writes text from left to right; name one that is, such as Llama, Qwen or Mistral"
+        f"model.uri is {name}: its kind {configuration.model_type!r} {why}, so it is not a causal language model, "
+        "which writes text from left to right; name one that is, such as Llama, Qwen or Mistral"
     )

@@ -55,7 +55,7 @@ def _from_bucket(uri: S3Uri, hub: Hub) -> Base:
 def open_folder(folder: Path) -> Base:
     """A model folder on this machine. Raises as `find_base`."""
     if not folder.is_dir():
-        raise NotFoundError(f"{folder} is no folder", Reason.MODEL_NOT_FOUND)
+        raise NotFoundError(f"{folder} is not a folder", Reason.MODEL_NOT_FOUND)
     files = tuple(sorted(path for path in folder.iterdir() if path.is_file()))
     model_files([file.name for file in files], str(folder))
     return _checked(folder, name=str(folder), revision=_digest(files), address=str(folder))

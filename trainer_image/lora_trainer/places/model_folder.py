@@ -50,7 +50,7 @@ def model_files(names: Sequence[str], address: str) -> tuple[str, ...]:
     weights = [name for name in top if name.endswith(".safetensors") and not name.startswith("consolidated")]
     if "config.json" not in top:
         raise NotFoundError(
-            f"model.uri is {address}: it has no config.json, so it is no Transformers model; name another one",
+            f"model.uri is {address}: it has no config.json, so it is not a Transformers model; name another one",
             Reason.MODEL_NOT_FOUND,
         )
     if "adapter_config.json" in top:
@@ -93,7 +93,8 @@ def check_configuration(folder: Path, address: str, names: Collection[str]) -> s
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model_type = config["model_type"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"model.uri is {address}: its config.json is no configuration with a model_type") from error
+        message = f"model.uri is {address}: its config.json is not a configuration with a model_type"
+        raise ConfigError(message) from error
     if config.get("quantization_config"):
         raise ConfigError(
             f"model.uri is {address}: its weights are already quantized; name a copy whose weights are in 16 bits, "
@@ -111,7 +112,7 @@ def _check_shards(folder: Path, explicit: object, address: str, names: Collectio
         try:
             shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"model.uri is {address}: its {index.name} is no index of weights") from error
+            raise ConfigError(f"model.uri is {address}: its {index.name} is not an index of weights") from error
         pointers += [(index.name, shard) for shard in shards]
     for source, name in pointers:
         if not isinstance(name, str) or "/" in name or not name.endswith((".safetensors", ".safetensors.index.json")):
@@ -140,8 +141,8 @@ def tensors_in(header: bytes, name: str, size_bytes: int | None, address: str) -
         entries = entries_of(header)
     except ValueError as error:
         raise ConfigError(
-            f"model.uri is {address}: its {name} is no safetensors file, or cut off in its header; copy or upload it "
-            "again"
+            f"model.uri is {address}: its {name} is not a safetensors file, or cut off in its header; copy or upload "
+            "it again"
         ) from error
     expected = len(header) + sum(entry.size_bytes for entry in entries)
     if size_bytes is not None and size_bytes != expected:

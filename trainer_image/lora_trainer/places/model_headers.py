@@ -139,7 +139,7 @@ def fetch_header(file: RemoteFile, name: str, address: str) -> bytes:
         length = header_length(prefix)
     except ValueError as error:
         raise ConfigError(
-            f"model.uri is {address}: its {name} is no safetensors file; copy or upload it again"
+            f"model.uri is {address}: its {name} is not a safetensors file; copy or upload it again"
         ) from error
     most = min(size_bytes - PREFIX_BYTES, MOST_HEADER_BYTES)
     if length > most:

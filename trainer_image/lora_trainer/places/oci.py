@@ -232,7 +232,7 @@ def _credentials(registry: str, text: str) -> str | None:
         base64.b64decode(pair, validate=True)
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
         raise ConfigError(
-            "output.secretRef's .dockerconfigjson is no Docker configuration: it must be JSON with auths, and an auth "
-            f"or username and password for {registry}"
+            "output.secretRef's .dockerconfigjson is not a Docker configuration: it must be JSON with auths, and an "
+            f"auth or username and password for {registry}"
         ) from error
     return f"Basic {pair}"

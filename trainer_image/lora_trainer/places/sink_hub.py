@@ -61,7 +61,7 @@ class HubSink:
         roles = {str(org.get("name")).lower(): str(org.get("roleInOrg") or "") for org in who.get("orgs") or ()}
         if not name or namespace.lower() == name.lower() or roles.get(namespace.lower(), "read") != "read":
             return
-        membership = "only reads there" if namespace.lower() in roles else "is no member of it"
+        membership = "only reads there" if namespace.lower() in roles else "is not a member of it"
         raise Role.OUTPUT.denied(
             f"output.uri is {self.uri}: the token in output.secretRef is of {name}, who {membership}; write to "
             f"hf://{name}/{self.uri.repo.partition('/')[2]}, or take a token of a member of {namespace} that may write"

@@ -22,7 +22,7 @@ CARD = "README.md"
 _FOLDER = "path/of/this/folder"
 _ABOUT_TEMPLATE = (
     f"The base model has no chat template. Conversations were written with that of `{TEMPLATE}`, which a server needs "
-    "for chats. Plain text, prompts and completions were learned as they stand."
+    "for chats. Plain text, prompts and completions were learned as they are."
 )
 _ABOUT_CHOSEN_TEMPLATE = (
     f"Conversations were written with the chat template of `{TEMPLATE}`, which is not the base model's own: to serve "

@@ -166,7 +166,7 @@ def _check_nearest(name: str, written: torch.Tensor, exact: torch.Tensor, slack:
     """Each number must be as near to the exact one as its type has any, which is half a unit in its last place."""
     kind = str(written.dtype).removeprefix("torch.")
     if not bool(written.isfinite().all()):
-        raise VerificationError(f"the merged model's {name} has values that are no finite {kind}")
+        raise VerificationError(f"the merged model's {name} has values that are not finite {kind}")
     off = (written.double() - exact).abs()
     explained = (exact.to(written.dtype).double() - exact).abs() + slack
     if not bool((off <= explained).all()):

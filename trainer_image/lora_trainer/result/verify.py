@@ -186,7 +186,7 @@ def _hold(base: Base, device: Device, processes: int) -> bool:
 
 def _verify_merged(folder: Path, manifest: Manifest, base: Base, bench: Bench) -> Verification:
     if manifest.merged is None:
-        raise VerificationError(f"{folder.name}/{MANIFEST} says nothing of the merged model's loss")
+        raise VerificationError(f"{folder.name}/{MANIFEST} does not state the merged model's loss")
     loss = bench.loss(merged_model(folder, manifest.format, base), manifest)
     tolerance = max(manifest.merged.tolerance, TOLERANCES[bench.device.dtype_name])
     return judge(loss, manifest.merged.loss, tolerance, "merged model")

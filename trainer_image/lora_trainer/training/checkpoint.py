@@ -283,7 +283,7 @@ def _forget(path: Path) -> None:
 def _check_file(folder: Path, entry: FileEntry) -> None:
     """Raises `OSError` or `ValueError` where a file is not what its manifest says."""
     if Path(entry.path).name != entry.path:
-        raise ValueError(f"its manifest names {entry.path!r}, which is no file of its own")
+        raise ValueError(f"its manifest names {entry.path!r}, which is not a file of its own")
     with (folder / entry.path).open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         size = os.fstat(stream.fileno()).st_size

@@ -233,7 +233,7 @@ class Training:
         halved = self.budget.halved()
         if halved is None and self.adapted.may_recompute:
             log.warning(
-                "step %d: out of memory (peak %.2f GiB) with one row: going on with recomputed activations",
+                "step %d: out of memory (peak %.2f GiB) with one row: continuing with recomputed activations",
                 number,
                 peak / 2**30,
             )
@@ -252,7 +252,7 @@ class Training:
                 "Full or quantization: NF4, or use a device with more memory"
             )
         log.warning(
-            "step %d: out of memory (peak %.2f GiB) with %d tokens in a micro-batch: going on with %d, at the same "
+            "step %d: out of memory (peak %.2f GiB) with %d tokens in a micro-batch: continuing with %d, at the same "
             "effective batch",
             number,
             peak / 2**30,

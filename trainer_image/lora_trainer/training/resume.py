@@ -90,9 +90,9 @@ class Saved:
         """Log where the training begins."""
         step, name = self.checkpoint.step, self.record.config.run.name
         if self.own:
-            log.info("going on after step %d, which an earlier attempt saved", step)
+            log.info("continuing after step %d, which an earlier attempt saved", step)
         elif goes_on:
-            log.info("going on after step %d of the run %s, optimizer included", step, name)
+            log.info("continuing after step %d of the run %s, optimizer included", step, name)
         else:
             log.info("starting at step 0 from the weights that the run %s had after step %d", name, step)
 
@@ -108,7 +108,7 @@ class Saved:
             old, new = getattr(before.resolved, what), getattr(resolved, what)
             changes += [f"{what} {old} is now {new}"] if old != new else []
         if changes:
-            log.warning("going on under other conditions than the state was saved under: %s", "; ".join(changes))
+            log.warning("continuing under other conditions than the state was saved under: %s", "; ".join(changes))
 
     def progress(self, *, goes_on: bool) -> dict[str, Any]:
         """What a run's progress says of this start."""

@@ -220,8 +220,8 @@ def read_learned_rows(folder: Path) -> RowSketch | None:
 
 def _unreadable(folder: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"the checkpoint {folder.name} cannot be read ({one_sentence(error)[:200]}): remove its folder to go on from "
-        "the one before it, or use the trainer image that wrote it"
+        f"the checkpoint {folder.name} cannot be read ({one_sentence(error)[:200]}): remove its folder to continue "
+        "from the one before it, or use the trainer image that wrote it"
     )
 
 

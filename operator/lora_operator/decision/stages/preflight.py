@@ -115,7 +115,7 @@ def _judge(case: Case, job: JobView) -> Verdict | None:
     reports = (summary_of(pod) for pod in newest_first(pods) if pod.trainer.exit_code == 0)
     report = next((r for r in reports if r is not None and r.reason is Reason.PREFLIGHT_PASSED), None)
     unread = (
-        f"Job {job.name} has ended well, but there is no report of it that can be read: the training begins, and "
+        f"Job {job.name} has succeeded, but there is no report of it that can be read: the training begins, and "
         "checks model, data and output itself"
     )
     message = sentence(report.message) if report else unread

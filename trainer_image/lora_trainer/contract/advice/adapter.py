@@ -302,11 +302,11 @@ RULES = (
         severity=Severity.WARNING,
         subject="serving",
         condition="vLLM cannot serve the adapter, and no merged model is asked for",
-        message="Set spec.output.merge to Both or Merged where vLLM shall serve the result: every server loads a "
+        message="Set spec.output.merge to Both or Merged if vLLM is to serve the result: every server loads a "
         "merged model",
         special=(
             (
-                "Merge the result with lora-trainer merge where vLLM shall serve it: every server loads a merged "
+                "Merge the result with lora-trainer merge if vLLM is to serve it: every server loads a merged "
                 "model, and a run whose base is divided over {divided} GPUs merges none"
             ),
         ),
@@ -331,7 +331,7 @@ RULES = (
         severity=Severity.WARNING,
         subject="serving",
         condition="rankPattern or alphaPattern give modules other factors (alpha / rank) than the rest has",
-        message="Serve the adapter with {needs} or later: older releases load it and answer wrongly. Patterns that "
+        message="Serve the adapter with {needs} or later: older releases load it and give wrong answers. Patterns that "
         "keep alpha / rank equal do without",
         evidence=("spec.lora.rankPattern and alphaPattern give modules factors of their own",),
         source="trainer-result.md, Serving",

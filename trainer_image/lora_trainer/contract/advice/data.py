@@ -14,7 +14,7 @@ _OF_PROMPTS = frozenset({"context", "input"})
 _OF_ANSWERS = frozenset({"answer", "completion", "label", "output", "response", "summary", "target"})
 _CONTENT = _OF_PROMPTS | _OF_ANSWERS | {"system", "system_prompt"}
 """Names of columns that rows are hardly meant to be learned without."""
-_NO_PRESET = "they are no linear modules, so no preset has them"
+_NO_PRESET = "they are not linear modules, so no preset has them"
 _MANY_DUPLICATES = 0.05
 _FEW_PER_CENT = 0.03
 _LONGEST_LIST = 160
@@ -181,8 +181,8 @@ RULES = (
         code=Code.COLUMNS_NOT_READ,
         severity=Severity.WARNING,
         subject="data",
-        condition="format Auto leaves out a column of rows that are no conversations, by whose name it may be meant to "
-        "be learned: context, input, system, system_prompt, answer, completion, label, output, response, summary or "
+        condition="format Auto leaves out a column of rows that are not conversations, by whose name it may be meant "
+        "to be learned: context, input, system, system_prompt, answer, completion, label, output, response, summary or "
         "target",
         message="Write what is in {columns} into the columns that are read, or set spec.dataset.format to {format} to "
         "leave it out",
@@ -278,7 +278,7 @@ RULES = (
         code=Code.MODULES_PASSED_OVER,
         severity=Severity.INFO,
         subject="mixture",
-        condition="a preset passes modules over that PEFT cannot adapt in a model of that kind",
+        condition="a preset skips modules that PEFT cannot adapt in a model of that kind",
         message="Nothing is to be done: PEFT takes their names for a mixture's experts or for a kernel's weights",
         evidence=("Modules named {names} are not adapted in a model of the kind {kind}",),
         source="PEFT, peft/utils/transformers_weight_conversion.py",

@@ -116,7 +116,7 @@ RULES = (
             "The peak was {peak} instead of {estimated_peak}",
             "The training took {seconds} s instead of {estimated_seconds} s",
         ),
-        source="fit.md, How sure",
+        source="fit.md, Accuracy",
         rule_of_thumb=False,
         check=_estimate_off,
         at_end=True,

@@ -27,8 +27,8 @@ _PASSES = (
 )
 _BATCHES = "adapters learn less from large batches than whole models do, whatever their rank"
 _ANEW = (
-    "or set spec.quantization to None where the base fits in 16 bits: 4-bit weights are made 16-bit anew for each "
-    "micro-batch"
+    "or set spec.quantization to None where the base fits in 16 bits: 4-bit weights are converted to 16 bits again for "
+    "each micro-batch"
 )
 _EMPTY = "reading the weights and starting each operation take as long for a pack that is nearly empty"
 _RATES = (
@@ -257,15 +257,15 @@ RULES = (
         condition=(
             "in 4 bits a GPU's micro-batch has fewer than 4,096 tokens, though as many fit and 32 rows fill them"
         ),
-        message="Let micro-batches have {enough} tokens or more (leave spec.training.microBatchSize away, or raise "
+        message="Let micro-batches have {enough} tokens or more (omit spec.training.microBatchSize, or raise "
         f"effectiveBatchSize up to 32), {_ANEW}",
         special=(
             (
-                "Leave spec.training.microBatchSize ({micro}) away and raise effectiveBatchSize from {batch} up to 32, "
+                "Omit spec.training.microBatchSize ({micro}) and raise effectiveBatchSize from {batch} up to 32, "
                 f"so that micro-batches have {{enough}} tokens or more, {_ANEW}"
             ),
             (
-                "Leave spec.training.microBatchSize ({micro}) away, so that micro-batches have {enough} tokens or "
+                "Omit spec.training.microBatchSize ({micro}), so that micro-batches have {enough} tokens or "
                 f"more, {_ANEW}"
             ),
             (

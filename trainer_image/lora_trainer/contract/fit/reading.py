@@ -121,7 +121,7 @@ def read_json(text: str, name: str) -> Mapping[str, Any]:
     except RecursionError as error:
         raise ShapeError(f"{name} cannot be read: it is nested too deeply; {remedy}") from error
     except ValueError as error:
-        raise ShapeError(f"{name} is no JSON ({str(error)[:100]}): must be an object; {remedy}") from error
+        raise ShapeError(f"{name} is not JSON ({str(error)[:100]}): must be an object; {remedy}") from error
     if not isinstance(document, dict):
         raise ShapeError(f"{name} is {shown(document)}: must be an object; {remedy}")
     return document
