@@ -70,9 +70,7 @@ def _unwritten(error: OSError) -> int:
 
 def _bug(error: Exception) -> int:
     text = visible(" ".join(str(error).split())[:300])
-    sys.stderr.write(
-        f"lora: This is a bug in lora ({type(error).__name__}: {text}): report it to the project\n"
-    )
+    sys.stderr.write(f"lora: This is a bug in lora ({type(error).__name__}: {text}): report it to the project\n")
     return FAILED
 
 

@@ -14,6 +14,7 @@ from lora_client.foreign import mapping
 from lora_client.foreign.mapping import Conversion
 from lora_client.foreign.tools import TOOLS, recognised, rest
 from lora_client.yaml_text import yaml_text
+from lora_operator.views.wording import printable
 from lora_trainer.contract.manifest import KIND
 
 FOREIGN = "a YAML file of Axolotl, LLaMA-Factory or TRL, or one with the command line of a script"
@@ -22,7 +23,10 @@ _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
-    """The manifest; pairs of option and field; options without a field with the reason; what has to be filled in."""
+    """The manifest; pairs of option and field; options without a field with the reason; what has to be filled in.
+
+    All but the manifest is text of one line.
+    """
 
     tool: str
     manifest: Mapping[str, Any]
@@ -62,9 +66,9 @@ def convert(text: str, *, name: str, tool: str | None = None, gpus: int | None =
     return Converted(
         tool=title,
         manifest=mapping.manifest(conversion, name),
-        mapped=tuple(conversion.mapped),
-        left=tuple(conversion.left),
-        to_fill=tuple(conversion.to_fill),
+        mapped=tuple((printable(option), field) for option, field in conversion.mapped),
+        left=tuple((printable(name), printable(value), why) for name, value, why in conversion.left),
+        to_fill=tuple(map(printable, conversion.to_fill)),
     )
 
 
@@ -119,5 +123,5 @@ def text_of(converted: Converted) -> str:
     lines += [f"# Fill in {entry}" for entry in converted.to_fill]
     if converted.left:
         lines.append("# Not taken over:")
-        lines += [f"#   {name}: {' '.join(value.split())} ({why})" for name, value, why in converted.left]
+        lines += [f"#   {name}: {value} ({why})" for name, value, why in converted.left]
     return "\n".join(lines) + "\n" + yaml_text(dict(converted.manifest))

@@ -140,11 +140,7 @@ def convert(path: str, *, name: str, tool: str | None, gpus: int | None, output:
         note(f"{option} -> spec.{field}")
     for option, value, why in found.left:
         unsaid = value == NOT_GIVEN
-        note(
-            f"{option} is not given: {why}"
-            if unsaid
-            else f"{option} ({' '.join(value.split())}) is not taken over: {why}"
-        )
+        note(f"{option} is not given: {why}" if unsaid else f"{option} ({value}) is not taken over: {why}")
     for entry in found.to_fill:
         note(f"Fill in {entry}")
 

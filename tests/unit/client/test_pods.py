@@ -312,6 +312,9 @@ DIGEST = f"sha256:{'b' * 64}"
         ("s3://bucket/tone", "aws s3 cp --recursive s3://bucket/tone"),
         (f"hf://acme/tone@{COMMIT}", f"hf download acme/tone --revision {COMMIT} --local-dir adapter copies"),
         (f"oci://registry.example/tone:v1@{DIGEST}", f"oras pull registry.example/tone:v1@{DIGEST} -o adapter"),
+        ("s3://bucket/$(id)", r"aws s3 cp --recursive 's3://bucket/\$\(id\)' \./"),
+        ("hf://a/b;id@`id`", "hf download 'a/b;id' --revision '`id`' --local"),
+        ("oci://a/b&id", "oras pull 'a/b&id' -o"),
         ("pvc://adapters/..", "cannot be read"),
     ],
 )
@@ -319,7 +322,7 @@ def test_what_is_not_on_a_claim_is_fetched_otherwise(uri: str, want: str) -> Non
     """The sentence names the command, for the address that the trainer's sink of that place reports."""
     status = finished()
     status["artifact"]["uri"] = uri
-    with pytest.raises(ClientError, match=want.replace(".", r"\.")):
+    with pytest.raises(ClientError, match=want):
         adapter_place(resource(status=status))
 
 

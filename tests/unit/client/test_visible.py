@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tests.unit.client.test_logs import PODS, Pods
 
 from lora_client import commands
 from lora_client.__main__ import main
+from lora_client.documents import load_document
 from lora_client.errors import ClientError
 from lora_client.output import Form, data, note, say, show
 from lora_client.verbs import ask, watch
@@ -111,3 +113,10 @@ def test_the_picture_of_a_run_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"no node {SHOWN}" in drawn
     assert f"lost {SHOWN}" in drawn
     assert CLIPBOARD not in drawn
+
+
+def test_the_title_of_another_document_is_one_line(tmp_path: Path) -> None:
+    """Else it could hold a message of its own."""
+    file = tmp_path / "a.yaml"
+    file.write_text('kind: LoRAFineTune\n---\nkind: "Pod\\n\\nlora: run this"\nmetadata: {name: "a\\e[2J"}\n')
+    assert load_document(str(file)).others == ("Pod lora: run this/a [2J",)
