@@ -16,6 +16,7 @@ from lora_client.foreign.tools import TOOLS, recognised, rest
 from lora_client.yaml_text import yaml_text
 from lora_operator.views.wording import printable
 from lora_trainer.contract.manifest import KIND
+from lora_trainer.manifest_file import AliasesError, BoundedLoader
 
 FOREIGN = "a YAML file of Axolotl, LLaMA-Factory or TRL, or one with the command line of a script"
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
@@ -75,7 +76,9 @@ def convert(text: str, *, name: str, tool: str | None = None, gpus: int | None =
 def read_options(text: str) -> dict[str, Any]:
     """The options of a YAML or JSON file, or of a command line. Raises `ClientError`."""
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, BoundedLoader)  # noqa: S506 - a safe one
+    except AliasesError as error:
+        raise ClientError(f"The file cannot be read: {error.problem}") from error
     except (yaml.YAMLError, RecursionError, ValueError):
         document = text
     # A command on one line that ends in JSON is YAML, too, with most of it as a key.

@@ -396,6 +396,10 @@ def test_several_gpus_multiply_the_batch() -> None:
         ("base_model: a/b\nmicro_batch_size: many\nadapter: lora\n", "a value of a wrong kind"),
         ("base_model: a/b\ndatasets: [3]\n", "a value of a wrong kind"),
         ("'unfinished", "holds no options"),
+        (
+            "base_model: &a0 a\n" + "".join(f"x{i}: &a{i} [{f'*a{i - 1}, ' * 9}]\n" for i in range(1, 12)),
+            "The file cannot be read: the document has more than 3,145,728 characters with its aliases written out",
+        ),
     ],
 )
 def test_a_file_that_is_none_is_refused_in_a_sentence(text: str, want: str) -> None:
