@@ -481,17 +481,20 @@ def test_a_base_that_one_gpu_held_is_served_by_one(kind: str, sharded: bool, wan
     assert bool([line for line in serving.notes(run) if "attention heads" in line]) is sharded
 
 
-LENGTH, USER = "--max-model-len=auto", "runs as user 10001"
+LENGTH, IMAGE, USER = "--max-model-len=auto", "name a later release", "runs as user 10001"
 
 
 @pytest.mark.parametrize(
     ("resolved", "want"),
     [
-        ({}, [LENGTH, USER]),
-        ({"quantization": "NF4"}, ["held the base in NF4", LENGTH, USER]),
-        ({"quantization": ""}, [LENGTH, USER]),
-        ({"sharded": True, "shardedOver": 8}, ["attention heads", LENGTH, USER]),
-        ({"sharded": True, "shardedOver": 16}, ["attention heads", "over 16 GPUs of several nodes", LENGTH, USER]),
+        ({}, [LENGTH, IMAGE, USER]),
+        ({"quantization": "NF4"}, ["held the base in NF4", LENGTH, IMAGE, USER]),
+        ({"quantization": ""}, [LENGTH, IMAGE, USER]),
+        ({"sharded": True, "shardedOver": 8}, ["attention heads", LENGTH, IMAGE, USER]),
+        (
+            {"sharded": True, "shardedOver": 16},
+            ["attention heads", "over 16 GPUs of several nodes", LENGTH, IMAGE, USER],
+        ),
     ],
 )
 def test_what_a_server_needs_that_the_run_cannot_tell_is_noted(resolved: Object, want: list[str]) -> None:
