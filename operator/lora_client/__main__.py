@@ -12,6 +12,7 @@ from types import FrameType
 
 from lora_client.errors import FAILED, INTERRUPTED, ClientError
 from lora_client.typed import completed
+from lora_client.visible import visible
 
 _READ_ENOUGH = (errno.EPIPE, *([errno.EINVAL] if os.name == "nt" else []))
 """The reader, such as head, has closed its end."""
@@ -44,7 +45,7 @@ def _run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except ClientError as error:
         for line in completed(str(error)).splitlines():
-            sys.stderr.write(f"lora: {line}\n")
+            sys.stderr.write(f"lora: {visible(line)}\n")
     except OSError as error:
         code = _unwritten(error) if error.errno in (*_READ_ENOUGH, *_NOT_WRITTEN) else _bug(error)
     except ModuleNotFoundError as error:
@@ -68,7 +69,7 @@ def _unwritten(error: OSError) -> int:
 
 
 def _bug(error: Exception) -> int:
-    text = " ".join(str(error).split())[:300]
+    text = visible(" ".join(str(error).split())[:300])
     sys.stderr.write(f"lora: This is a bug in lora ({type(error).__name__}: {text}): report it to the project\n")
     return FAILED
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_client.errors import ClientError
+from lora_operator.views.wording import printable
 from lora_trainer.contract.manifest import KIND
 from lora_trainer.errors import ConfigError
 from lora_trainer.manifest_file import MOST_CHARACTERS, one_resource, read_documents
@@ -48,4 +49,4 @@ def load_document(path: str) -> Document:
 def _title(document: Mapping[str, Any]) -> str:
     metadata = document.get("metadata")
     name = metadata.get("name") if isinstance(metadata, Mapping) else None
-    return f"{document.get('kind', KIND)}/{name}"
+    return printable(f"{document.get('kind', KIND)}/{name}")

@@ -1,4 +1,4 @@
-"""Printing: as text, JSON, YAML or names; colour on a terminal alone."""
+"""Printing: as text, JSON, YAML or names; colour on a terminal alone, which obeys nothing that others wrote."""
 
 import enum
 import json
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lora_client.typed import completed
+from lora_client.visible import visible
 
 _COLOURS = {"red": 31, "green": 32, "yellow": 33, "bold": 1, "dim": 2}
 
@@ -21,19 +22,37 @@ class Form(enum.StrEnum):
     NAME = "name"
 
 
-def say(text: str) -> None:
-    """A line on standard output."""
-    sys.stdout.write(text + "\n")
+def say(text: str, colour: str = "") -> None:
+    """A line on standard output, on a terminal in a colour, unless NO_COLOR is set."""
+    line = visible(text)
+    if colour and is_terminal() and not os.environ.get("NO_COLOR"):
+        line = f"\x1b[{_COLOURS[colour]}m{line}\x1b[0m"
+    sys.stdout.write(line + "\n")
+
+
+def put(text: str) -> None:
+    """Whole lines on standard output."""
+    sys.stdout.write(visible(text))
+
+
+def put_log(line: bytes) -> None:
+    """A line of a log: to a pipe as it is, to a terminal with nothing that it obeys but what redraws a progress bar."""
+    if sys.stdout.isatty():
+        drawn = line.decode(errors="replace").split("\r")
+        line = "\r".join(map(visible, drawn)).encode(sys.stdout.encoding, errors="replace")
+    sys.stdout.buffer.write(line)
 
 
 def note(text: str) -> None:
     """A line on standard error, for what is no part of the answer."""
-    sys.stderr.write(completed(text) + "\n")
+    sys.stderr.write(visible(completed(text)) + "\n")
     sys.stderr.flush()
 
 
-def show(form: Form, resources: Sequence[Mapping[str, Any]], lines: Iterable[str], *, many: bool = False) -> None:
-    """Print resources in a form, `lines` as text; `many` is a list even of one."""
+def show(
+    form: Form, resources: Sequence[Mapping[str, Any]], lines: Iterable[str | tuple[str, str]], *, many: bool = False
+) -> None:
+    """Print resources in a form, as text these `lines`, some with a colour; `many` is a list even of one."""
     from lora_client.views.resources import TYPE, name_of  # noqa: PLC0415 - a tenth of a second, which help does without
 
     if form is Form.NAME:
@@ -41,7 +60,8 @@ def show(form: Form, resources: Sequence[Mapping[str, Any]], lines: Iterable[str
             say(f"{TYPE}/{name_of(resource)}")
     elif form is Form.TEXT:
         for line in lines:
-            say(completed(line))
+            text, colour = (line, "") if isinstance(line, str) else line
+            say(completed(text), colour)
     else:
         kept = [without_managers(resource) for resource in resources]
         data(form, {"apiVersion": "v1", "kind": "List", "items": kept} if many else kept[0])
@@ -54,7 +74,7 @@ def data(form: Form, document: object) -> None:
         return
     from lora_client.yaml_text import yaml_text  # noqa: PLC0415 - twenty milliseconds
 
-    sys.stdout.write(yaml_text(document))
+    put(yaml_text(document))
 
 
 def without_managers(resource: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,10 +95,3 @@ def draws(letters: str) -> bool:
     except (UnicodeError, LookupError):
         return False
     return True
-
-
-def coloured(text: str, colour: str) -> str:
-    """The text in a colour on a terminal, unless NO_COLOR is set; plain elsewhere."""
-    if not is_terminal() or os.environ.get("NO_COLOR"):
-        return text
-    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"

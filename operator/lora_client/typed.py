@@ -37,7 +37,7 @@ def completed(text: str) -> str:
     ending = f" --context {shlex.quote(context)}" if context else ""
 
     def with_flags(match: re.Match[str]) -> str:
-        where = "" if match[1] or not namespace else f" -n {namespace}"
+        where = "" if match[1] or not namespace else f" -n {shlex.quote(namespace)}"
         return f"{match[0]}{where}{ending}"
 
     return _COMMAND.sub(with_flags, text)

@@ -4,6 +4,8 @@ import re
 
 import yaml
 
+from lora_client.visible import visible
+
 _OTHERWISE = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|0o[0-7]+|[yYnN]")
 """What kubectl reads as a number, or as true or false."""
 
@@ -16,7 +18,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _string(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"' if _OTHERWISE.fullmatch(value) else None)
+    is_quoted = _OTHERWISE.fullmatch(value) or visible(value) != value
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"' if is_quoted else None)
 
 
 _Dumper.add_representer(str, _string)
@@ -24,4 +27,5 @@ _Dumper.add_representer(str, _string)
 
 def yaml_text(document: object) -> str:
     """Plain values as one document, keys in their order."""
-    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    # Between quotes, where an escape is read back.
+    return visible(yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True))

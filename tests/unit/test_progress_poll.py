@@ -8,7 +8,7 @@ import pytest
 from tests.unit.builders import running_pod
 
 from lora_operator.cluster.cache import Key
-from lora_operator.cluster.progress_poll import MOST_AT_ONCE, MOST_OF_NAMESPACE, ProgressPoller
+from lora_operator.cluster.progress_poll import MOST_AT_ONCE, MOST_OF_NAMESPACE, ProgressPoller, _address
 from lora_operator.views.model import Answer, PodView
 from lora_trainer.contract.progress import Phase, Progress
 
@@ -197,3 +197,11 @@ async def test_the_interval_follows_the_number_of_pods_that_are_asked() -> None:
     assert (len(poller), poller.ask(KEY, pods[0])) == (50, 50)
     poller.forget(view.uid for view in pods[1:])
     assert (len(poller), poller.ask(KEY, pods[0])) == (1, 10)
+
+
+@pytest.mark.parametrize("ip", ["169.254.169.254", "fe80::a9fe:a9fe", "::ffff:169.254.169.254", "::ffff:a9fe:a9fe"])
+def test_a_cloud_s_metadata_service_is_no_pod(ip: str) -> None:
+    """However its address is written: Linux takes an IPv4 address within one of IPv6."""
+    with pytest.raises(ValueError, match="is not the address of a pod"):
+        _address(ip)
+    assert (str(_address("10.0.0.7")), str(_address("fd00::7"))) == ("10.0.0.7", "fd00::7")

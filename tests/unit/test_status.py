@@ -30,7 +30,13 @@ from lora_operator.decision.blocks import read_block
 from lora_operator.decision.case import read_case
 from lora_operator.decision.decide import decide
 from lora_operator.decision.progress import close_progress, follow_progress, next_question_s
-from lora_operator.decision.results import kept_quantization, resolved_by_run, resolved_by_spec
+from lora_operator.decision.results import (
+    artifact_block,
+    kept_quantization,
+    resolved_by_run,
+    resolved_by_spec,
+    results_block,
+)
 from lora_operator.decision.usage import Loss
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed
@@ -354,6 +360,16 @@ def test_the_kernels_of_a_run_are_told_apart_from_none_and_from_not_known() -> N
     block = resolved_by_run(some)
     assert (block["kernels"], block["kernelsLeftOut"]) == (["a"] * 16, ["b: it fails"])
     assert block["kernelsChangedStep"] == 0
+
+
+def test_what_a_trainer_says_of_a_failure_shows_no_secret() -> None:
+    """Its sentences may quote a library, which quotes what it was given."""
+    said = "cannot reach https://user:hunter2@hub.example"
+    run = dataclasses.replace(make_resolved(), kernels_left_out=(said,))
+    assert resolved_by_run(run)["kernelsLeftOut"] == ["cannot reach https://***@hub.example"]
+    address = "oci://registry.example/token:v1@sha256:0123"
+    assert artifact_block(make_artifact(uri=address))["uri"] == address
+    assert results_block(make_results(merge_failure=said))["mergeFailure"] == "cannot reach https://***@hub.example"
 
 
 def test_an_image_name_of_any_length_fits() -> None:

@@ -19,6 +19,7 @@ _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
 """What kubectl reads as one, and PyYAML as text where the exponent lacks a point or a sign: 1e-4."""
 _LONGEST_NUMBER_BITS = 128
 _LONG_NUMBER = "the number has more digits than any field takes"
+_ALIASES = f"the document has more than {MOST_CHARACTERS:,} characters with its aliases written out: use fewer"
 
 
 def load_manifest(text: str, name: str, uid: str) -> TrainConfig:
@@ -71,7 +72,36 @@ def one_resource(documents: Sequence[Any], name: str) -> Mapping[str, Any]:
     raise ConfigError(f"{name} holds {what[:200]}: {must}{hint}")
 
 
-class _Loader(yaml.SafeLoader):
+class AliasesError(yaml.MarkedYAMLError):
+    """A few hundred characters whose aliases would take the memory."""
+
+
+class BoundedLoader(yaml.SafeLoader):
+    """Refuses documents that are too large with their aliases written out, as whatever prints or sends them does."""
+
+    def compose_document(self) -> yaml.Node | None:
+        """See `yaml.composer.Composer`."""
+        node = super().compose_document()
+        if node is not None and _written_out(node, {}) > MOST_CHARACTERS:
+            raise AliasesError(problem=_ALIASES, problem_mark=node.start_mark)
+        return node
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """About how many characters, each alias written out; more than any document has for one within itself."""
+    if id(node) not in known:
+        known[id(node)] = MOST_CHARACTERS + 1
+        if isinstance(node, yaml.ScalarNode):
+            inner = len(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            inner = sum(_written_out(key, known) + _written_out(value, known) for key, value in node.value)
+        else:
+            inner = sum(_written_out(entry, known) for entry in node.value)
+        known[id(node)] = 1 + inner
+    return known[id(node)]
+
+
+class _Loader(BoundedLoader):
     """Refuses keys that are repeated and numbers that no field can take. Dates and numbers are what they are for
     kubectl."""
 

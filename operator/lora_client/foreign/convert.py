@@ -14,7 +14,9 @@ from lora_client.foreign import mapping
 from lora_client.foreign.mapping import Conversion
 from lora_client.foreign.tools import TOOLS, recognised, rest
 from lora_client.yaml_text import yaml_text
+from lora_operator.views.wording import printable
 from lora_trainer.contract.manifest import KIND
+from lora_trainer.manifest_file import AliasesError, BoundedLoader
 
 FOREIGN = "a YAML file of Axolotl, LLaMA-Factory or TRL, or one with the command line of a script"
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
@@ -22,7 +24,10 @@ _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
-    """The manifest; pairs of option and field; options without a field with the reason; what has to be filled in."""
+    """The manifest; pairs of option and field; options without a field with the reason; what has to be filled in.
+
+    All but the manifest is text of one line.
+    """
 
     tool: str
     manifest: Mapping[str, Any]
@@ -62,16 +67,18 @@ def convert(text: str, *, name: str, tool: str | None = None, gpus: int | None =
     return Converted(
         tool=title,
         manifest=mapping.manifest(conversion, name),
-        mapped=tuple(conversion.mapped),
-        left=tuple(conversion.left),
-        to_fill=tuple(conversion.to_fill),
+        mapped=tuple((printable(option), field) for option, field in conversion.mapped),
+        left=tuple((printable(name), printable(value), why) for name, value, why in conversion.left),
+        to_fill=tuple(map(printable, conversion.to_fill)),
     )
 
 
 def read_options(text: str) -> dict[str, Any]:
     """The options of a YAML or JSON file, or of a command line. Raises `ClientError`."""
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, BoundedLoader)  # noqa: S506 - a safe one
+    except AliasesError as error:
+        raise ClientError(f"The file cannot be read: {error.problem}") from error
     except (yaml.YAMLError, RecursionError, ValueError):
         document = text
     # A command on one line that ends in JSON is YAML, too, with most of it as a key.
@@ -119,5 +126,5 @@ def text_of(converted: Converted) -> str:
     lines += [f"# Fill in {entry}" for entry in converted.to_fill]
     if converted.left:
         lines.append("# Not taken over:")
-        lines += [f"#   {name}: {' '.join(value.split())} ({why})" for name, value, why in converted.left]
+        lines += [f"#   {name}: {value} ({why})" for name, value, why in converted.left]
     return "\n".join(lines) + "\n" + yaml_text(dict(converted.manifest))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from lora_client.cluster.connection import ApiError, Cluster, Object
 from lora_client.cluster.run_pods import choose, pods_of
 from lora_client.errors import ClientError
-from lora_client.output import Form, note, say
+from lora_client.output import Form, note, put_log, say
 from lora_client.verbs.pull import read_file
 from lora_client.views.resources import name_of, part, result, text, waiting_for
 from lora_client.views.uses import uses
@@ -48,7 +48,8 @@ def logs(
         _require_on_claim(run)
         note(f"The pods of {name} are gone: this is {_KEPT} from beside its adapter")
         lines = read_file(cluster, run, _KEPT).splitlines(keepends=True)
-        sys.stdout.buffer.writelines(lines if tail is None else lines[max(0, len(lines) - tail) :])
+        for line in lines if tail is None else lines[max(0, len(lines) - tail) :]:
+            put_log(line)
         sys.stdout.buffer.flush()
         return
     if pod is None and stage is None and index == 0 and not kept:
@@ -109,7 +110,7 @@ def _print(cluster: Cluster, pod: PodView, *, follow: bool, tail: int | None) ->
         begun = False
         for line in cluster.lines(cluster.path("pods", pod.name, "log"), query):
             begun = True
-            sys.stdout.buffer.write(line)
+            put_log(line)
             if follow:
                 sys.stdout.buffer.flush()
     except ApiError as error:

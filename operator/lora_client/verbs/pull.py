@@ -4,10 +4,11 @@ import hashlib
 import importlib.resources
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 from lora_client.cluster.connection import Cluster, Object
@@ -26,6 +27,11 @@ _MOST_MANIFEST = 64 * 2**20
 _ANSWER_S = 120.0
 _HIDDEN = ".lora-pull-"
 _NO_PART = frozenset({MANIFEST, ".run", ".manifest"})
+_DEVICE = r"(?:con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])[ ]*(?:\.[^/]*)?(?:/|\Z)"
+_PART = rf'(?!(?i:{_DEVICE}))[^\x00-\x1f<>:"/\\|?*]*[^\x00-\x1f<>:"/\\|?*. ]'
+_PATH = re.compile(rf"{_PART}(?:/{_PART})*")
+"""What names a file below a folder on every system: on Windows `C:x` leads elsewhere, `nul.txt` is a device, and what
+ends in a dot or a blank is a file of another name."""
 
 
 class Source(Protocol):
@@ -146,7 +152,7 @@ def _copy(source: Source, path: Path, name: str, *, sha256: str, size: int, ther
         raise ClientError(f"{name} {state}: the adapter was changed or damaged after the run, and nothing was kept")
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
-    with path.open("wb") as stream:
+    with path.open("xb") as stream:  # names that differ in case are one file on Windows and macOS
         for data in chunks(source, name, size):
             digest.update(data)
             stream.write(data)
@@ -167,9 +173,11 @@ def _entries(manifest: bytes) -> dict[str, tuple[str, int]]:
             f"{MANIFEST} cannot be read: the adapter was made by a release that this client does not know"
         ) from error
     for path in entries:
-        pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in path or not pure.parts:
-            raise ClientError(f"{MANIFEST} names {path!r}, which leads out of the adapter's folder: nothing was copied")
+        if not _PATH.fullmatch(path):
+            raise ClientError(
+                f"{MANIFEST} names {path!r}, which leads out of the adapter's folder or is no file's name on every "
+                "system: nothing was copied"
+            )
     return entries
 
 

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from lora_client.cluster.connection import Cluster, Object
-from lora_client.output import Form, coloured, data, note, say, show
+from lora_client.output import Form, data, note, say, show
 from lora_client.views import comparison
 from lora_client.views.listing import table
 from lora_client.views.resources import result
@@ -26,17 +26,17 @@ def list_runs(cluster: Cluster, form: Form, *, everywhere: bool) -> None:
     show(form, runs, _painted(runs, everywhere=everywhere), many=True)
 
 
-def _painted(runs: list[Object], *, everywhere: bool) -> list[str]:
+def _painted(runs: list[Object], *, everywhere: bool) -> list[tuple[str, str]]:
     head, *rows = table(runs, datetime.now(UTC), everywhere=everywhere)
     pairs = zip(rows, runs, strict=True)
-    return [coloured(head, "bold"), *(coloured(row, _COLOURS[result(run)]) for row, run in pairs)]
+    return [(head, "bold"), *((row, _COLOURS[result(run)]) for row, run in pairs)]
 
 
 def status(cluster: Cluster, name: str, form: Form) -> None:
     """One run. Raises `ClientError`."""
     run = cluster.get("lorafinetunes", name)
     head, *rest = summary(run, datetime.now(UTC))
-    show(form, [run], [coloured(head, _COLOURS[result(run)]), *rest])
+    show(form, [run], [(head, _COLOURS[result(run)]), *rest])
 
 
 def compare(cluster: Cluster, first: str, second: str, form: Form) -> None:

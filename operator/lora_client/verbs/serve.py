@@ -1,12 +1,11 @@
 """`lora serve`: the manifest that serves a run's adapter, printed for `kubectl apply`."""
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from lora_client.cluster.connection import Cluster
 from lora_client.errors import ClientError
-from lora_client.output import Form, data, note, say
+from lora_client.output import Form, data, note, put, say
 from lora_client.views.resources import Object, name_of, namespace_of
 from lora_client.views.serving import SERVERS, manifests, notes
 from lora_client.yaml_text import yaml_text
@@ -26,7 +25,7 @@ def serve(cluster: Cluster, name: str, kind: str, form: Form) -> None:
             say(_title(document))
         return
     for document in documents:
-        sys.stdout.write("---\n" + yaml_text(document))
+        put("---\n" + yaml_text(document))
     _note(run, kind)
 
 

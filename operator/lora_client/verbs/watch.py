@@ -14,6 +14,7 @@ from lora_client.views.curve import BARS, points_in
 from lora_client.views.resources import result, waiting_for
 from lora_client.views.summary import summary
 from lora_client.views.watching import line, picture, point_of
+from lora_client.visible import visible
 from lora_operator.views.names import TRAIN, TRAINER_CONTAINER
 
 _LOG_LINES = "2000"
@@ -120,7 +121,7 @@ class _Picture(_Nothing):
             note(self._why)
 
     def report(self, text: str) -> None:
-        self._console.print(text, markup=False, emoji=False, soft_wrap=True)
+        self._console.print(visible(text), markup=False, emoji=False, soft_wrap=True)
 
     def show(self, resource: Object, points: dict[int, float], place: str) -> None:
         from rich.text import Text  # noqa: PLC0415 - as above
@@ -128,4 +129,4 @@ class _Picture(_Nothing):
         now, size = datetime.now(UTC), self._console.size
         self._why = waiting_for(resource, now)
         rows = picture(resource, points, place, now, width=size.width, height=size.height)
-        self._live.update(Text("\n".join(rows)), refresh=True)
+        self._live.update(Text("\n".join(map(visible, rows))), refresh=True)

@@ -12,7 +12,7 @@ from lora_client.errors import ClientError
 from lora_client.foreign.convert import FOREIGN, text_of
 from lora_client.foreign.convert import convert as converted
 from lora_client.foreign.mapping import NOT_GIVEN
-from lora_client.output import Form, data, note, say, show
+from lora_client.output import Form, data, note, put, say, show
 from lora_client.views.checked import own_problems, shown
 from lora_client.yaml_text import yaml_text
 from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, RunOptions, train_config
@@ -108,7 +108,7 @@ def _name_of(output: str) -> str:
 def _write(path: str, text: str, form: Form, manifest: Mapping[str, Any]) -> None:
     """To a new file, for `-` to standard output, and the answer in its form: of the two only one is printed."""
     if path == "-":
-        sys.stdout.write(text) if form is Form.TEXT else show(form, [manifest], ())
+        put(text) if form is Form.TEXT else show(form, [manifest], ())
         return
     _create(path, text)
     show(form, [manifest], [f"{path} is written: lora validate -f {path} asks the cluster about it"])
@@ -140,11 +140,7 @@ def convert(path: str, *, name: str, tool: str | None, gpus: int | None, output:
         note(f"{option} -> spec.{field}")
     for option, value, why in found.left:
         unsaid = value == NOT_GIVEN
-        note(
-            f"{option} is not given: {why}"
-            if unsaid
-            else f"{option} ({' '.join(value.split())}) is not taken over: {why}"
-        )
+        note(f"{option} is not given: {why}" if unsaid else f"{option} ({value}) is not taken over: {why}")
     for entry in found.to_fill:
         note(f"Fill in {entry}")
 

@@ -1,6 +1,7 @@
 """The pods of `pull` and `ask`, as restricted as those that train: where they run, what they mount, what they know."""
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -73,11 +74,11 @@ def fetching(address: str) -> str:
     """The command that copies a result from a place that is no claim."""
     scheme, _, rest = address.partition("://")
     repository, _, commit = rest.partition("@")
-    revision = f" --revision {commit}" if commit else ""
+    revision = f" --revision {shlex.quote(commit)}" if commit else ""
     return {
-        "s3": f"aws s3 cp --recursive {address} ./adapter copies it",
-        "hf": f"hf download {repository}{revision} --local-dir adapter copies it",
-        "oci": f"oras pull {rest} -o adapter copies it",
+        "s3": f"aws s3 cp --recursive {shlex.quote(address)} ./adapter copies it",
+        "hf": f"hf download {shlex.quote(repository)}{revision} --local-dir adapter copies it",
+        "oci": f"oras pull {shlex.quote(rest)} -o adapter copies it",
     }.get(scheme, "fetch it from there")
 
 

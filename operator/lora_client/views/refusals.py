@@ -1,6 +1,7 @@
 """What the API server refused, as sentences: field, value, rule, and what to write instead."""
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +122,8 @@ def _not_found(refusal: Refusal) -> str:
             "and ask its administrator whether the chart lora-finetune-operator is installed"
         )
     if refusal.kind == "namespaces":
-        return f"There is no namespace {name}: check its spelling, or create it with kubectl create namespace {name}"
+        command = f"kubectl create namespace {shlex.quote(name)}"
+        return f"There is no namespace {name}: check its spelling, or create it with {command}"
     if refusal.kind != "lorafinetunes":
         return f"There is no {refusal.kind.removesuffix('s')} {namespace}/{name}"
     return f"There is no LoRAFineTune {namespace}/{name}: lora list -n {namespace} lists them"

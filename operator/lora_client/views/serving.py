@@ -13,7 +13,9 @@ from lora_trainer.contract.serving import lora_module
 from lora_trainer.contract.uri import ClaimUri
 
 SERVERS = ("vllm", "kserve")
-IMAGE = "vllm/vllm-openai:latest"
+IMAGE = "vllm/vllm-openai:v0.32.0"
+"""The oldest release that serves every adapter that is called servable (`HONOURS_PATTERNS`). A tag without a release
+would start whatever was pushed last."""
 PORT = 8000
 _MERGED = ("merged", "peft+merged")
 _TEMPLATE = "chat_template.jinja"
@@ -109,6 +111,7 @@ def notes(run: Object) -> list[str]:
         f"{_LENGTH} takes prompts and answers as long as the GPU's memory allows, from vLLM 0.14 on: for a fixed "
         "length, write a number of tokens in place of auto"
     )
+    found.append(f"The image is {IMAGE}: for a model that is newer, name a later release in its place")
     found.append(
         f"The server runs as user {_USER}, as the restricted Pod Security Standard requires, and vLLM's image has "
         "not been tested with it: where it does not start, remove securityContext, and on OpenShift only the ids in it"

@@ -166,6 +166,7 @@ async def _ask(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int
 def _address(ip: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """The pod's address. Raises ValueError where it is none of a pod, such as a cloud's metadata service."""
     address = ipaddress.ip_address(ip)
-    if address.is_link_local or address.is_multicast or address.is_unspecified:
+    # A mapped one means the IPv4 address that it holds.
+    if getattr(address, "ipv4_mapped", None) or address.is_link_local or address.is_multicast or address.is_unspecified:
         raise ValueError(f"{ip} is not the address of a pod")
     return address

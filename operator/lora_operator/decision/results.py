@@ -9,7 +9,7 @@ from typing import Any
 from lora_operator.decision.blocks import block_from
 from lora_operator.decision.progress import whole
 from lora_operator.views.request import Request
-from lora_operator.views.wording import block_of, byte_size, decimal, integer_of, printable, text_of
+from lora_operator.views.wording import block_of, byte_size, decimal, integer_of, printable, sentence, text_of
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS, checkpoint_claim
 from lora_trainer.contract.run_plan import RunPlan
@@ -127,7 +127,7 @@ def resolved_by_run(run: ResolvedRun) -> Block:
     """What only the trainer could find out."""
     optional = {
         "kernels": None if run.kernels is None else [_text(name, 64) for name in run.kernels[:MOST_KERNELS]],
-        "kernelsLeftOut": [_text(why, 512) for why in run.kernels_left_out[:MOST_KERNELS]] or None,
+        "kernelsLeftOut": [sentence(why, 512) for why in run.kernels_left_out[:MOST_KERNELS]] or None,
         "microBatchTokens": None if run.micro_batch_tokens is None else whole(run.micro_batch_tokens),
         "kernelsChangedStep": None if run.kernels_changed_step is None else whole(run.kernels_changed_step),
     }
@@ -200,7 +200,7 @@ def results_block(results: Results) -> Block:
         **{key: decimal(loss, ".4f") for key, loss in merged.items() if loss is not None},
         **{key: decimal(error, ".4f") for key, error in errors.items() if error},
         **fill,
-        **({"mergeFailure": _text(results.merge_failure, 1024)} if results.merge_failure else {}),
+        **({"mergeFailure": sentence(results.merge_failure, 1024)} if results.merge_failure else {}),
         "stoppedEarly": results.stopped_early,
         "steps": whole(results.steps),
         "trainedTokens": whole(results.trained_tokens),
@@ -257,4 +257,5 @@ def _seconds(value: float) -> int:
 
 
 def _text(value: str, limit: int) -> str:
+    # Not masked: `oci://registry/token:v1` and a server's flags would no longer mean what they do.
     return clip(printable(value), limit)

@@ -396,6 +396,10 @@ def test_several_gpus_multiply_the_batch() -> None:
         ("base_model: a/b\nmicro_batch_size: many\nadapter: lora\n", "a value of a wrong kind"),
         ("base_model: a/b\ndatasets: [3]\n", "a value of a wrong kind"),
         ("'unfinished", "holds no options"),
+        (
+            "base_model: &a0 a\n" + "".join(f"x{i}: &a{i} [{f'*a{i - 1}, ' * 9}]\n" for i in range(1, 12)),
+            "The file cannot be read: the document has more than 3,145,728 characters with its aliases written out",
+        ),
     ],
 )
 def test_a_file_that_is_none_is_refused_in_a_sentence(text: str, want: str) -> None:
@@ -410,3 +414,26 @@ def test_an_unknown_option_is_named() -> None:
     assert ("brand_new", "3", "this release knows no such option of Axolotl") in found.left
     assert any("datasets[0].path is missing" in entry for entry in found.to_fill)
     assert text_of(found).startswith("# From a configuration of Axolotl, by lora convert.\n# Fill in dataset.uri")
+
+
+EVIL = "x\n---\nkind: ClusterRoleBinding\n---\x85---\u2028#\x1b.jsonl"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        yaml.safe_dump({"base_model": "a/b", "adapter": "lora", "datasets": [{"path": EVIL}]}),
+        yaml.safe_dump({"base_model": EVIL, "adapter": "lora", "datasets": [{"path": "c/d"}]}),
+        yaml.safe_dump({"base_model": "a/b", "adapter": "lora", "brand_new": EVIL}),
+        f"trl sft --model_name_or_path a/b --dataset_name c/d '--{EVIL}' 1",
+        f"trl sft --model_name_or_path a/b --dataset_name '{EVIL}' --learning_rate '{EVIL}'",
+    ],
+)
+def test_what_a_foreign_file_says_stays_in_its_comment(text: str) -> None:
+    """However its lines end: kubectl would apply a document of its own."""
+    found = convert(text, name="x")
+    (document,) = yaml.safe_load_all(text_of(found))
+    assert document == found.manifest
+    notes = [*found.to_fill, *map(" ".join, found.left), *map(" ".join, found.mapped)]
+    assert any("ClusterRoleBinding" in note for note in notes)
+    assert all(len(note.splitlines()) == 1 and note.isprintable() for note in notes)

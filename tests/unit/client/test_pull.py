@@ -122,7 +122,13 @@ def test_a_result_that_was_changed_is_refused_and_nothing_is_kept(
     assert [path.name for path in tmp_path.iterdir()] == ["claim"]
 
 
-@pytest.mark.parametrize("path", ["../evil", "/etc/passwd", "a/../../b", ""])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("../evil", "/etc/passwd", "a/../../b", "", ".", "a//b", "a\\b", "a\0b", "x\n", "deep./x", "deep /x"),
+        *("C:/Users/x/Startup/a.bat", "D:evil", "a.log:stream", "NUL", "deep/con.txt", "Com1", "lpt¹.log", "aux .x/y"),
+    ],
+)
 def test_a_manifest_cannot_write_elsewhere(result: Path, source: Source, tmp_path: Path, path: str) -> None:
     """However it came by such a name."""
     (result / "manifest.json").write_text(json.dumps({"files": [{"path": path, "sha256": "x", "size_bytes": 1}]}))
@@ -130,6 +136,41 @@ def test_a_manifest_cannot_write_elsewhere(result: Path, source: Source, tmp_pat
     (result / "deep" / "train.log").unlink()
     with pytest.raises(ClientError, match="leads out of the adapter's folder"):
         fetch(source, tmp_path / "tone", digest(result), lambda _: None)
+
+
+@pytest.mark.parametrize("name", ["console.json", ".hidden", "nullable", "com10", "auxiliary/con-fig", "ä b..c.py"])
+def test_an_ordinary_name_is_copied(result: Path, source: Source, tmp_path: Path, name: str) -> None:
+    """Also one that resembles a device's."""
+    (result / name).parent.mkdir(exist_ok=True)
+    (result / name).write_text("x")
+    entry = {"path": name, "sha256": hashlib.sha256(b"x").hexdigest(), "size_bytes": 1}
+    manifest = json.loads((result / "manifest.json").read_text())
+    (result / "manifest.json").write_text(json.dumps({"files": [*manifest["files"], entry]}))
+    fetch(source, tmp_path / "tone", digest(result), lambda _: None)
+    assert (tmp_path / "tone" / name).read_text() == "x"
+
+
+def test_two_names_of_one_file_are_refused(
+    result: Path, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where letters' case does not count: the second would replace the first, whose digest was checked."""
+    (result / "README.md").write_text("x")
+    (result / "readme.md").write_text("y")
+    entries = [
+        {"path": name, "sha256": hashlib.sha256(text).hexdigest(), "size_bytes": 1}
+        for name, text in (("README.md", b"x"), ("readme.md", b"y"))
+    ]
+    manifest = json.loads((result / "manifest.json").read_text())
+    (result / "manifest.json").write_text(json.dumps({"files": [*manifest["files"], *entries]}))
+    opened, reported = Path.open, digest(result)
+
+    def without_case(path: Path, *mode: Any, **rest: Any) -> Any:
+        return opened(path.with_name(path.name.lower()), *mode, **rest)
+
+    monkeypatch.setattr(Path, "open", without_case)
+    with pytest.raises(ClientError, match="cannot be written"):
+        fetch(source, tmp_path / "tone", reported, lambda _: None)
+    assert not (tmp_path / "tone").exists()
 
 
 def test_the_program_hands_out_nothing_beside_its_folder(result: Path, source: Source) -> None:

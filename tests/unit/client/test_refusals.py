@@ -133,6 +133,10 @@ def test_a_cause_is_a_sentence(field: str, message: str, want: str) -> None:
             "There is no namespace a: check its spelling, or create it with kubectl create namespace a",
         ),
         (
+            Refusal(code=404, reason="NotFound", message="x", name="a;id", kind="namespaces", namespace="a"),
+            "There is no namespace a;id: check its spelling, or create it with kubectl create namespace 'a;id'",
+        ),
+        (
             Refusal(code=500, reason="InternalError", message="boom"),
             "The API server refused this (500 InternalError): boom",
         ),

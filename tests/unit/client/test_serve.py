@@ -9,6 +9,7 @@ import yaml
 from tests.unit.client.resources import finished, resource
 
 from lora_client.views.serving import manifests, notes
+from lora_trainer.contract.serving import HONOURS_PATTERNS
 
 ROOT = Path(__file__).parents[3]
 Object = dict[str, Any]
@@ -124,3 +125,11 @@ def test_of_a_run_that_tells_no_amounts_none_is_made_up() -> None:
     run = resource(status=finished())
     assert resources_of(run, "kserve") == {"limits": {"nvidia.com/gpu": "1"}}
     assert not [note for note in notes(run) if "the training's" in note]
+
+
+def test_the_server_s_image_is_of_a_release_that_serves_every_adapter() -> None:
+    """And not whatever was pushed last; a newer model may need a newer one, which a note says."""
+    run = resource(status=finished())
+    image = pod_of(run)["containers"][0]["image"]
+    assert image == f"vllm/vllm-openai:{HONOURS_PATTERNS.replace('vLLM ', 'v')}.0"
+    assert any(image in note for note in notes(run))

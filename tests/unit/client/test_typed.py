@@ -48,6 +48,7 @@ def without_flags() -> Iterator[None]:
         ("team-b", "", " -n team-b"),
         ("", "a b", " --context 'a b'"),
         ("b", "there", " -n b --context there"),
+        ("b;id", "", " -n 'b;id'"),
     ],
 )
 def test_a_command_has_the_flags_of_the_one_that_printed_it(
