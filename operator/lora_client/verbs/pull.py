@@ -175,7 +175,7 @@ def _entries(manifest: bytes) -> dict[str, tuple[str, int]]:
     for path in entries:
         if not _PATH.fullmatch(path):
             raise ClientError(
-                f"{MANIFEST} names {path!r}, which leads out of the adapter's folder or is no file's name on every "
+                f"{MANIFEST} names {path!r}, which leads out of the adapter's folder or is not a file's name on every "
                 "system: nothing was copied"
             )
     return entries
