@@ -25,6 +25,7 @@ from torch import nn
 
 from lora_trainer.errors import PeerFailedError, explain
 from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.ranks.parent import STORE
 
 T = TypeVar("T")
 BUCKET_NUMBERS = 2**26
@@ -119,6 +120,9 @@ def join(device: torch.device, timeout_s: float) -> Iterator[Ranks]:
     with _peers():
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            init_method=f"file://{os.environ[STORE]}" if STORE in os.environ else "env://",
+            rank=int(os.environ["RANK"]),
+            world_size=world,
             timeout=timedelta(seconds=timeout_s),
             device_id=device if on_gpu else None,
         )
