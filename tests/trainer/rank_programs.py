@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 import torch
@@ -94,8 +94,9 @@ def receive_a_pickle(file: Path, how: str) -> None:
     takes it for one of its own."""
     with join(CPU.torch_device, WAIT_S) as ranks:
         if ranks.is_main and how == "gather":
+            received: list[Any] = [None, None]
             with mock.patch.object(dist.distributed_c10d, "_tensor_to_object"):  # its own is not to be read
-                dist.all_gather_object(cast("list[Any]", [None] * 2), _Code(file))
+                dist.all_gather_object(received, _Code(file))
         elif ranks.is_main:
             dist.broadcast_object_list([_Code(file)], src=0)
         elif how == "gather":
