@@ -356,12 +356,6 @@ def test_the_kernels_of_a_run_are_told_apart_from_none_and_from_not_known() -> N
     assert block["kernelsChangedStep"] == 0
 
 
-def test_texts_of_a_trainers_results_hold_nothing_that_looks_like_a_secret() -> None:
-    """A library's words may stand in them."""
-    run = make_resolved(kernels=(), kernels_left_out=("fused: no hf_AbCdEfGhIjKl1",))
-    assert resolved_by_run(run)["kernelsLeftOut"] == ["fused: no hf_***"]
-
-
 def test_an_image_name_of_any_length_fits() -> None:
     """It is clipped like every other text."""
     config = OperatorConfig(trainer_image="registry.example/" + "x" * 600)

@@ -9,7 +9,7 @@ from typing import Any
 from lora_operator.decision.blocks import block_from
 from lora_operator.decision.progress import whole
 from lora_operator.views.request import Request
-from lora_operator.views.wording import block_of, byte_size, decimal, integer_of, masked, printable, text_of
+from lora_operator.views.wording import block_of, byte_size, decimal, integer_of, printable, text_of
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS, checkpoint_claim
 from lora_trainer.contract.run_plan import RunPlan
@@ -261,4 +261,4 @@ def _int32(value: int) -> int:
 
 
 def _text(value: str, limit: int) -> str:
-    return clip(masked(printable(value)), limit)
+    return clip(printable(value), limit)

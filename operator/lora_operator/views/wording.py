@@ -40,12 +40,7 @@ _SECRETS = (
         re.compile(r"(?i:\b(bearer|basic)\s+)(?![A-Za-z]?[a-z]{7,18}(?![-A-Za-z0-9._~+/=]))[-A-Za-z0-9._~+/]{8,}=*"),
         r"\1 ***",
     ),
-    # Also a user alone, which may be a token, and a password with @ or / in it, which should have been encoded.
-    (
-        re.compile(r"(://)(?:[^\s/\"'\\]{1,256}|[^\s/:@\[\"'\\]{1,64}:(?![0-9]{1,5}(?:[/?\s]|$))[^\s\"'\\]{1,128})@"),
-        r"\1***@",
-    ),
-    (re.compile(r"(?i)(secret[_-]?access[_-]?key\s+|authorization:\s*token\s+)(?=\S*[0-9])[^\s,;\"'}]{8,}"), r"\1***"),
+    (re.compile(r"(?i)(://)[^/@\s:]+:[^/@\s]+@"), r"\1***@"),
     # Not what container runtimes say: "failed to fetch anonymous token: unexpected status", "https://hub/token: 401".
     (
         re.compile(
