@@ -59,6 +59,7 @@ def _work(rank: int, reporter: Reporter) -> None:
         _meet("reported", rank)  # the failure of one ends the other, which has reported by then
     if how == "unfit":
         reporter.send(Report(plan=PLAN))
+        _meet("planned", rank)  # once one has failed, the other is asked to stop, on a busy machine before it reports
         raise DoesNotFitError(PLAN.reason, PLAN)
     if how == "deaf" and rank == 0:
         # As a process does that waits in a collective of its GPU.

@@ -24,6 +24,14 @@ def pair(tmp_path: Path) -> Pair:
     return Pair(str(base), adapter, POSITIONS, Volumes())
 
 
+def test_a_pickled_adapter_is_refused(tmp_path: Path) -> None:
+    """A pickle can run code when it is read."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.bin").touch()
+    with pytest.raises(ConfigError, match=r"there is no adapter_model\.safetensors"):
+        Pair(None, tmp_path, POSITIONS, Volumes())
+
+
 def test_an_answer_ends_where_the_positions_do(pair: Pair) -> None:
     """Instead of with an error of the model's embedding."""
     assert pair.answer("Who are you? " * 5).base

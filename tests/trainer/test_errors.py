@@ -13,7 +13,7 @@ import urllib3
 from lora_trainer.command_options import by_hand
 from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.errors import explain, explain_abort, explain_exit, one_sentence, out_of_memory
+from lora_trainer.errors import discreet, explain, explain_abort, explain_exit, one_sentence, out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -354,3 +354,22 @@ def test_signatures_and_passwords_of_addresses_are_no_part_of_a_sentence() -> No
     assert "http://…@proxy.example:3128" in sentence
     assert one_sentence(ValueError("is it so? a=b")) == "ValueError: is it so? a=b"
     assert one_sentence(ValueError(f"no hf_{'Ab1' * 11}")) == "ValueError: no hf_…"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("http://me:p@ss@proxy:3128 refused", "http://…@proxy:3128 refused"),
+        ("http://me:p/ss@proxy:3128/ refused", "http://…@proxy:3128/ refused"),
+        ("https://TOKEN@host/x", "https://…@host/x"),
+        ("Invalid header value b'Bearer dapi0123456789\\n'", "Invalid header value b'Bearer …'"),
+        ("Authorization: Basic dXNlcjpodW50ZXIy", "Authorization: Basic …"),
+        ("basic authentication failed", "basic authentication failed"),
+        ("oci://registry:5000/team/x@sha256:0", "oci://registry:5000/team/x@sha256:0"),
+        ("hf://org/model@main and s3://b/k@1", "hf://org/model@main and s3://b/k@1"),
+        ('{"a":"http://x","b":"me@x"}', '{"a":"http://x","b":"me@x"}'),
+    ],
+)
+def test_logins_are_no_part_of_a_sentence(text: str, said: str) -> None:
+    """Also those that an address has without encoding them, and those of headers; addresses of the API stay."""
+    assert discreet(text) == said

@@ -225,7 +225,7 @@ class Others(Ranks):
 
     said: str | None = None
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Any, kind: Any) -> list[Any]:
         """By rank."""
         return [value, self.said]
 

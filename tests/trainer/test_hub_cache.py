@@ -30,7 +30,7 @@ from lora_trainer.places.cache_lock import PATIENCE_S
 from lora_trainer.places.downloads import fetch_whole
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.hub_errors import LONGEST_RESET_S
-from lora_trainer.places.network import ATTEMPTS
+from lora_trainer.places.network import ATTEMPTS, is_own
 from lora_trainer.places.roles import Role
 from lora_trainer.places.volumes import Volumes
 
@@ -357,3 +357,19 @@ def test_the_tries_of_a_download_do_not_multiply(server: HubServer, tmp_path: Pa
     with pytest.raises(urllib3.exceptions.MaxRetryError):
         fetch_whole(tmp_path / "partial", 10, unreachable, what="a file")
     assert asked == [0]
+
+
+@pytest.mark.parametrize(
+    ("url", "root", "own"),
+    [
+        ("https://hub.example/a", "https://hub.example", True),
+        ("http://hub.example/a", "http://hub.example", True),
+        ("https://hub.example/a", "http://hub.example", True),
+        ("http://hub.example/a", "https://hub.example", False),
+        ("https://cdn.example/a", "https://hub.example", False),
+        ("https://hub.example:444/a", "https://hub.example", False),
+    ],
+)
+def test_credentials_go_to_the_server_itself_alone_and_never_with_less_tls(url: str, root: str, *, own: bool) -> None:
+    """Also where the very server gives the address."""
+    assert is_own(url, root) is own

@@ -53,11 +53,24 @@ def test_a_node_of_several_gpus_has_a_process_for_each() -> None:
     """They meet on this machine, share its CPUs, and are never started again by torchrun."""
     program = training_program(config(gpus=4), Node(), threads=10, grace_s=100)
     found = options(program)
-    assert "--standalone" in program.command
+    assert (found["--rdzv-backend"], found["--rdzv-conf"].partition(",")[0]) == ("c10d", "store_type=file")
     assert (found["--nproc-per-node"], found["--max-restarts"], found["--local-addr"]) == ("4", "0", "127.0.0.1")
     assert program.command[-2:] == ("--module", "lora_trainer.stage")
     assert program.environment["OMP_NUM_THREADS"] == "2"
-    assert program.environment["GLOO_SOCKET_IFNAME"] == "lo"
+    assert program.environment["GLOO_SOCKET_IFNAME"] == program.environment["NCCL_SOCKET_IFNAME"] == "lo"
+
+
+def test_processes_of_one_node_listen_on_nothing_that_another_machine_reaches(tmp_path: Path) -> None:
+    """torchrun executes what it finds in its store, and any pod of a cluster may come to an open port. Nor do they
+    leave the files by which they meet."""
+    real = training_program(config(gpus=2), Node(), threads=2, grace_s=60)
+    command = (*real.command[:-1], "tests.trainer.listening_program", "--report", str(os.open(os.devnull, os.O_WRONLY)))
+    root, found, temporary = Path(__file__).parents[2], tmp_path / "found", tmp_path / "temporary"
+    temporary.mkdir()
+    places = {"PYTHONPATH": f"{root / 'trainer_image'}:{root}", "LISTENING": str(found), "TMPDIR": str(temporary)}
+    subprocess.run(command, env={**os.environ, **real.environment, **places}, pass_fds=[int(command[-1])], check=True)
+    assert found.read_text() == "2 []"
+    assert not list(temporary.glob("lora-*"))
 
 
 def test_nodes_meet_at_the_first_one() -> None:

@@ -2,9 +2,12 @@
 
 import base64
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tests.trainer import servers
@@ -221,3 +224,64 @@ def test_a_bearer_challenge_is_answered_with_a_token(proxy: Proxy) -> None:
         (request,) = tokens.requests
     assert request.path == "/token?scope=repository%3Aacme%2Fbearer%3Apull%2Cpush&service=registry.test"
     assert request.authorization.startswith("Basic ")
+
+
+@dataclass
+class Answers:
+    """A stand-in of the connections to a registry with TLS that asks for a token, and notes which addresses saw which
+    login."""
+
+    realm: str
+    location: str
+    seen: list[tuple[str, str]] = field(default_factory=list)
+
+    def request(self, method: str, url: str, *, headers: Mapping[str, str], **_options: Any) -> Any:
+        """Answer, as urllib3 does."""
+        login = headers.get("Authorization", "").partition(" ")[0]
+        self.seen.append((url, login))
+        if "/token?" in url:
+            return SimpleNamespace(status=200, headers={}, data=b'{"token": "T0KEN"}')
+        challenge = {"WWW-Authenticate": f'Bearer realm="{self.realm}",service="s"'}
+        status = 401 if not login else 202
+        return SimpleNamespace(status=status, headers=challenge | {"Location": self.location}, data=b"")
+
+
+def with_tls(realm: str = "https://auth.example/token", location: str = "/upload/1") -> tuple[Registry, Answers]:
+    """A registry with TLS, and what it is asked."""
+    uri = OciUri(registry="registry.example", repository="a/b", tag="v1")
+    registry = Registry(uri, {"OUTPUT_DOCKER_CONFIG_JSON": docker_config("registry.example", PASSWORD)})
+    answers = Answers(realm=realm, location=location)
+    registry._http = cast("Any", answers)
+    return registry, answers
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("/upload/1", ("https://registry.example/upload/1", "Bearer")),
+        ("http://registry.example/upload/1", ("https://registry.example/upload/1", "Bearer")),
+        ("https://storage.example/1?sig=x", ("https://storage.example/1?sig=x", "")),
+    ],
+)
+def test_a_login_is_sent_with_tls_alone(location: str, target: tuple[str, str]) -> None:
+    """Behind a proxy that ends TLS many registries name their own address without it; others get no login at all."""
+    registry, answers = with_tls(location=location)
+    registry.check_push()
+    assert target in answers.seen
+    assert all(url.startswith("https://") for url, _ in answers.seen)
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        ({"realm": "http://169.254.169.254/token"}, "http://169.254.169.254/token for tokens"),
+        ({"realm": ""}, "for tokens: must be an address with TLS"),
+        ({"location": "http://storage.example/1"}, "http://storage.example/1 for an upload"),
+    ],
+)
+def test_a_registry_with_tls_names_no_address_without_it(place: dict[str, str], named: str) -> None:
+    """Else it would get the login, or the adapter."""
+    registry, answers = with_tls(**place)
+    with pytest.raises(StorageError, match=re.escape(named)):
+        registry.check_push()
+    assert all(url.startswith("https://") for url, _ in answers.seen)

@@ -1,6 +1,7 @@
 """Processes that train together: shares, collectives, and a process that is lost."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,23 +47,32 @@ def test_alone_nothing_needs_to_be_sent() -> None:
     tensor = torch.ones(2)
     assert ranks.is_main
     assert ranks.share("abc", [1, 2, 3]) == ["a", "b", "c"]
-    assert (ranks.sum(1.5), ranks.any(flag=True), ranks.gather("x"), ranks.rounds(3)) == (1.5, True, ["x"], 3)
+    assert (ranks.sum(1.5), ranks.any(flag=True), ranks.gather("x", str), ranks.rounds(3)) == (1.5, True, ["x"], 3)
     assert ranks.broadcast(tensor) is tensor
-    assert ranks.broadcast_object("x") == "x"
+    assert ranks.broadcast_value("x", str) == "x"
 
 
 def test_processes_exchange_what_each_must_know() -> None:
     """A gradient that no process has stays absent; one that a single process has counts as it is."""
     said = together(2, rank_programs.every_collective)
+    assert not any(isinstance(one, ProgramError) for one in said), said
     assert [one["place"] for one in said] == [(0, 2, 0, True), (1, 2, 1, False)]
     for one in said:
         assert one["sum"] == 2.0
         assert one["any"] == (True, False)
         assert one["broadcast"] == [7, 7]
-        assert one["object"] == 0
-        assert one["gather"] == ["rank 0", "rank 1"]
+        assert one["value"] == 0
+        assert one["gather"] == ["rank 0", "rank 1rank 1"]
         assert one["gradients"] == [[[3.0] * 3] * 2, [[5.0] * 3] * 2, None]
     assert [one["rounds"] for one in said] == [2, 3]
+
+
+@pytest.mark.parametrize("how", ["gather", "broadcast"])
+def test_what_another_process_sends_is_never_run(how: str, tmp_path: Path) -> None:
+    """Whatever reaches node 0's port takes part, and a pickle is code: values are JSON."""
+    *_, received = together(2, rank_programs.receive_a_pickle, tmp_path / "run", how)
+    assert isinstance(received, ProgramError)
+    assert not (tmp_path / "run").exists()
 
 
 T4 = Device(torch_device=torch.device("cuda", 0), name="Tesla T4", dtype=torch.float16)

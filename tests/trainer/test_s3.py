@@ -5,6 +5,8 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import minio
 import pytest
@@ -14,7 +16,7 @@ from tests.trainer.servers import ACCESS, SECRET, Proxy
 from tests.trainer.test_artifact import make_manifest, write_adapter
 
 from hub.faults import Fault
-from lora_trainer.artifact.manifest import MANIFEST, check_digests, read_manifest, write_sealed
+from lora_trainer.artifact.manifest import MANIFEST, Published, check_digests, read_manifest, write_sealed
 from lora_trainer.artifact.tensor_files import entries_of, header_bytes
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
@@ -33,7 +35,7 @@ from lora_trainer.places.base import find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.model_headers import read_headers
 from lora_trainer.places.roles import Role
-from lora_trainer.places.s3 import connect
+from lora_trainer.places.s3 import Item, connect
 from lora_trainer.places.s3_source import cache_folder, fetch_data
 from lora_trainer.places.sink_s3 import S3Sink
 from lora_trainer.places.volumes import Volumes
@@ -261,6 +263,32 @@ def test_a_place_that_cannot_be_written_is_reported_before_the_training(
     if kind is AccessDeniedError:
         assert caught.value.reason is Reason.OUTPUT_ACCESS_DENIED
         assert "output.secretRef" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"AWS_SESSION_TOKEN": "FwoGZX\nIvYXdz"},
+        {"AWS_SESSION_TOKEN": "FwoGZXIvYXdzé"},
+        {"AWS_ACCESS_KEY_ID": "FwoGZX IvYXdz"},
+        {"AWS_SECRET_ACCESS_KEY": "FwoGZX\tIvYXdz"},
+    ],
+)
+def test_a_key_that_cannot_be_one_is_refused_without_being_quoted(keys: dict[str, str]) -> None:
+    """A session token that was wrapped when it was pasted would be quoted by the HTTP client, whole."""
+    pair = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "secret"}
+    with pytest.raises(AccessDeniedError, match=r"model\.secretRef's Secret has .* as a space or a line") as caught:
+        connect(Role.MODEL, {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9", **pair, **keys}, backoff_s=0)
+    assert "FwoG" not in str(caught.value)
+
+
+def test_an_object_whose_key_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    """Who may write to the bucket is not who may write to the pod."""
+    items = (Item(key=f"{OUT.key}/a/../../../escaped.txt", size_bytes=1, etag="e"),)
+    connection: Any = SimpleNamespace(items=lambda _place: items)
+    place = S3Sink(connection=connection, uri=OUT, uid="uid-1")
+    with pytest.raises(StorageError, match=r"escaped\.txt leads out of the folder"):
+        place.fetch(Published(uri=str(OUT), digest="sha256:0"), tmp_path / "back")
 
 
 @pytest.mark.usefixtures("admin")

@@ -48,7 +48,7 @@ class Several(Ranks):
 
     gpus: tuple[Gpu | None, ...] = ()
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Any, kind: Any) -> list[Any]:
         """This process's, and the others'."""
         return [value, *self.gpus]
 

@@ -216,6 +216,45 @@ def test_secrets_stay_out_of_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text == "ValueError: http://…@mlflow refused … and …"
 
 
+@pytest.mark.parametrize(
+    "token", ["dapi0123456789abcdef\n", "dapi0123 456789abcdef", "dapi0123\n456789abcdef", "da'pi"]
+)
+@pytest.mark.parametrize("form", ["{token}", "{token!r}", "{bearer!r}"])
+def test_a_key_stays_out_of_warnings_however_it_was_stored_and_is_quoted(
+    monkeypatch: pytest.MonkeyPatch, token: str, form: str
+) -> None:
+    """HTTP clients quote a header that they refuse as Python does; where the text is cut, no part of a key is left."""
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", token)
+    for before in ("", "x" * 375 + " "):
+        text = without_secrets(ValueError(before + form.format(token=token, bearer=f"Bearer {token}")))
+        assert "da" not in text
+        assert "cdef" not in text
+
+
+def test_a_password_in_the_trackers_address_is_known_decoded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the client sends it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:h%40nter2@mlflow")
+    assert without_secrets(ValueError("no h@nter2, no h%40nter2")) == "ValueError: no …, no …"
+
+
+def test_a_trackers_key_comes_to_its_client_without_the_newline_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With which no HTTP client would send it."""
+    given: dict[str, str] = {}
+
+    def started(_command: Any, *, env: dict[str, str], **_options: Any) -> None:
+        given.update(env)
+        raise OSError("seen")
+
+    monkeypatch.setattr("lora_trainer.host.tracking.subprocess.Popen", started)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "dapi\n")
+    config = config_for(Tracker.MLFLOW)
+    with pytest.raises(OSError, match="seen"), tracked(config, tmp_path / "config.json", tmp_path, {"OTHER": " "}):
+        pass
+    assert (given["MLFLOW_TRACKING_TOKEN"], given["OTHER"]) == ("dapi", " ")
+
+
 def test_no_stage_gets_the_key_of_a_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would lie in the memory of every library that a training loads."""
     monkeypatch.setenv("WANDB_API_KEY", "key-1234")

@@ -434,6 +434,7 @@ def test_asking_an_adapter_that_cannot_be_read_is_reported_in_one_line(
 ) -> None:
     """Whatever PEFT raises."""
     (tmp_path / "adapter_config.json").write_text("{", encoding="utf-8")
+    (tmp_path / "adapter_model.safetensors").touch()
     arguments = [
         "ask",
         "--base",

@@ -110,7 +110,7 @@ def test_a_checkpoint_keeps_the_size_of_micro_batches(
 class Others(Ranks):
     """Two processes, of which the other one cannot pack."""
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Any, kind: Any) -> list[Any]:
         """By rank."""
         return [value, Attention(kernel="sdpa", packs=False, unpacked="its kernel fails", broken=True)]
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -239,3 +240,19 @@ def test_a_date_is_text_of_its_form() -> None:
     for other in wrong:
         with pytest.raises(codec.CodecError, match=r"\$\.day is .*: must be a date such as 2026-07-26"):
             codec.decode(_Dated, {"day": other})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Located:
+    """A file on a day."""
+
+    path: Path | None
+    day: date
+
+
+def test_a_path_and_a_date_are_read_back() -> None:
+    """As processes of a run send them to each other."""
+    for located in (Located(path=Path("/a/b"), day=date(2026, 7, 26)), Located(path=None, day=date.min)):
+        assert codec.decode(Located, json.loads(json.dumps(codec.encode(located)))) == located
+    with pytest.raises(codec.CodecError, match=r"\$\.path is 7: must be a path"):
+        codec.decode(Located, {"path": 7, "day": "2026-07-26"})

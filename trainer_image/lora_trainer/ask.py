@@ -42,6 +42,11 @@ class Pair:
 
         if not (adapter / "adapter_config.json").is_file():
             raise ConfigError(f"--adapter is {adapter}: there is no adapter_config.json")
+        if not (adapter / "adapter_model.safetensors").is_file():
+            # PEFT would unpickle an adapter_model.bin.
+            raise ConfigError(
+                f"--adapter is {adapter}: there is no adapter_model.safetensors; convert the adapter to it"
+            )
         base = _base(base_uri, adapter, volumes)
         self._adapter = adapter
         self._max_new_tokens = max_new_tokens

@@ -67,7 +67,9 @@ _NO_PART_OF_THE_CAUSE = re.compile(
     r"\(run with NCCL_DEBUG)"
 )
 _QUERY = re.compile(r"\?[\w.%-]+=[^\s'\")>]*")
-_PASSWORD = re.compile(r"://[^\s/@]+@")
+_PASSWORD = re.compile(r"://(?:[^\s/\"'\\]*|[^\s/:@\[\"'\\]+:(?![0-9]{1,5}(?:[/?\s]|$))[^\s\"'\\]{1,128})@")
+"""Also a password with `@` or `/` in it, which should have been encoded."""
+_HEADER = re.compile(r"(?i)\b(bearer|basic)\s+(?=[^\s'\",]*[0-9])[^\s'\",]{8,}")
 _NCCL = re.compile(r"^NCCL |NCCL (Async|Last) Error")
 """How the NCCL backend begins that PyTorch has beside ProcessGroupNCCL; it raises errors of no type of its own."""
 _LATE = "Timed out waiting"
@@ -236,8 +238,10 @@ def storage_error(error: OSError, what: str) -> StorageError:
 
 
 def discreet(text: str) -> str:
-    """The text without queries of addresses, which may be signatures, passwords in them, and tokens of the Hub."""
-    return _HUB_TOKEN.sub("hf_…", _PASSWORD.sub("://…@", _QUERY.sub("?…", text)))
+    """The text without queries of addresses, which may be signatures, passwords in them, logins of headers, and tokens
+    of the Hub."""
+    text = _HEADER.sub(r"\1 …", _PASSWORD.sub("://…@", _QUERY.sub("?…", text)))
+    return _HUB_TOKEN.sub("hf_…", text)
 
 
 def one_sentence(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from datetime import date
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -18,6 +19,7 @@ _WORDS: Mapping[type, str] = {
     float: "a number",
     bool: "true or false",
     date: "a date such as 2026-07-26",
+    Path: "a path",
 }
 
 
@@ -32,8 +34,8 @@ def encode(value: object) -> Any:
         return {f.name: encode(item) for f, item in pairs if item is not None or f.default is not None}
     if isinstance(value, enum.Enum):
         return value.value
-    if isinstance(value, date):
-        return value.isoformat()
+    if isinstance(value, date | Path):
+        return value.isoformat() if isinstance(value, date) else str(value)
     if isinstance(value, Mapping):
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -130,6 +132,8 @@ def _scalar(kind: Any, document: object, path: str) -> object:
     if kind is date and isinstance(document, str):
         with contextlib.suppress(ValueError):
             return date.fromisoformat(document)
+    if kind is Path and isinstance(document, str):
+        return Path(document)
     if kind is float and isinstance(document, int) and not isinstance(document, bool):
         return float(document)
     if not isinstance(document, kind) or (kind is not bool and isinstance(document, bool)):

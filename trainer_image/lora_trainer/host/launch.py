@@ -15,6 +15,21 @@ RENDEZVOUS = "LORA_RENDEZVOUS"
 NODE_INDEX = "JOB_COMPLETION_INDEX"
 GRACE = "LORA_GRACE_SECONDS"
 _DEFAULT_GRACE_S = 120
+_KEEP_ALIVE_S = 3600
+"""How often torchrun writes into its store's file, which only grows, that it is there. On one node nobody reads it."""
+_BY_FILES = (
+    *("--rdzv-backend", "c10d", "--local-addr", "127.0.0.1"),
+    *("--rdzv-conf", f"store_type=file,keep_alive_interval={_KEEP_ALIVE_S}"),
+)
+"""How the processes of one node meet, also where its name leads nowhere. A store of torchrun's that listens, as that of
+`--standalone`, asks nobody who they are, is open to the whole network whatever the address, and torchrun unpickles what
+it finds there: any pod of the cluster could run code in this one. `lora_trainer.host.torchrun` names the file."""
+_NO_OPEN_PORTS = {
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+    # Else torchrun opens a store for the processes, which share a file as well.
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +107,7 @@ def local_program(config: TrainConfig, threads: int, *, grace_s: float) -> Progr
     """What is started for a stage that uses all GPUs of this node and no other's."""
     if _processes(config) == 1:
         return ONE_PROCESS
-    # The processes find each other also where the machine's name leads nowhere.
-    network = {"GLOO_SOCKET_IFNAME": "lo"}
-    return _torchrun(config, threads, ("--standalone", "--local-addr", "127.0.0.1"), network, grace_s)
+    return _torchrun(config, threads, _BY_FILES, _NO_OPEN_PORTS, grace_s)
 
 
 def _processes(config: TrainConfig) -> int:

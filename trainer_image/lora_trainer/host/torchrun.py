@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch.distributed.run import get_args_parser, run
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.errors import explain, explain_abort, explain_exit
 from lora_trainer.host.passed_log import OwnLog
+from lora_trainer.places.temporary import temporary_folder
+from lora_trainer.ranks.parent import STORE
 from lora_trainer.ranks.reports import Report, Reporter, failure_of_status
 
 _STACK_S = 0.2
@@ -60,7 +62,9 @@ def main(arguments: Sequence[str]) -> int:
     start: Callable[[Any], None] = run
     log = OwnLog()
     try:
-        start(get_args_parser().parse_args([*options, f"/proc/{os.getpid()}/fd/{descriptor}"]))
+        parsed = get_args_parser().parse_args([*options, f"/proc/{os.getpid()}/fd/{descriptor}"])
+        with _stores(parsed):
+            start(parsed)
     except ChildFailedError as error:
         # A signal before all else: the others can only say that this process is gone.
         status = min(failure.exitcode for failure in error.failures.values())
@@ -83,6 +87,18 @@ def main(arguments: Sequence[str]) -> int:
     finally:
         log.end()
     return ExitCode.OK
+
+
+@contextlib.contextmanager
+def _stores(parsed: Any) -> Iterator[None]:
+    """On one node, the files by which torchrun and its processes meet: new ones at each start, for this user alone."""
+    if parsed.rdzv_backend != "c10d":
+        yield
+        return
+    with temporary_folder("lora-processes-") as folder:
+        parsed.rdzv_endpoint = str(folder / "torchrun")
+        os.environ[STORE] = str(folder / "processes")
+        yield
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from lora_trainer.artifact.curve_records import METRICS, Record, parse
 from lora_trainer.contract.config import Tracker, TrainConfig
-from lora_trainer.errors import one_sentence
+from lora_trainer.errors import discreet
 from lora_trainer.host.trackers import SECRETS, STATE, Backend, State, UnusableError, open_backend
 from lora_trainer.ranks import logs
 
@@ -46,9 +46,9 @@ def tracked(
         yield
         return
     command = [sys.executable, "-P", "-m", "lora_trainer.host.tracking", str(config_file), str(folder)]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, **environment}
-    )
+    # What was read from a file often ends with a newline, for which the client refuses the header, and quotes it.
+    given = {name: value.strip() if name in SECRETS else value for name, value in {**os.environ, **environment}.items()}
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True, env=given)
     status = "FAILED"
     try:
         yield
@@ -190,12 +190,14 @@ def _read_state(path: Path) -> State:
 
 def without_secrets(error: Exception) -> str:
     """The sentence of an error of a tracker's client, which may quote an address with a password, or a key."""
-    text = one_sentence(error)[:400]
-    for name in SECRETS:
-        value = os.environ.get(name)
-        text = text.replace(value, "…") if value else text
-    password = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", "")).password
-    return text.replace(password, "…") if password else text
+    text = " ".join(str(error).split())
+    password = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", "")).password or ""
+    secrets = [*(os.environ.get(name, "").strip() for name in SECRETS), password, unquote(password)]
+    # As it is, as a sentence has its blanks, and as Python quotes it.
+    forms = {form for secret in secrets for form in (secret, " ".join(secret.split()), repr(secret)[1:-1])} - {""}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, "…")
+    return f"{type(error).__name__}: {discreet(text)}".removesuffix(": ")[:400]
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def same_type(device: Device, ranks: Ranks) -> Device:
 
     A collective. Raises `GpuFaultError` where only some processes have a GPU.
     """
-    there = ranks.gather((device.torch_device.type, device.dtype_name, device.name))
+    there = ranks.gather((device.torch_device.type, device.dtype_name, device.name), tuple[str, ...])
     if len({kind for kind, _, _ in there}) > 1:
         gpu, cpu = (next(name for kind, _, name in there if (kind == "cpu") is on_cpu) for on_cpu in (False, True))
         raise GpuFaultError(

@@ -31,7 +31,7 @@ def readers(folder: Path, dtype: torch.dtype, ranks: Ranks) -> int:
     as many as the node with least memory has room for. A collective."""
     copied = copied_bytes(folder.glob("*.safetensors"), dtype)
     most = max(1, int(_SHARE * free_memory() / copied)) if copied else ranks.local_world
-    found = min(ranks.gather(min(most, ranks.local_world)))
+    found = min(ranks.gather(min(most, ranks.local_world), int))
     if found < ranks.local_world:
         log.info("the base model is read by %d processes of a node at a time: each makes a copy in main memory", found)
     return found

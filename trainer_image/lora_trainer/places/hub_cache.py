@@ -8,14 +8,13 @@ import hashlib
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import urllib3
 
 from lora_trainer.errors import TransientError
 from lora_trainer.places.cache_lock import alone_in_cache
 from lora_trainer.places.downloads import fetch_whole
-from lora_trainer.places.network import http_pool
+from lora_trainer.places.network import http_pool, is_own
 
 _STAMPS = ".verified"
 _FETCHES = 2
@@ -80,7 +79,7 @@ def opened(
     """A file of the Hub, or the bytes of it that `wanted` (a header `Range`) names; an answer of another status is
     raised as what `explain_hub` understands."""
     # A storage that the Hub redirects to has its own signature in the address, and must not see the token.
-    own = urlsplit(url).netloc == urlsplit(endpoint or "https://huggingface.co").netloc
+    own = is_own(url, endpoint or "https://huggingface.co")
     headers = {"Authorization": f"Bearer {token}"} if token and own else {}
     if wanted:
         headers["Range"] = wanted

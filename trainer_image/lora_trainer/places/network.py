@@ -56,6 +56,13 @@ def http_pool(url: str, *, backoff_s: float = 0.5, ca_variable: str | None = Non
     )
 
 
+def is_own(url: str, root: str) -> bool:
+    """Whether an address that a server gave is on this very server, and not without the TLS that `root` has: no others
+    may see credentials."""
+    there, here = urlsplit(url), urlsplit(root)
+    return there.netloc == here.netloc and there.scheme in {here.scheme, "https"}
+
+
 def proxy_login(proxy: str) -> dict[str, str]:
     """The header with the user and the password of a proxy's address, of which urllib3 makes nothing; empty where it
     has none, and for SOCKS. Raises urllib3's `LocationParseError`, which may show them."""

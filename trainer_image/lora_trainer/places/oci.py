@@ -20,7 +20,7 @@ import urllib3
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import OciUri
 from lora_trainer.errors import ConfigError, StorageError, TrainerError, TransientError, one_sentence
-from lora_trainer.places.network import RETRIED, http_pool, refused_certificate
+from lora_trainer.places.network import RETRIED, http_pool, is_own, refused_certificate
 from lora_trainer.places.roles import Role, or_in_environment
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -110,7 +110,22 @@ class Registry:
                 f"output.uri is {self._uri}: the registry knows no repository {self._uri.repository}; create it there"
             )
         self._expect(answer, 202, "an upload")
-        return urljoin(f"{self._root}/", answer.headers.get("Location", ""))
+        location = urlsplit(urljoin(f"{self._root}/", answer.headers.get("Location", "")))
+        root = urlsplit(self._root)
+        if location.netloc == root.netloc:  # behind a proxy that ends TLS, a registry may think that it has none
+            location = location._replace(scheme=root.scheme)
+        return self._as_safe(location.geturl(), "an upload")
+
+    def _as_safe(self, url: str, what: str) -> str:
+        """The address that the registry names for something. Raises `StorageError` for one without TLS, unless the
+        registry itself has none."""
+        if self._root.startswith("https:") and not url.startswith("https:"):
+            raise StorageError(
+                f"output.uri is {self._uri}: the registry names {url[:200]} for {what}: must be an address with TLS, "
+                "or the registry one of config.ociPlainHTTPRegistries",
+                Reason.UPLOAD_FAILED,
+            )
+        return url
 
     def _request(
         self,
@@ -132,7 +147,7 @@ class Registry:
     def _send(
         self, method: str, url: str, headers: Mapping[str, str], body: object, *, stream: bool = False
     ) -> urllib3.BaseHTTPResponse:
-        own = urlsplit(url).netloc == urlsplit(self._root).netloc
+        own = is_own(url, self._root)
         # Storage that a registry redirects to must not see the credentials.
         secret = {"Authorization": self._authorization} if self._authorization and own else {}
         try:
@@ -164,7 +179,7 @@ class Registry:
         query = {"scope": f"repository:{self._uri.repository}:pull,push"}
         if "service" in challenge:
             query["service"] = challenge["service"]
-        realm = challenge.get("realm", "")
+        realm = self._as_safe(challenge.get("realm", ""), "tokens")
         headers = {"Authorization": self._basic} if self._basic else {}
         try:
             answer = self._http.request("GET", f"{realm}?{urlencode(query)}", headers=headers)

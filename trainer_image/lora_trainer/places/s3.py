@@ -218,6 +218,12 @@ def _credentials(role: Role, environment: Mapping[str, str]) -> Provider | None:
                 f"{role.section}.secretRef's Secret has no {lacking}: S3 needs both keys of the pair"
                 f"{or_in_environment('it')}"
             )
+        if not all("!" <= character <= "~" for character in access + secret + session):
+            # The HTTP client would refuse the header with a message that quotes it.
+            raise role.denied(
+                f"{role.section}.secretRef's Secret has an S3 key or session token with characters that none has, such "
+                f"as a space or a line break: store each alone{or_in_environment('it')}"
+            )
         if access:
             return StaticProvider(access, secret, session or None)
     if not any(environment.get(name) for name in _IDENTITY):

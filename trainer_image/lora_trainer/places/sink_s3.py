@@ -68,11 +68,13 @@ class S3Sink:
         return Published(uri=str(place), digest=manifest_digest(folder))
 
     def fetch(self, published: Published, folder: Path) -> None:
-        """Download all objects of the result."""
+        """Download all objects of the result. Raises `StorageError` for a key that leads out of the folder."""
         place = next(place for place in self._places() if str(place) == published.uri)
         folder.mkdir(parents=True, exist_ok=True)
         for item in self.connection.items(place):
             target = folder / item.key.removeprefix(f"{place.key}/")
+            if not target.resolve().is_relative_to(folder.resolve()):
+                raise StorageError(f"output.uri is {published.uri}: {item.key} leads out of the folder")
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.name != MARKER:
                 self.connection.download(place, item, target)

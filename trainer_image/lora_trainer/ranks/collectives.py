@@ -6,7 +6,7 @@ A run on one device is the group of one, in which nothing is sent; `group.join` 
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -62,12 +62,13 @@ class Ranks:
         """Rank 0's tensor, on every process, written over `tensor`, which has the same shape and type everywhere."""
         return tensor
 
-    def broadcast_object(self, value: T) -> T:
-        """Rank 0's value, on every process; what the others pass does not count. Tensors in it are on the CPU."""
+    def broadcast_value(self, value: T, kind: Any) -> T:
+        """Rank 0's value, on every process; what the others pass does not count. It is sent as JSON and read as a
+        `kind`, as of `lora_trainer.contract.codec`."""
         return value
 
-    def gather(self, value: T) -> list[T]:
-        """The values of all processes, by rank, on every process. Tensors in them are on the CPU."""
+    def gather(self, value: T, kind: Any) -> list[T]:
+        """The values of all processes, by rank, on every process; `kind` as of `broadcast_value`."""
         return [value]
 
     def barrier(self) -> None:

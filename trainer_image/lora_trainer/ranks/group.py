@@ -9,9 +9,13 @@ and accumulation all give the same losses, up to the order in which numbers are 
 Small things are sent over gloo on the CPU also where gradients go over NCCL: gloo notices at once that a process is
 gone, NCCL may wait for it until the time is over. A step asks for `any` before its gradients are summed, so processes
 meet on the CPU first.
+
+Values are sent as JSON, and never as pickles, as PyTorch's own collectives of objects send them: whatever reaches node
+0's port takes part as a process, and a pickle is code.
 """
 
 import contextlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,8 +27,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from lora_trainer.contract import codec
 from lora_trainer.errors import PeerFailedError, explain
 from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.ranks.parent import STORE
 
 T = TypeVar("T")
 BUCKET_NUMBERS = 2**26
@@ -80,20 +86,26 @@ class Group(Ranks):
             dist.broadcast(tensor, src=0)
         return tensor
 
-    def broadcast_object(self, value: T) -> T:
+    def broadcast_value(self, value: T, kind: Any) -> T:
         """See `Ranks`."""
-        holder: list[Any] = [value]
+        sent = _as_bytes(value) if self.is_main else _room(0)
+        size = torch.tensor(len(sent))
         with _peers():
-            dist.broadcast_object_list(holder, src=0)
-        received: T = holder[0]
-        return received
+            dist.broadcast(size, src=0)
+            received = sent if self.is_main else _room(int(size))
+            dist.broadcast(received, src=0)
+        return value if self.is_main else _from_bytes(received, kind)
 
-    def gather(self, value: T) -> list[T]:
+    def gather(self, value: T, kind: Any) -> list[T]:
         """See `Ranks`."""
-        values: list[Any] = [None] * self.world
+        sent = _as_bytes(value)
+        sizes = [torch.tensor(0) for _ in range(self.world)]
         with _peers():
-            dist.all_gather_object(values, value)
-        return values
+            dist.all_gather(sizes, torch.tensor(len(sent)))
+            most = int(max(sizes))
+            received = [_room(most) for _ in range(self.world)]
+            dist.all_gather(received, torch.cat([sent, _room(most - len(sent))]))
+        return [_from_bytes(data[: int(size)], kind) for data, size in zip(received, sizes, strict=True)]
 
     def barrier(self) -> None:
         """See `Ranks`."""
@@ -119,6 +131,9 @@ def join(device: torch.device, timeout_s: float) -> Iterator[Ranks]:
     with _peers():
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            init_method=f"file://{os.environ[STORE]}" if STORE in os.environ else "env://",
+            rank=int(os.environ["RANK"]),
+            world_size=world,
             timeout=timedelta(seconds=timeout_s),
             device_id=device if on_gpu else None,
         )
@@ -128,6 +143,18 @@ def join(device: torch.device, timeout_s: float) -> Iterator[Ranks]:
     yield ranks
     ranks.barrier()
     dist.destroy_process_group()
+
+
+def _room(size: int) -> torch.Tensor:
+    return torch.zeros(size, dtype=torch.uint8)
+
+
+def _as_bytes(value: object) -> torch.Tensor:
+    return torch.frombuffer(bytearray(json.dumps(codec.encode(value)).encode()), dtype=torch.uint8)
+
+
+def _from_bytes(data: torch.Tensor, kind: Any) -> Any:
+    return codec.decode(kind, json.loads(data.numpy().tobytes()))
 
 
 @contextlib.contextmanager

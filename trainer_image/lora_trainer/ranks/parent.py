@@ -1,8 +1,10 @@
-"""That a process ends with the one that started it."""
+"""What a process has of the one that started it: that it ends with it, and where it meets the others."""
 
 import ctypes
 import signal
 
+STORE = "LORA_PROCESS_STORE"
+"""Names the file by which the processes of one node find each other; those of several meet at node 0's port."""
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 

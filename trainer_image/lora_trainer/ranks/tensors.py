@@ -1,11 +1,10 @@
-"""What the first process read, on all: tensor by tensor, since an object is sent as one pickle.
+"""What the first process read, on all: an outline as JSON, then tensor by tensor.
 
-Of that a process would hold the bytes as a tensor, the bytes, and what they mean, at once: three times the state of a
-large adapter in each of eight processes is more main memory than all of a pod's else.
+Of an object that is sent as one a process would hold the bytes as a tensor, the bytes, and what they mean, at once:
+three times the state of a large adapter in each of eight processes is more main memory than all of a pod's else.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -15,14 +14,7 @@ from lora_trainer.ranks.collectives import Ranks
 T = TypeVar("T")
 PIECE_BYTES = 2**26
 """Most that is sent at once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Gap:
-    """Where a tensor belongs."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+_TYPES = {str(kind): kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
 
 
 def on_all(value: T, ranks: Ranks, device: torch.device) -> T:
@@ -33,27 +25,46 @@ def on_all(value: T, ranks: Ranks, device: torch.device) -> T:
     """
     if ranks.world == 1:
         return value
-    outline = ranks.broadcast_object(_mapped(value, _gap) if ranks.is_main else value)
+    outline = ranks.broadcast_value(_outline(value) if ranks.is_main else None, Any)
     if not ranks.is_main:
-        received: T = _mapped(outline, lambda gap: _received(gap, ranks, device))
+        received: T = _filled(outline, lambda gap: _received(gap, ranks, device))
         return received
-    _mapped(value, lambda tensor: _send(tensor, ranks))
+    for tensor in _tensors(value):
+        _send(tensor, ranks)
     return value
 
 
-def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The same with its tensors, or the gaps for them, changed; in the same order on all processes."""
-    if isinstance(value, _Gap) or (isinstance(value, torch.Tensor) and value.dim()):
-        return change(value)
+def _outline(value: Any) -> Any:
+    """The value as JSON can have it, with the type and the shape of each tensor in its place."""
+    if isinstance(value, torch.Tensor):
+        return {"tensor": [str(value.dtype), *value.shape]}
     if isinstance(value, dict):
-        return {key: _mapped(inner, change) for key, inner in value.items()}
+        return {"dict": [[key, _outline(inner)] for key, inner in value.items()]}
     if isinstance(value, list | tuple):
-        return type(value)(_mapped(inner, change) for inner in value)
+        return {"tuple" if isinstance(value, tuple) else "list": [_outline(inner) for inner in value]}
     return value
 
 
-def _gap(tensor: torch.Tensor) -> _Gap:
-    return _Gap(shape=tuple(tensor.shape), dtype=tensor.dtype)
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Its tensors, in the order of its outline."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(inner)
+
+
+def _filled(outline: Any, tensor: Callable[[list[Any]], torch.Tensor]) -> Any:
+    """The value of an outline; `tensor` makes one, from its type and shape."""
+    if not isinstance(outline, dict):
+        return outline
+    ((kind, inner),) = outline.items()
+    if kind == "tensor":
+        return tensor(inner)
+    if kind == "dict":
+        return {key: _filled(item, tensor) for key, item in inner}
+    items = [_filled(item, tensor) for item in inner]
+    return tuple(items) if kind == "tuple" else items
 
 
 def _send(tensor: torch.Tensor, ranks: Ranks) -> None:
@@ -61,11 +72,12 @@ def _send(tensor: torch.Tensor, ranks: Ranks) -> None:
         ranks.broadcast(piece)
 
 
-def _received(gap: _Gap, ranks: Ranks, device: torch.device) -> torch.Tensor:
-    tensor = torch.empty(gap.shape, dtype=gap.dtype)
+def _received(gap: list[Any], ranks: Ranks, device: torch.device) -> torch.Tensor:
+    kind, *shape = gap
+    tensor = torch.empty(shape, dtype=_TYPES[kind])
     for piece in _pieces(tensor):
         ranks.broadcast(piece)
-    return tensor.to(device)
+    return tensor.to(device) if shape else tensor
 
 
 def _pieces(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -82,7 +82,7 @@ def _filled(rows: Iterable[Example], room: int) -> Iterator[Example]:
 
 def _agreed(verdict: Verdict, ranks: Ranks) -> Verdict:
     """What one process refuses, all leave out. Where it is taken, it is installed."""
-    refusal = next((one for one in ranks.gather(verdict.refusal) if one is not None), None)
+    refusal = next((one for one in ranks.gather(verdict.refusal, str | None) if one is not None), None)
     for module in verdict.modules if refusal is None else ():
         verdict.path.install(module)
     return dataclasses.replace(verdict, refusal=refusal)

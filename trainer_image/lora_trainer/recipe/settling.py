@@ -56,7 +56,7 @@ def settle(
     what has been trained before is tried on any device. Raises `DoesNotFitError`, on all processes, where preflight
     would have done so for this device.
     """
-    gpu = min(ranks.gather(gpu_of(device)), key=lambda gpu: gpu.memory_bytes if gpu else 0)
+    gpu = min(ranks.gather(gpu_of(device), Gpu | None), key=lambda gpu: gpu.memory_bytes if gpu else 0)
     if config.quantization is Quantization.AUTO and kept is not None:
         log.info("quantization: %s, as of the checkpoint", kept.value)
         config = replace(config, quantization=kept)

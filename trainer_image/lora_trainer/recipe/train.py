@@ -98,9 +98,7 @@ def run_training(
         device = same_type(device, group)
         reporter.phase(Phase.LOADING_MODEL)
         checkpoints = _checkpoints(config, workshop, group)
-        saved, day = group.broadcast_object(
-            _start(config, workshop, checkpoints, volumes) if group.is_main else (None, date.min)
-        )
+        saved, day = _start(config, workshop, checkpoints, volumes, group)
         base = find_base(saved.pinned(config.model.uri) if saved else config.model.uri, volumes, hub)
         chosen = chosen_template(config.dataset, volumes, day)
         encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length, chosen)
@@ -286,7 +284,7 @@ def _record(
 
 def _checkpoints(config: TrainConfig, workshop: Workshop, ranks: Ranks) -> Checkpoints | None:
     """Those of the first process; the others need to know whether there are any, and may not see the volume."""
-    folder = ranks.broadcast_object(workshop.folder)
+    folder = ranks.broadcast_value(workshop.folder, Path | None)
     if folder is None:
         log.info("no claim for checkpoints: an interrupted run starts again at the beginning")
         return None
@@ -294,13 +292,23 @@ def _checkpoints(config: TrainConfig, workshop: Workshop, ranks: Ranks) -> Check
     return Checkpoints(folder, keep=keep, may_write=workshop.may_write, make_room=make_room)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begin:
+    saved: Saved | None = None
+    day: date = date.min
+
+
 def _start(
-    config: TrainConfig, workshop: Workshop, checkpoints: Checkpoints | None, volumes: Volumes
+    config: TrainConfig, workshop: Workshop, checkpoints: Checkpoints | None, volumes: Volumes, ranks: Ranks
 ) -> tuple[Saved | None, date]:
     """What the run goes on from, and the day that its chat template is given: that of what it goes on from, or today,
     which one process says for all."""
-    saved = find_saved(config, workshop.folder, checkpoints, volumes) if workshop.folder and checkpoints else None
-    return saved, (saved and saved.day) or today()
+    begin = _Begin()
+    if ranks.is_main:
+        saved = find_saved(config, workshop.folder, checkpoints, volumes) if workshop.folder and checkpoints else None
+        begin = _Begin(saved=saved, day=(saved and saved.day) or today())
+    begin = ranks.broadcast_value(begin, _Begin)
+    return begin.saved, begin.day
 
 
 def _saver(
@@ -317,7 +325,7 @@ def _agreed(ours: Identity, ranks: Ranks) -> Identity:
 
     Raises `TransientError` where a branch or a data set was moved on while the processes looked it up.
     """
-    found = next((found for theirs in ranks.gather(ours) if (found := difference(theirs, ours))), None)
+    found = next((found for theirs in ranks.gather(ours, Identity) if (found := difference(theirs, ours))), None)
     if found is not None:
         raise TransientError(f"the processes of the run found different inputs, {found}: they are looked up again")
     return ours

@@ -76,7 +76,7 @@ def way_of(
 
 def _agreed(attention: Attention, ranks: Ranks) -> Attention:
     """Where one process cannot pack rows, none does: they cut the same micro-batches."""
-    return next((one for one in ranks.gather(attention) if not one.packs), attention)
+    return next((one for one in ranks.gather(attention, Attention) if not one.packs), attention)
 
 
 def budget_of(

@@ -123,14 +123,14 @@ def _by_one(group: Ranks, measure: Callable[[Callable[[int], None]], _Found]) ->
     if not group.is_main:
         while group.any(flag=False):
             pass
-        return group.broadcast_object(cast("_Found", None))
+        return group.broadcast_value(cast("_Found", None), _Found)
 
     def goes_on(_rows: int) -> None:
         group.any(flag=True)
 
     found = measure(goes_on)
     group.any(flag=False)
-    return group.broadcast_object(found)
+    return group.broadcast_value(found, _Found)
 
 
 def _measured(claim: _Claim, way: _Way, done: Callable[[int], None]) -> _Found:

@@ -1,6 +1,6 @@
 """Loss over rows with its standard error, and how sure an improvement is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,8 +90,8 @@ def evaluate(
             done(len(sums))
     set_training(model, on=was_training)
     set_input_casts(model, on=cast)
-    for others in ranks.gather(sums):
-        sums.update(others)
+    for others in ranks.gather({str(row): total for row, total in sums.items()}, Mapping[str, float]):
+        sums.update((int(row), total) for row, total in others.items())
     counts = tuple(int(count) for count in targets)
     return Evaluation(
         sums=tuple(sums[row] for row in range(len(examples))), tokens=counts, rows=tuple(known.rows.tolist())

@@ -341,7 +341,7 @@ class Training:
 
     def _compare(self, step: int, loss: float, patience: int) -> None:
         best = self.course.best
-        if self.ranks.broadcast_object(loss < (float("inf") if best is None else best.loss)):
+        if self.ranks.broadcast_value(loss < (float("inf") if best is None else best.loss), bool):
             self.course = dataclasses.replace(self.course, best=BestSoFar(step=step, loss=loss, waited=0))
             self.best = copy_of(self.parameters) if self.ranks.is_main else None
         elif best is not None:

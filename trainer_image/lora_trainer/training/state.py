@@ -199,11 +199,12 @@ def read_starts(folder: Path) -> dict[str, Start]:
 def state_on_all(state: State | None, ranks: Ranks, device: torch.device) -> State:
     """The first process's state, on all; the others pass None. What these get is on `device`, where they take it from,
     and has neither the best weights, which the first one keeps for all, nor the start values, which they have."""
-    whole = None if state is None else (state.course, dict(state.adapter), dict(state.optimizer), dict(state.scaler))
+    course: Any = ranks.broadcast_value(None if state is None else state.course, Course)
+    whole = None if state is None else (dict(state.adapter), dict(state.optimizer), dict(state.scaler))
     parts: Any = on_all(whole, ranks, device)
     if state is not None:
         return state
-    course, adapter, optimizer, scaler = parts
+    adapter, optimizer, scaler = parts
     return State(course=course, adapter=adapter, best=None, starts={}, optimizer=optimizer, scaler=scaler)
 
 
