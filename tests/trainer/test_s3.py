@@ -475,11 +475,11 @@ def test_a_folder_of_a_bucket_that_would_be_read_in_part_is_refused(
     for key in ("parts/a.jsonl", "parts/b.jsonl.gz", "parts/.old.jsonl"):
         admin.fput_object("models", key, str(rows))
     own = make_config(dataset={"uri": "s3://models/parts/.old.jsonl"}).dataset
-    assert [name for name, _ in locate(own, Volumes(), hub)] == [".old.jsonl"]
-    assert [name for name, _ in locate(dataset, Volumes(), hub)] == ["a.jsonl", "b.jsonl.gz"]
+    assert [name for name, _ in locate(own, Volumes(), hub).files] == [".old.jsonl"]
+    assert [name for name, _ in locate(dataset, Volumes(), hub).files] == ["a.jsonl", "b.jsonl.gz"]
     assert caplog.messages == []
     admin.fput_object("models", "parts/more/d.jsonl", str(rows))
-    assert [name for name, _ in locate(dataset, Volumes(), hub)] == ["a.jsonl", "b.jsonl.gz"]
+    assert [name for name, _ in locate(dataset, Volumes(), hub).files] == ["a.jsonl", "b.jsonl.gz"]
     assert caplog.messages[0].startswith("dataset.uri is s3://models/parts: not read: more/; names of files that are")
     for key in ("parts/train/train.jsonl", "parts/train/test.jsonl"):
         admin.fput_object("models", key, str(rows))

@@ -97,6 +97,7 @@ class Manifest:
     numbers the way in which rows became tokens; releases that did not note it had the first. `verbatim` is whether the
     first row was learned as it stands, with no chat template, None where a release did not note it. `day` is what the
     chat template may have written into rows; None where it reads no clock, or a release did not note it.
+    `dataset_revision` and `validation_revision` are the commits of data sets on the Hub; earlier releases note none.
     """
 
     version: str = MANIFEST_VERSION
@@ -116,6 +117,8 @@ class Manifest:
     encoding: int = 1
     verbatim: bool | None = None
     day: date | None = None
+    dataset_revision: str | None = None
+    validation_revision: str | None = None
     versions: Mapping[str, str]
     files: tuple[FileEntry, ...]
 
