@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import minio
 import pytest
@@ -17,6 +18,8 @@ from lora_trainer.artifact.manifest import check_digests, read_manifest
 from lora_trainer.cli import main
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.host.supervisor import Supervisor
+from lora_trainer.places.network import ATTEMPTS
 
 KEYS = {"AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET}
 
@@ -94,6 +97,39 @@ def test_a_publication_that_fails_costs_no_training(
     assert "this run published its result already" in again.log
     assert client.get_object("results", "out/manifest.json").read() == there
     assert SECRET not in denied.log + published.log + again.log
+
+
+@pytest.mark.parametrize(
+    ("stage", "method", "path"), [("verify", "HEAD", "*/data/train.jsonl"), ("publish", "PUT", "*/out/adapter_model*")]
+)
+def test_a_server_that_is_gone_for_a_while_costs_no_attempt(
+    *,
+    workplace: Workplace,
+    gateway: str,
+    proxy: Proxy,
+    attempt: Attempt,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    method: str,
+    path: str,
+) -> None:
+    """The same pod verifies and publishes once it is back: without a claim it has the only copy."""
+    client = servers.client(gateway)
+    for name in stored(client, "out"):
+        client.remove_object("results", name)
+    client.fput_object("results", "data/train.jsonl", str(workplace.claims / "data/train.jsonl"))
+    train = Supervisor._train
+
+    def train_before(*arguments: Any) -> None:
+        train(*arguments)
+        proxy.inject(Fault(path=path, method=method, status=503, times=2 * ATTEMPTS + 1))
+
+    monkeypatch.setattr(Supervisor, "_train", train_before)
+    monkeypatch.setattr("lora_trainer.host.child.PAUSES_S", (0.01, 0.02))
+    done = attempt()
+    assert done.status == 0, done.log
+    assert done.log.count(f"{stage} failed, and is tried again in 0 s: ") == 2
+    assert "out/manifest.json" in stored(client, "out")
 
 
 def test_a_result_is_published_by_hand(
