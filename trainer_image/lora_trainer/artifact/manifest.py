@@ -130,11 +130,12 @@ class Manifest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
     """A result in its place. `digest` is `sha256:` of its manifest, or in a registry of the artefact's manifest there;
-    `folder` is set where it is on a volume."""
+    `manifest` is set there alone, to the former; `folder` is set where it is on a volume."""
 
     uri: str
     digest: str
     folder: str | None = None
+    manifest: str | None = None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -233,6 +234,14 @@ def run_of_manifest(text: bytes) -> str | None:
         return str(json.loads(text)["config"]["run"]["uid"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def files_of_manifest(text: bytes) -> tuple[str, ...]:
+    """The names of the files that a manifest's text lists. Raises `DamagedError`."""
+    try:
+        return tuple(str(entry["path"]) for entry in json.loads(text)["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{MANIFEST} does not list the files of a result") from error
 
 
 def loadable(base_model: str, base_revision: str) -> str:
