@@ -131,9 +131,7 @@ def test_a_merge_beside_the_adapter_is_given_up_only_where_its_failure_lasts(
     monkeypatch.setattr(child, "PAUSES_S", (0.001, 0.001))
     monkeypatch.setattr(child, "PATIENCE_S", 0.05 if lasts else 60.0)
     volumes = Volumes(claims=tmp_path)
-    supervisor = Supervisor(
-        config=make_config(output={"merge": "Both"}), settings=Settings(volumes=volumes, port=None)
-    )
+    supervisor = Supervisor(config=make_config(output={"merge": "Both"}), settings=Settings(volumes=volumes, port=None))
     stages = Stages(config_file=tmp_path / "x", volumes=volumes, take=lambda _: None, grace_s=1)
     found = supervisor._merged(stages, workspace)
     assert found == (workspace.staged if lasts else workspace.merged)

@@ -74,9 +74,10 @@ class S3Sink:
         return Published(uri=str(place), digest=manifest_digest(folder))
 
     def fetch(self, published: Published, folder: Path) -> None:
-        """Download what the manifest lists: others may have added to it, and an interrupted attempt."""
+        """Download all objects of the result."""
         place = next(place for place in self._places() if str(place) == published.uri)
         folder.mkdir(parents=True, exist_ok=True)
+        # Others may have added to it, and an interrupted attempt.
         listed = self._listed(place, files_of_manifest(self.connection.read(_below(place, MANIFEST)) or b""))
         for item in self.connection.items(place):
             target = folder / item.key.removeprefix(f"{place.key}/")
