@@ -37,7 +37,7 @@ def hub_files(server: HubServer, tmp_path: Path, **dataset: Any) -> tuple[list[s
     """Names of the training files and of the held-out files."""
     hub = Hub(environment={"HF_ENDPOINT": server.url}, cache=tmp_path / "cache", sleep=lambda seconds: None)
     config = make_config(dataset=dataset).dataset
-    found = (locate(config, Volumes(), hub), locate_validation(config, Volumes(), hub))
+    found = (locate(config, Volumes(), hub).files, locate_validation(config, Volumes(), hub).files)
     assert all(path.is_file() for files in found for _, path in files)
     training, held_out = ([name for name, _ in files] for files in found)
     return training, held_out
@@ -224,7 +224,7 @@ def test_a_folder_of_one_split_or_none_is_read_whole(tmp_path: Path, names: tupl
     for name in (*names, ".test.jsonl"):
         tiny.write_jsonl(tmp_path / "data/set" / name, [{"text": "a"}])
     config = make_config(dataset={"uri": "pvc://data/set"}).dataset
-    assert tuple(name for name, _ in locate(config, Volumes(claims=tmp_path), Hub())) == names
+    assert tuple(name for name, _ in locate(config, Volumes(claims=tmp_path), Hub()).files) == names
 
 
 def test_compressed_rows_of_a_folder_are_read_and_other_text_and_folders_are_mentioned(
@@ -239,7 +239,7 @@ def test_compressed_rows_of_a_folder_are_read_and_other_text_and_folders_are_men
     for name in ("more", "lost+found", ".cache"):
         (folder / name).mkdir()
     config = make_config(dataset={"uri": "pvc://data/set"})
-    found = locate(config.dataset, Volumes(claims=tmp_path), Hub())
+    found = locate(config.dataset, Volumes(claims=tmp_path), Hub()).files
     assert [name for name, _ in found] == ["a.jsonl", "b.jsonl.gz", "c.json.zst", "d.CSV.GZ"]
     assert caplog.messages == [
         f"dataset.uri is pvc://data/set: not read: notes.txt, more/; names of files that are read end in {ENDINGS}"
@@ -254,7 +254,7 @@ def test_hidden_rows_of_a_folder_are_left_alone(tmp_path: Path) -> None:
 
     def found(address: str) -> list[str]:
         config = make_config(dataset={"uri": f"pvc://data/{address}"})
-        return [name for name, _ in locate(config.dataset, Volumes(claims=tmp_path), Hub())]
+        return [name for name, _ in locate(config.dataset, Volumes(claims=tmp_path), Hub()).files]
 
     assert found("set") == ["a.jsonl"]
     assert found("set/.old.jsonl") == [".old.jsonl"]
@@ -278,7 +278,7 @@ def test_a_folder_on_a_claim_is_read_whole(tmp_path: Path) -> None:
     tiny.write_jsonl(tmp_path / "data/set/a.jsonl", [{"text": "a"}])
     (tmp_path / "data/set/README.md").write_text("# set", encoding="utf-8")
     config = make_config(dataset={"uri": "pvc://data/set"})
-    assert [name for name, _ in locate(config.dataset, Volumes(claims=tmp_path), Hub())] == ["a.jsonl", "b.jsonl"]
+    assert [name for name, _ in locate(config.dataset, Volumes(claims=tmp_path), Hub()).files] == ["a.jsonl", "b.jsonl"]
 
 
 def test_a_config_map_is_read_through_the_links_of_the_kubelet(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_config_map_is_read_through_the_links_of_the_kubelet(tmp_path: Path) -
     (mount / "..data").symlink_to("..2026")
     (mount / "notes.jsonl").symlink_to("..data/notes.jsonl")
     config = make_config(dataset={"uri": "configmap://notes/notes.jsonl"})
-    files = locate(config.dataset, Volumes(config_maps=tmp_path), Hub())
+    files = locate(config.dataset, Volumes(config_maps=tmp_path), Hub()).files
     assert [(name, path.read_text(encoding="utf-8")) for name, path in files] == [("notes.jsonl", '{"text": "a"}\n')]
 
 

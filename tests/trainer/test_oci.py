@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import urllib3
 from tests.trainer import servers
 from tests.trainer.servers import Proxy
 from tests.trainer.test_artifact import write_adapter
@@ -19,7 +20,8 @@ from lora_trainer.artifact.manifest import MANIFEST, check_digests, read_manifes
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import OciUri
-from lora_trainer.errors import AccessDeniedError, ConfigError, StorageError, TransientError
+from lora_trainer.errors import AccessDeniedError, ConfigError, DamagedError, StorageError, TransientError
+from lora_trainer.places.network import READ_S
 from lora_trainer.places.oci import Registry
 from lora_trainer.places.sink_oci import OciSink
 
@@ -144,11 +146,57 @@ def test_a_tag_is_written_after_everything_else(proxy: Proxy, tmp_path: Path) ->
 def test_a_blob_that_comes_back_wrong_is_not_tagged(proxy: Proxy, tmp_path: Path) -> None:
     """Everything is pulled back by digest before the tag."""
     place = sink(proxy, "acme/wrong")
-    proxy.inject(Fault(path="*/blobs/sha256:*", method="GET", flip_byte=1))
+    proxy.inject(Fault(path="*/blobs/sha256:*", method="GET", flip_byte=1, times=None))
     with pytest.raises(StorageError, match="comes back with other bytes") as caught:
         place.publish(write_adapter(tmp_path / "staged"))
     assert caught.value.reason is Reason.UPLOAD_FAILED
     assert document(place, "v1") is None
+
+
+def test_a_blob_whose_way_back_is_cut_is_pulled_again(proxy: Proxy, tmp_path: Path) -> None:
+    """Nothing is sent again for that."""
+    proxy.inject(Fault(path="*/blobs/sha256:*", method="GET", cut_after_bytes=3))
+    assert sink(proxy, "acme/cut").publish(write_adapter(tmp_path / "staged", "cut")).digest
+    assert proxy.faults.pending() == []
+    assert proxy.count("PUT", "acme/cut/blobs/uploads/") == 4
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_an_upload_whose_answer_is_lost_is_asked_for_before_it_is_sent_again(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, arrived: bool
+) -> None:
+    """To the upload itself a registry says that it knows none: it stored the file, or gave it up. To store a large one
+    may take it minutes."""
+    request = urllib3.HTTPConnectionPool._make_request
+    uploads: list[str] = []
+    waits: list[float] = []
+
+    def lose(pool: Any, connection: Any, method: str, url: str, **options: Any) -> Any:
+        if method != "PUT" or "/blobs/uploads/" not in url:
+            return request(pool, connection, method, url, **options)
+        uploads.append(url)
+        waits.append(options["timeout"].read_timeout)
+        if len(uploads) > 1:
+            return request(pool, connection, method, url, **options)
+        answer = request(pool, connection, method if arrived else "DELETE", url, **options)
+        assert answer.status == (201 if arrived else 204)
+        raise urllib3.exceptions.ProtocolError("Connection aborted")
+
+    monkeypatch.setattr(urllib3.HTTPConnectionPool, "_make_request", lose)
+    monkeypatch.setattr("lora_trainer.places.oci._STORED_BYTES_PER_S", 0.1)
+    name = f"acme/lost-{arrived}".lower()
+    assert sink(proxy, name).publish(write_adapter(tmp_path / "staged", name)).digest
+    assert len(uploads) == len(set(uploads)) == (4 if arrived else 5)
+    assert min(waits) > READ_S + 30
+
+
+def test_a_file_that_changed_after_the_verification_is_not_published(proxy: Proxy, tmp_path: Path) -> None:
+    """Beside a manifest that denies it."""
+    folder = write_adapter(tmp_path / "staged", "changed")
+    (folder / "adapter_model.safetensors").write_bytes(b"weights of changeD")
+    with pytest.raises(DamagedError, match=r"adapter_model\.safetensors has sha256"):
+        sink(proxy, "acme/changed", "changed").publish(folder)
+    assert proxy.count("PUT", "acme/changed/") == 0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import minio
 import pytest
@@ -10,13 +11,15 @@ from tests.trainer import servers
 from tests.trainer.forked import ForkedRuns
 from tests.trainer.runs import Finished, Workplace
 from tests.trainer.servers import ACCESS, SECRET, Proxy
-from tests.trainer.test_artifact import write_adapter
+from tests.trainer.test_artifact import make_manifest, write_adapter
 
 from hub.faults import Fault
-from lora_trainer.artifact.manifest import check_digests, read_manifest
+from lora_trainer.artifact.manifest import MANIFEST, check_digests, read_manifest, write_sealed
 from lora_trainer.cli import main
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.host.supervisor import Supervisor
+from lora_trainer.places.network import ATTEMPTS
 
 KEYS = {"AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET}
 
@@ -27,6 +30,13 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with servers.bucket_server(tmp_path_factory.mktemp("s3")) as address:
         servers.client(address).make_bucket("results")
         yield address
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An open registry's host and port."""
+    with servers.registry_server(tmp_path_factory.mktemp("oci") / "open") as host:
+        yield host
 
 
 @pytest.fixture
@@ -96,6 +106,39 @@ def test_a_publication_that_fails_costs_no_training(
     assert SECRET not in denied.log + published.log + again.log
 
 
+@pytest.mark.parametrize(
+    ("stage", "method", "path"), [("verify", "HEAD", "*/data/train.jsonl"), ("publish", "PUT", "*/out/adapter_model*")]
+)
+def test_a_server_that_is_gone_for_a_while_costs_no_attempt(
+    *,
+    workplace: Workplace,
+    gateway: str,
+    proxy: Proxy,
+    attempt: Attempt,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    method: str,
+    path: str,
+) -> None:
+    """The same pod verifies and publishes once it is back: without a claim it has the only copy."""
+    client = servers.client(gateway)
+    for name in stored(client, "out"):
+        client.remove_object("results", name)
+    client.fput_object("results", "data/train.jsonl", str(workplace.claims / "data/train.jsonl"))
+    train = Supervisor._train
+
+    def train_before(*arguments: Any) -> None:
+        train(*arguments)
+        proxy.inject(Fault(path=path, method=method, status=503, times=2 * ATTEMPTS + 1))
+
+    monkeypatch.setattr(Supervisor, "_train", train_before)
+    monkeypatch.setattr("lora_trainer.host.child.PAUSES_S", (0.01, 0.02))
+    done = attempt()
+    assert done.status == 0, done.log
+    assert done.log.count(f"{stage} failed, and is tried again in 0 s: ") == 2
+    assert "out/manifest.json" in stored(client, "out")
+
+
 def test_a_result_is_published_by_hand(
     tmp_path: Path, gateway: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +158,30 @@ def test_a_result_is_published_by_hand(
     assert [path.name for path in (tmp_path / "claims/store").iterdir()] == ["hand"]
     assert len(stored(servers.client(gateway), "hand/")) == 3
     check_digests(folder, read_manifest(folder))
+
+
+def test_another_result_of_the_run_is_not_taken_for_the_one_that_is_published(
+    tmp_path: Path,
+    gateway: str,
+    registry: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Such as its merged model beside its adapter: nothing was written, and the command said that all was well."""
+    (tmp_path / "store").mkdir()
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL_S3": gateway, "LORA_OCI_PLAIN_HTTP": registry}.items():
+        monkeypatch.setenv(name, value)
+    first, second = write_adapter(tmp_path / "first"), write_adapter(tmp_path / "second")
+    (second / "adapter_model.safetensors").write_bytes(b"weights of another checkpoint")
+    (second / MANIFEST).unlink()
+    write_sealed(second, make_manifest("uid-1"))
+    for address in ("pvc://store/x", "s3://results/twice", f"oci://{registry}/acme/twice:v1"):
+        for folder, status in ((first, 0), (second, 64), (first, 0)):
+            assert main(["publish", str(folder), address, "--claims", str(tmp_path)]) == status
+        errors = capsys.readouterr().err
+        assert errors.startswith(address)
+        assert " holds another result of the run tiny already, whose manifest.json has sha256:" in errors
+        assert "nothing is overwritten; name another address" in errors
 
 
 @pytest.mark.parametrize(

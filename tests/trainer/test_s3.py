@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import minio
 import pytest
+from minio.commonconfig import CopySource
 from tests.trainer import servers, tiny
 from tests.trainer.conftest import make_config
 from tests.trainer.servers import ACCESS, SECRET, Proxy
@@ -124,6 +126,58 @@ def test_a_result_is_uploaded_verified_and_found_again(proxy: Proxy, tmp_path: P
     assert sink(proxy).publish(folder) == published
     puts = proxy.count("PUT", "adapter_model")
     assert puts == 1
+
+
+def test_a_result_whose_way_back_is_cut_is_read_again(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
+    """It is not sent again for that."""
+    proxy.inject(Fault(path="*/adapter_model*", method="GET", cut_after_bytes=3))
+    sink(proxy).publish(write_adapter(tmp_path / "staged"))
+    assert proxy.faults.pending() == []
+    assert (names(admin), proxy.count("PUT", "adapter_model")) == (WHOLE, 1)
+
+
+def test_what_an_interrupted_attempt_sent_in_vain_goes_and_what_others_put_there_stays(
+    proxy: Proxy, tmp_path: Path, admin: minio.Minio
+) -> None:
+    """A merged model that the next attempt did not make; not a copy of it, and not another run's result. Neither is a
+    part of what is brought back."""
+    folder = write_adapter(tmp_path / "staged")
+    proxy.inject(Fault(path="*/manifest.json*", method="PUT", status=500, times=None))
+    with pytest.raises(StorageError):
+        sink(proxy).publish(folder)
+    merged = "team/out/merged/model.safetensors"
+    assert merged in names(admin)
+    admin.copy_object("models", "team/out/kept.safetensors", CopySource("models", merged))
+    proxy.faults.replace([])
+    inner = sink(proxy, "uid-2", uri=S3Uri(bucket="models", key="team/out/inner"))
+    inner.publish(write_adapter(tmp_path / "inner", "uid-2"))
+    before = names(admin)
+
+    shutil.rmtree(folder / "merged")
+    (folder / MANIFEST).unlink()
+    write_sealed(folder, make_manifest("uid-1"))
+    published = sink(proxy).publish(folder)
+    assert set(before) - set(names(admin)) == {merged, "team/out/.run"}
+    assert inner.published() is not None
+    sink(proxy).fetch(published, tmp_path / "back")
+    check_digests(tmp_path / "back", read_manifest(tmp_path / "back"))
+
+
+def test_a_place_whose_objects_may_not_be_removed_is_published_to(
+    proxy: Proxy, tmp_path: Path, admin: minio.Minio, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What stays there is named."""
+    folder = write_adapter(tmp_path / "staged")
+    proxy.inject(Fault(path="*/manifest.json*", method="PUT", status=500, times=None))
+    with pytest.raises(StorageError):
+        sink(proxy).publish(folder)
+    shutil.rmtree(folder / "merged")
+    (folder / MANIFEST).unlink()
+    write_sealed(folder, make_manifest("uid-1"))
+    proxy.faults.replace([Fault(path="*/merged/*", method="DELETE", status=403, times=None)])
+    assert sink(proxy).publish(folder).uri == str(OUT)
+    assert "team/out/merged/model.safetensors, which is no part of the result, stays" in caplog.text
+    assert "team/out/merged/model.safetensors" in names(admin)
 
 
 def test_the_manifest_comes_last(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
@@ -503,11 +557,11 @@ def test_a_folder_of_a_bucket_that_would_be_read_in_part_is_refused(
     for key in ("parts/a.jsonl", "parts/b.jsonl.gz", "parts/.old.jsonl"):
         admin.fput_object("models", key, str(rows))
     own = make_config(dataset={"uri": "s3://models/parts/.old.jsonl"}).dataset
-    assert [name for name, _ in locate(own, Volumes(), hub)] == [".old.jsonl"]
-    assert [name for name, _ in locate(dataset, Volumes(), hub)] == ["a.jsonl", "b.jsonl.gz"]
+    assert [name for name, _ in locate(own, Volumes(), hub).files] == [".old.jsonl"]
+    assert [name for name, _ in locate(dataset, Volumes(), hub).files] == ["a.jsonl", "b.jsonl.gz"]
     assert caplog.messages == []
     admin.fput_object("models", "parts/more/d.jsonl", str(rows))
-    assert [name for name, _ in locate(dataset, Volumes(), hub)] == ["a.jsonl", "b.jsonl.gz"]
+    assert [name for name, _ in locate(dataset, Volumes(), hub).files] == ["a.jsonl", "b.jsonl.gz"]
     assert caplog.messages[0].startswith("dataset.uri is s3://models/parts: not read: more/; names of files that are")
     for key in ("parts/train/train.jsonl", "parts/train/test.jsonl"):
         admin.fput_object("models", key, str(rows))

@@ -36,7 +36,7 @@ from lora_trainer.ranks.activity import begun, heard_by
 from lora_trainer.ranks.parent import end_with_parent
 from lora_trainer.ranks.reports import Report, Reporter, open_report
 from lora_trainer.recipe.inputs import fetch
-from lora_trainer.training.kept_limit import kept_quantization, with_kept_limit
+from lora_trainer.training.kept_limit import kept_quantization, with_kept_commits, with_kept_limit
 from lora_trainer.training.stopping import Stop
 
 
@@ -103,20 +103,21 @@ def import_peft(quantization: Quantization) -> None:
             del sys.modules["bitsandbytes"]
 
 
-def _prepare(config: TrainConfig, _options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
+def _prepare(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
     reporter.phase(Phase.PREPARING)
     check_gpus(config, range(config.device.gpus))
-    fetch(config, volumes, Hub())
+    fetch(with_kept_commits(config, _folder_of_run(config, options, volumes)), volumes, Hub())
 
 
 def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
     check_gpus(config, [int(os.environ.get("LOCAL_RANK", "0"))])
     # On a CPU before PyTorch: a bad template and bad data show at once.
     chosen_template(config.dataset, volumes)
-    config = with_kept_limit(config, _folder_of_run(config, options, volumes))
-    samples = load_samples(config, volumes, Hub())
+    folder = _folder_of_run(config, options, volumes)
+    config = with_kept_limit(config, folder)
+    samples = load_samples(with_kept_commits(config, folder), volumes, Hub())
     with importing_libraries():
-        import_peft(expected_quantization(config, _folder_of_run(config, options, volumes)))
+        import_peft(expected_quantization(config, folder))
         from lora_trainer.recipe.train import Workshop, run_training  # noqa: PLC0415
 
     workshop = Workshop(

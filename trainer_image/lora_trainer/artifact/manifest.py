@@ -97,6 +97,7 @@ class Manifest:
     numbers the way in which rows became tokens; releases that did not note it had the first. `verbatim` is whether the
     first row was learned as it stands, with no chat template, None where a release did not note it. `day` is what the
     chat template may have written into rows; None where it reads no clock, or a release did not note it.
+    `dataset_revision` and `validation_revision` are the commits of data sets on the Hub; earlier releases note none.
     """
 
     version: str = MANIFEST_VERSION
@@ -116,6 +117,8 @@ class Manifest:
     encoding: int = 1
     verbatim: bool | None = None
     day: date | None = None
+    dataset_revision: str | None = None
+    validation_revision: str | None = None
     versions: Mapping[str, str]
     files: tuple[FileEntry, ...]
 
@@ -127,11 +130,12 @@ class Manifest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
     """A result in its place. `digest` is `sha256:` of its manifest, or in a registry of the artefact's manifest there;
-    `folder` is set where it is on a volume."""
+    `manifest` is set there alone, to the former; `folder` is set where it is on a volume."""
 
     uri: str
     digest: str
     folder: str | None = None
+    manifest: str | None = None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -230,6 +234,14 @@ def run_of_manifest(text: bytes) -> str | None:
         return str(json.loads(text)["config"]["run"]["uid"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def files_of_manifest(text: bytes) -> tuple[str, ...]:
+    """The names of the files that a manifest's text lists. Raises `DamagedError`."""
+    try:
+        return tuple(str(entry["path"]) for entry in json.loads(text)["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{MANIFEST} does not list the files of a result") from error
 
 
 def loadable(base_model: str, base_revision: str) -> str:

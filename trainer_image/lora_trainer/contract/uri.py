@@ -90,6 +90,11 @@ def parse_uri(text: str) -> Uri:
     return _PARSERS[scheme](rest)
 
 
+def at_commit(uri: str, commit: str | None) -> str:
+    """An address of the Hub at a commit, whatever its branch points to by now; any other, or without one, as it is."""
+    return f"{uri.partition('@')[0]}@{commit}" if commit and uri.startswith("hf://") else uri
+
+
 def _hub(rest: str) -> HubUri:
     repo, at, revision = rest.partition("@")
     org, slash, name = repo.partition("/")

@@ -3,11 +3,12 @@
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from lora_trainer.contract.config import DatasetConfig
+from lora_trainer.contract.config import DatasetConfig, TrainConfig
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, S3Uri, parse_uri
+from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, S3Uri, Uri, at_commit, parse_uri
 from lora_trainer.data.file_kinds import ENDINGS, file_kind, holds_unread_rows, is_hidden, may_hold_rows, some
 from lora_trainer.errors import ConfigError, DatasetError, NotFoundError
 from lora_trainer.places.hub import Hub
@@ -18,6 +19,15 @@ log = logging.getLogger(__name__)
 
 Files = tuple[tuple[str, Path], ...]
 """The name to show and the path of each file, in the order in which they are read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Located:
+    """The files of an address, and of a data set on the Hub the commit that they are of."""
+
+    files: Files = ()
+    commit: str | None = None
+
 
 _MOVE = "convert what belongs to the data, and move the rest out of the folder"
 _COPY = "copy the files that you want, converted to one of these, to a volume or a bucket"
@@ -31,27 +41,43 @@ _WORDS = {
 """Words that name a split in a file's path, as whole words: `constraints.jsonl` is no training file."""
 
 
-def locate(dataset: DatasetConfig, volumes: Volumes, hub: Hub) -> Files:
+def at_commits(config: TrainConfig, dataset: str | None, validation: str | None) -> TrainConfig:
+    """The configuration with data sets of the Hub at these commits, to read the rows again that a run has read."""
+    section = config.dataset
+    held_out = section.validation_uri
+    pinned = replace(
+        section,
+        uri=at_commit(section.uri, dataset),
+        validation_uri=None if held_out is None else at_commit(held_out, validation),
+    )
+    return replace(config, dataset=pinned)
+
+
+def locate(dataset: DatasetConfig, volumes: Volumes, hub: Hub) -> Located:
     """The files of the training rows. Raises `TrainerError`."""
-    return _files(Role.DATASET, dataset.uri, (dataset.split,), volumes, hub)
+    return _located(Role.DATASET, dataset.uri, (dataset.split,), volumes, hub)
 
 
-def locate_validation(dataset: DatasetConfig, volumes: Volumes, hub: Hub) -> Files:
+def locate_validation(dataset: DatasetConfig, volumes: Volumes, hub: Hub) -> Located:
     """The files of the held-out rows where `validation_uri` names some, else none. Raises `TrainerError`.
 
     Of a data set on the Hub they are those of the split validation, test, or, without either, of `split`.
     """
     if dataset.validation_uri is None:
-        return ()
+        return Located()
     own = () if dataset.validation_uri == dataset.uri else (dataset.split,)
     splits = ("validation", "test", *own)
-    return _files(Role.VALIDATION, dataset.validation_uri, splits, volumes, hub)
+    return _located(Role.VALIDATION, dataset.validation_uri, splits, volumes, hub)
 
 
-def _files(role: Role, address: str, splits: Sequence[str], volumes: Volumes, hub: Hub) -> Files:
+def _located(role: Role, address: str, splits: Sequence[str], volumes: Volumes, hub: Hub) -> Located:
     uri = parse_uri(address)
     if isinstance(uri, HubUri):
-        return _hub_files(role, uri, splits, hub)
+        return _on_hub(role, uri, splits, hub)
+    return Located(files=_files(role, address, uri, volumes, hub))
+
+
+def _files(role: Role, address: str, uri: Uri, volumes: Volumes, hub: Hub) -> Files:
     if isinstance(uri, ConfigMapUri):
         path = volumes.config_map_path(uri)
         if not path.is_file():
@@ -91,11 +117,11 @@ def _bucket_files(role: Role, uri: S3Uri, hub: Hub) -> Files:
     return tuple((name, fetched.folder / name) for name in fetched.names)
 
 
-def _hub_files(role: Role, uri: HubUri, splits: Sequence[str], hub: Hub) -> Files:
+def _on_hub(role: Role, uri: HubUri, splits: Sequence[str], hub: Hub) -> Located:
     repository = hub.repository(uri, role)
     wanted = choose_split(repository.files, splits, where=f"{role.field} is {uri}")
     folder = hub.download(uri, repository, wanted)
-    return tuple((name, folder / name) for name in wanted)
+    return Located(files=tuple((name, folder / name) for name in wanted), commit=repository.commit)
 
 
 def _claim_files(role: Role, uri: ClaimUri, volumes: Volumes) -> Files:

@@ -65,7 +65,7 @@ class Samples:
     be more. `shared` rows are left out of the training since they are among the held-out ones of another set.
     `learned` and `measured` tell the contents of the training rows and of the held-out ones. `verbatim` is whether
     the first row is learned as it stands where there is no chat template; `columns` are its own. `with_tools` is how
-    many rows have tools.
+    many rows have tools. `dataset_revision` and `validation_revision` are the commits of data sets on the Hub.
     """
 
     parts: tuple[Part, ...]
@@ -82,6 +82,8 @@ class Samples:
     columns: Columns
     shared: int = 0
     with_tools: int = 0
+    dataset_revision: str | None = None
+    validation_revision: str | None = None
 
     @property
     def kind(self) -> DatasetFormat:
@@ -91,8 +93,8 @@ class Samples:
 
 def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
     """Read, check and split. Raises `DatasetError`, `NotFoundError` and the errors of the Hub."""
-    files = locate(config.dataset, volumes, hub)
-    validation = locate_validation(config.dataset, volumes, hub)
+    located, located_validation = locate(config.dataset, volumes, hub), locate_validation(config.dataset, volumes, hub)
+    files, validation = located.files, located_validation.files
     first = _first_row(files)
     layout = detect(config.dataset, first)
     columns = _columns(first, layout)
@@ -123,6 +125,8 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
         columns=columns,
         shared=shared,
         with_tools=with_tools,
+        dataset_revision=located.commit,
+        validation_revision=located_validation.commit,
     )
 
 

@@ -26,7 +26,12 @@ STACKS_S = 3.0
 PEERS_S = 30.0
 """How long a stage may take to end once one of its processes has reported why it ends. The others may wait in a
 collective, within a layer or in a driver, where they hear no signal."""
-
+PATIENCE_S = 300.0
+"""How long after its first failure a stage is still tried again that is behind the training."""
+PAUSES_S = 5.0, 60.0
+"""The first pause before that, and the longest; each is twice the one before."""
+_PASSING = (ExitCode.GPU_FAULT, ExitCode.STORAGE, ExitCode.TRANSIENT)
+"""A stage that ended with these may well do without another pod."""
 
 _ALLOCATOR_NAMES = frozenset({"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"})
 """Where PyTorch's allocator is set: the name of 2.9 and later, and the one before it, which still counts."""
@@ -98,6 +103,28 @@ class Stages:
             raise StageFailedError(self.aborted)
         if status != 0:
             raise StageFailedError(self._cause(status, said))
+
+    def insist(
+        self, stage: str, *arguments: str | Path, sharded: bool = False, begin: Callable[[], None] = lambda: None
+    ) -> None:
+        """As `run`, and again within `PATIENCE_S` where the failure may pass: what was trained goes with the pod, or
+        costs another one. `begin` comes before each try."""
+        pause_s, longest_s = PAUSES_S
+        until: float | None = None
+        while True:
+            begin()
+            try:
+                self.run(stage, *arguments, sharded=sharded)
+            except StageFailedError as error:
+                now = time.monotonic()
+                until = now + PATIENCE_S if until is None else until
+                if self.aborted is not None or error.failure.code not in _PASSING or now + pause_s > until:
+                    raise
+                log.warning("%s failed, and is tried again in %.0f s: %s", stage, pause_s, error.failure.message)
+            else:
+                return
+            self.wait(pause_s)
+            pause_s = min(2 * pause_s, longest_s)
 
     def stop(self) -> None:
         """Pass a request to stop on; a stage that does not heed it within the grace is killed."""

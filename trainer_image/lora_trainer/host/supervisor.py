@@ -236,12 +236,12 @@ class Supervisor:
         finish(result, workspace.folder / LOG, self.verification)
         manifest = read_manifest(result)
         with _kept(workspace, "verified result", result.name):
-            stages.run("publish", "--folder", result)
+            stages.insist("publish", "--folder", result)
         _tidy(workspace, lock)
         return self._succeeded(manifest)
 
     def _verify(self, stages: Stages, folder: Path) -> None:
-        stages.run("verify", "--folder", folder, sharded=read_manifest(folder).resolved.sharded)
+        stages.insist("verify", "--folder", folder, sharded=read_manifest(folder).resolved.sharded)
 
     def _is_complete(self, folder: Path) -> bool:
         return is_complete(folder, self.config.run.uid)
@@ -286,8 +286,8 @@ class Supervisor:
         if self._is_complete(workspace.merged):
             return workspace.merged
         try:
-            make_folder(workspace.merged)
-            stages.run("merge", "--folder", workspace.staged, "--target", workspace.merged)
+            arguments = ("--folder", workspace.staged, "--target", workspace.merged)
+            stages.insist("merge", *arguments, begin=lambda: make_folder(workspace.merged))
         except StageFailedError as error:
             workspace.discard_merged()
             if wanted is Merge.MERGED or error.failure.reason in _ENDED_FROM_OUTSIDE:
@@ -302,7 +302,7 @@ class Supervisor:
         self.published = earlier
         folder = Path(earlier.folder) if earlier.folder is not None else temporary / "published"
         if earlier.folder is None:
-            stages.run("fetch", "--folder", folder)
+            stages.insist("fetch", "--folder", folder)
         self._verify(stages, folder)
         return self._succeeded(read_manifest(folder))
 

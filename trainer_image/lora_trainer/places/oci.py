@@ -10,9 +10,11 @@ import binascii
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import urllib3
@@ -20,7 +22,7 @@ import urllib3
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import OciUri
 from lora_trainer.errors import ConfigError, StorageError, TrainerError, TransientError, one_sentence
-from lora_trainer.places.network import RETRIED, http_pool, is_own, refused_certificate
+from lora_trainer.places.network import ATTEMPTS, CONNECT_S, READ_S, RETRIED, http_pool, is_own, refused_certificate
 from lora_trainer.places.roles import Role, or_in_environment
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -33,6 +35,8 @@ _ANY_MANIFEST = (
 """What a tag may hold. Of a kind that is not accepted a registry says 404, as if the tag were free."""
 _CHUNK_BYTES = 2**20
 _LARGEST_MANIFEST = 4 * 2**20
+_STORED_BYTES_PER_S = 20 * 2**20
+"""What a registry stores at least: some copy a file within their own storage between its last byte and the answer."""
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
 
@@ -54,6 +58,7 @@ class Registry:
         self._root = f"{'http' if uri.registry in plain else 'https'}://{host}"
         self._uri = uri
         self._http = http_pool(self._root, backoff_s=backoff_s)
+        self._backoff_s = backoff_s
         self._basic = _credentials(uri.registry, environment.get("OUTPUT_DOCKER_CONFIG_JSON", ""))
         self._authorization: str | None = None
 
@@ -77,14 +82,37 @@ class Registry:
         self._request("DELETE", location)
 
     def put_blob(self, blob: Blob, path: Path) -> None:
-        """Upload a file, unless the repository has it already."""
-        if self._request("HEAD", f"blobs/{blob.digest}").status == 200:
+        """Upload a file, unless the repository has it already.
+
+        It may have it from an upload whose answer did not arrive, too; of the upload itself it knows nothing then.
+        """
+        if self._has(blob):
             return
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._upload(blob, path)
+                return
+            except TrainerError as error:
+                if self._has(blob):
+                    return
+                if attempt == ATTEMPTS or not isinstance(error, TransientError):
+                    raise
+            time.sleep(self._backoff_s * 2**attempt)
+
+    def _has(self, blob: Blob) -> bool:
+        return self._request("HEAD", f"blobs/{blob.digest}").status == 200
+
+    def _upload(self, blob: Blob, path: Path) -> None:
+        """One upload, sent once; again only where the registry was not reached or has no time for it."""
         location = self._begin_upload()
         target = f"{location}{'&' if '?' in location else '?'}{urlencode({'digest': blob.digest})}"
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(blob.size_bytes)}
+        options = {
+            "retries": self._http.connection_pool_kw["retries"].new(read=0, status_forcelist=(429, 503)),
+            "timeout": urllib3.Timeout(connect=CONNECT_S, read=READ_S + blob.size_bytes / _STORED_BYTES_PER_S),
+        }
         with path.open("rb") as stream:
-            answer = self._request("PUT", target, headers=headers, body=stream)
+            answer = self._request("PUT", target, headers=headers, body=stream, options=options)
         self._expect(answer, 201, f"the file {path.name}")
 
     def blob(self, digest: str) -> Iterator[bytes]:
@@ -102,6 +130,17 @@ class Registry:
             answer.close()
         if f"sha256:{found.hexdigest()}" != digest:
             raise TransientError(f"output.uri is {self._uri}: the blob {digest[:19]}… comes back with other bytes")
+
+    def check_blob(self, digest: str) -> None:
+        """Pull a blob, again where it is cut off. Raises as `blob`."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                for _ in self.blob(digest):
+                    pass
+                return
+            except TransientError:
+                if attempt == ATTEMPTS:
+                    raise
 
     def _begin_upload(self) -> str:
         answer = self._request("POST", "blobs/uploads/", headers={"Content-Length": "0"})
@@ -135,17 +174,25 @@ class Registry:
         headers: Mapping[str, str] | None = None,
         body: object = None,
         stream: bool = False,
+        options: Mapping[str, Any] | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        """`where` is a path below the repository, or a whole address that the registry gave."""
+        """`where` is a path below the repository, or one that the registry gave; `options` are urllib3's."""
         url = where if "://" in where else f"{self._root}/v2/{self._uri.repository}/{where}"
-        answer = self._send(method, url, headers or {}, body, stream=stream)
+        answer = self._send(method, url, headers or {}, body, stream=stream, options=options or {})
         if answer.status == 401 and self._authenticate(answer):
             _rewind(body)
-            answer = self._send(method, url, headers or {}, body, stream=stream)
+            answer = self._send(method, url, headers or {}, body, stream=stream, options=options or {})
         return answer
 
     def _send(
-        self, method: str, url: str, headers: Mapping[str, str], body: object, *, stream: bool = False
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: object,
+        *,
+        stream: bool,
+        options: Mapping[str, Any],
     ) -> urllib3.BaseHTTPResponse:
         own = is_own(url, self._root)
         # Storage that a registry redirects to must not see the credentials.
@@ -157,6 +204,7 @@ class Registry:
                 headers={**headers, **secret},
                 body=body,  # type: ignore[arg-type]  # a binary file is sent, too, which urllib3's annotation leaves out
                 preload_content=not stream,
+                **options,
             )
         except urllib3.exceptions.HTTPError as error:
             unreachable = (

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from lora_trainer.artifact.manifest import Published, check_digests, read_manifest
+from lora_trainer.artifact.manifest import Published, check_digests, manifest_digest, read_manifest
 from lora_trainer.contract.uri import ClaimUri, HubUri, OciUri, S3Uri, UriError, parse_uri
 from lora_trainer.errors import ConfigError
 from lora_trainer.places.outputs import open_sink
@@ -13,8 +13,9 @@ from lora_trainer.places.volumes import Volumes
 def publish_folder(folder: Path, address: str, volumes: Volumes) -> Published:
     """Put a verified result that lies in `folder` at `address`, under the run that its manifest names.
 
-    The folder stays as it is. Where the address holds this run's result already, it stays the only one. Raises
-    `ConfigError`, `VerificationError` where a file is not what the manifest says, and the errors of a sink.
+    The folder stays as it is. Where the address holds this very result already, it stays the only one. Raises
+    `ConfigError`, also where it holds another one of the run, such as its merged model, `VerificationError` where a
+    file is not what the manifest says, and the errors of a sink.
     """
     try:
         uri = parse_uri(address)
@@ -27,4 +28,13 @@ def publish_folder(folder: Path, address: str, volumes: Volumes) -> Published:
     config = manifest.config
     output = dataclasses.replace(config.output, uri=address)
     sink = open_sink(dataclasses.replace(config, output=output), volumes, keep=True)
-    return sink.published() or sink.publish(folder)
+    there, digest = sink.published(), manifest_digest(folder)
+    if there is None:
+        return sink.publish(folder)
+    found = there.manifest or there.digest
+    if found != digest:
+        raise ConfigError(
+            f"{there.uri} holds another result of the run {config.run.name} already, whose manifest.json "
+            f"has {found[:19]}… and not {digest[:19]}…: nothing is overwritten; name another address"
+        )
+    return there

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.artifact.manifest import MANIFEST, Manifest, Published, read_manifest
+from lora_trainer.artifact.manifest import MANIFEST, Manifest, Published, check_digests, read_manifest
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import OciUri
@@ -54,8 +54,9 @@ class OciSink:
         return None
 
     def publish(self, folder: Path) -> Published:
-        """Upload, pull back, tag. Raises `StorageError` (`UploadFailed`)."""
+        """Upload, pull back, tag. Raises `StorageError` (`UploadFailed`), and `DamagedError` for a changed file."""
         manifest = read_manifest(folder)
+        check_digests(folder, manifest)
         try:
             content = self._upload(folder, manifest)
             digest = _digest(content)
@@ -108,12 +109,15 @@ class OciSink:
 
     def _described(self, tag: str, content: bytes) -> Published:
         digest = _digest(content)
-        return Published(uri=f"oci://{self.uri.registry}/{self.uri.repository}:{tag}@{digest}", digest=digest)
+        uri = f"oci://{self.uri.registry}/{self.uri.repository}:{tag}@{digest}"
+        return Published(uri=uri, digest=digest, manifest=_manifest_in(content))
 
     def _upload(self, folder: Path, manifest: Manifest) -> bytes:
         """All blobs; the text of the artefact's manifest, the same for the same files."""
-        files = [*(entry.path for entry in manifest.files), MANIFEST]
-        blobs = {name: _blob(folder / name) for name in files}
+        blobs = {
+            entry.path: Blob(digest=f"sha256:{entry.sha256}", size_bytes=entry.size_bytes) for entry in manifest.files
+        }
+        blobs[MANIFEST] = _blob(folder / MANIFEST)
         for name, blob in blobs.items():
             self.registry.put_blob(blob, folder / name)
         with temporary_folder("lora-oci-") as temporary:
@@ -128,8 +132,7 @@ class OciSink:
             message = f"output.uri is {self.uri}: the manifest {digest[:19]}… comes back with other bytes"
             raise StorageError(message, Reason.UPLOAD_FAILED)
         for layer in json.loads(content)["layers"]:
-            for _ in self.registry.blob(layer["digest"]):
-                pass
+            self.registry.check_blob(layer["digest"])
 
 
 def _blob(path: Path) -> Blob:
@@ -147,6 +150,13 @@ def _run_of(content: bytes) -> str | None:
         return str(json.loads(content)["annotations"][RUN])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _manifest_in(content: bytes) -> str | None:
+    """The digest of the result's own manifest in an artefact."""
+    layers = json.loads(content).get("layers", ())
+    found = (layer["digest"] for layer in layers if layer.get("annotations", {}).get(TITLE) == MANIFEST)
+    return next(found, None)
 
 
 def _model_config(manifest: Manifest, blobs: Mapping[str, Blob]) -> str:

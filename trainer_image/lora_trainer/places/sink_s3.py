@@ -1,15 +1,17 @@
 """A result in a bucket: every object verified by reading it back, the manifest last.
 
 S3 has no rename. An object appears whole or not at all, and a folder of them is a result once its manifest.json is
-there; until then a mark says whose it is. What an interrupted attempt left is completed by the next.
+there; until then a mark says whose it is. What an interrupted attempt left is completed by the next, which removes what
+it does not need of that.
 """
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import urllib3
 from minio.error import MinioException, S3Error
 
 from lora_trainer.artifact.manifest import (
@@ -17,6 +19,7 @@ from lora_trainer.artifact.manifest import (
     MARKER,
     Manifest,
     Published,
+    files_of_manifest,
     manifest_digest,
     read_manifest,
     run_of_manifest,
@@ -25,6 +28,7 @@ from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import S3Uri
 from lora_trainer.errors import StorageError, TransientError, one_sentence
+from lora_trainer.places.network import ATTEMPTS
 from lora_trainer.places.roles import upload_failed
 from lora_trainer.places.s3 import PART_BYTES, Connection, Item
 
@@ -32,6 +36,8 @@ log = logging.getLogger(__name__)
 _CHUNK_BYTES = 2**20
 _UPLOADS = 2
 """How often an object is sent whose bytes come back changed."""
+_SENT_AS = "lora-sent-as"
+"""Metadata of an object: which run sent it under which key. Nothing else is ever removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +77,14 @@ class S3Sink:
         """Download all objects of the result. Raises `StorageError` for a key that leads out of the folder."""
         place = next(place for place in self._places() if str(place) == published.uri)
         folder.mkdir(parents=True, exist_ok=True)
+        # Others may have added to it, and an interrupted attempt.
+        listed = self._listed(place, files_of_manifest(self.connection.read(_below(place, MANIFEST)) or b""))
         for item in self.connection.items(place):
             target = folder / item.key.removeprefix(f"{place.key}/")
             if not target.resolve().is_relative_to(folder.resolve()):
                 raise StorageError(f"output.uri is {published.uri}: {item.key} leads out of the folder")
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.name != MARKER:
+            if item.key in listed:
                 self.connection.download(place, item, target)
 
     def _places(self) -> tuple[S3Uri, S3Uri]:
@@ -135,10 +143,30 @@ class S3Sink:
         for entry in manifest.files:
             target = _below(place, entry.path)
             self._upload(target, folder / entry.path, entry.sha256, there.get(target.key))
+        self._remove_stale(place, there.keys() - self._listed(place, [entry.path for entry in manifest.files]))
         target = _below(place, MANIFEST)
         sha256 = manifest_digest(folder).removeprefix("sha256:")
         self._upload(target, folder / MANIFEST, sha256, there.get(target.key))
         self._remove_mark(place)
+
+    def _listed(self, place: S3Uri, files: Iterable[str]) -> set[str]:
+        """Keys of a result with these files."""
+        return {_below(place, name).key for name in (*files, MANIFEST)}
+
+    def _remove_stale(self, place: S3Uri, keys: Iterable[str]) -> None:
+        """Remove those that an interrupted attempt of this run sent, and that the result does not have."""
+        for key in sorted(keys):
+            with self.connection.sentences(place):
+                try:
+                    found = self.connection.client.stat_object(place.bucket, key).metadata or {}
+                    said = {name.lower(): value for name, value in found.items()}.get(f"x-amz-meta-{_SENT_AS}")
+                    if said == self._sent_as(key):
+                        self.connection.client.remove_object(place.bucket, key)
+                except MinioException as error:
+                    log.warning("%s, which is no part of the result, stays in %s: %s", key, place, one_sentence(error))
+
+    def _sent_as(self, key: str) -> str:
+        return hashlib.sha256(f"{self.uid} {key}".encode()).hexdigest()
 
     def _remove_mark(self, place: S3Uri) -> None:
         with self.connection.sentences(place):
@@ -154,7 +182,13 @@ class S3Sink:
             return
         for _ in range(_UPLOADS):
             with self.connection.sentences(target):
-                self.connection.client.fput_object(target.bucket, target.key, str(path), part_size=PART_BYTES)
+                self.connection.client.fput_object(
+                    target.bucket,
+                    target.key,
+                    str(path),
+                    part_size=PART_BYTES,
+                    metadata={_SENT_AS: self._sent_as(target.key)},
+                )
             if self._sha256(target) == sha256:
                 return
         raise StorageError(
@@ -164,11 +198,19 @@ class S3Sink:
         )
 
     def _sha256(self, target: S3Uri) -> str:
-        digest = hashlib.sha256()
-        with self.connection.sentences(target):
-            for chunk in _content(self.connection, target):
-                digest.update(chunk)
-        return digest.hexdigest()
+        """Of what comes back, which is asked for again where it is cut off."""
+        for attempt in range(1, ATTEMPTS + 1):
+            digest = hashlib.sha256()
+            with self.connection.sentences(target):
+                try:
+                    for chunk in _content(self.connection, target):
+                        digest.update(chunk)
+                except (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError):
+                    if attempt == ATTEMPTS:
+                        raise
+                else:
+                    return digest.hexdigest()
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def _content(connection: Connection, target: S3Uri) -> Iterator[bytes]:

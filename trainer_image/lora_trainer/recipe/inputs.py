@@ -37,7 +37,7 @@ has 2 GiB, of which the libraries take a third."""
 
 def fetch(config: TrainConfig, volumes: Volumes, hub: Hub) -> None:
     """Model and data into the cache. Raises `TrainerError`."""
-    files = locate(config.dataset, volumes, hub) + locate_validation(config.dataset, volumes, hub)
+    files = locate(config.dataset, volumes, hub).files + locate_validation(config.dataset, volumes, hub).files
     base = find_base(config.model.uri, volumes, hub)
     log.info("%s at %s and %d files of data are at hand", base.name, base.revision, len(files))
 

@@ -153,7 +153,7 @@ def run_training(
         if not goes_on:
             curves.evaluated(0, loss=before.loss, standard_error=before.standard_error)
         device.reset_peak_memory()
-        record = _record(config, base, data, resolved, identity=ours, before=before)
+        record = _record(config, base, data, samples, resolved, identity=ours, before=before)
         training = Training(
             adapted=adapted,
             examples=data.training,
@@ -262,12 +262,21 @@ def _write(
         noise=noise,
         verbatim=verbatim,
         day=day,
+        dataset_revision=record.dataset_revision,
+        validation_revision=record.validation_revision,
         advice=advice,
     )
 
 
 def _record(
-    config: TrainConfig, base: Base, data: Data, resolved: ResolvedRun, *, identity: Identity, before: Evaluation
+    config: TrainConfig,
+    base: Base,
+    data: Data,
+    samples: Samples,
+    resolved: ResolvedRun,
+    *,
+    identity: Identity,
+    before: Evaluation,
 ) -> RunRecord:
     return RunRecord(
         identity=identity,
@@ -279,6 +288,8 @@ def _record(
         base_revision=base.revision,
         versions=versions(resolved),
         before=before,
+        dataset_revision=samples.dataset_revision,
+        validation_revision=samples.validation_revision,
     )
 
 

@@ -107,6 +107,8 @@ def write_manifest(
     noise: float,
     verbatim: bool,
     day: date | None,
+    dataset_revision: str | None,
+    validation_revision: str | None,
     advice: tuple[Advice, ...] = (),
 ) -> Manifest:
     """Write the model card, then the manifest over all files, everything forced to the disk. Raises `StorageError`."""
@@ -123,6 +125,8 @@ def write_manifest(
         encoding=ENCODING,
         verbatim=verbatim,
         day=day,
+        dataset_revision=dataset_revision,
+        validation_revision=validation_revision,
         versions=versions(resolved),
         files=(),
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Verification
+from lora_trainer.data.dataset_files import at_commits
+from lora_trainer.data.survey import Samples
 from lora_trainer.errors import CheckpointError, ConfigError, storage_error
 from lora_trainer.model.device import Device, choose_anywhere
 from lora_trainer.model.loading import Adapted, adapt, load_model
@@ -47,7 +49,8 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
     device = choose_anywhere(config.device, config.training.precision)
     base = find_base(saved.pinned(config.model.uri), volumes, hub)
     adapted = _adapted(record, base, device, state)
-    rows = evaluation_rows(config, volumes, hub, base, saved.day)
+    read = at_commits(config, record.dataset_revision, record.validation_revision)
+    rows = evaluation_rows(read, volumes, hub, base, saved.day)
     after, noise = _evaluated(record, adapted, device, rows)
     partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
     try:
@@ -66,6 +69,7 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
             template=encoder.template,
             verbatim=rows.samples.verbatim and not encoder.has_template,
             day=encoder.day,
+            samples=rows.samples,
         )
         verification = verify(partial, volumes, hub, anywhere=True)
         partial.rename(output)
@@ -125,6 +129,7 @@ def _write(
     template: str | None,
     verbatim: bool,
     day: date | None,
+    samples: Samples,
 ) -> None:
     config, course = record.config, state.course
     trained = Trained(
@@ -149,4 +154,6 @@ def _write(
         noise=noise,
         verbatim=verbatim,
         day=day,
+        dataset_revision=samples.dataset_revision,
+        validation_revision=samples.validation_revision,
     )

@@ -11,8 +11,10 @@ from pathlib import PurePosixPath
 from lora_trainer.artifact.manifest import Manifest
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.template_fields import template_config_map
+from lora_trainer.contract.uri import at_commit
 from lora_trainer.data import dataset as datasets
 from lora_trainer.data.chosen_template import chosen_template
+from lora_trainer.data.dataset_files import at_commits
 from lora_trainer.data.store import Examples
 from lora_trainer.data.survey import Samples, load_samples
 from lora_trainer.data.tokenizer import load_encoder
@@ -37,7 +39,7 @@ class Evaluated:
 def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub) -> tuple[Base, Examples]:
     """The base model and the evaluated rows of a run, read afresh. Raises `VerificationError` where either changed."""
     config = manifest.config
-    base = find_base(_pinned(config.model.uri, manifest.base_revision), volumes, hub)
+    base = find_base(at_commit(config.model.uri, manifest.base_revision), volumes, hub)
     if base.revision != manifest.base_revision:
         raise VerificationError(
             f"the base model is at {base.revision} now, the adapter was trained on {manifest.base_revision}: "
@@ -45,7 +47,8 @@ def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub) -> tuple[Base,
         )
     _check_template(manifest, volumes)
     with encoding_named(manifest):
-        rows = evaluation_rows(config, volumes, hub, base, manifest.day)
+        read = at_commits(config, manifest.dataset_revision, manifest.validation_revision)
+        rows = evaluation_rows(read, volumes, hub, base, manifest.day)
     fingerprint = rows.samples.fingerprint
     if fingerprint != manifest.resolved.dataset_fingerprint:
         raise VerificationError(
@@ -71,11 +74,6 @@ def _check_template(manifest: Manifest, volumes: Volumes) -> None:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _pinned(uri: str, revision: str) -> str:
-    """The model's address at the commit that was used, whatever its branch points to by now."""
-    return f"{uri.partition('@')[0]}@{revision}" if uri.startswith("hf://") else uri
 
 
 @contextlib.contextmanager

@@ -1,5 +1,5 @@
-"""What a run keeps that is on its way, over an upgrade and on another device: how many rows it holds out at most, and
-how the base is quantized.
+"""What a run keeps that is on its way, over an upgrade, on another device and while branches move: how many rows it
+holds out at most, how the base is quantized, and the commits that it reads.
 
 Without PyTorch: rows are chosen before it is imported.
 """
@@ -11,6 +11,8 @@ from pathlib import Path
 
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS
+from lora_trainer.contract.uri import at_commit
+from lora_trainer.data.dataset_files import at_commits
 from lora_trainer.training.checkpoint import RUN_FILE, checkpoint_folders
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,25 @@ def with_kept_limit(config: TrainConfig, workspace: Path | None) -> TrainConfig:
             return config
         log.info("held-out rows: at most %s, as when the run began", "any number" if kept is None else kept)
         return dataclasses.replace(config, dataset=dataclasses.replace(dataset, max_validation_rows=kept))
+    return config
+
+
+def with_kept_commits(config: TrainConfig, workspace: Path | None) -> TrainConfig:
+    """The configuration to read model and data by: addresses of the Hub at the commits of the run's checkpoints in its
+    folder, where there are any. Earlier releases noted that of the model alone."""
+    for folder in checkpoint_folders(workspace) if workspace is not None else ():
+        try:
+            record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+            model, data = record["config"]["model"], record["config"]["dataset"]
+            # Without a cluster a run can go on with another address of the same content.
+            base = record["base_revision"] if model["uri"] == config.model.uri else None
+            rows = record.get("dataset_revision") if data["uri"] == config.dataset.uri else None
+            same = data.get("validation_uri") == config.dataset.validation_uri
+            held_out = record.get("validation_revision") if same else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # as above
+        pinned = dataclasses.replace(config.model, uri=at_commit(config.model.uri, base))
+        return at_commits(dataclasses.replace(config, model=pinned), rows, held_out)
     return config
 
 

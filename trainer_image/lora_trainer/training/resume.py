@@ -12,6 +12,7 @@ from lora_trainer.contract.fit.limits import TOKEN_BUDGET
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import ResolvedRun
+from lora_trainer.contract.uri import at_commit
 from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.errors import CheckpointError
 from lora_trainer.model.convert import Start
@@ -145,9 +146,7 @@ class Saved:
 
     def pinned(self, uri: str) -> str:
         """The model's address at the commit that the run began with, whatever its branch points to by now."""
-        if not self.own or not uri.startswith("hf://"):
-            return uri
-        return f"{uri.partition('@')[0]}@{self.record.base_revision}"
+        return at_commit(uri, self.record.base_revision) if self.own else uri
 
     def learned(self) -> RowSketch | None:
         """The training rows of its run and of those that it went on from; None where it does not say. Raises

@@ -100,7 +100,8 @@ class Course:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """What a checkpoint says of its run: enough to make the adapter of it. `before` is the evaluation of the base
-    model, `identity` as of `lora_trainer.training.identity`."""
+    model, `identity` as of `lora_trainer.training.identity`. `dataset_revision` and `validation_revision` are the
+    commits of data sets on the Hub; earlier releases note none."""
 
     identity: Mapping[str, str]
     config: TrainConfig
@@ -111,6 +112,8 @@ class RunRecord:
     base_revision: str
     versions: Mapping[str, str]
     before: Evaluation
+    dataset_revision: str | None = None
+    validation_revision: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
