@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -269,7 +270,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_hides_no_other(
     """Of several runs of a name the newest whole checkpoint counts; where none is whole, that is an error."""
     for name, when in (("one", 3e9), ("two", 1e9), ("three", 2e9)):
         (tmp_path / name).mkdir()
-        save(Checkpoints(tmp_path / name, keep=2, wall_clock=lambda when=when: when), 1)
+        save(Checkpoints(tmp_path / name, keep=2, wall_clock=partial(float, when)), 1)
     (tmp_path / "empty").mkdir()
     folders = [tmp_path / name for name in ("one", "two", "three", "empty")]
 

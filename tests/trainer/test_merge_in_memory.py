@@ -77,7 +77,7 @@ def test_files_names_types_and_configuration_are_the_bases(tmp_path: Path) -> No
     check_weights(open_folder(base), adapter, merged, lora())
 
 
-@pytest.mark.parametrize("how", ["router", "type", "unread"])
+@pytest.mark.parametrize("how", ["router", "type", "unread", "more"])
 def test_what_loads_as_the_same_model_and_is_not_the_bases_is_found(tmp_path: Path, how: str) -> None:
     """Both models are rounded alike when they are loaded, and lack the same."""
     base, adapter = mixture(tmp_path)
@@ -89,6 +89,8 @@ def test_what_loads_as_the_same_model_and_is_not_the_bases_is_found(tmp_path: Pa
         tensors = {name: t * (1 + 2**-20) if name.endswith(ROUTER) else t for name, t in tensors.items()}
     elif how == "type":
         tensors["mtp.layers.0.weight"] = tensors["mtp.layers.0.weight"].half()
+    elif how == "more":
+        tensors["zero.weight"] = torch.zeros(4, 4).bfloat16()
     else:
         del tensors["mtp.layers.0.weight"]
     save_file(tensors, file, metadata={"format": "pt"})

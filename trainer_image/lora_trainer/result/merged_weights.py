@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lora_trainer.artifact.tensor_files import Entry, chunks, entries_of, header_bytes
+from lora_trainer.artifact.tensor_files import Entry, chunks, entries_of, header_bytes, read_entries
 from lora_trainer.contract.config import LoraConfig
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.apply import Update, read_updates
@@ -55,7 +55,10 @@ def check_weights(base: Base, adapter: Path, merged: Path, lora: LoraConfig) -> 
     files = weight_files(base.folder)
     names = parameters_of(loaded.model, files)
     unseen = set(changes) - set(names.values())
-    converted = bool(unseen) or set(files) != set(weight_files(merged))
+    added = _tensors(merged, files) - _tensors(base.folder, files)
+    if unknown := added - set(parameters_of(loaded.model, added)):
+        raise VerificationError(f"the merged model's files hold {min(unknown)}, which the base model has not")
+    converted = bool(unseen or added)
     for key, before, after in _in_files(base.folder, merged):
         if key in names or not converted:
             _check(key, before, after, changes.get(names.get(key, key)))
@@ -80,6 +83,10 @@ def _changes(loaded: Loaded, updates: list[Update], whole: Mapping[str, torch.Te
             transposed = bool(getattr(module, "is_transposed", False))
             changes[update.target] = _Product(update=update, transposed=transposed)
     return changes
+
+
+def _tensors(folder: Path, files: Mapping[str, str]) -> set[str]:
+    return {entry.name for file in set(files.values()) for entry in read_entries(folder / file)}
 
 
 def _in_files(base: Path, merged: Path) -> Pairs:
