@@ -161,6 +161,13 @@ def test_an_adapter_that_vllm_cannot_serve_says_so() -> None:
     assert "vllm serve" not in card
 
 
+@pytest.mark.parametrize(("variant", "form"), [("DoRA", Form.ADAPTER), ("LoRA", Form.ADAPTER), ("DoRA", Form.MERGED)])
+def test_a_dora_adapter_is_to_be_loaded_with_peft(variant: str, form: Form) -> None:
+    """Transformers' own loading of adapters gives other logits without a word."""
+    card = model_card(manifest(config=make_config(lora={"rank": 4, "alpha": 8, "variant": variant}), format=form))
+    assert ("Load it with PEFT, as above" in card) == (variant == "DoRA" and form is Form.ADAPTER)
+
+
 @pytest.mark.parametrize("template", [True, False])
 def test_a_template_that_the_base_model_lacks_is_explained(template: bool) -> None:
     """Without it a server refuses chats, or another one's headings meet the adapter."""

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from lora_trainer.artifact.files import FileEntry
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import CheckpointError, StorageError, TransientError
 from lora_trainer.training import checkpoint
-from lora_trainer.training.checkpoint import Checkpoints, newest_of, read_checkpoint
+from lora_trainer.training.checkpoint import Checkpoints, newest_in, newest_of, read_checkpoint
 
 KIB = 1024
 
@@ -261,3 +262,28 @@ def test_a_volume_that_fails_is_no_damaged_checkpoint(
     with pytest.raises(StorageError, match=f"step-00000002 cannot be read: {os.strerror(code)}; look at the") as caught:
         newest_of(tmp_path)
     assert caught.value.code == 74
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_hides_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of several runs of a name the newest whole checkpoint counts; where none is whole, that is an error."""
+    for name, when in (("one", 3e9), ("two", 1e9), ("three", 2e9)):
+        (tmp_path / name).mkdir()
+        save(Checkpoints(tmp_path / name, keep=2, wall_clock=partial(float, when)), 1)
+    (tmp_path / "empty").mkdir()
+    folders = [tmp_path / name for name in ("one", "two", "three", "empty")]
+
+    def found() -> str | None:
+        newest = newest_in(folders)
+        return None if newest is None else newest.folder.parent.name
+
+    assert found() == "one"
+    for name, left in (("one", "three"), ("three", "two")):
+        (tmp_path / name / "step-00000001/weights.pt").write_bytes(b"")
+        assert found() == left
+    assert "none of the 1 checkpoints in" in caplog.text
+    (tmp_path / "two/step-00000001/weights.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints in"):
+        newest_in(folders)
+    assert newest_in(folders[3:]) is None

@@ -24,6 +24,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.processing_utils import ProcessorMixin
 
 from lora_trainer.artifact.tensor_files import read_entries
 from lora_trainer.contract.fit.merging import CONVERTED
@@ -165,6 +166,48 @@ def test_files_names_and_types_stay_those_of_the_base(tmp_path: Path) -> None:
                 )
                 weight = (weight.double() + 2 * up.double() @ down.double()).bfloat16()  # noqa: PLW2901 - the one wanted
             assert torch.equal(after[key], weight), key
+
+
+def test_of_a_single_file_and_an_index_that_is_merged_which_is_loaded(tmp_path: Path) -> None:
+    """The single file, as Transformers does; what is left of an index does not go along."""
+    base = make_model(tmp_path / "base")
+    old = "model-00001-of-00001.safetensors"
+    tensors = load_file(base / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, base / old, metadata={"format": "pt"})
+    index = json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, old)})
+    (base / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    adapter = adapter_of(base, tmp_path / "adapter", target_modules=["q_proj"])
+    merge_into(adapter, base, tmp_path / "merged")
+    assert not list((tmp_path / "merged").glob("*0*")) + list((tmp_path / "merged").glob("*index*"))
+    found, name = load_file(tmp_path / "merged/model.safetensors"), "model.embed_tokens.weight"
+    assert torch.equal(found[name], tensors[name])
+
+
+def test_weights_that_the_configuration_names_are_merged_in_their_file(tmp_path: Path) -> None:
+    """They were read, and another name was written."""
+    base = make_model(tmp_path / "base")
+    (base / "model.safetensors").rename(base / "first.safetensors")
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps({**config, "transformers_weights": "first.safetensors"}))
+    adapter = adapter_of(base, tmp_path / "adapter", target_modules=["q_proj"])
+    merge_into(adapter, base, tmp_path / "merged")
+    assert [path.name for path in (tmp_path / "merged").glob("*.safetensors")] == ["first.safetensors"]
+    wanted = PeftModel.from_pretrained(load(base), str(adapter)).eval()(IDS).logits
+    torch.testing.assert_close(load(tmp_path / "merged")(IDS).logits, wanted, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_processor_has_the_template_that_was_learned(tmp_path: Path, *, chosen: bool) -> None:
+    """Older multimodal models have theirs in a file of its own, which goes before the other."""
+    base = make_model(tmp_path / "base")
+    (base / "chat_template.json").write_text(json.dumps({"chat_template": "the base's"}), encoding="utf-8")
+    (base / "processor_config.json").write_text("{}", encoding="utf-8")
+    adapter = adapter_of(base, tmp_path / "adapter", target_modules=["q_proj"])
+    if chosen:
+        (adapter / "chat_template.jinja").write_text("the learned one", encoding="utf-8")
+    merge_into(adapter, base, tmp_path / "merged")
+    found = ProcessorMixin.get_processor_dict(str(tmp_path / "merged"))[0]["chat_template"]
+    assert found == ("the learned one" if chosen else "the base's")
 
 
 @pytest.mark.parametrize("place", ["nowhere", "chat_template.jinja", "tokenizer_config.json"])

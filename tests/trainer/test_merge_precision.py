@@ -22,8 +22,9 @@ from lora_trainer.contract.config import Merge, MergePrecision
 from lora_trainer.places.hub import Hub
 from lora_trainer.result.merge import merge_into
 from lora_trainer.result.merge_stage import merge_by_hand, merge_result
-from lora_trainer.result.merged_config import INDEX, say_fp32
+from lora_trainer.result.merged_config import say_fp32
 
+INDEX = "model.safetensors.index.json"
 KINDS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "several files, tied embeddings": (llama, {"target_modules": ALL}),
     "DoRA, norm whole": (llama, {"target_modules": ALL, "use_dora": True, "modules_to_save": ["norm"]}),

@@ -110,12 +110,11 @@ def test_a_merged_model_with_a_wrong_weight_is_no_result(
     """Its folder gets no manifest, so that nobody takes it for one."""
     source, volumes = adapter
 
-    def wrong(one: Path, base: Path, target: Path, _precision: MergePrecision) -> bool:
-        by_tensor = merge_into(one, base, target)
+    def wrong(one: Path, base: Path, target: Path, _precision: MergePrecision) -> None:
+        merge_into(one, base, target)
         tensors = load_file(target / "model.safetensors")
         name = "model.layers.1.mlp.up_proj.weight"
         save_file({**tensors, name: tensors[name] * 1.001}, target / "model.safetensors", metadata={"format": "pt"})
-        return by_tensor
 
     monkeypatch.setattr(merge_stage, "merge_into", wrong)
     with pytest.raises(VerificationError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is not what base and adapter"):
@@ -129,11 +128,10 @@ def test_right_weights_that_load_as_another_model_are_no_result(
     """By a configuration that changed on the way, say: the loss shows it."""
     source, volumes = adapter
 
-    def wrong(one: Path, base: Path, target: Path, _precision: MergePrecision) -> bool:
-        by_tensor = merge_into(one, base, target)
+    def wrong(one: Path, base: Path, target: Path, _precision: MergePrecision) -> None:
+        merge_into(one, base, target)
         document = json.loads((target / "config.json").read_text(encoding="utf-8"))
         (target / "config.json").write_text(json.dumps({**document, "rms_norm_eps": 1.0}), encoding="utf-8")
-        return by_tensor
 
     monkeypatch.setattr(merge_stage, "merge_into", wrong)
     with pytest.raises(VerificationError, match="the written merged model gives a loss of"):

@@ -40,14 +40,14 @@ KINDS: dict[str, tuple[Callable[[Path], Path] | None, LoraConfig]] = {
 }
 
 
-def merged(base: Base, encoder: Encoder, device: Device, lora: LoraConfig, root: Path) -> tuple[Path, Path, bool]:
-    """An adapter that was trained for two steps, the model merged of it, and whether that was done tensor by tensor."""
+def merged(base: Base, encoder: Encoder, device: Device, lora: LoraConfig, root: Path) -> tuple[Path, Path]:
+    """An adapter that was trained for two steps, and the model merged of it."""
     adapted = variants.fresh(base, device, lora)
     variants.learn(adapted, variants.rows(encoder), device, steps=2)
     (root / "adapter").mkdir()
     save_adapter(adapted.model, adapted.starts, root / "adapter")
-    by_tensor = merge.merge_into(root / "adapter", base.folder, root / "merged")
-    return root / "adapter", root / "merged", by_tensor
+    merge.merge_into(root / "adapter", base.folder, root / "merged")
+    return root / "adapter", root / "merged"
 
 
 @pytest.fixture
@@ -60,17 +60,18 @@ def base(tiny_folder: Path, tmp_path: Path) -> Base:
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_correct_merge_is_what_rounding_explains(
-    base: Base, encoder: Encoder, cpu: Device, tmp_path: Path, kind: str
+    *, base: Base, encoder: Encoder, cpu: Device, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     """Every kind of adapter, into 16 bits and into fp32, whether its files are edited or it is merged in memory."""
+    caplog.set_level("INFO")
     make, lora = KINDS[kind]
     full = base.folder if make is None else make(tmp_path / "full")
     for name, folder in (("full", full), ("half", in_16_bits(full, tmp_path / "half"))):
         (tmp_path / f"of-{name}").mkdir()
         found = open_folder(folder)
-        adapter, model, by_tensor = merged(found, encoder, cpu, lora, tmp_path / f"of-{name}")
-        assert by_tensor == (kind not in ("experts", "tied embeddings whole"))
-        check_weights(found, adapter, model, lora, by_tensor=by_tensor)
+        adapter, model = merged(found, encoder, cpu, lora, tmp_path / f"of-{name}")
+        check_weights(found, adapter, model, lora)
+        assert ("whole model in memory" in caplog.text) == (kind in ("experts", "tied embeddings whole"))
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "mistral3", "qwen2_5_vl", "falcon", "gpt_neox", "qwen3_moe"])
@@ -79,11 +80,10 @@ def test_files_with_older_names_are_edited_and_give_what_a_merge_in_memory_does(
 ) -> None:
     """A model that sees has its weights in files as `language_model.model`, and in memory as `model.language_model`."""
     base = open_folder(in_16_bits(make_family(tmp_path / "full", kind), tmp_path / "base"))
-    adapter, model, by_tensor = merged(base, encoder, cpu, LORA, tmp_path)
-    assert by_tensor
-    check_weights(base, adapter, model, LORA, by_tensor=True)
+    adapter, model = merged(base, encoder, cpu, LORA, tmp_path)
+    check_weights(base, adapter, model, LORA)
     monkeypatch.setattr(merge, "_keys", lambda *_arguments: None)
-    assert not merge.merge_into(adapter, base.folder, tmp_path / "in memory")
+    merge.merge_into(adapter, base.folder, tmp_path / "in memory")
     one, other = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "in memory"))
     assert one.keys() == other.keys() == load_file(base.folder / "model.safetensors").keys()
     assert any(not name.startswith("model.") for name in one) or kind != "gemma3"
@@ -127,9 +127,9 @@ def test_a_faulty_merge_is_found_by_its_weights(
 ) -> None:
     """However little two steps changed: a scale 5 % off, a layer left out, and rounding once more than needed."""
     fault(monkeypatch)
-    adapter, model, by_tensor = merged(base, encoder, cpu, LORA, tmp_path)
+    adapter, model = merged(base, encoder, cpu, LORA, tmp_path)
     with pytest.raises(VerificationError, match=r"is not what base and adapter give: it differs by .* explains"):
-        check_weights(base, adapter, model, LORA, by_tensor=by_tensor)
+        check_weights(base, adapter, model, LORA)
 
 
 def test_a_weight_of_another_type_is_named() -> None:
@@ -142,10 +142,10 @@ def test_a_weight_of_another_type_is_named() -> None:
 def test_a_fault_in_experts_is_found_in_memory(encoder: Encoder, cpu: Device, tmp_path: Path) -> None:
     """Whose files name them otherwise than the model does."""
     base = open_folder(make_mixture(tmp_path / "base"))
-    adapter, model, by_tensor = merged(base, encoder, cpu, EXPERTS, tmp_path)
+    adapter, model = merged(base, encoder, cpu, EXPERTS, tmp_path)
     spoil(model, "experts.2.w1", lambda tensor: tensor * 1.001)
     with pytest.raises(VerificationError, match=r"experts\.gate_up_proj is not what base and adapter give"):
-        check_weights(base, adapter, model, EXPERTS, by_tensor=by_tensor)
+        check_weights(base, adapter, model, EXPERTS)
 
 
 def spoil(folder: Path, name: str, how: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -175,10 +175,10 @@ def test_what_is_written_otherwise_is_named(
     sentence: str,
 ) -> None:
     """Copies, types, shapes, and numbers that are none."""
-    adapter, model, by_tensor = merged(base, encoder, cpu, LORA, tmp_path)
+    adapter, model = merged(base, encoder, cpu, LORA, tmp_path)
     spoil(model, name, how)
     with pytest.raises(VerificationError, match=sentence):
-        check_weights(base, adapter, model, LORA, by_tensor=by_tensor)
+        check_weights(base, adapter, model, LORA)
 
 
 def test_blocks_of_a_matrix_are_compared_to_the_last_row(
@@ -186,12 +186,12 @@ def test_blocks_of_a_matrix_are_compared_to_the_last_row(
 ) -> None:
     """A large matrix is never whole in fp64."""
     monkeypatch.setattr(merged_weights, "_BLOCK", 64 * 5)
-    adapter, model, by_tensor = merged(base, encoder, cpu, LORA, tmp_path)
-    check_weights(base, adapter, model, LORA, by_tensor=by_tensor)
+    adapter, model = merged(base, encoder, cpu, LORA, tmp_path)
+    check_weights(base, adapter, model, LORA)
 
     def last_row(tensor: torch.Tensor) -> torch.Tensor:
         return torch.cat([tensor[:-1], tensor[-1:] * 1.05])
 
     spoil(model, "layers.1.mlp.up_proj", last_row)
     with pytest.raises(VerificationError, match=r"layers\.1\.mlp\.up_proj"):
-        check_weights(base, adapter, model, LORA, by_tensor=by_tensor)
+        check_weights(base, adapter, model, LORA)

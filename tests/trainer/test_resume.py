@@ -110,12 +110,17 @@ def of_an_earlier_release(place: Place, *names: str) -> None:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         for name in names:
             del record["identity"][name]
-        (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        (entry,) = (entry for entry in manifest["files"] if entry["path"] == "run.json")
-        content = (folder / "run.json").read_bytes()
-        entry.update(size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        rewrite(folder, "run.json", record)
+
+
+def rewrite(folder: Path, name: str, document: dict[str, Any]) -> None:
+    """Change a file of a checkpoint, and what its manifest says of it."""
+    (folder / name).write_text(json.dumps(document), encoding="utf-8")
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    (entry,) = (entry for entry in manifest["files"] if entry["path"] == name)
+    content = (folder / name).read_bytes()
+    entry.update(size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def test_a_run_that_an_earlier_release_began_goes_on(done: Place) -> None:
@@ -304,8 +309,11 @@ def test_any_checkpoint_becomes_a_verified_adapter(done: Place, tmp_path: Path) 
     assert (last / "adapter_model.safetensors").read_bytes() == weights(done)
     loss = read_manifest(done.staged).measured.eval_loss_after
     assert read_manifest(last).measured.eval_loss_after == pytest.approx(loss, abs=1e-6)
+    course = json.loads((done.workspace / "step-00000004/state.json").read_text(encoding="utf-8"))
+    rewrite(done.workspace / "step-00000004", "state.json", {**course, "stopped_early": True})
     verified = export_checkpoint(done.workspace / "step-00000004", earlier, volumes, Hub())
-    assert read_manifest(earlier).measured.steps == 4
+    measured = [read_manifest(folder).measured for folder in (earlier, last)]
+    assert [(one.steps, one.stopped_early) for one in measured] == [(4, True), (6, False)]
     assert (earlier / "held_out_rows.json").read_bytes() == (done.staged / "held_out_rows.json").read_bytes()
     assert "held_out_rows.json" in {entry.path for entry in read_manifest(earlier).files}
     assert verified.loss > read_manifest(last).measured.eval_loss_after

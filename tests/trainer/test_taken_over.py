@@ -10,7 +10,7 @@ from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.reports import Reporter
 from lora_trainer.recipe.train import _go_on
 from lora_trainer.training.guards import LossGuard
-from lora_trainer.training.state import Course, State
+from lora_trainer.training.state import BestSoFar, Course, State, put_back
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -29,3 +29,25 @@ def test_only_a_runs_own_early_stop_is_its_end(*, own: bool) -> None:
     saved: Any = SimpleNamespace(own=own, progress=lambda **_: {}, state=lambda: state, **nothing)
     _go_on(training, saved, record, Reporter(None), goes_on=True)
     assert [found.course.stopped_early for found in restored] == [own]
+
+
+@pytest.mark.parametrize(("goes_on", "patience", "first"), [(True, 2, 4.0), (False, 2, 2.0), (False, None, 2.0)])
+def test_a_new_start_begins_with_the_weights_that_the_other_run_publishes(
+    *, goes_on: bool, patience: int | None, first: float
+) -> None:
+    """The best that it found, as in its result and in an export; at its step one goes on from the last."""
+    parameters = {"a": torch.nn.Parameter(torch.zeros(1))}
+    training: Any = SimpleNamespace(
+        config=SimpleNamespace(early_stopping_patience=patience),
+        ranks=Ranks(),
+        device=SimpleNamespace(torch_device=torch.device("cpu")),
+        restore=lambda state, **_: put_back(parameters, state.adapter),
+    )
+    course = Course(guard=LossGuard(), step=4, best=BestSoFar(step=2, loss=1.0, waited=2))
+    last, best = ({"a": torch.tensor([value])} for value in (4.0, 2.0))
+    state = State(course=course, adapter=last, best=best, starts={}, optimizer={}, scaler={})
+    nothing: dict[str, Any] = {"log_start": lambda **_: None, "warn_of_changes": lambda *_: None}
+    saved: Any = SimpleNamespace(own=False, progress=lambda **_: {}, state=lambda: state, **nothing)
+    record: Any = SimpleNamespace(resolved=None, versions={})
+    _go_on(training, saved, record, Reporter(None), goes_on=goes_on)
+    assert parameters["a"].item() == first

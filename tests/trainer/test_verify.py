@@ -116,9 +116,12 @@ def _alone(folder: Path) -> None:
     save_file({k: v for k, v in tensors.items() if ".lora_A." in k}, folder / WEIGHTS)
 
 
-def _alpha(folder: Path) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "lora_alpha": 32}), encoding="utf-8")
+def _says(**changes: object) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+    return spoil
 
 
 @pytest.mark.parametrize(
@@ -131,7 +134,22 @@ def _alpha(folder: Path) -> None:
         (_unknown_module, "other_proj, which is not a linear module of the base model"),
         (_half_rank, "expected (4, "),
         (_alone, "no pair of lora_A and lora_B"),
-        (_alpha, "adapter_config.json says rank 4 and alpha 32 for"),
+        (_says(lora_alpha=32), "adapter_config.json says rank 4 and alpha 32 for"),
+        (
+            _says(target_modules=["q_proj"]),
+            "no place for base_model.model.model.layers.0.mlp.down_proj.lora_A",
+        ),
+        (
+            _says(layers_to_transform=[0], layers_pattern=["layers"]),
+            "no place for base_model.model.model.layers.1.mlp.down_proj.lora_A",
+        ),
+        (
+            _says(exclude_modules=".*mlp.*"),
+            "no place for base_model.model.model.layers.0.mlp.down_proj.lora_A",
+        ),
+        (_says(modules_to_save=["lm_head"]), "PEFT misses base_model.model.lm_head.weight"),
+        (_says(peft_type="LOHA"), "adapter_config.json does not fit adapter_model.safetensors: PEFT "),
+        (_says(target_modules=["none"]), "PEFT refuses adapter_config.json for the base model"),
     ],
 )
 def test_an_adapter_that_is_not_what_was_trained_is_refused(

@@ -225,13 +225,16 @@ def _look_at_data(config: TrainConfig, base: Base, data: Data, encoder: Encoder,
 
 
 def _go_on(training: Training, saved: Saved, record: RunRecord, reporter: Reporter, *, goes_on: bool) -> None:
-    """Begin at a saved step, or with `goes_on` false at step 0 with the saved weights. The state is read as late as
-    this, and let go of: in main memory it takes as much as the training holds on its device."""
+    """Begin at a saved step, or with `goes_on` false at step 0 with the weights that the saved run publishes. The state
+    is read as late as this, and let go of: in main memory it takes as much as the training holds on its device."""
     saved.log_start(goes_on=goes_on)
     saved.warn_of_changes(record.resolved, record.versions)
     patient = training.config.early_stopping_patience is not None
     ranks = training.ranks
-    state = state_on_all(saved.state() if ranks.is_main else None, ranks, training.device.torch_device)
+    here = saved.state() if ranks.is_main else None
+    if here is not None and not goes_on:
+        here = here.published()
+    state = state_on_all(here, ranks, training.device.torch_device)
     training.restore(state if saved.own else state.taken_over(patient=patient), weights_only=not goes_on)
     reporter.progress(**saved.progress(goes_on=goes_on))
 

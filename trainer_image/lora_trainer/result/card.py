@@ -12,7 +12,7 @@ import yaml
 from lora_trainer.artifact.curve_records import METRICS
 from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS
 from lora_trainer.artifact.manifest import LOG, MERGED_FOLDER, Form, Manifest, Serving, loadable
-from lora_trainer.contract.config import TrainConfig
+from lora_trainer.contract.config import TrainConfig, Variant
 from lora_trainer.contract.uri import HubUri, parse_uri
 from lora_trainer.result.curves import LOSS_CURVE
 from lora_trainer.result.hyperparameters import cell, leaves
@@ -27,6 +27,11 @@ _ABOUT_TEMPLATE = (
 _ABOUT_CHOSEN_TEMPLATE = (
     f"Conversations were written with the chat template of `{TEMPLATE}`, which is not the base model's own: to serve "
     f"chats, add `--chat-template {_FOLDER}/{TEMPLATE}`."
+)
+
+_ABOUT_DORA = (
+    "Load it with PEFT, as above: `load_adapter` of Transformers 5.24, and its `from_pretrained` of this folder, give "
+    "other answers with a DoRA adapter, without an error.\n"
 )
 
 
@@ -66,6 +71,7 @@ def model_card(manifest: Manifest, *, curves: bool, template: bool, rows: bool) 
         *((f"![Loss over the optimizer steps]({LOSS_CURVE})\n",) if curves else ()),
         "## Load it\n",
         f"```python\n{_load(manifest)}\n```\n",
+        *((_ABOUT_DORA,) if _is_dora(manifest) else ()),
         "## Serve it\n",
         f"{_serve(manifest)}\n",
         *((f"{_about_template(config)}\n",) if template else ()),
@@ -84,6 +90,10 @@ def model_card(manifest: Manifest, *, curves: bool, template: bool, rows: bool) 
         f"{_files(curves=curves)}\n",
     )
     return "\n".join(sections)
+
+
+def _is_dora(manifest: Manifest) -> bool:
+    return manifest.format is not Form.MERGED and manifest.config.lora.variant is Variant.DORA
 
 
 def _data(manifest: Manifest, *, rows: bool) -> str:

@@ -138,6 +138,7 @@ def _write(
         loss=mean_loss(course.losses),
         seconds=course.seconds,
         best_step=None if course.best is None else course.best.step,
+        stopped_early=course.stopped_early,
         fill=course.fill,
     )
     measured = measured_by(

@@ -2,7 +2,8 @@
 
 The base's safetensors files are copied tensor by tensor. Only the tensor at hand is in memory, in fp32, so a model of
 any size is merged within the memory of its largest tensor. Names, shapes and the order in the files stay; types, too,
-or they become fp32, in which nothing is rounded.
+or they become fp32, in which nothing is rounded. What the files hold otherwise than the model does is computed with the
+whole model in memory, and then takes its places in the same files.
 """
 
 import dataclasses
@@ -31,13 +32,15 @@ from lora_trainer.contract.fit.names import matches
 from lora_trainer.errors import VerificationError, storage_error
 from lora_trainer.model.classes import auto_class
 from lora_trainer.places.model_folder import MORE_TEMPLATES, files_in, model_files
-from lora_trainer.result.merged_config import INDEX, say_fp32
+from lora_trainer.result.merged_config import say_fp32, say_untied
 from lora_trainer.result.serving import TEMPLATE, scale
 from lora_trainer.result.tensor_names import parameters_of
 
 log = logging.getLogger(__name__)
 _PREFIX = "base_model.model."
-_SINGLE = "model.safetensors"
+_OF_PROCESSORS = "chat_template.json"
+"""Where processors of multimodal models had their template, which Transformers prefers to the other file."""
+_INDEX_SUFFIX = ".safetensors.index.json"
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The format's names of the types that can be computed in."""
 
@@ -59,15 +62,23 @@ class Whole:
     tensor: str
 
 
-Edit = LowRank | Whole
+Edit = LowRank | Whole | torch.Tensor
+"""A tensor is what the model that was merged in memory has in this place, in the type that it was loaded in."""
 
 
-def merge_into(adapter: Path, base: Path, target: Path, precision: MergePrecision = MergePrecision.AUTO) -> bool:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Edits:
+    """By the names of tensors in the files; `added` are embeddings that the base has once, and the model twice."""
+
+    by_key: Mapping[str, Edit]
+    added: Mapping[str, torch.Tensor]
+
+
+def merge_into(adapter: Path, base: Path, target: Path, precision: MergePrecision = MergePrecision.AUTO) -> None:
     """Write the model in the folder `base` with the adapter merged into it to `target`, which may hold other files.
 
-    Its weights have the types of the base's, or with `precision` FP32 all that one. True where its files were edited
-    tensor by tensor, false where it had to be merged in memory. Raises `VerificationError` where the adapter does not
-    fit the base, `StorageError`.
+    Its weights have the types of the base's, or with `precision` FP32 all that one. Raises `VerificationError` where
+    the adapter does not fit the base, `StorageError`.
     """
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     skeleton = _skeleton(base)
@@ -80,17 +91,20 @@ def merge_into(adapter: Path, base: Path, target: Path, precision: MergePrecisio
             keys = _keys(edits, files, skeleton)
             if keys is None:
                 edited = (*edits, *(config.get("target_parameters") or ()))
-                _merge_in_memory(adapter, base, target, edited, in_fp32=in_fp32)
+                found = _merged_in_memory(adapter, base, edited, files, in_fp32=in_fp32)
             else:
-                by_key = {key: edits[name] for name, key in keys.items()}
-                for file in sorted(set(files.values())):
-                    _merge_file(base / file, target / file, by_key, tensors, in_fp32=in_fp32)
-        _copy_small_files(adapter, base, target, without=() if keys is not None else (INDEX,))
+                found = _Edits(by_key={key: edits[name] for name, key in keys.items()}, added={})
+            *others, last = sorted(set(files.values()))
+            for file in others:
+                _merge_file(base / file, target / file, found.by_key, tensors, in_fp32=in_fp32)
+            _merge_file(base / last, target / last, found.by_key, tensors, found.added, in_fp32=in_fp32)
+        _copy_small_files(adapter, base, target)
+        if found.added:
+            say_untied(target, last, list(found.added))
         if in_fp32:
             say_fp32(target)
     except OSError as error:
         raise storage_error(error, "the merged model") from error
-    return keys is not None
 
 
 def _skeleton(base: Path) -> Any:
@@ -136,13 +150,20 @@ def _edits(config: Mapping[str, Any], names: Sequence[str], skeleton: Any) -> di
 
 
 def weight_files(base: Path) -> dict[str, str]:
-    """Tensor to file, by the index or the header of the one file; empty where a model has its files otherwise."""
-    if (base / INDEX).is_file():
-        weights = json.loads((base / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    """Tensor to file, by the file or the index that Transformers reads."""
+    source = base / _weights(base)
+    if source.name.endswith(_INDEX_SUFFIX):
+        weights = json.loads(source.read_text(encoding="utf-8"))["weight_map"]
         return {str(name): str(file) for name, file in weights.items()}
-    if (base / _SINGLE).is_file():
-        return dict.fromkeys((entry.name for entry in read_entries(base / _SINGLE)), _SINGLE)
-    return {}
+    return dict.fromkeys((entry.name for entry in read_entries(source)), source.name)
+
+
+def _weights(base: Path) -> str:
+    """The file of weights, or the index of several, that Transformers reads: one that the configuration names, and a
+    single file before an index."""
+    named = json.loads((base / "config.json").read_text(encoding="utf-8")).get("transformers_weights")
+    single = "model.safetensors"
+    return str(named or (single if (base / single).is_file() else f"model{_INDEX_SUFFIX}"))
 
 
 def _keys(edits: Mapping[str, Edit], files: Mapping[str, str], skeleton: Any) -> dict[str, str] | None:
@@ -166,15 +187,25 @@ def _tied(skeleton: Any) -> set[str]:
     return {f"{name}.weight" for name, module in skeleton.named_modules() if module is source or module is head}
 
 
-def _merge_file(source: Path, target: Path, edits: Mapping[str, Edit], tensors: Any, *, in_fp32: bool) -> None:
-    """Copy a file, its edited tensors changed. Neither names nor shapes change, and types only to fp32."""
+def _merge_file(
+    source: Path,
+    target: Path,
+    edits: Mapping[str, Edit],
+    tensors: Any,
+    added: Mapping[str, torch.Tensor] | None = None,
+    *,
+    in_fp32: bool,
+) -> None:
+    """Copy a file, its edited tensors changed, those `added` at its end. No name or shape changes, and no type but to
+    fp32."""
     with source.open("rb") as reading, target.open("wb") as writing:
         header = header_bytes(reading)
         entries = entries_of(header)
-        writing.write(header_of(_widened(entries), metadata_of(header)) if in_fp32 else header)
+        written = _and_added(_widened(entries) if in_fp32 else entries, added or {})
+        writing.write(header_of(written, metadata_of(header)) if in_fp32 or added else header)
         for entry in entries:
             edit = edits.get(entry.name)
-            if edit is not None:
+            if edit is not None and (entry.dtype in TYPES or not isinstance(edit, torch.Tensor)):
                 data = bytearray(b"".join(chunks(reading, entry.size_bytes)))
                 new = _edited(data, entry, edit, tensors)
                 writing.write(_bytes(new.float() if in_fp32 else new.to(TYPES[entry.dtype])))
@@ -183,6 +214,18 @@ def _merge_file(source: Path, target: Path, edits: Mapping[str, Edit], tensors: 
                     writing.write(_bytes(torch.frombuffer(bytearray(piece), dtype=TYPES[entry.dtype]).float()))
             else:
                 writing.writelines(chunks(reading, entry.size_bytes))
+        for tensor in (added or {}).values():
+            writing.write(_bytes(tensor))
+
+
+def _and_added(entries: Sequence[Entry], added: Mapping[str, torch.Tensor]) -> list[Entry]:
+    names = {dtype: name for name, dtype in TYPES.items()}
+    found = list(entries)
+    for name, tensor in added.items():
+        start = found[-1].start + found[-1].size_bytes
+        shape, dtype = tuple(tensor.shape), names[tensor.dtype]
+        found.append(Entry(name=name, dtype=dtype, shape=shape, start=start, size_bytes=tensor.nbytes))
+    return found
 
 
 def _widened(entries: Sequence[Entry]) -> list[Entry]:
@@ -210,8 +253,12 @@ def _edited(data: bytearray, entry: Entry, edit: Edit, tensors: Any) -> torch.Te
         raise VerificationError(
             f"the base model's {entry.name} has the type {entry.dtype}: nothing can be merged into it"
         )
-    if isinstance(edit, LowRank):
-        return _low_rank(torch.frombuffer(data, dtype=dtype).reshape(entry.shape), edit, tensors)
+    if not isinstance(edit, Whole):
+        old = torch.frombuffer(data, dtype=dtype).reshape(entry.shape)
+        if isinstance(edit, LowRank):
+            return _low_rank(old, edit, tensors)
+        # What the model was loaded with, rounded maybe, was not merged into: the base's own number stays.
+        return old if edit.shape != old.shape or torch.equal(old.to(edit.dtype), edit) else edit
     new: torch.Tensor = tensors.get_tensor(edit.tensor)
     if tuple(new.shape) != entry.shape:
         raise VerificationError(f"{edit.tensor} has the shape {tuple(new.shape)}, the base model's {entry.shape}")
@@ -233,16 +280,20 @@ def _low_rank(weight: torch.Tensor, edit: LowRank, tensors: Any) -> torch.Tensor
     return merged.T if edit.transposed else merged
 
 
-def _merge_in_memory(adapter: Path, base: Path, target: Path, edited: Sequence[str], *, in_fp32: bool) -> None:
-    """By PEFT, with the whole model in memory, for what the base's files hold otherwise than the model does.
+def _merged_in_memory(
+    adapter: Path, base: Path, edited: Sequence[str], files: Mapping[str, str], *, in_fp32: bool
+) -> _Edits:
+    """What PEFT, with the whole model in memory, makes of the tensors in the base's `files`.
 
     `edited` are names of parameters, or the ends of them.
     """
     from peft import PeftModel  # noqa: PLC0415 - PEFT takes seconds to import
+    from transformers.core_model_loading import revert_weight_conversion  # noqa: PLC0415 - as above
 
     log.info("merging with the whole model in memory: its files hold the weights otherwise than the model does")
     loaded_as = torch.float32 if in_fp32 else "auto"
     plain: Any = base_class(base).from_pretrained(base, dtype=loaded_as, local_files_only=True, use_safetensors=True)
+    tied, embedded_as = _tied(plain), plain.get_input_embeddings().weight.dtype
     types = {
         name: parameter.dtype
         for name, parameter in plain.named_parameters(remove_duplicate=False)
@@ -256,10 +307,16 @@ def _merge_in_memory(adapter: Path, base: Path, target: Path, edited: Sequence[s
     for name, dtype in types.items():
         parameter = merged.get_parameter(name)
         parameter.data = parameter.data.to(dtype)
-    merged.save_pretrained(target)
+    state = merged.state_dict()
+    stored = revert_weight_conversion(merged, state)
+    named = parameters_of(merged, files)
+    by_key = {key: state[named[key]] if key in named else stored[key] for key in files if key in named or key in stored}
+    apart = tied - _tied(merged) - set(named.values())
+    places = {name: key for key, name in parameters_of(merged, stored).items()}
+    return _Edits(by_key=by_key, added={places[name]: state[name].to(embedded_as) for name in sorted(apart)})
 
 
-def _copy_small_files(adapter: Path, base: Path, target: Path, *, without: Sequence[str]) -> None:
+def _copy_small_files(adapter: Path, base: Path, target: Path) -> None:
     """Configuration, tokenizer and chat template. An adapter has a template where it learned with another than the
     base's own, or that has none: servers shall write conversations with the one that was learned."""
     chosen = (adapter / TEMPLATE).is_file()
@@ -267,7 +324,9 @@ def _copy_small_files(adapter: Path, base: Path, target: Path, *, without: Seque
         shutil.copyfile(adapter / TEMPLATE, target / TEMPLATE)
     elif (base / MORE_TEMPLATES).is_dir():
         (target / MORE_TEMPLATES).mkdir()
+    weights = _weights(base)
     for name in model_files(files_in(base), str(base)):
-        wanted = not name.endswith(".safetensors") and name not in without
+        wanted = name == weights or not name.endswith((".safetensors", _INDEX_SUFFIX))
+        wanted = wanted and not (chosen and name == _OF_PROCESSORS)
         if wanted and (target / name).parent.is_dir() and not (target / name).exists():
             shutil.copyfile(base / name, target / name)

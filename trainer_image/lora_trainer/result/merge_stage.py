@@ -57,8 +57,8 @@ def merge_result(
     base, examples = base_and_rows(manifest, volumes, hub)
     model = merged_model(target, form, base)
     log.info("merging the adapter into %s at %s", base.name, base.revision)
-    by_tensor = merge_into(adapter, base.folder, model.folder, precision)
-    check_weights(base, adapter, model.folder, manifest.config.lora, by_tensor=by_tensor)
+    merge_into(adapter, base.folder, model.folder, precision)
+    check_weights(base, adapter, model.folder, manifest.config.lora)
 
     bench = bench_for(base, examples, device)
     expected = bench.expected(base, adapter, manifest)

@@ -1,13 +1,15 @@
-"""What the small files of a merged model say of the type of its weights."""
+"""What the small files of a merged model say of its weights."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_trainer.artifact.tensor_files import read_entries
 
-INDEX = "model.safetensors.index.json"
 _CONFIG = "config.json"
+_INDEXES = "*.safetensors.index.json"
+_TIED = "tie_word_embeddings"
 _TYPES = ("dtype", "torch_dtype")
 """What Transformers calls the type; the second is the name of its earlier releases."""
 
@@ -19,11 +21,26 @@ def say_fp32(folder: Path) -> None:
     if not any(name in document for name in _TYPES):
         document["dtype"] = "float32"
     _write(folder / _CONFIG, document)
-    if (folder / INDEX).is_file():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        files = sorted(set(index["weight_map"].values()))
-        size = sum(entry.size_bytes for file in files for entry in read_entries(folder / file))
-        _write(folder / INDEX, {**index, "metadata": {**(index.get("metadata") or {}), "total_size": size}})
+    _index(folder, {})
+
+
+def say_untied(folder: Path, file: str, added: Sequence[str]) -> None:
+    """Have configuration and index say that the embeddings are no longer tied, and that those `added` are in `file`.
+    Raises `OSError`."""
+    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    parts = {name: {**part, _TIED: False} for name, part in config.items() if isinstance(part, dict) and _TIED in part}
+    _write(folder / _CONFIG, {**config, **parts, _TIED: False})
+    _index(folder, dict.fromkeys(added, file))
+
+
+def _index(folder: Path, added: Mapping[str, str]) -> None:
+    """Where the weights have an index, bring its list of tensors and their size up to date."""
+    for path in folder.glob(_INDEXES):
+        index = json.loads(path.read_text(encoding="utf-8"))
+        weights = {**index["weight_map"], **added}
+        size = sum(entry.size_bytes for file in sorted(set(weights.values())) for entry in read_entries(folder / file))
+        metadata = {**(index.get("metadata") or {}), "total_size": size}
+        _write(path, {**index, "metadata": metadata, "weight_map": weights})
 
 
 def _in_fp32(document: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lora_trainer.artifact.tensor_files import Entry, chunks, entries_of, header_bytes
+from lora_trainer.artifact.tensor_files import Entry, chunks, entries_of, header_bytes, read_entries
 from lora_trainer.contract.config import LoraConfig
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.apply import Update, read_updates
@@ -44,25 +44,31 @@ _Change = _Product | torch.Tensor
 """What happens to a tensor: a product is added, or another takes its place."""
 
 
-def check_weights(base: Base, adapter: Path, merged: Path, lora: LoraConfig, *, by_tensor: bool) -> None:
+def check_weights(base: Base, adapter: Path, merged: Path, lora: LoraConfig) -> None:
     """Compare the model in the folder `merged` with `base` and `adapter`. Raises `VerificationError`.
 
-    `by_tensor` is for files that have the base's tensors; others are loaded, both models beside each other.
+    What the files hold otherwise than the model does is compared as the library loads it, both models in memory.
     """
     loaded = skeleton(base)
     changes = _changes(loaded, *read_updates(loaded, adapter, lora, torch.device("cpu")))
     # That these are the right names, the loss of the merged model shows, whose files have them, too.
-    names = parameters_of(loaded.model, weight_files(base.folder)) if by_tensor else {}
-    pending = set(changes)
-    for key, before, after in _in_files(base.folder, merged) if by_tensor else _in_models(base.folder, merged):
-        name = names.get(key, key)
-        if name not in changes:
-            _check_copy(key, before, after)
+    files = weight_files(base.folder)
+    names = parameters_of(loaded.model, files)
+    unseen = set(changes) - set(names.values())
+    added = _tensors(merged, files) - _tensors(base.folder, files)
+    if unknown := added - set(parameters_of(loaded.model, added)):
+        raise VerificationError(f"the merged model's files hold {min(unknown)}, which the base model has not")
+    converted = bool(unseen or added)
+    for key, before, after in _in_files(base.folder, merged):
+        if key in names or not converted:
+            _check(key, before, after, changes.get(names.get(key, key)))
         else:
-            pending.discard(name)
-            _check_change(key, before, after, changes[name])
-    if pending:
-        raise VerificationError(f"the merged model has no {min(pending)}, which the adapter changes")
+            _check_kind(key, before, after)
+    for key, before, after in _in_models(base.folder, merged) if converted else ():
+        _check(key, before, after, changes.get(key))
+        unseen.discard(key)
+    if unseen:
+        raise VerificationError(f"the merged model has no {min(unseen)}, which the adapter changes")
 
 
 def _changes(loaded: Loaded, updates: list[Update], whole: Mapping[str, torch.Tensor]) -> dict[str, _Change]:
@@ -79,14 +85,19 @@ def _changes(loaded: Loaded, updates: list[Update], whole: Mapping[str, torch.Te
     return changes
 
 
+def _tensors(folder: Path, files: Mapping[str, str]) -> set[str]:
+    return {entry.name for file in set(files.values()) for entry in read_entries(folder / file)}
+
+
 def _in_files(base: Path, merged: Path) -> Pairs:
-    """The tensors of files with equal names, one at a time."""
+    """The tensors of files with equal names, one at a time; types may have become fp32."""
     for file in sorted(set(weight_files(base).values())):
         with (base / file).open("rb") as one, (merged / file).open("rb") as other:
             before, after = entries_of(header_bytes(one)), entries_of(header_bytes(other))
-            if [(entry.name, entry.shape) for entry in before] != [(entry.name, entry.shape) for entry in after]:
+            kept = after[: len(before)]
+            if [(entry.name, entry.shape) for entry in before] != [(entry.name, entry.shape) for entry in kept]:
                 raise VerificationError(f"{file} holds other tensors in the merged model than in the base model")
-            for old, new in zip(before, after, strict=True):
+            for old, new in zip(before, kept, strict=True):
                 yield old.name, _tensor(one, old), _tensor(other, new)
 
 
@@ -110,6 +121,18 @@ def _in_models(base: Path, merged: Path) -> Pairs:
         yield name, tensor, after[name]
 
 
+def _check(name: str, before: torch.Tensor, after: torch.Tensor, change: _Change | None) -> None:
+    if change is None:
+        _check_copy(name, before, after)
+    else:
+        _check_change(name, before, after, change)
+
+
+def _check_kind(name: str, before: torch.Tensor, after: torch.Tensor) -> None:
+    if after.shape != before.shape or after.dtype not in (before.dtype, torch.float32):
+        raise VerificationError(f"the merged model's {name} has another shape or type than the base model's")
+
+
 def _check_copy(name: str, before: torch.Tensor, after: torch.Tensor) -> None:
     if after.dtype not in (before.dtype, torch.float32) or not torch.equal(_bits(before.to(after.dtype)), _bits(after)):
         raise VerificationError(
@@ -123,8 +146,7 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _check_change(name: str, before: torch.Tensor, after: torch.Tensor, change: _Change) -> None:
-    if after.shape != before.shape or after.dtype not in (before.dtype, torch.float32):
-        raise VerificationError(f"the merged model's {name} has another shape or type than the base model's")
+    _check_kind(name, before, after)
     if isinstance(change, torch.Tensor):
         _check_nearest(name, after, change.double(), torch.zeros(()))
         return

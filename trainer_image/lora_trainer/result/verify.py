@@ -23,6 +23,7 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.ranks.group import join, local_rank
+from lora_trainer.result.adapter_config import check_config
 from lora_trainer.result.inputs import base_and_rows, encoding_named
 from lora_trainer.result.merged import Bench, bench_for, merged_model
 from lora_trainer.training.batches import evaluation_budget
@@ -50,6 +51,7 @@ def verify(folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False) 
         device = same_type(device, group)
         claim = _Claim(folder=folder, manifest=manifest, base=base, examples=examples, device=device)
         found = _found(claim, group)
+    check_config(base, folder)
     with encoding_named(manifest):
         return judge(found.loss, manifest.measured.eval_loss_after, found.tolerance, "adapter", noise=found.noise)
 

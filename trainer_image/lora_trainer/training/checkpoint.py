@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,24 @@ def newest_of(folder: Path) -> tuple[Checkpoint | None, list[Path]]:
             "one from a backup, or delete that folder on the checkpoint claim to start from the beginning"
         )
     return None, damaged
+
+
+def newest_in(folders: Iterable[Path]) -> Checkpoint | None:
+    """The newest whole checkpoint of several runs; one of which none is whole hides no other. Raises as `newest_of`
+    where nothing whole is left."""
+    found: list[Checkpoint] = []
+    failed: CheckpointError | None = None
+    for folder in folders:
+        try:
+            newest, _ = newest_of(folder)
+        except CheckpointError as error:
+            log.warning("%s", error)
+            failed = error
+        else:
+            found += [] if newest is None else [newest]
+    if failed is not None and not found:
+        raise failed
+    return max(found, key=lambda checkpoint: (checkpoint.saved_at, checkpoint.step), default=None)
 
 
 def _failure_of_volume(folder: Path, error: CheckpointError) -> OSError | None:

@@ -19,7 +19,7 @@ from lora_trainer.model.convert import Start
 from lora_trainer.model.fast_paths import FUSED_ADAPTER, Chosen
 from lora_trainer.places.run_folders import folders_of_name
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.training.checkpoint import Checkpoint, Checkpoints, newest_of
+from lora_trainer.training.checkpoint import Checkpoint, Checkpoints, newest_in
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.identity import Identity, day_of, difference, encoded_alike, same_course, weights_difference
 from lora_trainer.training.schedule import total_steps
@@ -39,12 +39,13 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
     """A whole checkpoint to start from. It is this run's own, or of the run that `resumeFrom` names; its steps saw so
-    many `rows`, repetitions counted."""
+    many `rows`, repetitions counted. The run looked for its best weights where there is a `best_step`."""
 
     checkpoint: Checkpoint
     record: RunRecord
     own: bool
     rows: int = 0
+    best_step: int | None = None
 
     def check(self, ours: Identity, training: TrainingConfig, rows: int) -> bool:
         """Whether to go on at its step; else only its weights count. Raises `CheckpointError` (`ResumeMismatch`).
@@ -95,6 +96,7 @@ class Saved:
         elif goes_on:
             log.info("continuing after step %d of the run %s, optimizer included", step, name)
         else:
+            step = self.best_step or step
             log.info("starting at step 0 from the weights that the run %s had after step %d", name, step)
 
     def warn_of_changes(self, resolved: ResolvedRun, versions: Mapping[str, str]) -> None:
@@ -174,16 +176,17 @@ def find_saved(config: TrainConfig, workspace: Path, own: Checkpoints, volumes: 
     if config.resume_from is None or claim is None:
         return None
     folders = [path for path in folders_of_name(config.resume_from, claim, volumes) if path != workspace]
-    found = [checkpoint for folder in folders if (checkpoint := newest_of(folder)[0]) is not None]
-    if not found:
+    newest = newest_in(folders)
+    if newest is None:
         raise CheckpointError(
             f"resumeFrom.name is {config.resume_from}: the claim {claim} holds no checkpoint of a run of that name; "
             "set checkpoint.volumeClaimName to the claim that does, or start without resumeFrom"
         )
-    newest = max(found, key=lambda checkpoint: (checkpoint.saved_at, checkpoint.step))
     return _saved(newest, own=False)
 
 
 def _saved(checkpoint: Checkpoint, *, own: bool) -> Saved:
-    folder = checkpoint.folder
-    return Saved(checkpoint=checkpoint, record=read_record(folder), own=own, rows=read_course(folder).rows)
+    course = read_course(checkpoint.folder)
+    best = None if course.best is None else course.best.step
+    record = read_record(checkpoint.folder)
+    return Saved(checkpoint=checkpoint, record=record, own=own, rows=course.rows, best_step=best)

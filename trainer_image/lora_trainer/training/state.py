@@ -145,6 +145,10 @@ class State:
         course = replace(self.course, stopped_early=False, best=best)
         return replace(self, course=course, best=None if best is None else self.best)
 
+    def published(self) -> "State":
+        """With the weights that its run would publish, had it ended here."""
+        return replace(self, adapter=self.best or self.adapter)
+
     def files(self, record: RunRecord) -> dict[str, Write]:
         """The files of its checkpoint."""
         files: dict[str, Write] = {
