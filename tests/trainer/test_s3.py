@@ -1,6 +1,7 @@
 """Buckets as source and sink, against a real S3 server, with a proxy in front of it that spoils answers."""
 
 import hashlib
+import json
 import os
 import shutil
 import threading
@@ -176,7 +177,7 @@ def test_a_place_whose_objects_may_not_be_removed_is_published_to(
     write_sealed(folder, make_manifest("uid-1"))
     proxy.faults.replace([Fault(path="*/merged/*", method="DELETE", status=403, times=None)])
     assert sink(proxy).publish(folder).uri == str(OUT)
-    assert "team/out/merged/model.safetensors, which is no part of the result, stays" in caplog.text
+    assert "team/out/merged/model.safetensors, which is not part of the result, stays" in caplog.text
     assert "team/out/merged/model.safetensors" in names(admin)
 
 
@@ -338,8 +339,10 @@ def test_a_key_that_cannot_be_one_is_refused_without_being_quoted(keys: dict[str
 
 def test_an_object_whose_key_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     """Who may write to the bucket is not who may write to the pod."""
-    items = (Item(key=f"{OUT.key}/a/../../../escaped.txt", size_bytes=1, etag="e"),)
-    connection: Any = SimpleNamespace(items=lambda _place: items)
+    path = "a/../../../escaped.txt"
+    items = (Item(key=f"{OUT.key}/{path}", size_bytes=1, etag="e"),)
+    manifest = json.dumps({"files": [{"path": path}]}).encode()
+    connection: Any = SimpleNamespace(items=lambda _place: items, read=lambda _uri: manifest)
     place = S3Sink(connection=connection, uri=OUT, uid="uid-1")
     with pytest.raises(StorageError, match=r"escaped\.txt leads out of the folder"):
         place.fetch(Published(uri=str(OUT), digest="sha256:0"), tmp_path / "back")

@@ -74,18 +74,17 @@ class S3Sink:
         return Published(uri=str(place), digest=manifest_digest(folder))
 
     def fetch(self, published: Published, folder: Path) -> None:
-        """Download all objects of the result. Raises `StorageError` for a key that leads out of the folder."""
+        """Download what the manifest lists. Raises `StorageError` for a key that leads out of the folder."""
         place = next(place for place in self._places() if str(place) == published.uri)
         folder.mkdir(parents=True, exist_ok=True)
         # Others may have added to it, and an interrupted attempt.
         listed = self._listed(place, files_of_manifest(self.connection.read(_below(place, MANIFEST)) or b""))
-        for item in self.connection.items(place):
+        for item in (item for item in self.connection.items(place) if item.key in listed):
             target = folder / item.key.removeprefix(f"{place.key}/")
             if not target.resolve().is_relative_to(folder.resolve()):
                 raise StorageError(f"output.uri is {published.uri}: {item.key} leads out of the folder")
             target.parent.mkdir(parents=True, exist_ok=True)
-            if item.key in listed:
-                self.connection.download(place, item, target)
+            self.connection.download(place, item, target)
 
     def _places(self) -> tuple[S3Uri, S3Uri]:
         """The address asked for, and the one that this run alone has."""
@@ -163,7 +162,7 @@ class S3Sink:
                     if said == self._sent_as(key):
                         self.connection.client.remove_object(place.bucket, key)
                 except MinioException as error:
-                    log.warning("%s, which is no part of the result, stays in %s: %s", key, place, one_sentence(error))
+                    log.warning("%s, which is not part of the result, stays in %s: %s", key, place, one_sentence(error))
 
     def _sent_as(self, key: str) -> str:
         return hashlib.sha256(f"{self.uid} {key}".encode()).hexdigest()
