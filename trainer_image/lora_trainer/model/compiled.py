@@ -60,7 +60,10 @@ def kind(layer: nn.Module) -> Hashable:
 
 def install(layer: nn.Module) -> None:
     """Let a layer compute by the compiled code of its class where it trains."""
+    from transformers import AttentionInterface  # noqa: PLC0415 - Transformers takes seconds to import
+
     _prepare()
+    AttentionInterface.register(NAME, _apart())
     vars(layer)["forward"] = functools.partial(_forward, layer)
 
 
@@ -117,6 +120,7 @@ def stirred(layer: nn.Module, _hidden: torch.Tensor) -> Iterator[None]:
     cannot be compiled is an error."""
     import torch._dynamo  # noqa: PLC0415 - takes a second to import
 
+    _prepare()
     ups = [(module, module.lora_B[_ADAPTER].weight) for module in _adapted(layer)]
     before = [up.data for _, up in ups]
     layer.train()
@@ -160,16 +164,21 @@ def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 @functools.cache
+def _apart() -> Callable[..., Any]:
+    """Attention over packs that is never compiled into what calls it."""
+    disable: Any = torch.compiler.disable
+    found: Callable[..., Any] = disable(attend)
+    return found
+
+
+@functools.cache
 def _prepare() -> None:
     """Settings of PyTorch's compiler, which nothing else here calls."""
     import torch._dynamo  # noqa: PLC0415 - as above
     import torch._functorch.config  # noqa: PLC0415
     import torch._inductor.config  # noqa: PLC0415
     from torch.fx.experimental import _config as shapes  # noqa: PLC0415
-    from transformers import AttentionInterface  # noqa: PLC0415
 
-    disable: Any = torch.compiler.disable
-    AttentionInterface.register(NAME, disable(attend))
     # What cannot be compiled later on, in a shape that no trial had, is computed without, and logged. That is found in
     # the forward pass, for the backward pass, too: autograd would raise it.
     torch._dynamo.config.suppress_errors = True

@@ -32,7 +32,8 @@ def choose_kernels(
     step: int = 0,
 ) -> Chosen:
     """Install the fast paths that prove themselves on every process; all of these call it, and find the same. `tokens`
-    are those of the run's micro-batches, of which each process computes so many `passes`.
+    are those of the run's micro-batches, of which each process computes so many `passes`; where that is not said,
+    nothing is compiled.
 
     `kept` are those of the checkpoint that the run goes on from, which is after `step`; None without one. They are not
     timed again, nor are others taken: a run is to go on with the numbers that it began with.
@@ -43,7 +44,7 @@ def choose_kernels(
     pack = collate(_first_rows(examples, device, packed=packed), device.torch_device, packed=packed)
     sized = _of_size(examples, device, tokens, packed=packed) if kept is None else None
     at_size = None if sized is None else sized.arguments
-    paths = ALL if kept is None else [path for path in ALL if path.name in kept.taken]
+    paths = [path for path in ALL if (not path.compiled or passes if kept is None else path.name in kept.taken)]
     prove_one = functools.partial(prove, timed=kept is None, at_size=at_size, passes=passes)
     found = (prove_one(path, adapted.model, adapted.head, pack.arguments, device) for path in paths)
     verdicts = {verdict.path.name: _agreed(verdict, ranks) for verdict in found}
