@@ -40,7 +40,8 @@ class FastPath:
     part of it that they compute from the `inputs`, which follow from what `watch` saw. The first `trained` of these
     have gradients, and so have the module's `parameters`. `written_out` computes the same in the type that it is given
     both in. `stirred` gives the parameters values that count, within it. `work` is in products of two numbers. What is
-    `compiled` takes time before it saves any.
+    `compiled` takes time before it saves any. Its numbers are compared with those of the `reference`, where `plain` is
+    what other fast paths have a part in.
     """
 
     name: str
@@ -55,6 +56,7 @@ class FastPath:
     watch: Callable[[nn.Module, Keep], Handle] = first_input
     inputs: Callable[[nn.Module, Tensors], Tensors] = lambda _module, seen: seen
     plain: Callable[[nn.Module, Sequence[Any]], Result] = lambda module, inputs: module(*inputs)
+    reference: Callable[[nn.Module, Sequence[Any]], Result] | None = None
     fast: Callable[[nn.Module, Sequence[Any]], Result] | None = None
     trained: int = 1
     compiled: bool = False

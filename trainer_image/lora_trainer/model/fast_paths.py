@@ -102,6 +102,7 @@ COMPILED_LAYER = FastPath(
     watch=compiled.watch,
     inputs=compiled.inputs,
     plain=compiled.computed,
+    reference=compiled.by_plain_pytorch,
     compiled=True,
 )
 ALL = (FUSED_ADAPTER, LIGER_RMS_NORM, LIGER_ROPE, LIGER_SWIGLU, RECOMPUTED_SWIGLU, COMPILED_LAYER)
@@ -178,31 +179,21 @@ def _wrong(trials: Trials) -> str | None:
 def _at_its_speed(trials: Trials, sized: Trials, _passes: int) -> str | None:
     """What is against the numbers of a fast path, and then against its time."""
     wrong = _wrong(trials)
-    return _measured(sized, trials, _slower) if wrong is None else wrong
+    return repaying.measured(_slower, sized, trials) if wrong is None else wrong
 
 
 def _repaid(trials: Trials, sized: Trials, passes: int) -> str | None:
     """The same of what is compiled, which is left where it cannot pay, whatever it saves. The first comparison of
     numbers compiles it, and takes hardly longer."""
-    short = _measured(sized, trials, lambda given: repaying.too_short(given, passes))
+    short = repaying.measured(lambda given: repaying.too_short(given, passes), sized, trials)
     if short is not None:
         return short
     began = time.perf_counter()
     wrong = _wrong(trials)
     took = time.perf_counter() - began
-    return _measured(sized, trials, lambda given: repaying.unpaid(given, took, passes)) if wrong is None else wrong
-
-
-def _measured(sized: Trials, small: Trials, judge: Callable[[Trials], str | None]) -> str | None:
-    """Why a fast path is left out for its time, or fails; None where it is not. Timed on the `small` trials where
-    memory does not suffice for those of the run's size."""
-    for trials in (sized, small):
-        try:
-            return judge(trials)
-        except Exception as error:  # as in `refusal`
-            if trials is small or not out_of_memory(error):
-                return f"it fails: {one_sentence(error)[:200]}"
-    return None
+    if wrong is not None:
+        return wrong
+    return repaying.measured(lambda given: repaying.unpaid(given, took, passes), sized, trials)
 
 
 def _slower(trials: Trials) -> str | None:
@@ -318,7 +309,8 @@ class Trial:
         """Why the fast path is left out for its numbers, None where nothing is against them."""
         try:
             with self.stirred() as inputs:
-                plain, wanted = self._plain(inputs), self._written_out(inputs)
+                plain = self._computed(self.path.reference or self.path.plain, inputs)
+                wanted = self._written_out(inputs)
                 try:
                     fast = self._fast(inputs)
                 except Exception as error:  # a kernel may raise anything, and the run does without it

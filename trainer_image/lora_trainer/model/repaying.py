@@ -1,8 +1,10 @@
-"""Whether it pays to compile: what a run saves by it must be more than it takes."""
+"""Whether a fast path pays: in time, and where it is compiled in more time than that takes."""
 
 import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
+
+from lora_trainer.errors import one_sentence, out_of_memory
 
 LEAST_S = 20.0
 """What compiling a layer takes at least, forward and backward; measured only where that could pay."""
@@ -27,6 +29,19 @@ class Timed(Protocol):
 
 
 Some = TypeVar("Some", bound=Timed)
+Trials = TypeVar("Trials")
+
+
+def measured(judge: Callable[[Trials], str | None], sized: Trials, small: Trials) -> str | None:
+    """Why a fast path is left out for its time, or fails; None where it is not. Timed on the `small` trials where
+    memory does not suffice for those of the run's size."""
+    for trials in (sized, small):
+        try:
+            return judge(trials)
+        except Exception as error:  # a kernel may raise anything, and the run does without it
+            if trials is small or not out_of_memory(error):
+                return f"it fails: {one_sentence(error)[:200]}"
+    return None
 
 
 def too_short(trials: Mapping[Some, int], passes: int) -> str | None:
@@ -54,12 +69,12 @@ def unpaid(trials: Mapping[Some, int], took_s: float, passes: int) -> str | None
     )
 
 
-def _least(trials: Mapping[Some, int], measured: Callable[[Some, Any], tuple[float, ...]]) -> tuple[float, ...]:
+def _least(trials: Mapping[Some, int], timed: Callable[[Some, Any], tuple[float, ...]]) -> tuple[float, ...]:
     """The least time of some passes through all modules. The first pass of a size allocates, and does not count."""
     with contextlib.ExitStack() as stack:
         given = {trial: stack.enter_context(trial.stirred()) for trial in trials}
         found = []
         for _ in range(1 + _ROUNDS):
-            times = [[count * one for one in measured(trial, given[trial])] for trial, count in trials.items()]
+            times = [[count * one for one in timed(trial, given[trial])] for trial, count in trials.items()]
             found.append([sum(way) for way in zip(*times, strict=True)])
     return tuple(map(min, zip(*found[1:], strict=True)))
