@@ -7,12 +7,16 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch._dynamo
+from benchmarks.acceptance import kernels as acceptance
+from benchmarks.acceptance.bench import Bench
+from benchmarks.acceptance.findings import State
 from tests.trainer import tiny
 from tests.trainer.test_fast_paths import arguments, trained
 from tests.trainer.test_kernels import CONFIG, adapted, autocast_as_on_a_gpu
@@ -35,11 +39,7 @@ from lora_trainer.training.batches import collate
 from lora_trainer.training.loss import token_losses
 
 __all__ = ["autocast_as_on_a_gpu"]
-NONE, SELECTIVE, FULL = (
-    ActivationCheckpointing.NONE,
-    ActivationCheckpointing.SELECTIVE,
-    ActivationCheckpointing.FULL,
-)
+SELECTIVE, FULL = ActivationCheckpointing.SELECTIVE, ActivationCheckpointing.FULL
 TAKEN = Chosen(taken=("compiled-layer",))
 Code = Callable[..., Any]
 
@@ -94,22 +94,27 @@ def computed(model: Adapted, lengths: Sequence[int], device: Device, *, packed: 
     return [losses.detach(), *torch.autograd.grad(losses.sum(), parameters)]
 
 
-def graphs() -> int:
-    """How many the compiler has made so far."""
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-
-
 def rotated(queries: torch.Tensor, keys: torch.Tensor, *angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """In the place of Liger's kernel."""
     found: tuple[torch.Tensor, torch.Tensor] = apply_rotary_pos_emb(queries, keys, *angles)
     return found
 
 
+def three_times(x: torch.Tensor) -> torch.Tensor:
+    """Something to compile."""
+    return 3 * x
+
+
+def lengthened(x: torch.Tensor, name: str) -> torch.Tensor:
+    """What is compiled anew for each name."""
+    return x + len(name)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize(
     ("recompute", "packed", "most"),
-    [(NONE, True, 4), (SELECTIVE, True, 4), (FULL, False, 1)],
-    ids=["packed", "packed, MLPs recomputed", "padded, all recomputed"],
+    [(SELECTIVE, True, 4), (FULL, False, 1)],
+    ids=["packed, MLPs recomputed", "padded, all recomputed"],
 )
 def test_one_compilation_serves_all_layers_and_lengths(
     *,
@@ -137,20 +142,20 @@ def test_one_compilation_serves_all_layers_and_lengths(
             path.install(module)
     batches = [(24, 40), (30, 9), (17, 3), (64, 50)] if not packed else [(24, 40), (33,), (5, 9, 13), (64,), (2, 2, 7)]
     plain = [computed(model, lengths, device, packed=packed) for lengths in batches]
-    before = graphs()
+    before = compiled.compilations()
     ids = [np.arange(5, 5 + length) for length in batches[0]]
     examples = [Example(input_ids=one, labels=one, truncated=False) for one in ids]
     pack = collate(examples, device.torch_device, packed=packed).arguments
     found = prove(COMPILED_LAYER, model.model, model.head, pack, device, timed=False)
     assert (found.refusal, len(found.modules)) == (None, 4)
-    assert 0 < graphs() - before <= most
+    assert 0 < compiled.compilations() - before <= most
     for layer in found.modules:
         COMPILED_LAYER.install(layer)
-    made = graphs()
+    made = compiled.compilations()
     for lengths, wanted in zip(batches, plain, strict=True):
         for ours, theirs in zip(computed(model, lengths, device, packed=packed), wanted, strict=True):
             assert torch.equal(ours, theirs)
-    assert graphs() == made
+    assert compiled.compilations() == made
 
 
 @pytest.mark.usefixtures("compiles")
@@ -249,7 +254,7 @@ def test_a_run_compiles_where_that_is_repaid(
         return code
 
     compiles(compiling)
-    monkeypatch.setattr(fast_paths.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(fast_paths, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(Trial, "seconds", lambda *_: (fast_s, 1.0))
     monkeypatch.setattr(Trial, "plain_seconds", lambda *_: 1.0)
     model = adapted(tiny_base, cpu, CONFIG)
@@ -334,11 +339,34 @@ def test_what_the_compiler_fails_at_later_is_computed_without(
     x = torch.ones(3)
     torch._dynamo.reset()
     with caplog.at_level("WARNING"):
-        assert torch.equal(torch.compile(lambda x: 2 * x, backend=refuses)(x), 2 * x)
+        assert torch.equal(torch.compile(three_times, backend=refuses)(x), 3 * x)
+    assert any("no kernel for this shape" in line for line in caplog.messages)
+    torch._dynamo.reset()
     with pytest.raises(torch.OutOfMemoryError):
-        torch.compile(lambda x: 3 * x, backend=short)(x)
-    before = graphs()
-    add: Any = torch.compile(lambda x, name: x + len(name), backend="eager")
+        torch.compile(three_times, backend=short)(x)
+    before = compiled.compilations()
+    add: Any = torch.compile(lengthened, backend="eager")
     for number in range(20):
         assert torch.equal(add(x, number * "a"), x + number)
-    assert graphs() - before <= torch._dynamo.config.recompile_limit == 8
+    assert compiled.compilations() - before <= torch._dynamo.config.recompile_limit == 8
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize(
+    ("dynamic", "state", "again"), [(True, State.PASSED, 0), (False, State.FAILED, 4)], ids=["open", "fixed"]
+)
+def test_the_acceptance_of_a_gpu_counts_compilations(
+    *,
+    device: Device,
+    compiles: Callable[[Callable[[Code], Code]], None],
+    dynamic: bool,
+    state: State,
+    again: int,
+) -> None:
+    """One that is made anew for another length fails it, though its numbers are right."""
+    torch._dynamo.reset()
+    compiles(lambda code: torch.compile(code, dynamic=dynamic, backend="eager"))
+    bench = Bench(device=device, tiny=True)
+    check = next(one for one in acceptance.checks(bench) if one.name == "compiled layers")
+    outcome = check.run()
+    assert (outcome.state, f"for 2 layers, and {again} for another length" in outcome.said) == (state, True), outcome

@@ -159,6 +159,13 @@ def compile_code(code: Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
+def compilations() -> int:
+    """How many pieces of code were compiled so far, each forward and backward."""
+    from torch._dynamo.utils import counters  # noqa: PLC0415 - as above
+
+    return int(counters["stats"]["unique_graphs"])
+
+
 @functools.cache
 def _compiled(layer: Any) -> Callable[..., Any]:
     # Without what Transformers puts around it, which recomputes and renames arguments.
@@ -169,7 +176,8 @@ def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
     # The first layer's input needs no gradient unless activations are recomputed: that would be code of its own.
     if not (args and layer.training and args[0].requires_grad and torch.is_grad_enabled()):
         return type(layer).forward(layer, *args, **kwargs)
-    compute = functools.partial(_compiled(type(layer)), layer, **kwargs)
+    own: Any = type(layer)
+    compute = functools.partial(_compiled(own), layer, **kwargs)
     if layer.gradient_checkpointing:
         return layer._gradient_checkpointing_func(compute, *args)
     return compute(*args)

@@ -82,7 +82,8 @@ def rotation_kind(module: Any) -> Hashable:
 
 def install_rotation(module: nn.Module) -> None:
     """Let attention rotate with Liger's kernel."""
-    put_forward(module, functools.partial(_rotated(type(module)), module))
+    kind: Any = type(module)
+    put_forward(module, functools.partial(_rotated(kind), module))
 
 
 def rotate(

@@ -72,13 +72,13 @@ def way_of(
         packed=budget.packed,
         kept=saved.kernels if saved else None,
         tokens=budget.tokens,
-        passes=_passes(config.training, data.training, budget, ranks),
+        passes=passes_of(config.training, data.training, budget, ranks),
         step=saved.checkpoint.step if saved else 0,
     )
     return Way(attention=attention.kernel, kernels=kernels, budget=budget)
 
 
-def _passes(training: TrainingConfig, rows: Examples, budget: Budget, ranks: Ranks) -> int:
+def passes_of(training: TrainingConfig, rows: Examples, budget: Budget, ranks: Ranks) -> int:
     """Micro-batches of a run that begins now, on the busiest process."""
     each = accumulation(rows.lengths, budget, training.effective_batch_size, training.seed, ranks.world)
     return each * total_steps(training, len(rows))
