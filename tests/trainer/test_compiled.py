@@ -289,7 +289,9 @@ def test_a_later_attempt_keeps_it_without_a_clock(
 
 
 @pytest.mark.usefixtures("compiles", "autocast_as_on_a_gpu")
-@pytest.mark.parametrize("what", ["nothing", "dropout", "NF4", "experts", "divided", "another device", "many kinds"])
+@pytest.mark.parametrize(
+    "what", ["nothing", "dropout", "NF4", "experts", "divided", "another device", "many kinds", "many scales"]
+)
 def test_what_is_not_compiled(
     tiny_base: Base, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -304,6 +306,9 @@ def test_what_is_not_compiled(
     if what == "many kinds":
         monkeypatch.setattr(compiled, "_MOST_KINDS", 1)
         layer.self_attn.scaling = 0.5
+    if what == "many scales":
+        monkeypatch.setattr(compiled, "_MOST_KINDS", 1)
+        layer.mlp.up_proj.scaling["default"] = 0.5
     if what == "another device":
         monkeypatch.setattr(compiled, "DEVICES", {"cuda"})
     assert len(COMPILED_LAYER.find(model)) == (2 if what == "nothing" else 0)

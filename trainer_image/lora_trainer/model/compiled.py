@@ -51,7 +51,7 @@ def kind(layer: nn.Module) -> Hashable:
     settings = [
         (
             type(module).__name__,
-            *((key, value) for key, value in vars(module).items() if _is_setting(value) and key not in _NO_KIND),
+            *((key, str(value)) for key, value in vars(module).items() if _is_setting(value) and key not in _NO_KIND),
         )
         for module in layer.modules()
     ]
@@ -222,7 +222,9 @@ def _suits(layer: nn.Module) -> bool:
 
 
 def _is_setting(value: object) -> bool:
-    return isinstance(value, (bool, int, float, str))
+    """Also PEFT's, which are by adapter."""
+    values = value.values() if isinstance(value, dict) else (value,)
+    return all(isinstance(one, (bool, int, float, str)) for one in values)
 
 
 def _first(found: Any) -> torch.Tensor:
