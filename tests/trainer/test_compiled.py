@@ -20,10 +20,11 @@ from benchmarks.acceptance.findings import State
 from tests.trainer import tiny
 from tests.trainer.test_fast_paths import arguments, trained
 from tests.trainer.test_kernels import CONFIG, adapted, autocast_as_on_a_gpu
+from tests.trainer.trainings import Kept
 from tests.trainer.variants import make_mixture, rows
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from lora_trainer.contract.config import ActivationCheckpointing, Kernels, LoraConfig, Quantization
+from lora_trainer.contract.config import ActivationCheckpointing, Kernels, LoraConfig, Quantization, TrainingConfig
 from lora_trainer.data.tokens import Encoder, Example
 from lora_trainer.model import compiled, fast_paths, liger, lora_kernel, repaying
 from lora_trainer.model.attention import choose_attention
@@ -35,7 +36,8 @@ from lora_trainer.places.base import Base, open_folder
 from lora_trainer.ranks.collectives import ALONE
 from lora_trainer.recipe import kernels
 from lora_trainer.recipe.kernels import choose_kernels
-from lora_trainer.training.batches import collate
+from lora_trainer.training.batches import Budget, collate
+from lora_trainer.training.loop import Training
 from lora_trainer.training.loss import token_losses
 
 __all__ = ["autocast_as_on_a_gpu"]
@@ -192,6 +194,38 @@ def test_passes_that_train_are_compiled_alone(
     set_training(model.model, on=False)
     model.model(**arguments(encoder, device))
     assert calls == []
+
+
+def test_missing_memory_in_compiled_code_halves_micro_batches(
+    tiny_base: Base, encoder: Encoder, device: Device, compiles: Callable[[Callable[[Code], Code]], None]
+) -> None:
+    """As in any other."""
+    shortages = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")]
+
+    def short_once(code: Code) -> Code:
+        def short(*args: Any, **kwargs: Any) -> Any:
+            if shortages:
+                raise shortages.pop()
+            return code(*args, **kwargs)
+
+        return short
+
+    model, examples, listener = adapted(tiny_base, device, CONFIG), rows(encoder, 6), Kept()
+    compiles(short_once)
+    for layer in decoder_layers(model.model):
+        COMPILED_LAYER.install(layer)
+    longest = int(examples.lengths.max())
+    config = TrainingConfig(epochs=None, max_steps=2, effective_batch_size=6)
+    training = Training(
+        adapted=model,
+        examples=examples,
+        config=config,
+        budget=Budget.of(4, longest),
+        device=device,
+        listener=listener,
+    )
+    assert training.run().steps == 2
+    assert listener.budgets == [2 * longest]
 
 
 @pytest.mark.parametrize(
