@@ -65,17 +65,19 @@ def use(dtype: torch.dtype) -> None:
 def traced(compute: Any, *given: torch.Tensor) -> bool:
     """Whether `torch.compile` takes a function of Liger's for one graph, forward and backward."""
     graphs: list[Any] = []
+    lower: Any = aot_module_simplified
+    compile_code: Any = torch.compile
 
     def keep(graph: Any, _inputs: Any) -> Any:
         graphs.append(graph)
         return graph.forward
 
     def stop(graph: Any, inputs: Any) -> Any:
-        aot_module_simplified(graph, inputs, fw_compiler=keep, bw_compiler=keep)
+        lower(graph, inputs, fw_compiler=keep, bw_compiler=keep)
         raise NotImplementedError("nothing is run without a GPU")
 
     try:
-        torch.compile(compute, backend=stop, dynamic=True, fullgraph=True)(*given)
+        compile_code(compute, backend=stop, dynamic=True, fullgraph=True)(*given)
     except BackendCompilerFailed as error:
         if not isinstance(error.inner_exception, NotImplementedError):
             raise
