@@ -17,6 +17,7 @@ from benchmarks.acceptance.models import learnable_rows, random_base
 from torch.nn.functional import cross_entropy
 
 from lora_trainer.contract.config import LoraConfig, Quantization
+from lora_trainer.model import compiled
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted, adapt, load_model, set_training
@@ -35,6 +36,7 @@ def checks(bench: Bench) -> Iterator[Check]:
         yield Check(name=f"fast paths, {name}", run=partial(_fast_paths, bench, quantization, device))
     fp32 = bench.computing_in(torch.float32)
     yield Check(name="fused adapter, fp32", run=partial(_fused_adapter, bench, fp32))
+    yield Check(name="compiled layers", run=partial(_compiled, bench))
     yield Check(name="loss over the vocabulary", run=partial(_loss, bench))
     yield Check(name="fused AdamW", run=partial(_optimizer, bench))
 
@@ -86,6 +88,33 @@ def _fused_adapter(bench: Bench, device: Device) -> Outcome:
     results = (_results(model, batch, device) for model in (adapted.model, plain, right))
     found, usual, wanted = results
     return compared(found, usual, wanted, names=("losses", "gradient"), dtype=torch.float32, said=f"{fused} modules")
+
+
+def _compiled(bench: Bench) -> Outcome:
+    """Losses and gradients of packs of several lengths, on layers that are compiled once for all of them."""
+    device = bench.device
+    adapted, batch = _adapted(bench, device)
+    layers = compiled.layers(adapted.model)
+    if not layers:
+        return not_run("layers are compiled on GPUs")
+    plain = copy.deepcopy(adapted.model)
+    right = copy.deepcopy(adapted.model).to(wider(device.dtype))
+    before = compiled.compilations()
+    for layer in layers:
+        compiled.install(layer)
+    _results(adapted.model, batch, device)
+    made = compiled.compilations() - before
+    lengths = [max(4, length // 2) for length in bench.lengths]
+    rows = learnable_rows(lengths, bench.sizes["vocab_size"])
+    other = collate(rows, device.torch_device, packed=batch.segments is not None)
+    for model in (adapted.model, plain, right):
+        model.zero_grad()
+    found, usual = (_results(model, other, device) for model in (adapted.model, plain))
+    wanted = _results(right, other, bench.computing_in(torch.float32))
+    again = compiled.compilations() - before - made
+    said = f"compiled {made} parts for {len(layers)} layers, and {again} for another length"
+    outcome = compared(found, usual, wanted, names=("losses", "gradient"), dtype=device.dtype, said=said)
+    return outcome if made and not again else judged(False, outcome.said)
 
 
 def _results(model: Any, batch: Batch, device: Device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,7 +27,8 @@ from lora_trainer.data.tokens import Example
 from lora_trainer.model import liger
 from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
-from lora_trainer.model.fast_paths import LIGER_RMS_NORM, LIGER_ROPE, LIGER_SWIGLU, FastPath, Trial, prove
+from lora_trainer.model.fast_path import FastPath
+from lora_trainer.model.fast_paths import LIGER_RMS_NORM, LIGER_ROPE, LIGER_SWIGLU, Trial, prove
 from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.loading import Adapted, Loaded, adapt, set_training
 from lora_trainer.places.base import Base

@@ -29,7 +29,7 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.loading import Loaded, adapt, load_model, skeleton
 from lora_trainer.model.options import check_options
-from lora_trainer.model.recompute import Recomputed
+from lora_trainer.model.recompute import is_recomputed
 from lora_trainer.places.base import Base, open_folder
 
 LORA = LoraConfig(rank=4, alpha=8)
@@ -263,7 +263,7 @@ def test_activations_are_recomputed_where_asked_for(
     assert adapted.checkpointing is recomputed
     decoder = adapted.model.get_base_model().model
     assert bool(decoder.gradient_checkpointing) is (recomputed is FULL)
-    of_mlps = [isinstance(vars(layer.mlp).get("forward"), Recomputed) for layer in decoder.layers]
+    of_mlps = [is_recomputed(layer.mlp) for layer in decoder.layers]
     assert of_mlps == [recomputed is SELECTIVE] * len(of_mlps)
     assert adapted.may_recompute is (wanted is AUTO and recomputed is not FULL)
 

@@ -18,7 +18,8 @@ from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.model import fast_paths
 from lora_trainer.model.device import Device
-from lora_trainer.model.fast_paths import FUSED_ADAPTER, Chosen, FastPath, Trial, prove
+from lora_trainer.model.fast_path import FastPath
+from lora_trainer.model.fast_paths import FUSED_ADAPTER, Chosen, Trial, prove
 from lora_trainer.model.loading import Adapted
 from lora_trainer.model.lora_kernel import factors, install
 from lora_trainer.places.base import Base

@@ -19,7 +19,8 @@ from torch import nn
 from lora_trainer.contract.config import Quantization
 from lora_trainer.model import liger
 from lora_trainer.model.device import Device
-from lora_trainer.model.fast_paths import LIGER_RMS_NORM, LIGER_ROPE, LIGER_SWIGLU, FastPath
+from lora_trainer.model.fast_path import FastPath
+from lora_trainer.model.fast_paths import LIGER_RMS_NORM, LIGER_ROPE, LIGER_SWIGLU
 from lora_trainer.model.loading import load_model
 from lora_trainer.places.base import Base
 

@@ -12,6 +12,7 @@ import torch
 import transformers
 from tests.trainer.conftest import make_config
 from tests.trainer.test_attention import SIZES
+from tests.trainer.test_way import some_rows
 
 from lora_trainer.contract.config import Quantization
 from lora_trainer.data.store import Examples
@@ -200,7 +201,7 @@ def test_a_run_cuts_micro_batches_by_its_model(
     adapted: Any = SimpleNamespace(model=make(*PHI))
     for longest, said in ((8, False), (9, True)):
         caplog.clear()
-        data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=longest), training=None)
+        data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=longest), training=some_rows(3))
         found = way.way_of(settled, adapted, data, cpu, Ranks(), saved=None, goes_on=False)
         assert found.budget.frequencies == Frequencies(switches=(8,))
         assert any("share no micro-batch" in message for message in caplog.messages) is said

@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.trainer.conftest import make_config
@@ -14,12 +15,15 @@ from transformers import LlamaConfig
 
 from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET
 from lora_trainer.contract.run_plan import RunPlan
+from lora_trainer.data.store import Examples
+from lora_trainer.data.tokens import Example
 from lora_trainer.model.attention import Attention
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast_paths import Chosen
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.recipe import way
-from lora_trainer.recipe.way import budget_of
+from lora_trainer.recipe.way import budget_of, passes_of
+from lora_trainer.training.batches import Budget
 from lora_trainer.training.resume import Saved
 
 GPU = Device(torch_device=torch.device("cuda"), name="H200", dtype=torch.bfloat16)
@@ -107,6 +111,20 @@ def test_a_checkpoint_keeps_the_size_of_micro_batches(
     assert Saved(checkpoint=checkpoint, record=record, own=True).budget_tokens == tokens
 
 
+def some_rows(count: int) -> Examples:
+    """Rows of eight tokens."""
+    ids = np.arange(8)
+    return Examples.of([Example(input_ids=ids, labels=ids, truncated=False)] * count)
+
+
+@pytest.mark.parametrize(("processes", "passes"), [(1, 15), (2, 10)])
+def test_a_run_knows_how_many_micro_batches_it_will_compute(processes: int, passes: int) -> None:
+    """Five steps of five rows, of which a micro-batch holds two, on the process that has the most."""
+    training = make_config(training={"effectiveBatchSize": 5, "maxSteps": 5}).training
+    budget = Budget(tokens=16, longest=8)
+    assert passes_of(training, some_rows(9), budget, Ranks(world=processes)) == passes
+
+
 class Others(Ranks):
     """Two processes, of which the other one cannot pack."""
 
@@ -131,7 +149,7 @@ def test_where_one_process_cannot_pack_none_does(
 def way_on(device: Device, ranks: Ranks = ALONE, *, saved: Saved | None, goes_on: bool = False) -> Any:
     """Of a run with rows of up to 8 tokens."""
     settled: Any = SimpleNamespace(config=make_config(), plan=None)
-    data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=8), training=None)
+    data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=8), training=some_rows(3))
     adapted: Any = SimpleNamespace(model=SimpleNamespace(config=LlamaConfig()))
     return way.way_of(settled, adapted, data, device, ranks, saved=saved, goes_on=goes_on)
 

@@ -7,15 +7,16 @@ import contextlib
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from lora_trainer.errors import one_sentence, out_of_memory
-from lora_trainer.model import gates, liger, lora_kernel
+from lora_trainer.model import compiled, gates, liger, lora_kernel, repaying
 from lora_trainer.model.device import Device
+from lora_trainer.model.fast_path import Compute, FastPath, Result, Tensors
 from lora_trainer.model.loading import set_training
 from lora_trainer.model.rounding import Found, drawn_like, objection, wider
 
@@ -33,57 +34,6 @@ MOST_TOKENS = {"cpu": 256, "cuda": 1024}
 TIMED_TOKENS = {"cpu": 256, "cuda": 8192}
 """The most that times are compared on, where the run's micro-batches have as many: with few tokens a GPU is faster than
 its kernels are launched, and what moves fewer bytes would count as slower. On a CPU times grow with the tokens."""
-
-
-Tensors = tuple[torch.Tensor, ...]
-Result = torch.Tensor | Tensors
-Compute = Callable[[nn.Module, Sequence[torch.Tensor]], Result]
-Keep = Callable[[nn.Module, Tensors], None]
-
-
-class Handle(Protocol):
-    """Of a hook."""
-
-    def remove(self) -> None:
-        """Take it off."""
-
-
-def first_input(module: nn.Module, keep: Keep) -> Handle:
-    """Give `keep` what the module is called with, in its next passes."""
-    return module.register_forward_pre_hook(lambda _module, given: keep(module, given[:1]))
-
-
-def nothing_stirred(_module: nn.Module, _x: torch.Tensor) -> contextlib.AbstractContextManager[None]:
-    """For modules whose parameters are what they are."""
-    return contextlib.nullcontext()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FastPath:
-    """A faster way to compute some modules of a model; `find` gives those that it suits, the same on every process.
-
-    Modules of one `kind` compute alike. What is compared is the whole module, or where `plain` and `fast` are given the
-    part of it that they compute from the `inputs`, which follow from what `watch` saw. The first `trained` of these
-    have gradients, and so have the module's `parameters`. `written_out` computes the same in the type that it is given
-    both in. `stirred` gives the parameters values that count, within it. `work` is in products of two numbers.
-    """
-
-    name: str
-    find: Callable[[nn.Module], list[nn.Module]]
-    install: Callable[[nn.Module], None]
-    remove: Callable[[nn.Module], None]
-    kind: Callable[[nn.Module], Hashable]
-    written_out: Callable[[nn.Module, Sequence[torch.Tensor], Sequence[torch.Tensor]], Result]
-    work: Callable[[nn.Module, Sequence[torch.Tensor]], int]
-    parameters: Callable[[nn.Module], tuple[nn.Parameter, ...]] = lambda _module: ()
-    stirred: Callable[[nn.Module, torch.Tensor], contextlib.AbstractContextManager[None]] = nothing_stirred
-    watch: Callable[[nn.Module, Keep], Handle] = first_input
-    inputs: Callable[[nn.Module, Tensors], Tensors] = lambda _module, seen: seen
-    plain: Callable[[nn.Module, Sequence[torch.Tensor]], torch.Tensor | Tensors] = lambda module, inputs: module(
-        *inputs
-    )
-    fast: Callable[[nn.Module, Sequence[torch.Tensor]], torch.Tensor | Tensors] | None = None
-    trained: int = 1
 
 
 FUSED_ADAPTER = FastPath(
@@ -139,7 +89,24 @@ RECOMPUTED_SWIGLU = replace(
     install=lambda module: gates.install(module, gates.recomputed),
     fast=lambda _module, inputs: gates.recomputed(*inputs),
 )
-ALL = (FUSED_ADAPTER, LIGER_RMS_NORM, LIGER_ROPE, LIGER_SWIGLU, RECOMPUTED_SWIGLU)
+COMPILED_LAYER = FastPath(
+    name="compiled-layer",
+    find=compiled.layers,
+    install=compiled.install,
+    remove=compiled.remove,
+    kind=compiled.kind,
+    written_out=compiled.written_out,
+    work=compiled.work,
+    parameters=compiled.parameters,
+    stirred=compiled.stirred,
+    watch=compiled.watch,
+    inputs=compiled.inputs,
+    plain=compiled.computed,
+    reference=compiled.by_plain_pytorch,
+    compiled=True,
+)
+ALL = (FUSED_ADAPTER, LIGER_RMS_NORM, LIGER_ROPE, LIGER_SWIGLU, RECOMPUTED_SWIGLU, COMPILED_LAYER)
+"""In the order in which they are tried, each in a model that computes with those before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +129,10 @@ class Verdict:
     refusal: str | None = None
 
 
+Trials = Mapping["Trial", int]
+"""Each with the number of modules that it stands for."""
+
+
 def prove(
     path: FastPath,
     model: Any,
@@ -171,9 +142,11 @@ def prove(
     *,
     timed: bool,
     at_size: Mapping[str, Any] | None = None,
+    passes: int = 0,
 ) -> Verdict:
     """Compare a fast path with plain PyTorch on the pack that `arguments` are, with `timed` in time, too: on the pack
-    of the run's size that `at_size` are, where there is one, memory suffices, and layers are whole.
+    of the run's size that `at_size` are, where there is one, memory suffices, and layers are whole. What is compiled
+    must repay that in `passes` micro-batches.
 
     Nothing is installed afterwards, and the model is in evaluation mode. Where layers are divided over processes, all
     of these call it: one that lacks memory for a larger pack would leave the others in a layer's collective.
@@ -193,26 +166,37 @@ def prove(
         return Verdict(path=path, modules=(), refusal="no row at hand reaches a module that it suits")
     trials = {Trial(path=path, module=same[0], seen=given[same[0]], device=device): len(same) for same in proven}
     with _whole(model, [same[0] for same in proven]):
-        refusal = next((found for trial in trials if (found := trial.refusal()) is not None), None)
-        if refusal is None and timed:
-            sized = {replace(one, seen=large.get(one.module, one.seen)): count for one, count in trials.items()}
-            refusal = _too_slow(sized, trials)
+        sized = {replace(one, seen=large.get(one.module, one.seen)): count for one, count in trials.items()}
+        judged = _repaid if path.compiled else _at_its_speed
+        refusal = judged(trials, sized, passes) if timed else _wrong(trials)
     return Verdict(path=path, modules=tuple(module for same in proven for module in same), refusal=refusal)
 
 
-def _too_slow(sized: Mapping["Trial", int], small: Mapping["Trial", int]) -> str | None:
-    """Why a fast path counts as slower, or fails; None where it does not. Timed on the `small` trials where memory does
-    not suffice for those of the run's size."""
-    for trials in (sized, small):
-        try:
-            return _slower(trials)
-        except Exception as error:  # as in `refusal`
-            if trials is small or not out_of_memory(error):
-                return f"it fails: {one_sentence(error)[:200]}"
-    return None
+def _wrong(trials: Trials) -> str | None:
+    return next((found for trial in trials if (found := trial.refusal()) is not None), None)
 
 
-def _slower(trials: Mapping["Trial", int]) -> str | None:
+def _at_its_speed(trials: Trials, sized: Trials, _passes: int) -> str | None:
+    """What is against the numbers of a fast path, and then against its time."""
+    wrong = _wrong(trials)
+    return repaying.measured(_slower, sized, trials) if wrong is None else wrong
+
+
+def _repaid(trials: Trials, sized: Trials, passes: int) -> str | None:
+    """The same of what is compiled, which is left where it cannot pay, whatever it saves. The first comparison of
+    numbers compiles it, and takes hardly longer."""
+    short = repaying.measured(lambda given: repaying.too_short(given, passes), sized, trials)
+    if short is not None:
+        return short
+    began = time.perf_counter()
+    wrong = _wrong(trials)
+    took = time.perf_counter() - began
+    if wrong is not None:
+        return wrong
+    return repaying.measured(lambda given: repaying.unpaid(given, took, passes), sized, trials)
+
+
+def _slower(trials: Trials) -> str | None:
     """Why a fast path counts as slower, over modules of each kind by their numbers; None where it does not."""
     if sum(count * trial.work for trial, count in trials.items()) < _LEAST_WORK:
         return None
@@ -229,6 +213,10 @@ def _slower(trials: Mapping["Trial", int]) -> str | None:
 
 def _is_divided(model: nn.Module) -> bool:
     return any(hasattr(module, "unshard") for module in model.modules())
+
+
+def _own(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
 class _EnoughError(Exception):
@@ -250,7 +238,7 @@ def _seen(
 
     def keep(module: nn.Module, given: Tensors) -> None:
         if given and given[0].numel():
-            found.setdefault(module, tuple(tensor.detach().clone() for tensor in given))
+            found.setdefault(module, tuple(_own(one) for one in given))
         # Divided layers are gathered and let go of by hooks, which must all run.
         if len(found) == len(modules) and not divided:
             raise _EnoughError
@@ -321,7 +309,8 @@ class Trial:
         """Why the fast path is left out for its numbers, None where nothing is against them."""
         try:
             with self.stirred() as inputs:
-                plain, wanted = self._plain(inputs), self._written_out(inputs)
+                plain = self._computed(self.path.reference or self.path.plain, inputs)
+                wanted = self._written_out(inputs)
                 try:
                     fast = self._fast(inputs)
                 except Exception as error:  # a kernel may raise anything, and the run does without it
@@ -333,6 +322,10 @@ class Trial:
     def seconds(self, inputs: Tensors) -> tuple[float, float]:
         """Of a pass forward and backward, within `stirred`: on the fast path, and of plain PyTorch."""
         return self._seconds(lambda: self._fast(inputs)), self._seconds(lambda: self._plain(inputs))
+
+    def plain_seconds(self, inputs: Tensors) -> float:
+        """Of the same of plain PyTorch alone."""
+        return self._seconds(lambda: self._plain(inputs))
 
     @contextlib.contextmanager
     def stirred(self) -> Iterator[Tensors]:
@@ -359,17 +352,20 @@ class Trial:
         given = self._leaves(inputs)
         with self.device.autocast():
             # Copies: a kernel may write over what it is given.
-            result = compute(self.module, [tensor.clone() for tensor in given])
+            result = compute(self.module, [one.clone() if isinstance(one, torch.Tensor) else one for one in given])
         return self._with_gradients(result, given, self.path.parameters(self.module))
 
     def _written_out(self, inputs: Tensors) -> Found:
         wide = wider(self.device.dtype)
-        given = self._leaves(tensor.to(wide) for tensor in inputs)
+        given = self._leaves(one.to(wide) if isinstance(one, torch.Tensor) else one for one in inputs)
         parameters = [one.detach().to(wide).requires_grad_() for one in self.path.parameters(self.module)]
         return self._with_gradients(self.path.written_out(self.module, given, parameters), given, parameters)
 
-    def _leaves(self, inputs: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-        return [tensor.detach().requires_grad_(number < self.path.trained) for number, tensor in enumerate(inputs)]
+    def _leaves(self, inputs: Iterable[Any]) -> list[Any]:
+        return [
+            one.detach().requires_grad_(number < self.path.trained) if isinstance(one, torch.Tensor) else one
+            for number, one in enumerate(inputs)
+        ]
 
     def _with_gradients(
         self, result: Result, given: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]

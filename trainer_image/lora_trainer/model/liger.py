@@ -82,12 +82,8 @@ def rotation_kind(module: Any) -> Hashable:
 
 def install_rotation(module: nn.Module) -> None:
     """Let attention rotate with Liger's kernel."""
-    plain = _plain_rotate(module)
-
-    def rotated(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return plain(*args, **kwargs) if kwargs or len(args) != 4 else rotate(*args)
-
-    put_forward(module, _with_rotation(module, rotated))
+    kind: Any = type(module)
+    put_forward(module, functools.partial(_rotated(kind), module))
 
 
 def rotate(
@@ -103,20 +99,20 @@ def rotate(
 
 def plain_rotation(module: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """The same by the function of the module's own file."""
-    return _plain_rotate(module)(*inputs)
+    return _plain_rotate(type(module))(*inputs)
 
 
 class Watched:
     """A rotation that gives `keep` what it is called with."""
 
     def __init__(self, module: nn.Module, keep: Callable[[nn.Module, tuple[torch.Tensor, ...]], None]) -> None:
-        plain, self.module = _plain_rotate(module), module
+        plain, self.module = _plain_rotate(type(module)), module
 
         def watched(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
             keep(module, args)
             return plain(*args, **kwargs)
 
-        put_forward(module, _with_rotation(module, watched))
+        put_forward(module, functools.partial(_with_rotation(type(module), watched), module))
 
     def remove(self) -> None:
         """As before."""
@@ -177,16 +173,26 @@ def _rotates(module: nn.Module) -> bool:
     return code is not None and _ROTATE in code.co_names
 
 
-def _plain_rotate(module: nn.Module) -> Rotate:
-    found: Rotate = inspect.unwrap(type(module).forward).__globals__[_ROTATE]
+def _plain_rotate(kind: type[nn.Module]) -> Rotate:
+    found: Rotate = inspect.unwrap(kind.forward).__globals__[_ROTATE]
     return found
 
 
-def _with_rotation(module: nn.Module, rotated: Rotate) -> Callable[..., Any]:
-    """The forward pass of the module's class, in which the name of the rotation means another function."""
-    plain: Any = inspect.unwrap(type(module).forward)
+@functools.cache
+def _rotated(kind: Any) -> Callable[..., Any]:
+    plain = _plain_rotate(kind)
+
+    def rotated(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return plain(*args, **kwargs) if kwargs or len(args) != 4 else rotate(*args)
+
+    return _with_rotation(kind, rotated)
+
+
+def _with_rotation(kind: type[nn.Module], rotated: Rotate) -> Callable[..., Any]:
+    """The forward pass of a class, in which the name of the rotation means another function."""
+    plain: Any = inspect.unwrap(kind.forward)
     other = types.FunctionType(
         plain.__code__, {**plain.__globals__, _ROTATE: rotated}, plain.__name__, plain.__defaults__, plain.__closure__
     )
     other.__kwdefaults__ = plain.__kwdefaults__
-    return types.MethodType(other, module)
+    return other

@@ -6,7 +6,7 @@ once in each pass, and kept by none.
 """
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ def plain_modules(model: nn.Module) -> list[nn.Module]:
 
 def install(module: nn.Module) -> None:
     """Let one plain module compute with `_LoraLinear`."""
-    vars(module)["forward"] = partial(_forward, module, module.forward)
+    vars(module)["forward"] = partial(_forward, module)
 
 
 def remove(module: nn.Module) -> None:
@@ -116,7 +116,7 @@ def _is_plain(module: Any) -> bool:
     )
 
 
-def _forward(module: Any, original: Callable[..., torch.Tensor], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+def _forward(module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     base = module.get_base_layer()
     state = getattr(base.weight, "quant_state", None)
     dtype = compute_type(x.device, x.dtype)
@@ -125,7 +125,7 @@ def _forward(module: Any, original: Callable[..., torch.Tensor], x: torch.Tensor
     alike = x.dtype == down.dtype or torch.is_autocast_enabled(x.device.type)
     given = base.compute_dtype if state is not None else base.weight.dtype
     if module.disable_adapters or module.merged or args or kwargs or dtype != given or not alike:
-        return original(x, *args, **kwargs)
+        return type(module).forward(module, x, *args, **kwargs)
     rows = x.reshape(-1, x.shape[-1]).to(dtype)
     result: torch.Tensor = _LoraLinear.apply(rows, base.weight, state, base.bias, down, up, module.scaling[ADAPTER])
     # Not within the function: autograd lets nobody change a view in place that a function of its own has made.

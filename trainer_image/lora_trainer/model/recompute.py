@@ -1,6 +1,6 @@
 """Activations that are computed once more in the backward pass instead of being kept: of whole layers, or of MLPs."""
 
-import types
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,45 +13,49 @@ from lora_trainer.contract.fit.names import MLPS
 from lora_trainer.errors import ConfigError
 
 
-class Recomputed:
-    """A module's forward pass that keeps its input alone. `forward` is the pass that it computes, in which a fast path
-    may be; it is not recomputed while `on` is False."""
-
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        self.forward = forward
-        self.on = True
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As `forward`."""
-        if not self.on or not torch.is_grad_enabled():
-            return self.forward(*args, **kwargs)
-        return checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
+def is_recomputed(module: nn.Module) -> bool:
+    """Whether a module keeps its input alone."""
+    found: Any = vars(module).get("forward")
+    return isinstance(found, functools.partial) and found.func is _recompute
 
 
 def put_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
-    """Let one module compute so, recomputed where it was."""
-    found = vars(module).get("forward")
-    if isinstance(found, Recomputed):
-        found.forward = forward
-    else:
-        vars(module)["forward"] = forward
+    """Let one module compute so, recomputed where it was.
+
+    Code that is compiled for all layers needs a `functools.partial` of a function that they share: any other callable
+    sets each of them apart from the rest.
+    """
+    vars(module)["forward"] = functools.partial(_recompute, module, forward) if is_recomputed(module) else forward
 
 
 def take_forward(module: nn.Module) -> None:
     """Let it compute as its class does again."""
-    found = vars(module).get("forward")
-    if isinstance(found, Recomputed):
-        found.forward = types.MethodType(type(module).forward, module)
+    if is_recomputed(module):
+        vars(module)["forward"] = functools.partial(_recompute, module, None)
     else:
         vars(module).pop("forward", None)
+
+
+def _recompute(module: nn.Module, forward: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+    compute = functools.partial(type(module).forward, module) if forward is None else forward
+    if not torch.is_grad_enabled():
+        return compute(*args, **kwargs)
+    return checkpoint(compute, *args, use_reentrant=False, **kwargs)
+
+
+def _keep(module: Any) -> None:
+    """Recompute no longer."""
+    forward = module.forward.args[1]
+    vars(module).pop("forward")
+    if forward is not None:
+        vars(module)["forward"] = forward
 
 
 def recompute_activations(model: Any) -> None:
     """Recompute all that a layer would keep."""
     for mlp in _mlps(model):
-        found = vars(mlp).get("forward")
-        if isinstance(found, Recomputed):
-            found.on = False
+        if is_recomputed(mlp):
+            _keep(mlp)
     model.activation_checkpointing_enable({"use_reentrant": False})
     model.enable_input_require_grads()
 
@@ -59,7 +63,7 @@ def recompute_activations(model: Any) -> None:
 def recompute_mlps(model: nn.Module) -> None:
     """Recompute what is within each layer's MLP, and keep what attention has computed."""
     for mlp in _mlps(model):
-        vars(mlp)["forward"] = Recomputed(mlp.forward)
+        vars(mlp)["forward"] = functools.partial(_recompute, mlp, None)
 
 
 def check_recomputation(wanted: ActivationCheckpointing, model: Any) -> None:
@@ -75,7 +79,7 @@ def check_recomputation(wanted: ActivationCheckpointing, model: Any) -> None:
 
 def recomputable(model: Any) -> dict[ActivationCheckpointing, bool]:
     """Whether a model can be trained so. MLPs alone need one in each decoder layer that can be told from the rest."""
-    layers = _layers(model)
+    layers = decoder_layers(model)
     return {
         ActivationCheckpointing.NONE: True,
         ActivationCheckpointing.SELECTIVE: bool(layers) and len(_mlps(model)) == len(layers),
@@ -83,11 +87,12 @@ def recomputable(model: Any) -> dict[ActivationCheckpointing, bool]:
     }
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Layers whose activations Transformers can recompute."""
     from transformers.modeling_layers import GradientCheckpointingLayer  # noqa: PLC0415 - takes seconds to import
 
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _mlps(model: nn.Module) -> list[nn.Module]:
-    return [child for layer in _layers(model) for name, child in layer.named_children() if name in MLPS]
+    return [child for layer in decoder_layers(model) for name, child in layer.named_children() if name in MLPS]

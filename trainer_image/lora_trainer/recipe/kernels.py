@@ -1,6 +1,7 @@
 """Which fast paths a run takes: chosen once, by all its processes, and kept with its checkpoints."""
 
 import dataclasses
+import functools
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,10 +28,12 @@ def choose_kernels(
     packed: bool,
     kept: Chosen | None,
     tokens: int = 0,
+    passes: int = 0,
     step: int = 0,
 ) -> Chosen:
     """Install the fast paths that prove themselves on every process; all of these call it, and find the same. `tokens`
-    are those of the run's micro-batches.
+    are those of the run's micro-batches, of which each process computes so many `passes`; where that is not said,
+    nothing is compiled.
 
     `kept` are those of the checkpoint that the run goes on from, which is after `step`; None without one. They are not
     timed again, nor are others taken: a run is to go on with the numbers that it began with.
@@ -41,11 +44,9 @@ def choose_kernels(
     pack = collate(_first_rows(examples, device, packed=packed), device.torch_device, packed=packed)
     sized = _of_size(examples, device, tokens, packed=packed) if kept is None else None
     at_size = None if sized is None else sized.arguments
-    paths = ALL if kept is None else [path for path in ALL if path.name in kept.taken]
-    found = (
-        prove(path, adapted.model, adapted.head, pack.arguments, device, timed=kept is None, at_size=at_size)
-        for path in paths
-    )
+    paths = [path for path in ALL if (not path.compiled or passes if kept is None else path.name in kept.taken)]
+    prove_one = functools.partial(prove, timed=kept is None, at_size=at_size, passes=passes)
+    found = (prove_one(path, adapted.model, adapted.head, pack.arguments, device) for path in paths)
     verdicts = {verdict.path.name: _agreed(verdict, ranks) for verdict in found}
     chosen = _fresh(verdicts) if kept is None else _kept(verdicts, kept, step)
     for sentence in chosen.left_out if kept is None else chosen.left_out[len(kept.left_out) :]:

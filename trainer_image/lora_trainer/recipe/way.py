@@ -4,9 +4,10 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 
-from lora_trainer.contract.config import Packing
+from lora_trainer.contract.config import Packing, TrainingConfig
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.data.dataset import Data
+from lora_trainer.data.store import Examples
 from lora_trainer.model.attention import Attention, choose_attention
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast_paths import Chosen
@@ -16,7 +17,9 @@ from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.recipe.kernels import choose_kernels
 from lora_trainer.recipe.settling import Settled
 from lora_trainer.training.batches import Budget, token_budget
+from lora_trainer.training.packs import accumulation
 from lora_trainer.training.resume import Saved
+from lora_trainer.training.schedule import total_steps
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +72,16 @@ def way_of(
         packed=budget.packed,
         kept=saved.kernels if saved else None,
         tokens=budget.tokens,
+        passes=passes_of(config.training, data.training, budget, ranks),
         step=saved.checkpoint.step if saved else 0,
     )
     return Way(attention=attention.kernel, kernels=kernels, budget=budget)
+
+
+def passes_of(training: TrainingConfig, rows: Examples, budget: Budget, ranks: Ranks) -> int:
+    """Micro-batches of a run that begins now, on the busiest process."""
+    each = accumulation(rows.lengths, budget, training.effective_batch_size, training.seed, ranks.world)
+    return each * total_steps(training, len(rows))
 
 
 def _agreed(attention: Attention, ranks: Ranks) -> Attention:

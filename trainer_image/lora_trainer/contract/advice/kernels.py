@@ -29,7 +29,8 @@ RULES = (
         code=Code.KERNEL_LEFT_OUT,
         severity=Severity.INFO,
         subject="kernels",
-        condition="a fast path fails, errs more than plain PyTorch or is slower on the device",
+        condition="a fast path fails, errs more than plain PyTorch, is slower on the device or does not repay what "
+        "compiling takes",
         message="Nothing has to be done: plain PyTorch takes the place. Report a kernel that fails or errs, "
         "with the device's name",
         evidence=("Left out: {kernels}",),
