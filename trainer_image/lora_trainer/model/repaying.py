@@ -13,6 +13,8 @@ _MOST_SAVED = 0.27
 _LEAST_SAVED = 0.05
 """Less is what timings of a busy machine differ by, and two runs are to choose alike."""
 _ROUNDS = 5
+TOO_SHORT = "the run is too short"
+"""How the sentence begins of what no user can or need do anything about."""
 
 
 class Timed(Protocol):
@@ -52,8 +54,8 @@ def too_short(trials: Mapping[Some, int], passes: int) -> str | None:
     if most > LEAST_S:
         return None
     return (
-        f"compiling takes {LEAST_S:.0f} s or more, and in {passes} micro-batches of {1000 * plain:.1f} ms could save "
-        f"{most:.0f} s at most"
+        f"{TOO_SHORT}: compiling takes {LEAST_S:.0f} s or more, and in {passes} micro-batches of {1000 * plain:.1f} ms "
+        f"could save {most:.0f} s at most"
     )
 
 

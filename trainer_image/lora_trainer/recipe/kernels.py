@@ -12,6 +12,7 @@ from lora_trainer.data.tokens import Example
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast_paths import ALL, MOST_TOKENS, TIMED_TOKENS, Chosen, Verdict, prove
 from lora_trainer.model.loading import Adapted
+from lora_trainer.model.repaying import TOO_SHORT
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training.batches import Batch, collate
 
@@ -91,7 +92,11 @@ def _agreed(verdict: Verdict, ranks: Ranks) -> Verdict:
 
 def _fresh(verdicts: Mapping[str, Verdict]) -> Chosen:
     refused = {name: verdict.refusal for name, verdict in verdicts.items() if verdict.refusal is not None}
-    return Chosen(taken=_taken(verdicts), left_out=tuple(f"{name}: {reason}" for name, reason in refused.items()))
+    untried = {name: reason for name, reason in refused.items() if reason.startswith(TOO_SHORT)}
+    for name, reason in untried.items():
+        log.info("kernel not tried: %s: %s", name, reason)
+    left_out = tuple(f"{name}: {reason}" for name, reason in refused.items() if name not in untried)
+    return Chosen(taken=_taken(verdicts), left_out=left_out)
 
 
 def _kept(verdicts: Mapping[str, Verdict], kept: Chosen, step: int) -> Chosen:
