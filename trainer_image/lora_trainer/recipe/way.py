@@ -4,12 +4,15 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 
-from lora_trainer.contract.config import Packing
+import numpy as np
+
+from lora_trainer.contract.config import Kernels, Packing
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.data.dataset import Data
 from lora_trainer.model.attention import Attention, choose_attention
 from lora_trainer.model.device import Device
-from lora_trainer.model.fast_paths import Chosen
+from lora_trainer.model.fast_paths import TIMED_TOKENS, Chosen
+from lora_trainer.model.flexible import KERNEL, choose_flex
 from lora_trainer.model.loading import Adapted
 from lora_trainer.model.rope import frequencies_of
 from lora_trainer.ranks.collectives import Ranks
@@ -44,7 +47,6 @@ def way_of(
     where it takes more of that than the weights, and then its packs stay as they were cut."""
     config, plan, longest = settled.config, settled.plan, data.stats.longest_tokens
     attention = _agreed(choose_attention(adapted.model, device, ranks), ranks)
-    log.info("attention: %s", attention.kernel)
     packed = config.training.packing is Packing.ENABLED
     if packed and not attention.packs:
         log.log(logging.WARNING if attention.broken else logging.INFO, "rows are padded: %s", attention.unpacked)
@@ -60,6 +62,10 @@ def way_of(
     log.info("micro-batches: at most %d tokens", budget.tokens)
     if budget.frequencies.at(longest) != budget.frequencies.at(1):
         log.info("rows for whose lengths this model has different rotary frequencies share no micro-batch")
+    kernel, left_out = attention.kernel, None
+    if budget.packed and config.training.kernels is Kernels.AUTO:
+        kernel, left_out = _flexible(attention, adapted, data, device, ranks, saved=saved, tokens=budget.tokens)
+    log.info("attention: %s", kernel)
     kernels = choose_kernels(
         config.training.kernels,
         adapted,
@@ -71,7 +77,38 @@ def way_of(
         tokens=budget.tokens,
         step=saved.checkpoint.step if saved else 0,
     )
-    return Way(attention=attention.kernel, kernels=kernels, budget=budget)
+    if left_out is not None:
+        log.warning("kernel left out: %s", left_out)
+        changed = kernels.changed_step if saved is None else saved.checkpoint.step
+        kernels = dataclasses.replace(kernels, left_out=(*kernels.left_out, left_out), changed_step=changed)
+    return Way(attention=kernel, kernels=kernels, budget=budget)
+
+
+def _flexible(
+    attention: Attention,
+    adapted: Adapted,
+    data: Data,
+    device: Device,
+    ranks: Ranks,
+    *,
+    saved: Saved | None,
+    tokens: int,
+) -> tuple[str, str | None]:
+    """What computes attention where FlexAttention may, and why that is left out. A run that goes on takes it only where
+    it did, and then does not time it."""
+    if saved is not None and KERNEL not in saved.attention:
+        return attention.kernel, None
+    lengths = data.training.lengths if saved is None else None
+    if lengths is not None:
+        fitting = int(np.searchsorted(np.cumsum(lengths), min(tokens, TIMED_TOKENS[device.torch_device.type]), "right"))
+        lengths = lengths[: max(1, fitting)]
+    found = choose_flex(adapted.model, attention, device, ranks, lengths)
+    if found.kernel is not None:
+        return found.kernel, None
+    reason = found.left_out
+    if saved is not None:
+        reason = f"{reason or 'there is none for this model here'}; it was taken up to step {saved.checkpoint.step}"
+    return attention.kernel, None if reason is None else f"{KERNEL}-attention: {reason}"
 
 
 def _agreed(attention: Attention, ranks: Ranks) -> Attention:
