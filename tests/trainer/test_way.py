@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.trainer.conftest import make_config
@@ -16,6 +17,8 @@ from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.model.attention import Attention
 from lora_trainer.model.device import Device
+from lora_trainer.model.fast_paths import Chosen
+from lora_trainer.model.flexible import Choice
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.recipe import way
 from lora_trainer.recipe.way import budget_of
@@ -122,9 +125,71 @@ def test_where_one_process_cannot_pack_none_does(
     monkeypatch.setattr(way, "choose_attention", lambda *_: packing)
     monkeypatch.setattr(way, "choose_kernels", lambda *_, **more: more["packed"])
     settled: Any = SimpleNamespace(config=make_config(), plan=None)
-    data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=8), training=None)
+    rows = SimpleNamespace(lengths=np.array([8], dtype=np.int32))
+    data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=8), training=rows)
     adapted: Any = SimpleNamespace(model=SimpleNamespace(config=LlamaConfig()))
     for ranks, packed in ((Ranks(), True), (Others(), False)):
         found: Any = way.way_of(settled, adapted, data, cpu, ranks, saved=None, goes_on=False)
         assert (found.budget.packed, found.kernels) == (packed, packed)
     assert "rows are padded: its kernel fails" in caplog.messages
+
+
+FLEX, LEFT_OUT = Choice(kernel="flex"), Choice(left_out="it fails: no kernel")
+KEPT = Chosen(taken=("fused-adapter",), left_out=("liger-rope: it fails",))
+
+
+@pytest.mark.parametrize(
+    ("kernels", "kept", "found", "attention", "sentence", "changed"),
+    [
+        ("Auto", None, FLEX, "flex", None, None),
+        ("Auto", None, LEFT_OUT, "sdpa", "flex-attention: it fails: no kernel", None),
+        ("Auto", None, Choice(), "sdpa", None, None),
+        ("Reference", None, FLEX, "sdpa", None, None),
+        ("Auto", "flex", FLEX, "flex", None, None),
+        ("Auto", "flex+varlen", FLEX, "flex", None, None),
+        ("Auto", "sdpa", FLEX, "sdpa", None, None),
+        ("Auto", "flex", LEFT_OUT, "sdpa", "flex-attention: it fails: no kernel; it was taken up to step 7", 7),
+        (
+            *("Auto", "flex", Choice(), "sdpa"),
+            "flex-attention: there is none for this model here; it was taken up to step 7",
+            7,
+        ),
+    ],
+)
+def test_flex_attention_is_taken_where_it_proves_itself_and_later_only_where_it_was(
+    cpu: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    kernels: str,
+    kept: str | None,
+    found: Choice,
+    attention: str,
+    sentence: str | None,
+    changed: int | None,
+) -> None:
+    """A run that goes on has the numbers that it began with; only a new one takes times, on rows of a micro-batch."""
+    timed: list[Any] = []
+
+    def choose(_model: Any, attention: Attention, *_: Any) -> Choice:
+        timed.append(None if _[-1] is None else _[-1].tolist())
+        assert attention.kernel == "sdpa"
+        return found
+
+    monkeypatch.setattr(way, "choose_attention", lambda *_: Attention(kernel="sdpa", packs=True))
+    monkeypatch.setattr(way, "choose_flex", choose)
+    monkeypatch.setattr(way, "choose_kernels", lambda *_, kept, **__: kept or Chosen(taken=("fused-adapter",)))
+    resolved = replace(RESOLVED, attention=kept or "", kernels=KEPT.taken, kernels_left_out=KEPT.left_out)
+    record: Any = SimpleNamespace(resolved=resolved, config=make_config())
+    checkpoint: Any = SimpleNamespace(step=7)
+    saved = None if kept is None else Saved(checkpoint=checkpoint, record=record, own=True)
+    settled: Any = SimpleNamespace(config=make_config(training={"kernels": kernels}), plan=None)
+    lengths = np.array([100, 100, 50, 60], dtype=np.int32)
+    data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=100), training=SimpleNamespace(lengths=lengths))
+    adapted: Any = SimpleNamespace(model=SimpleNamespace(config=LlamaConfig()))
+    chosen = way.way_of(settled, adapted, data, cpu, Ranks(), saved=saved, goes_on=saved is not None)
+    assert chosen.attention == attention
+    left_out = KEPT.left_out if saved else ()
+    assert chosen.kernels.left_out == (left_out if sentence is None else (*left_out, sentence))
+    assert chosen.kernels.changed_step == changed
+    tried = kernels == "Auto" and kept != "sdpa"
+    assert timed == ([None if saved else [100, 100, 50]] if tried else [])

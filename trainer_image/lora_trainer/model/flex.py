@@ -8,7 +8,7 @@ are in `Tables`, made once for all layers of a pack.
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -133,7 +133,8 @@ def computed(
     if small:
         options |= {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 32, "fwd_num_stages": 2}
         options |= {"bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 32, "bwd_BLOCK_M2": 32, "bwd_BLOCK_N2": 32, "bwd_num_stages": 1}
-    tokens, mask = query.shape[2], cast(Callable[..., BlockMask], BlockMask)
+    tokens = query.shape[2]
+    mask: Callable[..., Any] = BlockMask
     found: tuple[torch.Tensor, Any] = flex_attention(
         query,
         key,
