@@ -178,6 +178,18 @@ def test_what_errs_or_fails_is_left_out(
     assert re.search(expected, found.left_out or ""), found.left_out
 
 
+def test_what_fails_without_gradients_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is compiled by itself, and evaluations are too late to find out."""
+
+    def changed(right: Any, query: torch.Tensor, *given: Any, **more: Any) -> torch.Tensor:
+        return torch.as_tensor(right(query, *given, **more) if query.requires_grad else failing(query))
+
+    change(monkeypatch, changed)
+    model = make("Gemma2", torch.bfloat16, **CAPPED)
+    assert choose_attention(model, DEVICE) == PACKING
+    assert "it fails: " in (choose_flex(model, PACKING, DEVICE, ALONE, None).left_out or "")
+
+
 @pytest.mark.parametrize("leak", ["window", "rows"])
 def test_a_mask_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch, leak: str) -> None:
     """Also that of a window which is longer than all rows of the comparison."""
@@ -297,7 +309,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         return graph.forward
 
     torch._dynamo.reset()
-    compiled: Any = torch.compile(flex.computed, dynamic=True, fullgraph=True, backend=keep)
+    compiled = flex.compiled_by(keep)
     monkeypatch.setattr(flex, "_compiled", lambda: compiled)
     yield given
     torch._dynamo.reset()

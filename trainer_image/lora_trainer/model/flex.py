@@ -8,7 +8,7 @@ are in `Tables`, made once for all layers of a pack.
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -94,13 +94,21 @@ def _is_small(query: torch.Tensor) -> bool:
 
 @functools.cache
 def _compiled() -> Callable[..., torch.Tensor]:
-    inductor: Any = importlib.import_module("torch._inductor.config")
+    return compiled_by("inductor")
+
+
+def compiled_by(backend: Any) -> Callable[..., torch.Tensor]:
+    """`computed`, as one of PyTorch's backends compiles it: once for packs of all lengths."""
+    inductor, dynamo, autograd = (
+        cast("Any", importlib.import_module(f"torch.{part}.config")) for part in ("_inductor", "_dynamo", "_functorch")
+    )
     # Two kernels: a pool of processes, each with PyTorch in main memory, would outlive them.
     inductor.compile_threads = 1
-    dynamo: Any = importlib.import_module("torch._dynamo.config")
     dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_GRAPHS)
+    # Whether rows see each other is asked in two backward passes through one graph.
+    autograd.donated_buffer = False
     # What cannot be compiled as a whole would hold all scores.
-    return torch.compile(computed, dynamic=True, fullgraph=True)
+    return torch.compile(computed, dynamic=True, fullgraph=True, backend=backend)
 
 
 def computed(

@@ -127,6 +127,9 @@ def _objection(calls: Sequence[Call], lengths: npt.NDArray[np.int32] | None) -> 
         against = attention.objection_to(call, isolated) or attention.objection_to(narrow, isolated, _OTHER_LENGTHS)
         if against is not None:
             return against
+        # Without gradients, as evaluations compute: that is compiled by itself.
+        segments = segments_of(_OTHER_LENGTHS, call.given[0].device)
+        isolated(call.repeated(segments), segments, call.kind)
     return None if lengths is None else _slower(calls, segments_of(tuple(lengths.tolist()), calls[0].given[0].device))
 
 
