@@ -63,8 +63,8 @@ def traced(forward: Compile, backward: Compile) -> Any:
 
 
 def heads(heads: Sequence[int], tokens: int, size: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Queries, keys and values, as the layers of a model give them."""
-    return [torch.randn(1, tokens, count, size).to(dtype).transpose(1, 2).requires_grad_() for count in heads]
+    """Queries, keys and values."""
+    return [torch.randn(1, tokens, count, size).to(dtype).requires_grad_() for count in heads]
 
 
 def graphs(shape: dict[str, Any]) -> list[tuple[Any, Sequence[Any]]]:
@@ -240,7 +240,8 @@ def errors_of(shape: dict[str, Any], folder: Path) -> list[dict[str, float]]:
     compiled, found = traced(forward, backward), list[dict[str, float]]()
     torch.manual_seed(0)
     for lengths, window in PACKS:
-        given = heads(shape["heads"], sum(lengths), shape["size"], torch.float32)
+        drawn = heads(shape["heads"], sum(lengths), shape["size"], torch.float32)
+        given = [one.transpose(1, 2) for one in drawn]
         sinks, softcap = torch.linspace(-1, 1, shape["heads"][0]), float(shape["softcap"])
         kind = Kind(scaling=None, dropout=0.0, window=window, softcap=softcap, sinks=sinks)
         right = attention.row_by_row(attention._explicit, tuple(given), segments_of(lengths, CPU), kind)

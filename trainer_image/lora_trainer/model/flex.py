@@ -75,14 +75,14 @@ def attention(
 ) -> torch.Tensor:
     """Attention over a pack. Shapes: `query` (1, heads, tokens, size), `key` and `value` (1, key heads, tokens, size),
     `sinks` (heads,), result (1, tokens, heads, size)."""
-    # One layout and one state of autocast, for each of which a graph would be compiled.
-    given = (tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in (query, key, value))
+    # One layout, no views, no parameters, and one state of autocast: of each there is a graph of its own.
+    given = (tensor.transpose(1, 2).clone(memory_format=torch.contiguous_format) for tensor in (query, key, value))
+    own = None if sinks is None else sinks.clone()
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # As text: a number would be an input of the graph, which its kernels do not take.
     numbers = {"scaling": repr(float(scale)), "softcap": None if softcap is None else repr(float(softcap))}
     with torch.autocast(query.device.type, dtype=torch.bfloat16, enabled=False):
-        found = _compiled()(*given, tables, sinks=sinks, small=_is_small(query), **numbers)
-    return found.transpose(1, 2)
+        return _compiled()(*given, tables, sinks=own, small=_is_small(query), **numbers)
 
 
 def _is_small(query: torch.Tensor) -> bool:
@@ -122,7 +122,7 @@ def computed(
     softcap: str | None,
     small: bool,
 ) -> torch.Tensor:
-    """What is compiled; the result's shape is as `query`.
+    """What is compiled. Shapes: (1, tokens, heads, size).
 
     A sink takes its share of the weights, exp(sink) of the sum of it and of the exponentials of all scores.
     """
@@ -141,12 +141,12 @@ def computed(
     if small:
         options |= {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 32, "fwd_num_stages": 2}
         options |= {"bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 32, "bwd_BLOCK_M2": 32, "bwd_BLOCK_N2": 32, "bwd_num_stages": 1}
-    tokens = query.shape[2]
+    tokens = query.shape[1]
     mask: Callable[..., Any] = BlockMask
     found: tuple[torch.Tensor, Any] = flex_attention(
-        query,
-        key,
-        value,
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
         score_mod=None if softcap is None else capped,
         block_mask=mask((tokens, tokens), *blocks, (_BLOCK, _BLOCK), sees),
         scale=float(scaling),
@@ -155,7 +155,7 @@ def computed(
         return_aux=AuxRequest(lse=True),
     )
     result, more = found
-    if sinks is None:
-        return result
-    share = torch.sigmoid(more.lse - sinks[None, :, None])
-    return (result * share[..., None]).to(result.dtype)
+    if sinks is not None:
+        share = torch.sigmoid(more.lse - sinks[None, :, None])
+        result = (result * share[..., None]).to(result.dtype)
+    return result.transpose(1, 2)
