@@ -40,8 +40,8 @@ from lora_trainer.model.attention import Kind, segments_of
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 SHARED_MEMORY = {86: 101376, 90: 232448}
 """Bytes that a block of an A10 and an H100 may have (CUDA C++ Programming Guide, technical specifications)."""
-PACKS = (((200, 1, 70), 40), ((5,), 2), ((3, 128), None))
-"""Lengths of rows, and the window of a layer."""
+PACKS = (((258, 3), None), ((5,), 2), ((3, 20), 6))
+"""Lengths of rows, of which the first one fills blocks, and the window of a layer."""
 Compile = Callable[[Any, Sequence[Any]], Any]
 
 
@@ -201,9 +201,9 @@ class Interpreted:
             self.kernel[arguments[-3:]](*arguments[:-3])
             return
         names = self.kernel.arg_names
-        blocks = {name: 16 if name == "XBLOCK" else 64 for name in names[len(arguments) :]}
-        count = arguments[names.index("xnumel")]
-        self.kernel[(-(-count // 16), 1, 1)](*arguments, **blocks)
+        blocks = {name: 64 if name.startswith("R") else 16 for name in names[len(arguments) :]}
+        counts = [arguments[names.index(name)] for name in ("xnumel", "ynumel") if name in names]
+        self.kernel[(*(-(-count // 16) for count in counts), 1, 1)[:3]](*arguments, **blocks)
 
 
 def interpreted(path: Path) -> Compile:
