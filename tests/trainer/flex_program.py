@@ -247,7 +247,8 @@ def errors_of(shape: dict[str, Any], folder: Path) -> list[dict[str, float]]:
         right = attention.row_by_row(attention._explicit, tuple(given), segments_of(lengths, CPU), kind)
         tables = flex.tables_of(lengths, window, CPU)
         with mock.patch.object(flex, "_compiled", return_value=compiled):
-            result = flex.attention(*given, tables, scaling=None, softcap=softcap, sinks=sinks)  # type: ignore[misc]
+            query, key, value = given
+            result = flex.attention(query, key, value, tables, scaling=None, softcap=softcap, sinks=sinks)
         weights = torch.randn(right.shape)
         ours, theirs = (torch.autograd.grad(one, given, weights, retain_graph=True) for one in (result, right))
         names = ("result", "queries", "keys", "values")

@@ -321,7 +321,7 @@ def test_packs_of_all_lengths_share_a_graph(graphs: list[Any]) -> None:
     for lengths, window in (((200, 1, 130, 53), None), ((40, 3), None), ((301, 90), 64), ((64, 64), 150), ((5,), 2)):
         for trained in (True, False):
             query, key, value = (drawn(heads, sum(lengths)) for heads in (4, 2, 2))
-            sinks = torch.nn.Parameter(torch.ones(4), requires_grad=False)
+            sinks: torch.Tensor = torch.nn.Parameter(torch.ones(4), requires_grad=False)
             if window is not None:  # as projections give them, and as a layer's own
                 sinks = sinks.data
                 value = (1 * value).transpose(1, 2).reshape(1, -1, 32).view(1, -1, 2, 16).transpose(1, 2)

@@ -29,8 +29,8 @@ _OTHERWISE = "in a pack, this kind of model computes other logits than for each 
 NAME = "isolated"
 """Under which Transformers knows `attend`. It makes no masks for names that it has no mask function for."""
 
-_LARGEST_HEAD = 256
 PROBE_LENGTHS = (9, 12, 5)
+"""Of the rows that a model is tried with."""
 COMPARED_LENGTHS = {"cpu": (40, 1, 33, 22), "cuda": (200, 1, 130, 53)}
 """Of the rows that a kernel is compared on: some longer than the blocks that kernels of this device cut rows into."""
 _FLOOR = {torch.float32: 2.0**-13, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
@@ -101,6 +101,8 @@ def attend(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
+    """What a layer asks for, beside its inputs; see `attend`."""
+
     scaling: float | None
     dropout: float
     window: int | None
@@ -127,8 +129,7 @@ class Call:
 
     def repeated(self, segments: Segments) -> tuple[torch.Tensor, ...]:
         """The same tokens again and again, as many as a pack has."""
-        tokens = torch.arange(sum(segments.lengths), device=segments.bounds.device) % self.given[0].shape[2]
-        return tuple(tensor[:, :, tokens] for tensor in self.given)
+        return tuple(one[:, :, torch.arange(sum(segments.lengths)) % one.shape[2]] for one in self.given)
 
 
 Computed = Callable[[tuple[torch.Tensor, ...], Segments, Kind], torch.Tensor]
@@ -166,7 +167,7 @@ def has_kernel(query_size: int, value_size: int, dtype: torch.dtype, capability:
 
     The limits are FlashAttention's, which PyTorch calls: 16 bits, GPUs from Ampere on, heads of up to 256.
     """
-    fits = query_size == value_size and query_size % 8 == 0 and query_size <= _LARGEST_HEAD
+    fits = query_size == value_size and query_size % 8 == 0 and query_size <= 256
     return fits and dtype in (torch.float16, torch.bfloat16) and capability is not None and capability >= (8, 0)
 
 
@@ -300,7 +301,7 @@ def _chosen(model: Any, device: torch.device, ranks: Ranks) -> Attention:
     return Attention(kernel=str(before), packs=False, unpacked=unpacked, broken=broken)
 
 
-def objection_to(call: Call, compute: "Computed | None" = None, lengths: tuple[int, ...] = ()) -> str | None:
+def objection_to(call: Call, compute: Computed | None = None, lengths: tuple[int, ...] = ()) -> str | None:
     """What is against the kernel in the numbers of a layer, its gradients included; None where nothing is."""
     device, dtype = call.given[0].device, call.given[0].dtype
     segments = segments_of(lengths or COMPARED_LENGTHS[device.type], device)

@@ -62,8 +62,11 @@ def way_of(
     log.info("micro-batches: at most %d tokens", budget.tokens)
     if budget.frequencies.at(longest) != budget.frequencies.at(1):
         log.info("rows for whose lengths this model has different rotary frequencies share no micro-batch")
+    flexible = (
+        budget.packed and config.training.kernels is Kernels.AUTO and (saved is None or KERNEL in saved.attention)
+    )
     kernel, left_out = attention.kernel, None
-    if budget.packed and config.training.kernels is Kernels.AUTO:
+    if flexible:
         kernel, left_out = _flexible(attention, adapted, data, device, ranks, saved=saved, tokens=budget.tokens)
     log.info("attention: %s", kernel)
     kernels = choose_kernels(
@@ -78,7 +81,6 @@ def way_of(
         step=saved.checkpoint.step if saved else 0,
     )
     if left_out is not None:
-        log.warning("kernel left out: %s", left_out)
         changed = kernels.changed_step if saved is None else saved.checkpoint.step
         kernels = dataclasses.replace(kernels, left_out=(*kernels.left_out, left_out), changed_step=changed)
     return Way(attention=kernel, kernels=kernels, budget=budget)
@@ -94,10 +96,7 @@ def _flexible(
     saved: Saved | None,
     tokens: int,
 ) -> tuple[str, str | None]:
-    """What computes attention where FlexAttention may, and why that is left out. A run that goes on takes it only where
-    it did, and then does not time it."""
-    if saved is not None and KERNEL not in saved.attention:
-        return attention.kernel, None
+    """What computes attention where FlexAttention may, and why it is left out. A run that goes on does not time it."""
     lengths = data.training.lengths if saved is None else None
     if lengths is not None:
         fitting = int(np.searchsorted(np.cumsum(lengths), min(tokens, TIMED_TOKENS[device.torch_device.type]), "right"))
@@ -108,7 +107,10 @@ def _flexible(
     reason = found.left_out
     if saved is not None:
         reason = f"{reason or 'there is none for this model here'}; it was taken up to step {saved.checkpoint.step}"
-    return attention.kernel, None if reason is None else f"{KERNEL}-attention: {reason}"
+    if reason is None:
+        return attention.kernel, None
+    log.warning("kernel left out: %s-attention: %s", KERNEL, reason)
+    return attention.kernel, f"{KERNEL}-attention: {reason}"
 
 
 def _agreed(attention: Attention, ranks: Ranks) -> Attention:
