@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tests.trainer.test_attention import make
@@ -250,14 +249,14 @@ def test_it_is_left_out_where_it_is_slower(monkeypatch: pytest.MonkeyPatch, slow
     monkeypatch.setattr(flexible, "_seconds", seconds)
     model = make("Gemma2", torch.bfloat16, **CAPPED)
     assert choose_attention(model, DEVICE) == PACKING
-    assert choose_flex(model, PACKING, DEVICE, ALONE, np.array([7, 9], dtype=np.int32)).left_out == left_out
+    assert choose_flex(model, PACKING, DEVICE, ALONE, lambda: [7, 9]).left_out == left_out
 
 
 def test_its_times_are_taken_forward_and_backward() -> None:
     """Of both, on rows of the run."""
     model = make("GptOss", torch.bfloat16, **SINKS)
     assert choose_attention(model, DEVICE) == PACKING
-    found = choose_flex(model, PACKING, DEVICE, ALONE, np.array([7, 9], dtype=np.int32))
+    found = choose_flex(model, PACKING, DEVICE, ALONE, lambda: [7, 9])
     assert found.kernel == "flex" or re.search("it takes .* ms forward and backward, plain", found.left_out or "")
 
 
@@ -270,7 +269,7 @@ def test_where_plain_pytorch_lacks_memory_it_is_not_slower(monkeypatch: pytest.M
     monkeypatch.setattr(flexible, "_seconds", seconds)
     model = make("Gemma2", torch.bfloat16, **CAPPED)
     assert choose_attention(model, DEVICE) == PACKING
-    assert choose_flex(model, PACKING, DEVICE, ALONE, np.array([7, 9], dtype=np.int32)).kernel == "flex"
+    assert choose_flex(model, PACKING, DEVICE, ALONE, lambda: [7, 9]).kernel == "flex"
 
 
 UNSUITED: list[tuple[str, dict[str, Any], Any, Any]] = [

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from lora_trainer.errors import one_sentence, out_of_memory
@@ -66,7 +64,7 @@ def choose_flex(
     found: Attention,
     device: Device,
     ranks: Ranks,
-    lengths: npt.NDArray[np.int32] | None,
+    lengths: Callable[[], Sequence[int]] | None,
 ) -> Choice:
     """Make a model that packs its rows, as `found`, compute with FlexAttention what that suits, if on all processes it
     proves itself; all of them call this, and find the same. It is timed on a pack of rows of these `lengths`, None not
@@ -120,7 +118,7 @@ def _agreed(refusal: Callable[[], str | None], ranks: Ranks) -> str | None:
     return next((one for one in ranks.gather(own) if one is not None), None)
 
 
-def _objection(calls: Sequence[Call], lengths: npt.NDArray[np.int32] | None) -> str | None:
+def _objection(calls: Sequence[Call], lengths: Callable[[], Sequence[int]] | None) -> str | None:
     for call in calls:
         window = None if call.kind.window is None else min(call.kind.window, _WINDOW)
         narrow = replace(call, kind=replace(call.kind, window=window))
@@ -130,7 +128,7 @@ def _objection(calls: Sequence[Call], lengths: npt.NDArray[np.int32] | None) -> 
         # Without gradients, as evaluations compute: that is compiled by itself.
         segments = segments_of(_OTHER_LENGTHS, call.given[0].device)
         isolated(call.repeated(segments), segments, call.kind)
-    return None if lengths is None else _slower(calls, segments_of(tuple(lengths.tolist()), calls[0].given[0].device))
+    return None if lengths is None else _slower(calls, segments_of(tuple(lengths()), calls[0].given[0].device))
 
 
 def _slower(calls: Sequence[Call], segments: Segments) -> str | None:

@@ -97,11 +97,13 @@ def _flexible(
     tokens: int,
 ) -> tuple[str, str | None]:
     """What computes attention where FlexAttention may, and why it is left out. A run that goes on does not time it."""
-    lengths = data.training.lengths if saved is None else None
-    if lengths is not None:
-        fitting = int(np.searchsorted(np.cumsum(lengths), min(tokens, TIMED_TOKENS[device.torch_device.type]), "right"))
-        lengths = lengths[: max(1, fitting)]
-    found = choose_flex(adapted.model, attention, device, ranks, lengths)
+
+    def lengths() -> list[int]:
+        ends = np.cumsum(data.training.lengths)
+        fitting = int(np.searchsorted(ends, min(tokens, TIMED_TOKENS[device.torch_device.type]), "right"))
+        return [int(length) for length in data.training.lengths[: max(1, fitting)]]
+
+    found = choose_flex(adapted.model, attention, device, ranks, lengths if saved is None else None)
     if found.kernel is not None:
         return found.kernel, None
     reason = found.left_out
