@@ -215,7 +215,7 @@ def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(attention, "_causal", fail)
+    monkeypatch.setattr(attention, "causal", fail)
 
 
 _DOCUMENTED = inspect.signature(varlen.varlen_attn)
@@ -261,7 +261,7 @@ def test_a_gpu_packs_with_its_kernel_or_row_by_row(
     monkeypatch: pytest.MonkeyPatch, kind: str, options: dict[str, Any], kernel: str
 ) -> None:
     """Called as PyTorch documents it; a model that it does not suit is packed all the same, and the name is true."""
-    monkeypatch.setattr(attention, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(attention, "capability_of", lambda device: (9, 0))
     monkeypatch.setattr(varlen, "varlen_attn", kernel_for_packs)
     found = choose_attention(make(kind, torch.bfloat16, **options), DEVICE)
     assert (found.packs, found.kernel) == (True, kernel)
@@ -275,7 +275,7 @@ def test_the_kernel_of_an_older_pytorch_gets_a_key_for_each_head(monkeypatch: py
         return kernel_for_packs(q, k, v, *bounds, scale=scale, window_size=window_size)
 
     asked: list[int] = []
-    monkeypatch.setattr(attention, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(attention, "capability_of", lambda device: (9, 0))
     monkeypatch.setattr(varlen, "varlen_attn", of_2_11)
     model = make("Llama", torch.bfloat16, head_dim=8, num_attention_heads=4, num_key_value_heads=2)
     assert (choose_attention(model, DEVICE).kernel, {*asked}) == ("varlen", {4})
@@ -310,9 +310,9 @@ def test_another_kernels_rounding_is_not_taken_for_contamination(monkeypatch: py
         coarse = torch.randn(found.shape, generator=torch.Generator().manual_seed(0)) * 2**-7
         return (found.float() * (1 + coarse)).to(found.dtype)
 
-    monkeypatch.setattr(attention, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(attention, "capability_of", lambda device: (9, 0))
     monkeypatch.setattr(varlen, "varlen_attn", other)
-    monkeypatch.setattr(attention, "_objection", lambda call: None)  # of a layer alone it is too much
+    monkeypatch.setattr(attention, "objection_to", lambda call: None)  # of a layer alone it is too much
     deep = make("Llama", torch.bfloat16, num_hidden_layers=24, head_dim=8, initializer_range=0.1)
     assert choose_attention(deep, DEVICE).packs
 
@@ -443,7 +443,7 @@ def test_a_broken_mask_in_one_layer_is_found_out_by_its_gradient(
     model = make(kind, dtype, num_hidden_layers=6)
     layer = model.model.layers[4].self_attn
     layer.o_proj.weight.data *= 2**-6
-    right, broken = attention._isolated, leaky(see)
+    right, broken = attention.isolated, leaky(see)
     within: list[bool] = []
     layer.register_forward_pre_hook(lambda *_: within.append(True))
     layer.register_forward_hook(lambda *_: within.clear())
@@ -451,7 +451,7 @@ def test_a_broken_mask_in_one_layer_is_found_out_by_its_gradient(
     def isolated(*given: Any) -> torch.Tensor:
         return (broken if within else right)(*given)
 
-    monkeypatch.setattr(attention, "_isolated", isolated)
+    monkeypatch.setattr(attention, "isolated", isolated)
     found = choose_attention(model, DEVICE)
     assert (found.packs, found.broken) == (False, False)
     assert "see each other" in found.unpacked

@@ -66,7 +66,7 @@ def test_a_kernel_whose_gradient_is_wrong_is_left_out(
         found: torch.Tensor = right(*inputs, **more)
         return found
 
-    monkeypatch.setattr(attention, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(attention, "capability_of", lambda device: (9, 0))
     name = "varlen_attn" if fused else "scaled_dot_product_attention"
     monkeypatch.setattr(varlen if fused else attention, name, wrong)
     model = make("Llama", dtype, head_dim=8, initializer_range=0.1)
@@ -78,7 +78,7 @@ def test_a_kernel_whose_gradient_is_wrong_is_left_out(
 
 def test_a_kernel_whose_result_is_wrong_is_not_said_to_mix_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """By 1 %, or by no number in one token: that is the kernel, and not the model's kind."""
-    monkeypatch.setattr(attention, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(attention, "capability_of", lambda device: (9, 0))
     for change, error in ((lambda result: 1.01 * result, "1.[01]e-02"), (no_number_in_one_token, "nan")):
         monkeypatch.setattr(varlen, "varlen_attn", lambda *given, c=change, **more: c(kernel_for_packs(*given, **more)))
         found = choose_attention(make("Llama", torch.bfloat16, head_dim=8, initializer_range=0.1), DEVICE)
@@ -89,13 +89,13 @@ def test_a_kernel_whose_result_is_wrong_is_not_said_to_mix_rows(monkeypatch: pyt
 def test_each_kind_of_layer_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One with a window and one without; no gradients are left behind."""
     model, windows = make("Gemma3Text", head_dim=8, sliding_window=6, num_hidden_layers=12), list[int | None]()
-    objection: Callable[..., Any] = attention._objection
+    objection: Callable[..., Any] = attention.objection_to
 
     def kept(call: Any) -> Any:
         windows.append(call.kind.window)
         return objection(call)
 
-    monkeypatch.setattr(attention, "_objection", kept)
+    monkeypatch.setattr(attention, "objection_to", kept)
     assert choose_attention(model, DEVICE).packs
     assert windows == [6, None]
     assert all(parameter.grad is None for parameter in model.parameters())

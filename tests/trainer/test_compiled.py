@@ -389,9 +389,9 @@ def test_what_the_compiler_fails_at_later_is_computed_without(
         torch.compile(three_times, backend=short)(x)
     before = compiled.compilations()
     add: Any = torch.compile(lengthened, backend="eager")
-    for number in range(20):
+    for number in range(100):
         assert torch.equal(add(x, number * "a"), x + number)
-    assert compiled.compilations() - before <= torch._dynamo.config.recompile_limit == 8
+    assert compiled.compilations() - before <= torch._dynamo.config.recompile_limit < 100
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")

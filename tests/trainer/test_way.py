@@ -20,6 +20,7 @@ from lora_trainer.data.tokens import Example
 from lora_trainer.model.attention import Attention
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast_paths import Chosen
+from lora_trainer.model.flexible import Choice
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.recipe import way
 from lora_trainer.recipe.way import budget_of, passes_of
@@ -111,10 +112,10 @@ def test_a_checkpoint_keeps_the_size_of_micro_batches(
     assert Saved(checkpoint=checkpoint, record=record, own=True).budget_tokens == tokens
 
 
-def some_rows(count: int) -> Examples:
-    """Rows of eight tokens."""
-    ids = np.arange(8)
-    return Examples.of([Example(input_ids=ids, labels=ids, truncated=False)] * count)
+def some_rows(*lengths: int) -> Examples:
+    """Rows of so many tokens."""
+    ids = [np.arange(length) for length in lengths]
+    return Examples.of([Example(input_ids=one, labels=one, truncated=False) for one in ids])
 
 
 @pytest.mark.parametrize(("processes", "passes"), [(1, 15), (2, 10)])
@@ -122,7 +123,7 @@ def test_a_run_knows_how_many_micro_batches_it_will_compute(processes: int, pass
     """Five steps of five rows, of which a micro-batch holds two, on the process that has the most."""
     training = make_config(training={"effectiveBatchSize": 5, "maxSteps": 5}).training
     budget = Budget(tokens=16, longest=8)
-    assert passes_of(training, some_rows(9), budget, Ranks(world=processes)) == passes
+    assert passes_of(training, some_rows(*9 * [8]), budget, Ranks(world=processes)) == passes
 
 
 class Others(Ranks):
@@ -149,7 +150,7 @@ def test_where_one_process_cannot_pack_none_does(
 def way_on(device: Device, ranks: Ranks = ALONE, *, saved: Saved | None, goes_on: bool = False) -> Any:
     """Of a run with rows of up to 8 tokens."""
     settled: Any = SimpleNamespace(config=make_config(), plan=None)
-    data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=8), training=some_rows(3))
+    data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=8), training=some_rows(*3 * [8]))
     adapted: Any = SimpleNamespace(model=SimpleNamespace(config=LlamaConfig()))
     return way.way_of(settled, adapted, data, device, ranks, saved=saved, goes_on=goes_on)
 
@@ -165,3 +166,71 @@ def test_the_kernels_of_a_checkpoint_are_kept(cpu: Device, monkeypatch: pytest.M
     way_on(cpu, saved=Saved(checkpoint=checkpoint, record=record, own=goes_on), goes_on=goes_on)
     way_on(cpu, saved=None)
     assert handed == [(Chosen(taken=("fused-adapter",)), 4), (None, 0)]
+
+
+FLEX, LEFT_OUT = Choice(kernel="flex"), Choice(left_out="it fails: no kernel")
+KEPT = Chosen(taken=("fused-adapter",), left_out=("liger-rope: it fails",))
+
+
+@pytest.mark.parametrize(
+    ("kernels", "kept", "found", "attention", "sentence", "changed"),
+    [
+        ("Auto", None, FLEX, "flex", None, None),
+        ("Auto", None, LEFT_OUT, "sdpa", "flex-attention: it fails: no kernel", None),
+        ("Auto", None, Choice(), "sdpa", None, None),
+        ("Reference", None, FLEX, "sdpa", None, None),
+        ("Auto", "flex", FLEX, "flex", None, None),
+        ("Auto", "flex+varlen", FLEX, "flex", None, None),
+        ("Auto", "sdpa", FLEX, "sdpa", None, None),
+        ("Auto", "flex", LEFT_OUT, "sdpa", "flex-attention: it fails: no kernel; it was taken up to step 7", 7),
+        (
+            *("Auto", "flex", Choice(), "sdpa"),
+            "flex-attention: there is none for this model here; it was taken up to step 7",
+            7,
+        ),
+    ],
+)
+def test_flex_attention_is_taken_where_it_proves_itself_and_later_only_where_it_was(
+    cpu: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    kernels: str,
+    kept: str | None,
+    found: Choice,
+    attention: str,
+    sentence: str | None,
+    changed: int | None,
+) -> None:
+    """A run that goes on has the numbers that it began with; only a new one takes times, on rows of a micro-batch."""
+    timed: list[Any] = []
+
+    def choose(_model: Any, attention: Attention, *_: Any) -> Choice:
+        timed.append(None if _[-1] is None else _[-1]())
+        assert attention.kernel == "sdpa"
+        return found
+
+    monkeypatch.setattr(way, "choose_attention", lambda *_: Attention(kernel="sdpa", packs=True))
+    monkeypatch.setattr(way, "choose_flex", choose)
+    compiled: list[bool] = []
+
+    def kernels_of(*_: Any, kept: Chosen | None, passes: int, **__: Any) -> Chosen:
+        compiled.append(passes > 0)
+        return kept or Chosen(taken=("fused-adapter",))
+
+    monkeypatch.setattr(way, "choose_kernels", kernels_of)
+    resolved = replace(RESOLVED, attention=kept or "", kernels=KEPT.taken, kernels_left_out=KEPT.left_out)
+    record: Any = SimpleNamespace(resolved=resolved, config=make_config())
+    checkpoint: Any = SimpleNamespace(step=7)
+    saved = None if kept is None else Saved(checkpoint=checkpoint, record=record, own=True)
+    settled: Any = SimpleNamespace(config=make_config(training={"kernels": kernels}), plan=None)
+    rows = some_rows(100, 100, 50, 60)
+    data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=100), training=rows)
+    adapted: Any = SimpleNamespace(model=SimpleNamespace(config=LlamaConfig()))
+    chosen = way.way_of(settled, adapted, data, cpu, Ranks(), saved=saved, goes_on=saved is not None)
+    assert chosen.attention == attention
+    left_out = KEPT.left_out if saved else ()
+    assert chosen.kernels.left_out == (left_out if sentence is None else (*left_out, sentence))
+    assert chosen.kernels.changed_step == changed
+    tried = kernels == "Auto" and kept != "sdpa"
+    assert timed == ([None if saved else [100, 100, 50]] if tried else [])
+    assert compiled == [attention != "flex"]

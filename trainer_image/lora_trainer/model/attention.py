@@ -29,9 +29,9 @@ _OTHERWISE = "in a pack, this kind of model computes other logits than for each 
 NAME = "isolated"
 """Under which Transformers knows `attend`. It makes no masks for names that it has no mask function for."""
 
-_LARGEST_HEAD = 256
-_PROBE_LENGTHS = (9, 12, 5)
-_COMPARED_LENGTHS = {"cpu": (40, 1, 33, 22), "cuda": (200, 1, 130, 53)}
+PROBE_LENGTHS = (9, 12, 5)
+"""Of the rows that a model is tried with."""
+COMPARED_LENGTHS = {"cpu": (40, 1, 33, 22), "cuda": (200, 1, 130, 53)}
 """Of the rows that a kernel is compared on: some longer than the blocks that kernels of this device cut rows into."""
 _FLOOR = {torch.float32: 2.0**-13, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 """Relative errors that are never held against a kernel: a few roundings of 16 bits. In fp32, gradients by weights that
@@ -42,13 +42,15 @@ are computed anew from scores of hundreds are off by their rounding."""
 class Segments:
     """Where the rows of a pack lie: `lengths` in order, and their bounds on the device, shape (rows + 1,), int32.
 
-    `attend` adds to `kernels` what computed them, and to `calls`, where there is such, the first call of each kind.
+    `attend` adds to `kernels` what computed them, to `calls`, where there is such, the first call of each kind, and to
+    `tables` those of FlexAttention, by the window.
     """
 
     lengths: tuple[int, ...]
     bounds: torch.Tensor
     kernels: set[str] = field(default_factory=set)
-    calls: "dict[Hashable, _Call] | None" = None
+    calls: "dict[Hashable, Call] | None" = None
+    tables: dict[int | None, tuple[torch.Tensor, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,27 +79,30 @@ def attend(
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     segments: Segments | None = None,
+    compute: "Computed | None" = None,
     **_others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention, within each of `segments` where the one row of the batch is a pack. Transformers' interface.
 
     Shapes: `query` (rows, heads, tokens, size), `key` and `value` (rows, key heads, tokens, size), result (rows,
     tokens, heads, size). `sliding_window` is how many tokens a token sees, itself included; `softcap` bounds scores by
-    a tanh (arXiv 2408.00118, section 2); `s_aux` are learned sinks, one score for each head. Raises `ValueError` for
-    what is not causal, or comes with a mask.
+    a tanh (arXiv 2408.00118, section 2); `s_aux` are learned sinks, one score for each head; `compute` computes a pack.
+    Raises `ValueError` for what is not causal, or comes with a mask.
     """
     if attention_mask is not None or not getattr(module, "is_causal", True):
         raise ValueError("isolated attention is causal and takes no mask")
-    kind = _Kind(scaling=scaling, dropout=dropout, window=sliding_window, softcap=softcap, sinks=s_aux)
+    kind = Kind(scaling=scaling, dropout=dropout, window=sliding_window, softcap=softcap, sinks=s_aux)
     if segments is None:
-        return _causal(query, key, value, kind).transpose(1, 2), None
+        return causal(query, key, value, kind).transpose(1, 2), None
     if segments.calls is not None:
         _keep(segments.calls, (query, key, value), kind)
-    return _isolated((query, key, value), segments, kind), None
+    return (compute or isolated)((query, key, value), segments, kind), None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Kind:
+class Kind:
+    """What a layer asks for, beside its inputs; see `attend`."""
+
     scaling: float | None
     dropout: float
     window: int | None
@@ -109,36 +114,49 @@ class _Kind:
         """Whether the GPU's kernel for packs computes this."""
         return self.softcap is None and self.sinks is None and not self.dropout
 
+    @property
+    def written_out(self) -> bool:
+        """Whether scores of whole rows are held for it, unless FlexAttention computes it."""
+        return self.softcap is not None or self.sinks is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Call:
+class Call:
     """Queries, keys and values of a layer, in the type that it computes in."""
 
     given: tuple[torch.Tensor, ...]
-    kind: _Kind
+    kind: Kind
+
+    def repeated(self, segments: Segments) -> tuple[torch.Tensor, ...]:
+        """The same tokens again and again, as many as a pack has."""
+        return tuple(one[:, :, torch.arange(sum(segments.lengths)) % one.shape[2]] for one in self.given)
 
 
-def _keep(calls: dict[Hashable, _Call], given: tuple[torch.Tensor, ...], kind: _Kind) -> None:
-    dtype, sinks = _compute_type(given[-1]), kind.sinks
+Computed = Callable[[tuple[torch.Tensor, ...], Segments, Kind], torch.Tensor]
+"""Attention over a pack: queries, keys and values to results, shape (1, tokens, heads, size)."""
+
+
+def _keep(calls: dict[Hashable, Call], given: tuple[torch.Tensor, ...], kind: Kind) -> None:
+    dtype, sinks = compute_type(given[-1]), kind.sinks
     same = (kind.scaling, kind.window, kind.softcap, sinks is None, *(tensor.shape for tensor in given))
     # Copies of what is a layer's own, which is let go of after the layer where layers are divided.
     own = replace(kind, sinks=None if sinks is None else sinks.detach().clone())
-    calls.setdefault(same, _Call(given=tuple(tensor.detach().to(dtype) for tensor in given), kind=own))
+    calls.setdefault(same, Call(given=tuple(tensor.detach().to(dtype) for tensor in given), kind=own))
 
 
-def _isolated(given: tuple[torch.Tensor, ...], segments: Segments, kind: _Kind) -> torch.Tensor:
+def isolated(given: tuple[torch.Tensor, ...], segments: Segments, kind: Kind) -> torch.Tensor:
     """Causal attention of each row of a pack, with the kernel for packs or row by row."""
     query, key, value = given
-    dtype = _compute_type(value)
-    if kind.fused and has_kernel(query.shape[-1], value.shape[-1], dtype, _capability(query.device)):
+    dtype = compute_type(value)
+    if kind.fused and has_kernel(query.shape[-1], value.shape[-1], dtype, capability_of(query.device)):
         segments.kernels.add("varlen")
         return _varlen(query.to(dtype), key.to(dtype), value.to(dtype), segments, kind)
     segments.kernels.add("sdpa")
-    return _row_by_row(_causal, given, segments, kind)
+    return row_by_row(causal, given, segments, kind)
 
 
-def _row_by_row(
-    compute: Callable[..., torch.Tensor], given: tuple[torch.Tensor, ...], segments: Segments, kind: _Kind
+def row_by_row(
+    compute: Callable[..., torch.Tensor], given: tuple[torch.Tensor, ...], segments: Segments, kind: Kind
 ) -> torch.Tensor:
     parts = zip(*(torch.split(tensor, list(segments.lengths), 2) for tensor in given), strict=True)
     return torch.cat([compute(*part, kind).transpose(1, 2) for part in parts], dim=1)
@@ -149,22 +167,22 @@ def has_kernel(query_size: int, value_size: int, dtype: torch.dtype, capability:
 
     The limits are FlashAttention's, which PyTorch calls: 16 bits, GPUs from Ampere on, heads of up to 256.
     """
-    fits = query_size == value_size and query_size % 8 == 0 and query_size <= _LARGEST_HEAD
+    fits = query_size == value_size and query_size % 8 == 0 and query_size <= 256
     return fits and dtype in (torch.float16, torch.bfloat16) and capability is not None and capability >= (8, 0)
 
 
-def _capability(device: torch.device) -> tuple[int, int] | None:
+def capability_of(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
-def _compute_type(value: torch.Tensor) -> torch.dtype:
+def compute_type(value: torch.Tensor) -> torch.dtype:
     """Autocast does not know the kernel for packs: rotary embeddings in fp32 may have widened queries and keys."""
     kind = value.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
 
 
 def _varlen(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, kind: _Kind
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, kind: Kind
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - for GPUs alone
 
@@ -192,13 +210,12 @@ def _varlen(
     return result
 
 
-def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: _Kind) -> torch.Tensor:
+def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: Kind) -> torch.Tensor:
     """Causal attention of each row of the batch, shape as `query`."""
     repeats, tokens = query.shape[1] // key.shape[1], query.shape[2]
-    explicit = kind.softcap is not None or kind.sinks is not None
     # A CPU's kernel shares keys and values between heads by itself, and keeps no copies for the backward pass.
-    shares = query.device.type == "cpu" and not explicit
-    if explicit:
+    shares = query.device.type == "cpu" and not kind.written_out
+    if kind.written_out:
         return _explicit(query, key, value, kind)
     if repeats > 1 and not shares:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
@@ -222,7 +239,7 @@ def _visible(tokens: int, window: int | None, device: torch.device) -> torch.Ten
     return (distance >= 0) & (distance < (window or tokens))
 
 
-def _explicit(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: _Kind) -> torch.Tensor:
+def _explicit(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: Kind) -> torch.Tensor:
     """With the scores written out, which no fused kernel can cap or add a sink to."""
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
@@ -262,16 +279,16 @@ def _chosen(model: Any, device: torch.device, ranks: Ranks) -> Attention:
     before = model.config._attn_implementation
     if _has_chunks(model):
         return Attention(kernel=str(before), packs=False, unpacked=_SEEN)
-    ids = _probe(model, device)
+    ids = probe_tokens(model, device)
     alone = _alone(model, ids, before)
     try:
         model.set_attn_implementation(NAME)
-        rows = partial(_rows, model, ids)
+        rows = partial(rows_alone, model, ids)
         if model.config._attn_implementation == NAME and agree(model, rows, rows(), alone, ranks):
-            calls: dict[Hashable, _Call] = {}
-            segments = replace(segments_of(_PROBE_LENGTHS, device), calls=calls)
-            unpacked = _SEEN if _has_memory(model) else _trouble(model, ids, alone, segments, ranks)
-            against = next((found for call in calls.values() if (found := _objection(call)) is not None), None)
+            calls: dict[Hashable, Call] = {}
+            segments = replace(segments_of(PROBE_LENGTHS, device), calls=calls)
+            unpacked = _SEEN if _has_memory(model) else trouble_in(model, ids, alone, segments, ranks)
+            against = next((found for call in calls.values() if (found := objection_to(call)) is not None), None)
             if against is None:
                 kernel = "sdpa" if unpacked else "+".join(sorted(segments.kernels))
                 return Attention(kernel=kernel, packs=not unpacked, unpacked=unpacked)
@@ -284,19 +301,17 @@ def _chosen(model: Any, device: torch.device, ranks: Ranks) -> Attention:
     return Attention(kernel=str(before), packs=False, unpacked=unpacked, broken=broken)
 
 
-def _objection(call: _Call) -> str | None:
+def objection_to(call: Call, compute: Computed | None = None, lengths: tuple[int, ...] = ()) -> str | None:
     """What is against the kernel in the numbers of a layer, its gradients included; None where nothing is."""
     device, dtype = call.given[0].device, call.given[0].dtype
-    lengths = _COMPARED_LENGTHS[device.type]
-    segments = segments_of(lengths, device)
-    tokens = torch.arange(sum(lengths), device=device) % call.given[0].shape[2]
-    given = tuple(tensor[:, :, tokens] for tensor in call.given)
+    segments = segments_of(lengths or COMPARED_LENGTHS[device.type], device)
+    given, compute = call.repeated(segments), compute or isolated
 
     def written_out(given: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        return _row_by_row(_explicit, given, segments, call.kind)
+        return row_by_row(_explicit, given, segments, call.kind)
 
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        fast = _with_gradients(lambda given: _isolated(given, segments, call.kind), given, dtype)
+        fast = _with_gradients(lambda given: compute(given, segments, call.kind), given, dtype)
         plain = _with_gradients(written_out, given, dtype)
         wanted = _with_gradients(written_out, tuple(tensor.to(wider(dtype)) for tensor in given), dtype)
     return objection(fast, plain, wanted, _FLOOR[dtype])
@@ -326,11 +341,11 @@ def _why(error: Exception) -> tuple[str, bool]:
 
 def _alone(model: Any, ids: torch.Tensor, implementation: str) -> list[torch.Tensor]:
     try:
-        return _rows(model, ids)
+        return rows_alone(model, ids)
     except ValueError:
         # PyTorch's own attention cannot cap scores; the explicit one of Transformers computes everything.
         model.set_attn_implementation("eager")
-        found = _rows(model, ids)
+        found = rows_alone(model, ids)
         model.set_attn_implementation(implementation)
         return found
 
@@ -346,31 +361,31 @@ def _has_memory(model: Any) -> bool:
     return any(isinstance(module, nn.Conv1d) for module in model.modules())
 
 
-def _probe(model: Any, device: torch.device) -> torch.Tensor:
+def probe_tokens(model: Any, device: torch.device) -> torch.Tensor:
     vocabulary = int(model.config.get_text_config().vocab_size)
-    return (torch.arange(sum(_PROBE_LENGTHS), device=device) * 7919 + 5)[None] % vocabulary
+    return (torch.arange(sum(PROBE_LENGTHS), device=device) * 7919 + 5)[None] % vocabulary
 
 
-def _rows(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+def rows_alone(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
     """Logits of each row, whatever follows it: a pass over a few tokens takes as long as reading the weights does."""
-    starts = torch.tensor([sum(_PROBE_LENGTHS[:row]) for row in range(len(_PROBE_LENGTHS))], device=ids.device)
-    columns = starts[:, None] + torch.arange(max(_PROBE_LENGTHS), device=ids.device)
+    starts = torch.tensor([sum(PROBE_LENGTHS[:row]) for row in range(len(PROBE_LENGTHS))], device=ids.device)
+    columns = starts[:, None] + torch.arange(max(PROBE_LENGTHS), device=ids.device)
     logits = model(input_ids=ids[0, columns % ids.shape[1]], use_cache=False).logits.float()
-    return [logits[row, :length] for row, length in enumerate(_PROBE_LENGTHS)]
+    return [logits[row, :length] for row, length in enumerate(PROBE_LENGTHS)]
 
 
 def _packed(model: Any, ids: torch.Tensor, segments: Segments) -> list[torch.Tensor]:
-    found = model(input_ids=ids, position_ids=positions(_PROBE_LENGTHS, ids.device), use_cache=False, segments=segments)
-    return list(torch.split(found.logits[0].float(), list(_PROBE_LENGTHS)))
+    found = model(input_ids=ids, position_ids=positions(PROBE_LENGTHS, ids.device), use_cache=False, segments=segments)
+    return list(torch.split(found.logits[0].float(), list(PROBE_LENGTHS)))
 
 
-def _trouble(model: Any, ids: torch.Tensor, alone: list[torch.Tensor], segments: Segments, ranks: Ranks) -> str:
+def trouble_in(model: Any, ids: torch.Tensor, alone: list[torch.Tensor], segments: Segments, ranks: Ranks) -> str:
     """Why rows cannot be packed: one sees another, which rounding would hide where it changes little, or gives other
     logits than alone. Empty where nothing is against it."""
     found, embedded = traced(model, lambda: _packed(model, ids, segments))
     if ranks.any(not apart(found, embedded)):
         return _SEEN
-    same = agree(model, partial(_rows, model, ids), [logits.detach() for logits in found], alone, ranks)
+    same = agree(model, partial(rows_alone, model, ids), [logits.detach() for logits in found], alone, ranks)
     return "" if same else _OTHERWISE
 
 

@@ -4,13 +4,16 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 
-from lora_trainer.contract.config import Packing, TrainingConfig
+import numpy as np
+
+from lora_trainer.contract.config import Kernels, Packing, TrainingConfig
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.data.dataset import Data
 from lora_trainer.data.store import Examples
 from lora_trainer.model.attention import Attention, choose_attention
 from lora_trainer.model.device import Device
-from lora_trainer.model.fast_paths import Chosen
+from lora_trainer.model.fast_paths import TIMED_TOKENS, Chosen
+from lora_trainer.model.flexible import KERNEL, choose_flex
 from lora_trainer.model.loading import Adapted
 from lora_trainer.model.rope import frequencies_of
 from lora_trainer.ranks.collectives import Ranks
@@ -47,7 +50,6 @@ def way_of(
     where it takes more of that than the weights, and then its packs stay as they were cut."""
     config, plan, longest = settled.config, settled.plan, data.stats.longest_tokens
     attention = _agreed(choose_attention(adapted.model, device, ranks), ranks)
-    log.info("attention: %s", attention.kernel)
     packed = config.training.packing is Packing.ENABLED
     if packed and not attention.packs:
         log.log(logging.WARNING if attention.broken else logging.INFO, "rows are padded: %s", attention.unpacked)
@@ -63,6 +65,13 @@ def way_of(
     log.info("micro-batches: at most %d tokens", budget.tokens)
     if budget.frequencies.at(longest) != budget.frequencies.at(1):
         log.info("rows for whose lengths this model has different rotary frequencies share no micro-batch")
+    flexible = (
+        budget.packed and config.training.kernels is Kernels.AUTO and (saved is None or KERNEL in saved.attention)
+    )
+    kernel, left_out = attention.kernel, None
+    if flexible:
+        kernel, left_out = _flexible(attention, adapted, data, device, ranks, saved=saved, tokens=budget.tokens)
+    log.info("attention: %s", kernel)
     kernels = choose_kernels(
         config.training.kernels,
         adapted,
@@ -72,10 +81,43 @@ def way_of(
         packed=budget.packed,
         kept=saved.kernels if saved else None,
         tokens=budget.tokens,
-        passes=passes_of(config.training, data.training, budget, ranks),
+        # FlexAttention within a compiled layer would be compiled for each pack anew.
+        passes=0 if KERNEL in kernel else passes_of(config.training, data.training, budget, ranks),
         step=saved.checkpoint.step if saved else 0,
     )
-    return Way(attention=attention.kernel, kernels=kernels, budget=budget)
+    if left_out is not None:
+        changed = kernels.changed_step if saved is None else saved.checkpoint.step
+        kernels = dataclasses.replace(kernels, left_out=(*kernels.left_out, left_out), changed_step=changed)
+    return Way(attention=kernel, kernels=kernels, budget=budget)
+
+
+def _flexible(
+    attention: Attention,
+    adapted: Adapted,
+    data: Data,
+    device: Device,
+    ranks: Ranks,
+    *,
+    saved: Saved | None,
+    tokens: int,
+) -> tuple[str, str | None]:
+    """What computes attention where FlexAttention may, and why it is left out. A run that goes on does not time it."""
+
+    def lengths() -> list[int]:
+        ends = np.cumsum(data.training.lengths)
+        fitting = int(np.searchsorted(ends, min(tokens, TIMED_TOKENS[device.torch_device.type]), "right"))
+        return [int(length) for length in data.training.lengths[: max(1, fitting)]]
+
+    found = choose_flex(adapted.model, attention, device, ranks, lengths if saved is None else None)
+    if found.kernel is not None:
+        return found.kernel, None
+    reason = found.left_out
+    if saved is not None:
+        reason = f"{reason or 'there is none for this model here'}; it was taken up to step {saved.checkpoint.step}"
+    if reason is None:
+        return attention.kernel, None
+    log.warning("kernel left out: %s-attention: %s", KERNEL, reason)
+    return attention.kernel, f"{KERNEL}-attention: {reason}"
 
 
 def passes_of(training: TrainingConfig, rows: Examples, budget: Budget, ranks: Ranks) -> int:

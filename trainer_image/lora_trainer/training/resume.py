@@ -140,6 +140,11 @@ class Saved:
         return Chosen(taken=taken, left_out=resolved.kernels_left_out, changed_step=resolved.kernels_changed_step)
 
     @property
+    def attention(self) -> tuple[str, ...]:
+        """What computed its attention."""
+        return tuple(self.record.resolved.attention.split("+"))
+
+    @property
     def budget_tokens(self) -> int | None:
         """Most tokens of a micro-batch as it began, None where `microBatchSize` says so. Earlier releases name none."""
         if self.record.config.training.micro_batch_size is not None:
