@@ -41,7 +41,8 @@ fault is a sentence. `helm uninstall` keeps the definition, every LoRAFineTune, 
 ## Values
 
 `values.schema.json` refuses unknown keys and impossible values before anything is installed. Helm names the path of
-each, as in `at '/logLevel'`, and its row below says what it may be; "additional properties" are keys that do not exist.
+each, from 3.18 on as in `at '/logLevel'`, and its row below says what it may be; "additional properties" are keys that
+do not exist.
 {groups}"""
 
 

@@ -58,12 +58,29 @@ def test_only_the_rendered_image_counts_whatever_the_status_holds(job: JobView, 
 @pytest.mark.parametrize("job", [job_that(remembers=OTHER), job_that(has=OTHER)], ids=["remembered", "earlier-release"])
 def test_a_first_status_after_an_upgrade_names_the_image_of_the_job_that_is_there(job: JobView) -> None:
     """The new configuration names another image than the one that the last operator rendered."""
-    plan = plan_of(None, job, OTHER)
+    plan = plan_of(None, job, OTHER, require_rendered_image=False)
     assert stated(plan) == ("True", "Succeeded")
     assert plan.status["resolved"]["image"] == OTHER
     assert "ImageChanged" not in [advice["code"] for advice in plan.status.get("advice", ())]
     known = with_status(make_finetune(), {key: plan.status[key] for key in ("attempt", "jobName", "resolved")})
     assert read_case(known, Observed(jobs=(job,)), CONFIG, NOW).rendered_image == OTHER
+
+
+@pytest.mark.parametrize("status", [None, {**STORED, "attempt": 0}], ids=["before the first", "of a later attempt"])
+@pytest.mark.parametrize("job", [job_that(remembers=OTHER), job_that(has=OTHER)], ids=["annotation", "template"])
+def test_a_job_that_the_status_does_not_know_may_not_name_the_image_that_counts(job: JobView, status: Any) -> None:
+    """Whoever may create Jobs can make one by the next attempt's name, with an image of theirs."""
+    plan = plan_of(status, job, OTHER)
+    assert stated(plan)[1] == "ResultUnknown"
+    assert plan.status["resolved"]["image"] == RENDERED
+    assert "ImageChanged" in [advice["code"] for advice in plan.status["advice"]]
+
+
+@pytest.mark.parametrize("attempt", [0, 1], ids=["another attempt", "this one"])
+def test_a_job_with_the_image_of_the_attempt_before_counts_after_an_upgrade(attempt: int) -> None:
+    """The configuration names another one by now."""
+    status = {**STORED, "attempt": attempt}
+    assert stated(plan_of(status, job_that(remembers=RENDERED), RENDERED, trainer_image=OTHER)) == ("True", "Succeeded")
 
 
 @pytest.mark.parametrize(

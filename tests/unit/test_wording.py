@@ -26,6 +26,8 @@ SECRETS = [
     "cannot reach https://user:hunter2hunter2@hub.example/api",
     "cannot reach http://user:p@hunter2@proxy.example",
     "cannot reach http://user:p/hunter2@proxy.example",
+    "cannot reach http://user:p@ss/hunter2@proxy.example",
+    f"cannot reach http://user:{300 * 'x'}hunter2@proxy.example",
     "AWS_SECRET_ACCESS_KEY wJalrXUtnFEMI2 is wrong",
     "Authorization: Token hunter2hunter2",
     "cannot reach http://user:hunter2@opensesame@proxy:3128",
@@ -82,6 +84,7 @@ PARTS = [
     "2464212345",
 ]
 ORDINARY = [
+    "asked https://hub.example:443, me@hub.example, and https://hub.example?email=me@hub.example",
     "the model has 32 tokens; see https://hub.example/docs: token budget",
     "failed to fetch anonymous token: unexpected status from GET request to https://hub.example/token: 401 No",
     "the pod asked for auth: none was given",

@@ -200,9 +200,9 @@ def _fields(patch: Patch) -> Iterable[str]:
 
 
 def _of_the_image(case: Case) -> Iterable[dict[str, Any]]:
-    rendered = case.resolved.get("image")
+    rendered = case.rendered_image
     changed = next((pod for pod in newest_first(case.children.pods) if pod.image and pod.image != rendered), None)
-    if isinstance(rendered, str) and changed is not None:
+    if changed is not None:
         message = (
             "Make sure that whatever changes images in this cluster may be trusted with the result: the pod runs "
             "another image than the one that the operator rendered"

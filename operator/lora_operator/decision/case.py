@@ -55,11 +55,16 @@ class Case:
     def rendered_image(self) -> str:
         """The image that the operator rendered for the present attempt's training, by the configuration of that time.
 
-        Never empty: no rendered image is known only where no Job is, which then confirms nothing either.
+        Never empty: no rendered image is known only where no Job is, which then confirms nothing either. A Job that the
+        status does not know yet may be anybody's: where the image is a proof, it may name none but those of the
+        configuration and of the attempt before.
         """
+        known, ours = text_of(self.resolved.get("image")), self.config.trainer_image
         jobs = (*self.children.jobs, *self.children.former)
         by_job = next((job.image for job in jobs if job.name == self.job_name), "")
-        return text_of(self.resolved.get("image")) or by_job or self.config.trainer_image
+        before = text_of(block_of(self.finetune.status, "resolved").get("image"))
+        is_plausible = not self.config.require_rendered_image or by_job in {ours, before}
+        return known or (by_job if is_plausible else "") or ours
 
     @property
     def job_name(self) -> str:

@@ -36,6 +36,12 @@ def test_text_shows_what_a_terminal_would_obey(print_: Any, capsys: pytest.Captu
     assert f"tab\tnew\nline 日本\u3000🧑\u200d💻 {SHOWN}\\u000d\\u0008\\u007f\\u009b2J\\u0085" in printed
 
 
+def test_line_ends_of_windows_are_line_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    """A return alone would overwrite what stands before it."""
+    say("one\r\ntwo\rthree")
+    assert capsys.readouterr().out == "one\r\ntwo\\u000dthree\n"
+
+
 @pytest.mark.parametrize("value", [TEXT, "a: \u202e b", " \x9b# ", "\x85\n", *sorted(FORBIDDEN)])
 def test_data_stays_what_it_is(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     """As JSON and as YAML, keys too."""
