@@ -4,6 +4,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tests.trainer.conftest import make_config
@@ -101,7 +102,15 @@ def test_a_run_that_is_asked_to_stop_or_taken_over_does_not_insist(monkeypatch: 
     stages = scripted(monkeypatch, failure(ExitCode.TRANSIENT))
     stages.aborted = Failure(code=int(ExitCode.TRANSIENT), reason=Reason.OUTPUT_LOCKED, message="taken over")
     assert insist(stages) == stages.aborted
-    assert stages.tries == 1
+    assert stages.tries == 0
+
+    monkeypatch.undo()
+    lost = scripted(monkeypatch, failure(ExitCode.TRANSIENT))
+    taken_over, begun = Failure(code=int(ExitCode.TRANSIENT), reason=Reason.OUTPUT_LOCKED, message="taken over"), []
+    monkeypatch.setattr(Scripted, "wait", lambda stages, _seconds: stages.abort(taken_over))
+    with pytest.raises(StageFailedError, match="taken over"):
+        lost.insist("verify", "--folder", Path("x"), sharded=True, begin=lambda: begun.append(lost.tries))
+    assert begun == [0], "another trainer may be at work in the folder"
 
     monkeypatch.undo()
     waiting = scripted(monkeypatch, failure(ExitCode.TRANSIENT))
@@ -109,6 +118,24 @@ def test_a_run_that_is_asked_to_stop_or_taken_over_does_not_insist(monkeypatch: 
     threading.Timer(0.1, waiting.stopping.set).start()
     assert insist(waiting) == STOPPED
     assert waiting.tries == 1
+
+
+def test_a_merge_that_fills_its_volume_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others save on it, too."""
+    stages = scripted(monkeypatch, None)
+    full = Failure(code=int(ExitCode.STORAGE), reason=Reason.STORAGE_FULL, message="full")
+    tries: list[str] = []
+
+    def fill(_stages: Stages, stage: str, *_: str | Path, sharded: bool = False) -> None:
+        assert not sharded
+        tries.append(stage)
+        raise StageFailedError(full if len(tries) < 4 else failure(ExitCode.VERIFICATION_FAILED))
+
+    monkeypatch.setattr(Scripted, "run", fill)
+    for stage in ("merge", "publish"):
+        with pytest.raises(StageFailedError):
+            stages.insist(stage)
+    assert tries == ["merge", "publish", "publish", "publish"]
 
 
 @pytest.mark.parametrize("lasts", [False, True])
@@ -133,7 +160,8 @@ def test_a_merge_beside_the_adapter_is_given_up_only_where_its_failure_lasts(
     volumes = Volumes(claims=tmp_path)
     supervisor = Supervisor(config=make_config(output={"merge": "Both"}), settings=Settings(volumes=volumes, port=None))
     stages = Stages(config_file=tmp_path / "x", volumes=volumes, take=lambda _: None, grace_s=1)
-    found = supervisor._merged(stages, workspace)
+    lock: Any = SimpleNamespace(check=lambda: None)
+    found = supervisor._merged(stages, workspace, lock)
     assert found == (workspace.staged if lasts else workspace.merged)
     assert read_manifest(workspace.staged).merge_failure == ("it failed" if lasts else None)
     assert len(tries) > 1

@@ -1,5 +1,6 @@
 """A result on a claim: it appears whole or not at all, and nothing is overwritten."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import ClaimUri
 from lora_trainer.errors import ConfigError, StorageError, VerificationError
+from lora_trainer.places import sink_claim
 from lora_trainer.places.sink_claim import ClaimSink, discard_partial, find_place, start_partial
 from lora_trainer.places.volumes import Volumes
 
@@ -81,6 +83,28 @@ def test_a_result_of_another_volume_is_copied_and_compared(root: Path, monkeypat
     (damaged / "adapter_model.safetensors").write_bytes(b"weights of uid-3")
     with pytest.raises(VerificationError, match="has sha256"):
         sink(root, "uid-2").publish(damaged)
+    assert names(root / "adapters/team") == ["out"]
+
+
+@pytest.mark.parametrize("crosses", [False, True])
+def test_a_try_that_failed_once_the_result_was_there_is_not_a_second_result(
+    root: Path, monkeypatch: pytest.MonkeyPatch, *, crosses: bool
+) -> None:
+    """Such as by a server of files that hangs when the folder is synchronized."""
+    tries: list[Path] = []
+
+    def synced(folder: Path) -> None:
+        tries.append(folder)
+        if len(tries) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sink_claim, "sync_folder", synced)
+    if crosses:
+        monkeypatch.setattr(sink_claim, "_moved", lambda *_: False)
+    folder = staged(root)
+    with pytest.raises(StorageError, match="Input/output error"):
+        sink(root).publish(folder)
+    assert sink(root).publish(folder).uri == str(URI)
     assert names(root / "adapters/team") == ["out"]
 
 

@@ -73,9 +73,7 @@ class Stages:
 
     def run(self, stage: str, *arguments: str | Path, sharded: bool = False) -> None:
         """Run a stage to its end. Raises `StageFailedError` with what it said of itself, or what its status means."""
-        self._check_stopping()
-        if self.aborted is not None:
-            raise StageFailedError(self.aborted)
+        self._check_aborted()
         self.failure = None
         self.started(stage)
         read_end, write_end = os.pipe()
@@ -112,13 +110,14 @@ class Stages:
         pause_s, longest_s = PAUSES_S
         until: float | None = None
         while True:
+            self._check_aborted()
             begin()
             try:
                 self.run(stage, *arguments, sharded=sharded)
             except StageFailedError as error:
                 now = time.monotonic()
                 until = now + PATIENCE_S if until is None else until
-                if self.aborted is not None or error.failure.code not in _PASSING or now + pause_s > until:
+                if self.aborted is not None or not _may_pass(stage, error.failure) or now + pause_s > until:
                     raise
                 log.warning("%s failed, and is tried again in %.0f s: %s", stage, pause_s, error.failure.message)
             else:
@@ -138,6 +137,11 @@ class Stages:
         """Wait, and no longer than until a request to stop. Raises `StageFailedError` for that."""
         self.stopping.wait(seconds)
         self._check_stopping()
+
+    def _check_aborted(self) -> None:
+        self._check_stopping()
+        if self.aborted is not None:
+            raise StageFailedError(self.aborted)
 
     def abort(self, failure: Failure, *, log_stacks: bool = False) -> None:
         """Kill the stage at work, which ends for `failure`; `log_stacks` has it do that first."""
@@ -183,6 +187,12 @@ class Stages:
     def _check_stopping(self) -> None:
         if self.stopping.is_set():
             raise StageFailedError(STOPPED)
+
+
+def _may_pass(stage: str, failure: Failure) -> bool:
+    """Whether another try may do. A merge that found its volume full would fill it again, on which others save."""
+    fills = stage == "merge" and failure.reason is Reason.STORAGE_FULL
+    return failure.code in _PASSING and not fills
 
 
 def stage_environment() -> dict[str, str]:

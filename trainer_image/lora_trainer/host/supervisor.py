@@ -232,7 +232,7 @@ class Supervisor:
         workspace.discard_rows()
         with _kept(workspace, "unpublished adapter"):
             self._verify(stages, workspace.staged)
-        result = self._merged(stages, workspace)
+        result = self._merged(stages, workspace, lock)
         finish(result, workspace.folder / LOG, self.verification)
         manifest = read_manifest(result)
         with _kept(workspace, "verified result", result.name):
@@ -275,7 +275,7 @@ class Supervisor:
         finally:
             self.watch.stop()
 
-    def _merged(self, stages: Stages, workspace: Workspace) -> Path:
+    def _merged(self, stages: Stages, workspace: Workspace, lock: Lock) -> Path:
         """The folder to publish: the adapter, or what the merge stage makes of it.
 
         Where both were asked for, a merge that fails costs the merge alone. Raises `StageFailedError`.
@@ -285,10 +285,15 @@ class Supervisor:
             return workspace.staged
         if self._is_complete(workspace.merged):
             return workspace.merged
+
+        def begin() -> None:
+            lock.check()
+            make_folder(workspace.merged)
+
         try:
-            arguments = ("--folder", workspace.staged, "--target", workspace.merged)
-            stages.insist("merge", *arguments, begin=lambda: make_folder(workspace.merged))
+            stages.insist("merge", "--folder", workspace.staged, "--target", workspace.merged, begin=begin)
         except StageFailedError as error:
+            lock.check()
             workspace.discard_merged()
             if wanted is Merge.MERGED or error.failure.reason in _ENDED_FROM_OUTSIDE:
                 with _kept(workspace, "verified adapter"):

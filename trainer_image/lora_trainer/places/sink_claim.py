@@ -90,8 +90,11 @@ def published(place: Place) -> tuple[ClaimUri, Path] | None:
 
 def publish(place: Place, folder: Path, *, keep: bool = False) -> tuple[ClaimUri, Path]:
     """Move `folder` into place in one step, beside what is there already; across volumes, or with `keep`, a verified
-    copy of it. Raises `StorageError`."""
+    copy of it. Where it is in place from a try that failed thereafter, it stays. Raises `StorageError`."""
     try:
+        there = published(place)
+        if there is not None and (not folder.exists() or manifest_digest(folder) == manifest_digest(there[1])):
+            return there
         for uri, path in ((place.uri, place.path), place.own):
             if _free(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
