@@ -65,9 +65,7 @@ def _pinned(address: str, commit: str | None, role: Role, hub: Hub) -> str:
     try:
         hub.repository(uri, role)
     except NotFoundError:
-        log.warning(
-            "%s is read at %s: the Hub no longer has the commit %s that the run read", role.field, address, commit
-        )
+        log.warning("%s is read at %s: the commit %s that the run read is no longer found", role.field, address, commit)
         return address
     return pinned
 
