@@ -223,7 +223,10 @@ def test_a_collective_that_fails_is_blamed_on_whom_it_is_the_fault_of(
             ),
             "101376",
         ),
-        (type("PTXASError", (RuntimeError,), {})("PTXAS error: Internal Triton PTX codegen error"), "does not compile"),
+        (
+            type("PTXASError", (RuntimeError,), {})("PTXAS error: Internal Triton PTX codegen error"),
+            "use the trainer image of the release or another kind of GPU, or set spec.training.kernels to Reference",
+        ),
     ],
 )
 def test_what_no_attempt_can_mend_is_a_fault_of_the_gpu_that_is_final(error: Exception, named: str) -> None:

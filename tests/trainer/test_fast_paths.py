@@ -16,6 +16,7 @@ from tests.trainer.variants import rows
 from lora_trainer.contract.config import Kernels, Quantization, TrainingConfig
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Encoder
+from lora_trainer.errors import ConfigError, GpuFaultError
 from lora_trainer.model import fast_paths
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast_path import FastPath
@@ -331,6 +332,65 @@ def test_what_cannot_be_compared_is_left_out(tiny_base: Base, encoder: Encoder, 
     found = prove(path, model.model, model.head, arguments(encoder, cpu), cpu, timed=True)
     assert found.refusal == "it cannot be compared: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
     assert installed(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("CUDA error: an illegal memory access was encountered", GpuFaultError),
+        ("Triton Error [CUDA]: operation not supported on global/shared address space", GpuFaultError),
+        ("CUDA error: device-side assert triggered", ConfigError),
+    ],
+)
+@pytest.mark.parametrize("place", ["numbers", "reference", "time"])
+def test_a_gpu_that_failed_in_a_trial_ends_the_run(
+    *,
+    tiny_base: Base,
+    encoder: Encoder,
+    cpu: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    kind: type[Exception],
+    place: str,
+) -> None:
+    """No later call of the process would work there; the sentence names the fast path, once, and what to do."""
+
+    def broken(*_: object) -> Any:
+        raise RuntimeError(said)
+
+    model, path = adapted(tiny_base, cpu, CONFIG), FUSED_ADAPTER
+    if place == "numbers":
+        path = changed(broken)
+    elif place == "reference":
+        path = dataclasses.replace(path, written_out=broken)
+    else:
+        monkeypatch.setattr(fast_paths, "_slower", broken)
+    with pytest.raises(kind) as caught:
+        prove(path, model.model, model.head, arguments(encoder, cpu), cpu, timed=True)
+    assert said in str(caught.value)
+    remedy = "; the fast path fused-adapter was being tried: if this repeats, set spec.training.kernels to Reference"
+    assert str(caught.value).count(remedy) == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: too many resources requested for launch",
+        "Triton Error [CUDA]: device kernel image is invalid",
+        "CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx`",
+    ],
+)
+def test_a_kernel_that_the_gpu_did_not_begin_is_left_out(
+    tiny_base: Base, encoder: Encoder, cpu: Device, said: str
+) -> None:
+    """The next one can run."""
+
+    def refused(_result: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(said)
+
+    model = adapted(tiny_base, cpu, CONFIG)
+    found = prove(changed(refused), model.model, model.head, arguments(encoder, cpu), cpu, timed=False)
+    assert str(found.refusal).startswith(f"it fails: RuntimeError: {said}")
 
 
 def test_modules_that_no_row_reaches_are_not_proven(tiny_base: Base, encoder: Encoder, cpu: Device) -> None:

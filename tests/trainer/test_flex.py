@@ -13,6 +13,7 @@ from tests.trainer.test_attention import make
 from tests.trainer.test_attention_gradients import Backward, failing, no_number_in_one_token
 from torch.nn.attention import flex_attention as library
 
+from lora_trainer.errors import GpuFaultError
 from lora_trainer.model import attention, flex, flexible
 from lora_trainer.model.attention import Attention, Kind, choose_attention, positions, segments_of
 from lora_trainer.model.device import Device
@@ -187,6 +188,21 @@ def test_what_fails_without_gradients_is_left_out(monkeypatch: pytest.MonkeyPatc
     model = make("Gemma2", torch.bfloat16, **CAPPED)
     assert choose_attention(model, DEVICE) == PACKING
     assert "it fails: " in (choose_flex(model, PACKING, DEVICE, ALONE, None).left_out or "")
+
+
+def test_a_gpu_that_failed_in_the_comparison_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain PyTorch could not compute there either."""
+
+    def changed(*_given: Any, **_more: Any) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    change(monkeypatch, changed)
+    model = make("Gemma2", torch.bfloat16, **CAPPED)
+    assert choose_attention(model, DEVICE) == PACKING
+    with pytest.raises(
+        GpuFaultError, match=r"the fast path flex-attention .* set spec\.training\.kernels to Reference"
+    ):
+        choose_flex(model, PACKING, DEVICE, ALONE, None)
 
 
 @pytest.mark.parametrize("leak", ["window", "rows"])

@@ -6,6 +6,8 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import huggingface_hub.constants
 import pytest
@@ -104,6 +106,29 @@ def test_a_result_without_commits_is_verified_on_the_branch(workplace: Workplace
     base_and_rows(noted, volumes, hub)
 
 
+def test_a_commit_that_is_gone_ends_no_run_whose_rows_are_still_there(
+    workplace: Workplace, root: Path, hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after the history of a data set was squashed: the rows decide, those that did not change at their branch."""
+    place, volumes = place_of(workplace, dataset=DATASET), Volumes(claims=workplace.claims)
+    assert attempt_of(place, hub).process.exitcode == 0
+    first, manifest = weights(place), read_manifest(place.staged)
+    (root / "datasets/org/chats/README.md").write_text("Chats.", encoding="utf-8")
+    move(root, "held")
+
+    base_and_rows(manifest, volumes, hub)
+    (line,) = (record.message for record in caplog.records if "no longer found" in record.message)
+    assert line.startswith(f"dataset.uri is read at hf://org/chats: the commit {manifest.dataset_revision}")
+    damage(place, 6)
+    attempt = attempt_of(place, hub)
+    assert (attempt.process.exitcode, attempt.resumed_step()) == (0, 4)
+    assert weights(place) == first
+
+    shutil.rmtree(root / "datasets/org/held@before")
+    with pytest.raises(VerificationError, match="has changed since the run"):
+        base_and_rows(manifest, volumes, hub)
+
+
 CHATS, HELD, MODEL = "1" * 40, "2" * 40, "3" * 40
 RECORD = {
     "base_revision": MODEL,
@@ -152,10 +177,11 @@ def test_inputs_are_read_at_the_commits_of_the_newest_checkpoint(
     config = make_config()
     dataset = dataclasses.replace(config.dataset, uri=addresses[0], validation_uri=addresses[1])
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, uri=model), dataset=dataset)
-    assert with_kept_commits(config, None) == with_kept_commits(config, tmp_path) == config
+    hub = cast("Hub", SimpleNamespace(repository=lambda *_: None))
+    assert with_kept_commits(config, None, hub) == with_kept_commits(config, tmp_path, hub) == config
     (tmp_path / "step-00000004").mkdir()
     (tmp_path / "step-00000004/run.json").write_text(json.dumps(record), encoding="utf-8")
-    found = with_kept_commits(config, tmp_path)
+    found = with_kept_commits(config, tmp_path, hub)
     assert (found.model.uri, found.dataset.uri, found.dataset.validation_uri) == pinned
 
 
@@ -168,4 +194,4 @@ def test_the_commit_that_a_run_began_with_is_fetched(root: Path, hub: Hub, workp
     config = read_manifest(place.staged).config
     with pytest.raises(NotFoundError):
         fetch(config, volumes, hub)
-    fetch(with_kept_commits(config, place.workspace), volumes, hub)
+    fetch(with_kept_commits(config, place.workspace, hub), volumes, hub)

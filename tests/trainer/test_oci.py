@@ -323,7 +323,7 @@ def test_a_login_is_sent_with_tls_alone(location: str, target: tuple[str, str]) 
     ("place", "named"),
     [
         ({"realm": "http://169.254.169.254/token"}, "http://169.254.169.254/token for tokens"),
-        ({"realm": ""}, "for tokens: must be an address with TLS"),
+        ({"realm": ""}, "asks for a token and names no server that gives any: the WWW-Authenticate header"),
         ({"location": "http://storage.example/1"}, "http://storage.example/1 for an upload"),
     ],
 )
@@ -332,4 +332,12 @@ def test_a_registry_with_tls_names_no_address_without_it(place: dict[str, str], 
     registry, answers = with_tls(**place)
     with pytest.raises(StorageError, match=re.escape(named)):
         registry.check_push()
+    assert all(url.startswith("https://") for url, _ in answers.seen)
+
+
+def test_a_token_server_on_the_registrys_own_host_has_its_tls() -> None:
+    """As for uploads: a registry behind a proxy that ends TLS may name itself without it."""
+    registry, answers = with_tls(realm="http://registry.example/token")
+    registry.check_push()
+    assert any(url.startswith("https://registry.example/token?") for url, _ in answers.seen)
     assert all(url.startswith("https://") for url, _ in answers.seen)

@@ -323,7 +323,7 @@ def _explain_torch(error: Exception) -> TrainerError | None:
     if name in _UNCOMPILED_ERRORS or _UNCOMPILED.search(text):
         return GpuUnfitError(
             f"a GPU kernel does not compile ({_gist(text)}): the image needs a C compiler and kernels for this GPU; "
-            "use the trainer image of the release, or another kind of GPU"
+            "use the trainer image of the release or another kind of GPU, or set spec.training.kernels to Reference"
         )
     return _explain_device(text) or _explain_by_name(name, text)
 

@@ -106,7 +106,8 @@ def import_peft(quantization: Quantization) -> None:
 def _prepare(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
     reporter.phase(Phase.PREPARING)
     check_gpus(config, range(config.device.gpus))
-    fetch(with_kept_commits(config, _folder_of_run(config, options, volumes)), volumes, Hub())
+    hub = Hub()
+    fetch(with_kept_commits(config, _folder_of_run(config, options, volumes), hub), volumes, hub)
 
 
 def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
@@ -115,7 +116,8 @@ def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
     chosen_template(config.dataset, volumes)
     folder = _folder_of_run(config, options, volumes)
     config = with_kept_limit(config, folder)
-    samples = load_samples(with_kept_commits(config, folder), volumes, Hub())
+    hub = Hub()
+    samples = load_samples(with_kept_commits(config, folder, hub), volumes, hub)
     with importing_libraries():
         import_peft(expected_quantization(config, folder))
         from lora_trainer.recipe.train import Workshop, run_training  # noqa: PLC0415
@@ -127,7 +129,7 @@ def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
         may_write=lambda: _check_lock(options),
         stop=options.stop,
     )
-    run_training(config, samples, volumes, Hub(), folder=options.folder, reporter=reporter, workshop=workshop)
+    run_training(config, samples, volumes, hub, folder=options.folder, reporter=reporter, workshop=workshop)
 
 
 def check_gpus(config: TrainConfig, numbers: Iterable[int]) -> None:

@@ -41,16 +41,33 @@ _WORDS = {
 """Words that name a split in a file's path, as whole words: `constraints.jsonl` is no training file."""
 
 
-def at_commits(config: TrainConfig, dataset: str | None, validation: str | None) -> TrainConfig:
-    """The configuration with data sets of the Hub at these commits, to read the rows again that a run has read."""
+def at_commits(config: TrainConfig, dataset: str | None, validation: str | None, hub: Hub) -> TrainConfig:
+    """The configuration with data sets of the Hub at these commits, to read the rows again that a run has read.
+
+    A commit that is gone, as after a history was squashed, leaves the address as it is: its rows may be the same, which
+    their fingerprint decides. Raises the errors of the Hub.
+    """
     section = config.dataset
     held_out = section.validation_uri
     pinned = replace(
         section,
-        uri=at_commit(section.uri, dataset),
-        validation_uri=None if held_out is None else at_commit(held_out, validation),
+        uri=_pinned(section.uri, dataset, Role.DATASET, hub),
+        validation_uri=None if held_out is None else _pinned(held_out, validation, Role.VALIDATION, hub),
     )
     return replace(config, dataset=pinned)
+
+
+def _pinned(address: str, commit: str | None, role: Role, hub: Hub) -> str:
+    pinned = at_commit(address, commit)
+    uri = parse_uri(pinned)
+    if pinned == address or not isinstance(uri, HubUri):
+        return address
+    try:
+        hub.repository(uri, role)
+    except NotFoundError:
+        log.warning("%s is read at %s: the commit %s that the run read is no longer found", role.field, address, commit)
+        return address
+    return pinned
 
 
 def locate(dataset: DatasetConfig, volumes: Volumes, hub: Hub) -> Located:

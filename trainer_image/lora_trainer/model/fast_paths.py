@@ -13,11 +13,12 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
-from lora_trainer.errors import one_sentence, out_of_memory
+from lora_trainer.errors import out_of_memory
 from lora_trainer.model import compiled, gates, liger, lora_kernel, repaying
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast_path import Compute, FastPath, Result, Tensors
 from lora_trainer.model.loading import set_training
+from lora_trainer.model.refusal import refusal_of
 from lora_trainer.model.rounding import Found, drawn_like, objection, wider
 
 FLOOR = {torch.float32: 2.0**-20, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -179,13 +180,13 @@ def _wrong(trials: Trials) -> str | None:
 def _at_its_speed(trials: Trials, sized: Trials, _passes: int) -> str | None:
     """What is against the numbers of a fast path, and then against its time."""
     wrong = _wrong(trials)
-    return repaying.measured(_slower, sized, trials) if wrong is None else wrong
+    return repaying.measured(_slower, sized, trials, _name(trials)) if wrong is None else wrong
 
 
 def _repaid(trials: Trials, sized: Trials, passes: int) -> str | None:
     """The same of what is compiled, which is left where it cannot pay, whatever it saves. The first comparison of
     numbers compiles it, and takes hardly longer."""
-    short = repaying.measured(lambda given: repaying.too_short(given, passes), sized, trials)
+    short = repaying.measured(lambda given: repaying.too_short(given, passes), sized, trials, _name(trials))
     if short is not None:
         return short
     began = time.perf_counter()
@@ -193,7 +194,11 @@ def _repaid(trials: Trials, sized: Trials, passes: int) -> str | None:
     took = time.perf_counter() - began
     if wrong is not None:
         return wrong
-    return repaying.measured(lambda given: repaying.unpaid(given, took, passes), sized, trials)
+    return repaying.measured(lambda given: repaying.unpaid(given, took, passes), sized, trials, _name(trials))
+
+
+def _name(trials: Trials) -> str:
+    return next(iter(trials)).path.name
 
 
 def _slower(trials: Trials) -> str | None:
@@ -307,17 +312,17 @@ class Trial:
 
     def refusal(self) -> str | None:
         """Why the fast path is left out for its numbers, None where nothing is against them."""
+        trouble = "cannot be compared"  # as where memory does not suffice for the wider type
         try:
             with self.stirred() as inputs:
                 plain = self._computed(self.path.reference or self.path.plain, inputs)
                 wanted = self._written_out(inputs)
-                try:
-                    fast = self._fast(inputs)
-                except Exception as error:  # a kernel may raise anything, and the run does without it
-                    return f"it fails: {one_sentence(error)[:200]}"
+                trouble = "fails"
+                fast = self._fast(inputs)
+                trouble = "cannot be compared"
                 return objection(fast, plain, wanted, FLOOR[self.device.dtype])
-        except Exception as error:  # such as too little memory for the wider type
-            return f"it cannot be compared: {one_sentence(error)[:200]}"
+        except Exception as error:
+            return refusal_of(error, self.path.name, trouble)
 
     def seconds(self, inputs: Tensors) -> tuple[float, float]:
         """Of a pass forward and backward, within `stirred`: on the fast path, and of plain PyTorch."""

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from lora_trainer.errors import one_sentence, out_of_memory
+from lora_trainer.errors import out_of_memory
 from lora_trainer.model import attention, flex
 from lora_trainer.model.attention import Attention, Call, Kind, Segments, segments_of
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import set_training
 from lora_trainer.model.quantize import each_token_alone
+from lora_trainer.model.refusal import refusal_of
 from lora_trainer.ranks.collectives import ALONE, Ranks
 
 NAME = "isolated-flex"
@@ -110,11 +111,11 @@ def _calls(model: Any, device: torch.device) -> list[Call]:
 
 
 def _agreed(refusal: Callable[[], str | None], ranks: Ranks) -> str | None:
-    """What one process refuses, all leave out. A kernel may raise anything, and the run does without it."""
+    """What one process refuses, all leave out."""
     try:
         own = refusal()
     except Exception as error:
-        own = f"it fails: {one_sentence(error)[:200]}"
+        own = refusal_of(error, "flex-attention")
     return next((one for one in ranks.gather(own, str | None) if one is not None), None)
 
 

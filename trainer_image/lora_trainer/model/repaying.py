@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
-from lora_trainer.errors import one_sentence, out_of_memory
+from lora_trainer.errors import out_of_memory
+from lora_trainer.model.refusal import refusal_of
 
 LEAST_S = 20.0
 """What compiling a layer takes at least, forward and backward; measured only where that could pay."""
@@ -34,15 +35,15 @@ Some = TypeVar("Some", bound=Timed)
 Trials = TypeVar("Trials")
 
 
-def measured(judge: Callable[[Trials], str | None], sized: Trials, small: Trials) -> str | None:
-    """Why a fast path is left out for its time, or fails; None where it is not. Timed on the `small` trials where
-    memory does not suffice for those of the run's size."""
+def measured(judge: Callable[[Trials], str | None], sized: Trials, small: Trials, path: str) -> str | None:
+    """Why the fast path of this name is left out for its time, or fails; None where it is not. Timed on the `small`
+    trials where memory does not suffice for those of the run's size."""
     for trials in (sized, small):
         try:
             return judge(trials)
-        except Exception as error:  # a kernel may raise anything, and the run does without it
+        except Exception as error:
             if trials is small or not out_of_memory(error):
-                return f"it fails: {one_sentence(error)[:200]}"
+                return refusal_of(error, path)
     return None
 
 
@@ -65,6 +66,8 @@ def unpaid(trials: Mapping[Some, int], took_s: float, passes: int) -> str | None
     saved = plain - fast
     if saved > _LEAST_SAVED * plain and saved * passes > took_s:
         return None
+    if saved < 0:
+        return f"it takes longer: {1000 * fast:.1f} ms forward and backward, plain PyTorch {1000 * plain:.1f} ms"
     return (
         f"it saves {1000 * saved:.1f} of {1000 * plain:.1f} ms in each of {passes} micro-batches, "
         f"{saved * passes:.0f} s in all, and compiling took {took_s:.0f} s"

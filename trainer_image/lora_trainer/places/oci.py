@@ -149,15 +149,15 @@ class Registry:
                 f"output.uri is {self._uri}: the registry knows no repository {self._uri.repository}; create it there"
             )
         self._expect(answer, 202, "an upload")
-        location = urlsplit(urljoin(f"{self._root}/", answer.headers.get("Location", "")))
-        root = urlsplit(self._root)
-        if location.netloc == root.netloc:  # behind a proxy that ends TLS, a registry may think that it has none
-            location = location._replace(scheme=root.scheme)
-        return self._as_safe(location.geturl(), "an upload")
+        return self._as_safe(answer.headers.get("Location", ""), "an upload")
 
-    def _as_safe(self, url: str, what: str) -> str:
+    def _as_safe(self, where: str, what: str) -> str:
         """The address that the registry names for something. Raises `StorageError` for one without TLS, unless the
         registry itself has none."""
+        location, root = urlsplit(urljoin(f"{self._root}/", where)), urlsplit(self._root)
+        if location.netloc == root.netloc:  # behind a proxy that ends TLS, a registry may think that it has none
+            location = location._replace(scheme=root.scheme)
+        url = location.geturl()
         if self._root.startswith("https:") and not url.startswith("https:"):
             raise StorageError(
                 f"output.uri is {self._uri}: the registry names {url[:200]} for {what}: must be an address with TLS, "
@@ -227,7 +227,13 @@ class Registry:
         query = {"scope": f"repository:{self._uri.repository}:pull,push"}
         if "service" in challenge:
             query["service"] = challenge["service"]
-        realm = self._as_safe(challenge.get("realm", ""), "tokens")
+        if not challenge.get("realm"):
+            raise StorageError(
+                f"output.uri is {self._uri}: the registry asks for a token and names no server that gives any: the "
+                "WWW-Authenticate header of its answer must have a realm; check the registry and the proxies before it",
+                Reason.UPLOAD_FAILED,
+            )
+        realm = self._as_safe(challenge["realm"], "tokens")
         headers = {"Authorization": self._basic} if self._basic else {}
         try:
             answer = self._http.request("GET", f"{realm}?{urlencode(query)}", headers=headers)

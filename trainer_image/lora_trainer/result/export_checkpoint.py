@@ -49,7 +49,7 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
     device = choose_anywhere(config.device, config.training.precision)
     base = find_base(saved.pinned(config.model.uri), volumes, hub)
     adapted = _adapted(record, base, device, state)
-    read = at_commits(config, record.dataset_revision, record.validation_revision)
+    read = at_commits(config, record.dataset_revision, record.validation_revision, hub)
     rows = evaluation_rows(read, volumes, hub, base, saved.day)
     after, noise = _evaluated(record, adapted, device, rows)
     partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}")

@@ -47,7 +47,7 @@ def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub) -> tuple[Base,
         )
     _check_template(manifest, volumes)
     with encoding_named(manifest):
-        read = at_commits(config, manifest.dataset_revision, manifest.validation_revision)
+        read = at_commits(config, manifest.dataset_revision, manifest.validation_revision, hub)
         rows = evaluation_rows(read, volumes, hub, base, manifest.day)
     fingerprint = rows.samples.fingerprint
     if fingerprint != manifest.resolved.dataset_fingerprint:

@@ -13,6 +13,7 @@ from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS
 from lora_trainer.contract.uri import at_commit
 from lora_trainer.data.dataset_files import at_commits
+from lora_trainer.places.hub import Hub
 from lora_trainer.training.checkpoint import RUN_FILE, checkpoint_folders
 
 log = logging.getLogger(__name__)
@@ -39,9 +40,9 @@ def with_kept_limit(config: TrainConfig, workspace: Path | None) -> TrainConfig:
     return config
 
 
-def with_kept_commits(config: TrainConfig, workspace: Path | None) -> TrainConfig:
+def with_kept_commits(config: TrainConfig, workspace: Path | None, hub: Hub) -> TrainConfig:
     """The configuration to read model and data by: addresses of the Hub at the commits of the run's checkpoints in its
-    folder, where there are any. Earlier releases noted that of the model alone."""
+    folder, where there are any. Earlier releases noted that of the model alone. Raises as `at_commits`."""
     for folder in checkpoint_folders(workspace) if workspace is not None else ():
         try:
             record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
@@ -54,7 +55,7 @@ def with_kept_commits(config: TrainConfig, workspace: Path | None) -> TrainConfi
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # as above
         pinned = dataclasses.replace(config.model, uri=at_commit(config.model.uri, base))
-        return at_commits(dataclasses.replace(config, model=pinned), rows, held_out)
+        return at_commits(dataclasses.replace(config, model=pinned), rows, held_out, hub)
     return config
 
 
