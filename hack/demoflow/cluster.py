@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,8 +34,9 @@ class Images:
     hub: str | None
 
 
-def prepare(*, with_stand_in: bool, console: "Console") -> "Client":
-    """Build what is not built yet, at the same time: Kubernetes, the images, the model. Start the cluster."""
+def prepare(*, with_stand_in: bool, draws: bool, console: "Console") -> "Client":
+    """Build what is not built yet, at the same time: Kubernetes, the images, the Python packages and the model. Start
+    the cluster. `draws` is whether dashboards are drawn, for which packages are needed too."""
     own = client.uses_own_cluster()
     if own and not os.environ.get("IMAGE_PREFIX"):
         raise DemoError(
@@ -45,21 +47,47 @@ def prepare(*, with_stand_in: bool, console: "Console") -> "Client":
         raise DemoError(
             "--real-hub needs CLUSTER=current, a cluster of your own: the local one reaches nothing outside of it."
         )
+    # Before the rest: it may install packages of Debian's, whose database has one lock.
+    make("python")
     with ThreadPoolExecutor() as pool:
         # Silent while the other builds show what they do: two live lines would write over each other.
-        model = pool.submit(convert_model) if with_stand_in else None
+        packages = pool.submit(_packages_and_model, with_stand_in=with_stand_in, draws=draws)
         if not own:
             hack_cluster("build")
             hack_cluster("up")
-        if model is not None:
-            with console.step(f"model {REPO_ID} from GGUF"):
-                model.result()
+        with console.step(f"Python packages, model {REPO_ID} from GGUF" if with_stand_in else "Python packages"):
+            packages.result()
     return client.current() if own else client.local(settings.DEFAULT_NAME)
+
+
+def _packages_and_model(*, with_stand_in: bool, draws: bool) -> None:
+    """PyTorch, 6 GB, only where the model is not there yet: what a user types afterwards needs the client alone."""
+    converts = with_stand_in and not is_current(_model_folder())
+    make("venv" if converts or draws else "client")
+    if converts:
+        convert_model()
+
+
+def make(target: str) -> None:
+    """Make a target of the project's Makefile that installs packages. Raises DemoError."""
+    log = cache_root() / "python-packages.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.which("make") is None:
+        raise DemoError("hack/demo needs make: install your system's package for it (make on Debian).")
+    with log.open("wb") as output:
+        command = ["make", "--no-print-directory", target]
+        done = subprocess.run(command, cwd=settings.REPOSITORY, stdout=output, stderr=subprocess.STDOUT, check=False)
+    if done.returncode != 0:
+        raise DemoError(f"The Python packages could not be installed; {log} says why.")
+
+
+def _model_folder() -> Path:
+    return cache_root() / "models" / REPO_ID
 
 
 def convert_model() -> Path:
     """Make the demo's model in the project's environment, unless it is there. Raises DemoError."""
-    folder = cache_root() / "models" / REPO_ID
+    folder = _model_folder()
     if is_current(folder):
         return folder
     if not PYTHON.exists():

@@ -56,7 +56,7 @@ def next_steps(
         f"  kubectl -n {namespace} get lft {name} -o yaml",
         "  # serve it on a GPU",
         f"  vllm serve {model}{revision} {artifact['serving']} --lora-modules {name}={place}",
-        "  # use it in Python, as in .venv/bin/python",
+        "  # use it in Python; make venv installs what .venv/bin/python needs for it",
         "  from peft import PeftModel",
         "  from transformers import AutoModelForCausalLM",
         f'  base = AutoModelForCausalLM.from_pretrained("{model}")',

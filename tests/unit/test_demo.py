@@ -11,7 +11,7 @@ from typer.main import get_command
 from demoflow import ask, cli, cluster, monitoring, picture, progress, report, run
 from demoflow.cluster import Images
 from demoflow.errors import DemoError
-from localcluster import prometheus, settings
+from localcluster import client, prometheus, settings
 from localcluster.client import Client
 from localcluster.console import Console
 from lora_client.commands import app
@@ -383,4 +383,40 @@ def test_the_local_cluster_is_not_sent_to_the_real_hub(monkeypatch: pytest.Monke
     """It reaches nothing outside: half an hour of builds would end with a name that does not exist."""
     monkeypatch.delenv("CLUSTER", raising=False)
     with pytest.raises(DemoError, match="--real-hub needs CLUSTER=current"):
-        cluster.prepare(with_stand_in=False, console=Console())
+        cluster.prepare(with_stand_in=False, draws=False, console=Console())
+
+
+@pytest.mark.parametrize(
+    ("with_stand_in", "is_there", "draws", "made"),
+    [
+        (True, False, False, ["venv", "model"]),
+        (True, True, False, ["client"]),
+        (True, True, True, ["venv"]),
+        (False, False, False, ["client"]),
+        (False, False, True, ["venv"]),
+    ],
+)
+def test_pytorch_is_installed_for_the_model_alone(
+    monkeypatch: pytest.MonkeyPatch, with_stand_in: bool, is_there: bool, draws: bool, made: list[str]
+) -> None:
+    """6 GB that a machine where the model is there already does not need; dashboards are drawn by matplotlib."""
+    done: list[str] = []
+    monkeypatch.setenv("CLUSTER", "current")
+    monkeypatch.setenv("IMAGE_PREFIX", "registry.example.com/team")
+    monkeypatch.setattr(cluster, "is_current", lambda _: is_there)
+    monkeypatch.setattr(cluster, "make", done.append)
+    monkeypatch.setattr(cluster, "convert_model", lambda: done.append("model"))
+    monkeypatch.setattr(client, "current", lambda: None)
+    cluster.prepare(with_stand_in=with_stand_in, draws=draws, console=Console())
+    assert done == ["python", *made]
+
+
+def test_packages_that_cannot_be_installed_are_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the place of pip's own words."""
+    monkeypatch.setattr(cluster, "cache_root", lambda: tmp_path)
+    with pytest.raises(DemoError, match=f"could not be installed; {tmp_path}/python-packages.log says why"):
+        cluster.make("no-such-target")
+    assert "No rule to make target" in (tmp_path / "python-packages.log").read_text()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DemoError, match="needs make"):
+        cluster.make("client")
