@@ -10,6 +10,7 @@ import pytest
 from lora_trainer.data.tokenizer import check_tokenizer
 from lora_trainer.errors import ConfigError
 from lora_trainer.places.base import Base, open_folder
+from lora_trainer.places.model_folder import model_files
 
 WEIGHTS = "model.safetensors"
 
@@ -75,3 +76,9 @@ def test_a_model_without_a_tokenizer_is_reported(folder: Path, tiny_base: Base) 
     (folder / "tokenizer.json").write_text('{"cut', encoding="utf-8")
     with pytest.raises(ConfigError, match=r"its tokenizer\.json is not JSON"):
         check_tokenizer(open_folder(folder), "pvc://models/x")
+
+
+def test_a_license_is_fetched_last() -> None:
+    """Whether a run may read a gated model is tried with the first file, and the Hub gives a license to everyone."""
+    files = ("LICENSE", "NOTICE.md", "README.md", "config.json", "model.safetensors")
+    assert model_files(files, "hf://org/gated") == ("config.json", "model.safetensors", "LICENSE", "NOTICE.md")

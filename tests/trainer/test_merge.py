@@ -168,6 +168,20 @@ def test_files_names_and_types_stay_those_of_the_base(tmp_path: Path) -> None:
             assert torch.equal(after[key], weight), key
 
 
+def test_the_bases_license_and_notices_go_along(tmp_path: Path) -> None:
+    """Who publishes the merged model passes the base's weights on; the card is the run's own, and code stays behind."""
+    base = make_model(tmp_path / "base")
+    terms = ("LICENSE", "Notice.md", "USE_POLICY.md", "LICENSE-MODEL", "license.pdf")
+    for name in (*terms, "README.md", "license_check.py", "LICENSES.bin"):
+        (base / name).write_text(f"of the base: {name}")
+    adapter = adapter_of(base, tmp_path / "adapter", target_modules=["q_proj"])
+    merge_into(adapter, base, tmp_path / "merged")
+    found = {path.name: path.read_text() for path in (tmp_path / "merged").iterdir() if path.suffix != ".safetensors"}
+    assert {name: text for name, text in found.items() if not name.endswith((".json", ".jinja"))} == {
+        name: f"of the base: {name}" for name in terms
+    }
+
+
 def test_of_a_single_file_and_an_index_that_is_merged_which_is_loaded(tmp_path: Path) -> None:
     """The single file, as Transformers does; what is left of an index does not go along."""
     base = make_model(tmp_path / "base")

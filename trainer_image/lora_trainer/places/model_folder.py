@@ -5,6 +5,7 @@ Standard library only: supervisor and commands look before a stage spends second
 
 import contextlib
 import json
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +18,8 @@ from lora_trainer.places.volumes import Volumes, plain_files, readable
 _WEIGHTS = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
 _SMALL = (".json", ".jinja", ".model", ".txt")
+_TERMS = re.compile(r"(licen[cs]e|notice|copying|use[-_]policy)([-_.].*)?", re.IGNORECASE)
+_TERMS_SUFFIXES = ("", ".md", ".pdf", ".rst", ".html")
 MORE_TEMPLATES = "additional_chat_templates"
 """The folder in which Transformers looks for chat templates beside the default one, as for conversations with tools."""
 
@@ -45,7 +48,8 @@ def claim_files(uri: ClaimUri, volumes: Volumes) -> tuple[Path, ...]:
 
 
 def model_files(names: Sequence[str], address: str) -> tuple[str, ...]:
-    """Of a repository's files those that a model needs: configuration, tokenizer, safetensors. Raises where none."""
+    """Of a repository's files those that a model needs: configuration, tokenizer, safetensors, and the terms that it is
+    passed on with. Raises where none."""
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if name.endswith(".safetensors") and not name.startswith("consolidated")]
     if "config.json" not in top:
@@ -69,7 +73,15 @@ def model_files(names: Sequence[str], address: str) -> tuple[str, ...]:
         raise ConfigError(f"model.uri is {address}: it has {what}; convert the model to safetensors")
     small = [name for name in top if name.endswith(_SMALL)]
     templates = [name for name in names if PurePosixPath(name).parent == PurePosixPath(MORE_TEMPLATES)]
-    return tuple(sorted({*weights, *small, *(name for name in templates if name.endswith(".jinja"))}))
+    read = sorted({*weights, *small, *(name for name in templates if name.endswith(".jinja"))})
+    # Last: the first file is asked for to see whether access is granted, which the Hub does not ask for a license.
+    return *read, *sorted(filter(is_terms, top))
+
+
+def is_terms(name: str) -> bool:
+    """Whether a file holds a license or notice, which most licenses want beside the weights, and neither model nor
+    tokenizer read."""
+    return PurePosixPath(name).suffix.lower() in _TERMS_SUFFIXES and _TERMS.fullmatch(name) is not None
 
 
 def files_in(folder: Path) -> list[str]:

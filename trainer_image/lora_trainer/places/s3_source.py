@@ -10,6 +10,7 @@ from lora_trainer.contract.uri import S3Uri
 from lora_trainer.errors import storage_error
 from lora_trainer.places.cache_folders import cache_home
 from lora_trainer.places.cache_lock import alone_in_cache
+from lora_trainer.places.model_folder import is_terms
 from lora_trainer.places.roles import Role
 from lora_trainer.places.room import check_room
 from lora_trainer.places.s3 import Connection, Item, connect, partial_of
@@ -63,8 +64,10 @@ def cache_folder(environment: Mapping[str, str]) -> Path:
 
 
 def revision_of(items: Mapping[str, Item]) -> str:
-    """The digest that pins the content of some objects."""
-    listing = "\n".join(f"{name} {item.size_bytes} {item.etag}" for name, item in sorted(items.items()))
+    """The digest that pins the content of some objects, licenses and notices apart: with another one of these a model
+    computes the same."""
+    pinned = sorted((name, item) for name, item in items.items() if not is_terms(name))
+    listing = "\n".join(f"{name} {item.size_bytes} {item.etag}" for name, item in pinned)
     return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
 
 
