@@ -48,28 +48,13 @@ def way_of(
 ) -> Way:
     """Let the model compute so; all processes call it. `saved` is the checkpoint that the run begins with; it `goes_on`
     where it takes more of that than the weights, and then its packs stay as they were cut."""
-    config, plan, longest = settled.config, settled.plan, data.stats.longest_tokens
+    config = settled.config
     attention = _agreed(choose_attention(adapted.model, device, ranks), ranks)
-    packed = config.training.packing is Packing.ENABLED
-    if packed and not attention.packs:
-        log.log(logging.WARNING if attention.broken else logging.INFO, "rows are padded: %s", attention.unpacked)
-    budget = budget_of(
-        config.training.micro_batch_size,
-        longest,
-        packed=packed and attention.packs,
-        device=device,
-        plan=plan,
-        kept=saved.budget_tokens if saved and goes_on else None,
-    )
-    budget = dataclasses.replace(budget, frequencies=frequencies_of(adapted.model))
-    log.info("micro-batches: at most %d tokens", budget.tokens)
-    if budget.frequencies.at(longest) != budget.frequencies.at(1):
-        log.info("rows for whose lengths this model has different rotary frequencies share no micro-batch")
-    flexible = (
-        budget.packed and config.training.kernels is Kernels.AUTO and (saved is None or KERNEL in saved.attention)
-    )
+    kept = saved.budget_tokens if saved and goes_on else None
+    budget = _micro_batches(settled, adapted, attention, data.stats.longest_tokens, device, kept=kept)
     kernel, left_out = attention.kernel, None
-    if flexible:
+    # No later attempt begins to take it.
+    if budget.packed and config.training.kernels is Kernels.AUTO and (saved is None or KERNEL in saved.attention):
         kernel, left_out = _flexible(attention, adapted, data, device, ranks, saved=saved, tokens=budget.tokens)
     log.info("attention: %s", kernel)
     kernels = choose_kernels(
@@ -89,6 +74,23 @@ def way_of(
         changed = kernels.changed_step if saved is None else saved.checkpoint.step
         kernels = dataclasses.replace(kernels, left_out=(*kernels.left_out, left_out), changed_step=changed)
     return Way(attention=kernel, kernels=kernels, budget=budget)
+
+
+def _micro_batches(
+    settled: Settled, adapted: Adapted, attention: Attention, longest: int, device: Device, *, kept: int | None
+) -> Budget:
+    """What they hold, and what of it is not as one might expect. `kept` is as in `budget_of`."""
+    training = settled.config.training
+    packed = training.packing is Packing.ENABLED
+    if packed and not attention.packs:
+        log.log(logging.WARNING if attention.broken else logging.INFO, "rows are padded: %s", attention.unpacked)
+    packed = packed and attention.packs
+    budget = budget_of(training.micro_batch_size, longest, packed=packed, device=device, plan=settled.plan, kept=kept)
+    budget = dataclasses.replace(budget, frequencies=frequencies_of(adapted.model))
+    log.info("micro-batches: at most %d tokens", budget.tokens)
+    if budget.frequencies.at(longest) != budget.frequencies.at(1):
+        log.info("rows for whose lengths this model has different rotary frequencies share no micro-batch")
+    return budget
 
 
 def _flexible(
