@@ -18,7 +18,7 @@ from benchmarks.acceptance import kernels as acceptance
 from benchmarks.acceptance.bench import Bench
 from benchmarks.acceptance.findings import State
 from tests.trainer import tiny
-from tests.trainer.test_fast_paths import arguments, trained
+from tests.trainer.test_fast_paths import Others, arguments, trained
 from tests.trainer.test_kernels import CONFIG, adapted, autocast_as_on_a_gpu
 from tests.trainer.trainings import Kept
 from tests.trainer.variants import make_mixture, rows
@@ -302,6 +302,22 @@ def test_a_run_compiles_where_that_is_repaid(
     assert (wait in caplog.text) is (sentence == "")
     assert bool(made) is (passes * 2 * repaying._MOST_SAVED > repaying.LEAST_S)
     assert choose(kept=None) == Chosen(), "a run of no known length compiles nothing"
+
+
+def test_what_is_too_short_for_one_process_none_compiles(
+    tiny_base: Base,
+    encoder: Encoder,
+    cpu: Device,
+    compiles: Callable[[Callable[[Code], Code]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Near the border clocks differ: it would wait for the others' minutes of compiling."""
+    compiles(lambda _: pytest.fail("compiled"))
+    monkeypatch.setattr(Trial, "plain_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(Others, "said", f"{repaying.TOO_SHORT}: there")
+    model = adapted(tiny_base, cpu, CONFIG)
+    chosen = choose_kernels(Kernels.AUTO, model, rows(encoder, 4), cpu, Others(), packed=False, kept=None, passes=1000)
+    assert chosen == Chosen()
 
 
 def test_a_later_attempt_keeps_it_without_a_clock(

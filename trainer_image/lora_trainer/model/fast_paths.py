@@ -143,7 +143,7 @@ def prove(
     *,
     timed: bool,
     at_size: Mapping[str, Any] | None = None,
-    passes: int = 0,
+    passes: repaying.Passes = repaying.Passes(),  # noqa: B008 - frozen
 ) -> Verdict:
     """Compare a fast path with plain PyTorch on the pack that `arguments` are, with `timed` in time, too: on the pack
     of the run's size that `at_size` are, where there is one, memory suffices, and layers are whole. What is compiled
@@ -177,16 +177,17 @@ def _wrong(trials: Trials) -> str | None:
     return next((found for trial in trials if (found := trial.refusal()) is not None), None)
 
 
-def _at_its_speed(trials: Trials, sized: Trials, _passes: int) -> str | None:
+def _at_its_speed(trials: Trials, sized: Trials, _passes: repaying.Passes) -> str | None:
     """What is against the numbers of a fast path, and then against its time."""
     wrong = _wrong(trials)
     return repaying.measured(_slower, sized, trials, _name(trials)) if wrong is None else wrong
 
 
-def _repaid(trials: Trials, sized: Trials, passes: int) -> str | None:
+def _repaid(trials: Trials, sized: Trials, passes: repaying.Passes) -> str | None:
     """The same of what is compiled, which is left where it cannot pay, whatever it saves. The first comparison of
     numbers compiles it, and takes hardly longer."""
-    short = repaying.measured(lambda given: repaying.too_short(given, passes), sized, trials, _name(trials))
+    short = repaying.measured(lambda given: repaying.too_short(given, passes.count), sized, trials, _name(trials))
+    short = passes.agreed(short)
     if short is not None:
         return short
     began = time.perf_counter()
@@ -194,7 +195,7 @@ def _repaid(trials: Trials, sized: Trials, passes: int) -> str | None:
     took = time.perf_counter() - began
     if wrong is not None:
         return wrong
-    return repaying.measured(lambda given: repaying.unpaid(given, took, passes), sized, trials, _name(trials))
+    return repaying.measured(lambda given: repaying.unpaid(given, took, passes.count), sized, trials, _name(trials))
 
 
 def _name(trials: Trials) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from lora_trainer.errors import out_of_memory
@@ -16,6 +17,15 @@ _LEAST_SAVED = 0.05
 _ROUNDS = 5
 TOO_SHORT = "the run is too short"
 """How the sentence begins of what no user can or need do anything about."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passes:
+    """How many micro-batches a run has in which what is compiled is to repay that. `agreed` makes of one refusal
+    that of all processes, before some of them spend minutes on compiling while the others wait."""
+
+    count: int = 0
+    agreed: Callable[[str | None], str | None] = lambda refusal: refusal
 
 
 class Timed(Protocol):

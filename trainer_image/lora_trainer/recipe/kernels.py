@@ -12,7 +12,7 @@ from lora_trainer.data.tokens import Example
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast_paths import ALL, MOST_TOKENS, TIMED_TOKENS, Chosen, Verdict, prove
 from lora_trainer.model.loading import Adapted
-from lora_trainer.model.repaying import TOO_SHORT
+from lora_trainer.model.repaying import TOO_SHORT, Passes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training.batches import Batch, collate
 
@@ -46,7 +46,8 @@ def choose_kernels(
     sized = _of_size(examples, device, tokens, packed=packed) if kept is None else None
     at_size = None if sized is None else sized.arguments
     paths = [path for path in ALL if (not path.compiled or passes if kept is None else path.name in kept.taken)]
-    prove_one = functools.partial(prove, timed=kept is None, at_size=at_size, passes=passes)
+    run = Passes(count=passes, agreed=lambda refusal: _first(refusal, ranks))
+    prove_one = functools.partial(prove, timed=kept is None, at_size=at_size, passes=run)
     found = (prove_one(path, adapted.model, adapted.head, pack.arguments, device) for path in paths)
     verdicts = {verdict.path.name: _agreed(verdict, ranks) for verdict in found}
     chosen = _fresh(verdicts) if kept is None else _kept(verdicts, kept, step)
@@ -82,9 +83,14 @@ def _filled(rows: Iterable[Example], room: int) -> Iterator[Example]:
             return
 
 
+def _first(refusal: str | None, ranks: Ranks) -> str | None:
+    """What one process refuses, all leave out."""
+    return next((one for one in ranks.gather(refusal, str | None) if one is not None), None)
+
+
 def _agreed(verdict: Verdict, ranks: Ranks) -> Verdict:
-    """What one process refuses, all leave out. Where it is taken, it is installed."""
-    refusal = next((one for one in ranks.gather(verdict.refusal, str | None) if one is not None), None)
+    """The verdict of all processes. Where it is taken, it is installed."""
+    refusal = _first(verdict.refusal, ranks)
     for module in verdict.modules if refusal is None else ():
         verdict.path.install(module)
     return dataclasses.replace(verdict, refusal=refusal)
