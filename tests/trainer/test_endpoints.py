@@ -1,12 +1,15 @@
 """The pages of a running trainer, as the kubelet, the operator and Prometheus ask for them."""
 
+import contextlib
 import socket
+import threading
+import time
 import urllib.error
 import urllib.request
 
 import pytest
 
-from lora_trainer.host.endpoints import serve
+from lora_trainer.host.endpoints import MOST_AT_ONCE, serve
 
 HOSTS = ("127.0.0.1", *(("[::1]",) if socket.has_dualstack_ipv6() else ()))
 
@@ -28,3 +31,21 @@ def test_pages_are_served_to_either_kind_of_address(host: str) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_connections_that_ask_for_nothing_take_no_more_threads_than_there_is_room_for() -> None:
+    """Without network policies each pod of the cluster can open them, and the kubelet kills a pod without an answer."""
+    before = threading.active_count()
+    server = serve(0, {"/healthz": lambda: ("text/plain", b"ok\n")})
+    assert server is not None
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.server_close)
+        stack.callback(server.shutdown)
+        address = ("127.0.0.1", server.server_port)
+        silent = [stack.enter_context(socket.create_connection(address, timeout=300)) for _ in range(3 * MOST_AT_ONCE)]
+        for _ in range(3):
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/healthz", timeout=300) as answer:
+                assert answer.read() == b"ok\n"
+        assert [one.recv(1) for one in silent[:MOST_AT_ONCE]] == [b""] * MOST_AT_ONCE, "the oldest are ended"
+        while threading.active_count() > before + 1 + MOST_AT_ONCE:
+            time.sleep(0.01)

@@ -1,14 +1,18 @@
 """`/progress`, `/metrics` and `/healthz` of a running trainer."""
 
+import contextlib
 import logging
 import socket
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 log = logging.getLogger(__name__)
 Page = Callable[[], tuple[str, bytes] | None]
 """Gives the content type and the body of a page, or None where the trainer is not well (503)."""
+MOST_AT_ONCE = 32
+"""Connections, each of which has a thread. Whoever reaches the pod can open them, and must not take its memory."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -37,8 +41,33 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
     # A pod's address is of either kind, by the cluster.
     address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+
+    def __init__(self, port: int, handler: type[_Handler]) -> None:
+        self._open: dict[socket.socket, None] = {}
+        self._lock = threading.Lock()
+        super().__init__(("", port), handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """See `ThreadingHTTPServer`. Of too many connections the oldest is ended: the kubelet's probe, which comes
+        among them, is answered at once."""
+        with self._lock:
+            self._open[request] = None
+            oldest = next(iter(self._open)) if len(self._open) > MOST_AT_ONCE else None
+            if oldest is not None:
+                del self._open[oldest]
+        if oldest is not None:
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """See `TCPServer`: each request ends so."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
 
     def server_bind(self) -> None:
         """See `HTTPServer`."""
@@ -55,7 +84,7 @@ def serve(port: int, pages: Mapping[str, Page]) -> ThreadingHTTPServer | None:
     """Serve in the background until `shutdown`; None, with a warning, where the port is taken: a run needs no port."""
     handler = type("Handler", (_Handler,), {"pages": dict(pages)})
     try:
-        server = _Server(("", port), handler)
+        server = _Server(port, handler)
     except OSError as error:
         log.warning("no /progress and /metrics on port %d: %s", port, error.strerror)
         return None
