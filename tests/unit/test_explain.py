@@ -209,6 +209,26 @@ async def test_every_failure_is_a_sentence(error: Exception, sentence: str, monk
     assert str(caught.value).startswith(sentence)
 
 
+@pytest.mark.parametrize("form", sorted(explain_command.FORMS))
+async def test_what_a_tenant_wrote_is_no_instruction_for_a_terminal(
+    form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An administrator explains what anyone may have put into names, annotations and messages."""
+
+    async def configuration() -> Configuration:
+        return Configuration()
+
+    async def document(*_: Any) -> Document:
+        return {**explained(make_finetune()), "notes": ["\x1b]52;c;cm0gLXJmIH4=\x07"]}
+
+    monkeypatch.setattr(explain_command, "load_configuration", configuration)
+    monkeypatch.setattr(explain_command, "_read_and_describe", document)
+    await explain(PLACE, CONFIG, form)
+    printed = capsys.readouterr().out
+    assert "]52;c;cm0gLXJmIH4=" in printed
+    assert not {"\x1b", "\x07"} & set(printed)
+
+
 class Shelf:
     """Answers of an API server by path; what is not there may not be read."""
 

@@ -25,6 +25,7 @@ from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import Answer, EventView, FineTune, Observed
 from lora_operator.views.observe import parse_finetune
+from lora_operator.views.visible import visible
 
 _PLACE = re.compile(r"([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)/([a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?)")
 FORMS: Mapping[str, Callable[[Document], str]] = {
@@ -84,7 +85,7 @@ async def explain(
         raise ExplainError(f"The API server does not answer ({error}): check the kubeconfig and the network") from error
     except ApiError as error:
         raise ExplainError(_sentence(error, place)) from error
-    sys.stdout.write(FORMS[form](document))
+    sys.stdout.write(visible(FORMS[form](document)))
 
 
 async def _read_and_describe(api: Api, place: Key, config: OperatorConfig, notes: Sequence[str]) -> Document:
