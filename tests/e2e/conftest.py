@@ -15,6 +15,7 @@ from demoflow import ask as demo_ask
 from demoflow import cluster as demo_cluster
 from demoflow import run as demo_run
 from demoflow.cluster import Images
+from demoflow.packages import Packages
 from hub.deploy import NAMESPACE, deploy
 from localcluster.client import HACK_CLUSTER, Client, output
 from localcluster.console import Console
@@ -92,7 +93,7 @@ def installed(cluster: Client, tiny_model: Path, tmp_path_factory: pytest.TempPa
     """The chart on the full cluster; afterwards uninstalled, or as the demo left it where the demo came before."""
     console = Console()
     of_the_demo = demo_run.RELEASE in cluster.helm("list", "--short", f"--namespace={demo_run.RELEASE_NAMESPACE}")
-    demo_cluster.convert_model()
+    Packages().convert()
     images = demo_cluster.images(with_stand_in=True, console=console)
     ready = Installed(client=cluster, images=images, endpoint=deploy(cluster, images.hub or "", timeout_s=PATIENCE_S))
     broken = tiny.enlarged(tiny_model, tmp_path_factory.mktemp("models") / "broken", float("inf"))

@@ -7,7 +7,7 @@ import yaml
 from tests.e2e.conftest import Installed
 from tests.e2e.support import pods, status, wait_reason
 
-from demoflow.cluster import convert_model
+from demoflow.packages import Packages
 from hub.deploy import NAMESPACE as HUB
 from hub.model import REPO_ID
 from localcluster.client import Client
@@ -33,7 +33,7 @@ def test_no_weights_are_fetched_before_a_gpu_is_there(installed: Installed, name
     client.apply(quickstart, namespace=namespace)
     name = quickstart["metadata"]["name"]
     wait_reason(client, namespace, name, "PreflightPassed", "PreflightPassed")
-    weights = convert_model() / "model.safetensors"
+    weights = Packages().convert() / "model.safetensors"
     with weights.open("rb") as stream:
         header = len(header_bytes(stream))
     assert _sent(client) - before == header

@@ -1,6 +1,8 @@
 """What the demo shows and decides, without a cluster."""
 
 import shlex
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,10 @@ import pytest
 from tests.pages.blocks import block
 from typer.main import get_command
 
-from demoflow import ask, cli, cluster, monitoring, picture, progress, report, run
+from demoflow import ask, cli, cluster, monitoring, packages, picture, progress, report, run
 from demoflow.cluster import Images
 from demoflow.errors import DemoError
+from demoflow.packages import Packages
 from localcluster import client, prometheus, settings
 from localcluster.client import Client
 from localcluster.console import Console
@@ -403,20 +406,61 @@ def test_pytorch_is_installed_for_the_model_alone(
     done: list[str] = []
     monkeypatch.setenv("CLUSTER", "current")
     monkeypatch.setenv("IMAGE_PREFIX", "registry.example.com/team")
-    monkeypatch.setattr(cluster, "is_current", lambda _: is_there)
-    monkeypatch.setattr(cluster, "make", done.append)
-    monkeypatch.setattr(cluster, "convert_model", lambda: done.append("model"))
+    monkeypatch.setattr(packages, "is_current", lambda _: is_there)
+    monkeypatch.setattr(Packages, "make", lambda _, target: done.append(target))
+    monkeypatch.setattr(Packages, "convert", lambda _: done.append("model"))
     monkeypatch.setattr(client, "current", lambda: None)
     cluster.prepare(with_stand_in=with_stand_in, draws=draws, console=Console())
     assert done == ["python", *made]
 
 
 def test_packages_that_cannot_be_installed_are_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With the place of pip's own words."""
-    monkeypatch.setattr(cluster, "cache_root", lambda: tmp_path)
+    """With the place of pip's own words, before Kubernetes is started."""
+    monkeypatch.setattr(packages, "cache_root", lambda: tmp_path)
     with pytest.raises(DemoError, match=f"could not be installed; {tmp_path}/python-packages.log says why"):
-        cluster.make("no-such-target")
+        Packages().make("no-such-target")
     assert "No rule to make target" in (tmp_path / "python-packages.log").read_text()
+
+    monkeypatch.delenv("CLUSTER", raising=False)
+    monkeypatch.setattr(Packages, "make", lambda _, target: None)
+    monkeypatch.setattr(Packages, "install", lambda _, **_chosen: no_network())
+    commands: list[str] = []
+    monkeypatch.setattr(cluster, "hack_cluster", lambda command: (commands.append(command), time.sleep(0.2)))
+    with pytest.raises(DemoError, match="no network"):
+        cluster.prepare(with_stand_in=True, draws=False, console=Console())
+    assert commands == ["build"]
+
+
+def no_network() -> None:
+    """As pip ends without one."""
+    raise DemoError("no network")
+
+
+def test_a_machine_without_make_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`hack/demo` is started by hand there."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DemoError, match="needs make"):
-        cluster.make("client")
+        Packages().make("client")
+
+
+def test_nobody_waits_for_packages_once_the_cluster_has_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """6 GB would be installed before the terminal is free again."""
+    begun = threading.Event()
+    monkeypatch.delenv("CLUSTER", raising=False)
+    monkeypatch.setattr(packages, "cache_root", lambda: tmp_path)
+
+    def make(installing: Packages, target: str) -> None:
+        if target != "python":
+            begun.set()
+            installing._run(["sleep", "600"], {}, "sleep.log", "It failed")
+
+    def fails(_command: str) -> None:
+        begun.wait()
+        raise DemoError("Go is too old")
+
+    monkeypatch.setattr(Packages, "make", make)
+    monkeypatch.setattr(cluster, "hack_cluster", fails)
+    began = time.monotonic()
+    with pytest.raises(DemoError, match="Go is too old"):
+        cluster.prepare(with_stand_in=True, draws=False, console=Console())
+    assert time.monotonic() - began < 300
