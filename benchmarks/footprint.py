@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/footprint.py [--rounds 3]
 
-Needs `make test` or `make demo` once before, so that everything is built: it measures warm times. It ends a running
+Needs `make test` once before, so that everything is built: it measures warm times. It ends a running
 local cluster and starts it again. Prints rows for docs/benchmarks.md; medians of `--rounds`.
 """
 

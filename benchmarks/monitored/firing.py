@@ -3,6 +3,7 @@
 import random
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -77,25 +78,31 @@ WORLDS = (
 
 
 def fired() -> Iterator[Fired]:
-    """Each alert of the chart, world by world. Raises SystemExit where one fires before its fault, or never, or where
-    the chart has one without a fault."""
+    """Each alert of the chart, world by world. Raises SystemExit where one fires too early, or never, or has no
+    fault."""
     chart = rendered()
     durations = _durations(chart)
     played = {alert for world in WORLDS for alert in world.alerts}
     if played != set(durations):
         raise SystemExit(f"the chart's alerts and the faults differ by {sorted(played ^ set(durations))}")
     exposed = ports.choose(2 * len(WORLDS), random.Random())  # noqa: S311 - a port number is no secret
+    given_up = threading.Event()
     with ThreadPoolExecutor() as pool:
         found = [
-            pool.submit(_fired, world, chart, durations, exposed[2 * place : 2 * place + 2])
+            pool.submit(_fired, world, chart, durations, exposed[2 * place : 2 * place + 2], given_up)
             for place, world in enumerate(WORLDS)
         ]
-        for one in as_completed(found):
-            yield from one.result()
+        try:
+            for one in as_completed(found):
+                yield from one.result()
+        finally:
+            given_up.set()
 
 
-def _fired(world: World, chart: Chart, durations: Mapping[str, float], free: Sequence[int]) -> list[Fired]:
-    """Of one world, in the order in which they fire; `free` are two ports."""
+def _fired(
+    world: World, chart: Chart, durations: Mapping[str, float], free: Sequence[int], given_up: threading.Event
+) -> list[Fired]:
+    """Of one world, in the order in which they fire; `free` are two ports. With another world it is `given_up`."""
     exposed, port = free
     address = f"127.0.0.1:{exposed}"
     fleet, began_s = Fleet(_RUNS, chart, address), None
@@ -115,11 +122,11 @@ def _fired(world: World, chart: Chart, durations: Mapping[str, float], free: Seq
             serve(exposed, targets),
             a_prometheus(folder, chart, port, scrape_s=SCRAPE_S, evaluate_s=SCRAPE_S) as prometheus,
         ):
-            time.sleep(world.healthy_s)
-            if early := _firing(prometheus.url):
-                raise SystemExit(f"before any fault these fire: {sorted(early)}")
+            given_up.wait(world.healthy_s)
+            if early := _in_state(prometheus.url, "pending", "firing") & set(world.alerts):
+                raise SystemExit(f"before any fault the conditions of these hold: {sorted(early)}")
             began_s = time.monotonic()
-            return list(_as_they_fire(prometheus.url, world.alerts, durations, began_s))
+            return list(_as_they_fire(prometheus.url, world.alerts, durations, began_s, given_up))
 
 
 def _well(target: Target) -> Target:
@@ -133,23 +140,28 @@ def _standby(chart: Chart, address: str) -> Target:
 
 
 def _as_they_fire(
-    url: str, alerts: Mapping[str, float], durations: Mapping[str, float], began_s: float
+    url: str,
+    alerts: Mapping[str, float],
+    durations: Mapping[str, float],
+    began_s: float,
+    given_up: threading.Event,
 ) -> Iterator[Fired]:
     left = set(alerts)
     latest_s = max(alerts[alert] + durations[alert] for alert in alerts)
-    while left:
+    while left and not given_up.wait(0.5):
         after_s = time.monotonic() - began_s
         if after_s > latest_s + _PATIENCE_S:
             raise SystemExit(f"{after_s:.0f} s after the faults these do not fire: {sorted(left)}")
-        for alert in sorted(left & _firing(url)):
+        for alert in sorted(left & _in_state(url, "firing")):
             left.discard(alert)
+            if after_s < alerts[alert] + durations[alert] - SCRAPE_S:
+                raise SystemExit(f"{alert} fires {after_s:.0f} s after its fault, which is too early")
             yield Fired(alert=alert, holds_after_s=alerts[alert], for_s=durations[alert], after_s=after_s)
-        time.sleep(0.5)
 
 
-def _firing(url: str) -> set[str]:
+def _in_state(url: str, *states: str) -> set[str]:
     rules = [rule for group in rules_of(url) for rule in group["rules"]]
-    return {_called(rule["name"], rule["labels"]) for rule in rules if rule.get("state") == "firing"}
+    return {_called(rule["name"], rule["labels"]) for rule in rules if rule.get("state") in states}
 
 
 def _called(alert: str, labels: Mapping[str, str]) -> str:

@@ -153,14 +153,15 @@ def train(metrics: TrainingMetrics, age_s: float) -> None:
 
 
 def _dcgm(training: list[Run]) -> bytes:
-    """Of NVIDIA's exporter: one GPU for each run, eight a node."""
+    """Of NVIDIA's exporter: one GPU for each run, eight a node. Nodes come and go with the runs."""
     lines = []
-    for place, run in enumerate(training):
+    for run in training:
+        gpu, node = run.number % 8, run.number // 8
         of = (
-            f'gpu="{place % 8}",UUID="GPU-{place:08x}",device="nvidia{place % 8}",modelName="NVIDIA L4",'
-            f'Hostname="node-{place // 8}",container="trainer",namespace="{run.namespace}",pod="{pod_name(run)}"'
+            f'gpu="{gpu}",UUID="GPU-{run.number:08x}",device="nvidia{gpu}",modelName="NVIDIA L4",'
+            f'Hostname="node-{node}",container="trainer",namespace="{run.namespace}",pod="{pod_name(run)}"'
         )
-        values = {"GPU_UTIL": 80 + place % 20, "FB_USED": 20_500, "FB_FREE": 2_000, "XID_ERRORS": 0}
+        values = {"GPU_UTIL": 80 + run.number % 20, "FB_USED": 20_500, "FB_FREE": 2_000, "XID_ERRORS": 0}
         lines += [f"DCGM_FI_DEV_{name}{{{of}}} {number}\n" for name, number in values.items()]
     return "".join(lines).encode()
 

@@ -17,6 +17,7 @@ from lora_operator.running.self_check import SelfCheckError
 from lora_operator.running.supervision import OperatorFailedError
 from lora_operator.running.verify_command import Installation, VerifyError, parse_account, verify
 from lora_operator.views.config import OperatorConfig, load_config
+from lora_operator.views.visible import visible
 from lora_trainer.contract.codec import CodecError
 
 logger = logging.getLogger("lora_operator")
@@ -66,7 +67,7 @@ def _explain(options: argparse.Namespace, config: OperatorConfig, *, bare: bool)
         place = parse_place(options.place)
         asyncio.run(explain(place, config, options.output, notes=notes if bare else ()))
     except ExplainError as error:
-        sys.stderr.write(f"lora-operator: {error}\n")
+        sys.stderr.write(f"lora-operator: {visible(str(error))}\n")
         return 1
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,7 +80,7 @@ def _verify(options: argparse.Namespace, config: OperatorConfig) -> int:
         installation = Installation(account=account, sample=options.sample, metrics_url=options.metrics)
         asyncio.run(verify(installation, config))
     except VerifyError as error:
-        sys.stderr.write(f"lora-operator: {error}\n")
+        sys.stderr.write(f"lora-operator: {visible(str(error))}\n")
         return 1
     return 0
 

@@ -10,7 +10,7 @@ import pytest
 from lora_trainer.data.tokenizer import check_tokenizer
 from lora_trainer.errors import ConfigError
 from lora_trainer.places.base import Base, open_folder
-from lora_trainer.places.model_folder import model_files
+from lora_trainer.places.model_folder import is_terms, model_files
 
 WEIGHTS = "model.safetensors"
 
@@ -78,7 +78,30 @@ def test_a_model_without_a_tokenizer_is_reported(folder: Path, tiny_base: Base) 
         check_tokenizer(open_folder(folder), "pvc://models/x")
 
 
-def test_a_license_is_fetched_last() -> None:
-    """Whether a run may read a gated model is tried with the first file, and the Hub gives a license to everyone."""
-    files = ("LICENSE", "NOTICE.md", "README.md", "config.json", "model.safetensors")
-    assert model_files(files, "hf://org/gated") == ("config.json", "model.safetensors", "LICENSE", "NOTICE.md")
+def test_access_is_tried_with_the_configuration() -> None:
+    """With the first file: the Hub may give everyone a gated model's license."""
+    files = ("LICENSE.txt", "NOTICE.md", "README.md", "config.json", "model.safetensors")
+    assert model_files(files, "hf://org/gated") == ("config.json", "LICENSE.txt", "NOTICE.md", "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("LICENSE", True),
+        ("LICENCE.md", True),
+        ("LICENSE-APACHE-2.0", True),
+        ("MODEL_LICENSE", True),
+        ("Notice.rst", True),
+        ("THIRD_PARTY_NOTICES.md", True),
+        ("PROHIBITED_USE_POLICY.md", True),
+        ("COPYRIGHT", True),
+        ("LICENSE.txt", False),
+        ("license.json", False),
+        ("license_check.py", False),
+        ("README.md", False),
+        ("unlicensed.md", False),
+    ],
+)
+def test_licenses_are_known_by_their_names(name: str, known: bool) -> None:
+    """What ends as a part of a model does is one, and pins it."""
+    assert is_terms(name) is known

@@ -438,14 +438,20 @@ def test_a_model_in_a_bucket_is_fetched_once_and_pinned(
 def test_a_license_in_a_bucket_is_fetched_and_pins_nothing(
     proxy: Proxy, tmp_path: Path, admin: minio.Minio, tiny_folder: Path
 ) -> None:
-    """A run that began before it was there, or before trainers fetched it, finds its model again."""
+    """A run that began before it was there, or before trainers fetched it, finds its model again, with the license of
+    today."""
     put_model(admin, tiny_folder, "base/tiny")
     hub = Hub(environment=environment(proxy, tmp_path))
     before = find_base("s3://models/base/tiny", Volumes(), hub)
-    (tmp_path / "terms").write_text("of the base")
-    admin.fput_object("models", "base/tiny/LICENSE", str(tmp_path / "terms"))
+    for text in ("of 2025", "of 2026"):
+        (tmp_path / "terms").write_text(text)
+        admin.fput_object("models", "base/tiny/LICENSE", str(tmp_path / "terms"))
+        found = find_base("s3://models/base/tiny", Volumes(), hub)
+        assert found.revision == before.revision
+        assert (found.folder / "LICENSE").read_text() == text
+    admin.remove_object("models", "base/tiny/LICENSE")
     assert find_base("s3://models/base/tiny", Volumes(), hub) == before
-    assert (before.folder / "LICENSE").read_text() == "of the base"
+    assert not (before.folder / "LICENSE").exists()
 
 
 def test_a_model_in_a_bucket_is_known_by_its_headers(

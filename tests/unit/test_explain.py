@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+import yaml
 from kubernetes.aio.client.configuration import Configuration
 from tests.unit.builders import (
     CONFIG,
@@ -214,19 +215,22 @@ async def test_what_a_tenant_wrote_is_no_instruction_for_a_terminal(
     form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An administrator explains what anyone may have put into names, annotations and messages."""
+    said = "日本 \x9b2J \x1b]52;c;cm0gLXJmIH4=\x07 \u202etxt"
 
     async def configuration() -> Configuration:
         return Configuration()
 
     async def document(*_: Any) -> Document:
-        return {**explained(make_finetune()), "notes": ["\x1b]52;c;cm0gLXJmIH4=\x07"]}
+        return {**explained(make_finetune()), "notes": [said, "plain\u202e"]}
 
     monkeypatch.setattr(explain_command, "load_configuration", configuration)
     monkeypatch.setattr(explain_command, "_read_and_describe", document)
     await explain(PLACE, CONFIG, form)
     printed = capsys.readouterr().out
     assert "]52;c;cm0gLXJmIH4=" in printed
-    assert not {"\x1b", "\x07"} & set(printed)
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(printed)
+    if form != "text":
+        assert yaml.safe_load(printed)["notes"] == [said, "plain\u202e"]
 
 
 class Shelf:

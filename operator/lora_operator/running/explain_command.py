@@ -28,10 +28,18 @@ from lora_operator.views.observe import parse_finetune
 from lora_operator.views.visible import visible
 
 _PLACE = re.compile(r"([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)/([a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?)")
+
+
+def _yaml(document: Document) -> str:
+    """With letters of every script, unless some are escaped: a plain scalar would then read as another one."""
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return text if visible(text) == text else str(yaml.safe_dump(document, sort_keys=False))
+
+
 FORMS: Mapping[str, Callable[[Document], str]] = {
     "text": render,
     "json": lambda document: json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n",
-    "yaml": lambda document: yaml.safe_dump(document, sort_keys=False, allow_unicode=True),
+    "yaml": _yaml,
 }
 
 

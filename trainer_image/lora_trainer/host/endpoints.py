@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 Page = Callable[[], tuple[str, bytes] | None]
 """Gives the content type and the body of a page, or None where the trainer is not well (503)."""
 MOST_AT_ONCE = 32
-"""Connections, each of which has a thread. Whoever reaches the pod can open them, and must not take its memory."""
+"""The most connections that are open at once. Each has a thread, and whoever reaches the pod can open one."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -51,8 +51,8 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("", port), handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """See `ThreadingHTTPServer`. Of too many connections the oldest is ended: the kubelet's probe, which comes
-        among them, is answered at once."""
+        """See `ThreadingHTTPServer`. Of too many connections the oldest is ended, so that silent ones keep nobody out,
+        such as the kubelet's probe."""
         with self._lock:
             self._open[request] = None
             oldest = next(iter(self._open)) if len(self._open) > MOST_AT_ONCE else None

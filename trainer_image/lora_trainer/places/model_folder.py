@@ -18,8 +18,8 @@ from lora_trainer.places.volumes import Volumes, plain_files, readable
 _WEIGHTS = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
 _SMALL = (".json", ".jinja", ".model", ".txt")
-_TERMS = re.compile(r"(licen[cs]e|notice|copying|use[-_]policy)([-_.].*)?", re.IGNORECASE)
-_TERMS_SUFFIXES = ("", ".md", ".pdf", ".rst", ".html")
+_TERMS = re.compile(r"(.*[-_ ])?(licen[cs]es?|notices?|copying|copyright|use[-_ ]policy)([-_. ].*)?", re.IGNORECASE)
+_TERMS_SUFFIX = re.compile(r"(\.(md|pdf|rst|rtf|html|[\d.]+))?", re.IGNORECASE)
 MORE_TEMPLATES = "additional_chat_templates"
 """The folder in which Transformers looks for chat templates beside the default one, as for conversations with tools."""
 
@@ -73,15 +73,16 @@ def model_files(names: Sequence[str], address: str) -> tuple[str, ...]:
         raise ConfigError(f"model.uri is {address}: it has {what}; convert the model to safetensors")
     small = [name for name in top if name.endswith(_SMALL)]
     templates = [name for name in names if PurePosixPath(name).parent == PurePosixPath(MORE_TEMPLATES)]
-    read = sorted({*weights, *small, *(name for name in templates if name.endswith(".jinja"))})
-    # Last: the first file is asked for to see whether access is granted, which the Hub does not ask for a license.
-    return *read, *sorted(filter(is_terms, top))
+    found = {*weights, *small, *(name for name in templates if name.endswith(".jinja")), *filter(is_terms, top)}
+    # First what only those get who are granted access, which is tried with it: a license may be for everyone.
+    return "config.json", *sorted(found - {"config.json"})
 
 
 def is_terms(name: str) -> bool:
-    """Whether a file holds a license or notice, which most licenses want beside the weights, and neither model nor
-    tokenizer read."""
-    return PurePosixPath(name).suffix.lower() in _TERMS_SUFFIXES and _TERMS.fullmatch(name) is not None
+    """Whether a file holds a license or notice, which most licenses want beside the weights, and which is not a part of
+    the model. Those that end in .txt have always counted as a part."""
+    suffix = PurePosixPath(name).suffix
+    return _TERMS.fullmatch(name) is not None and _TERMS_SUFFIX.fullmatch(suffix) is not None
 
 
 def files_in(folder: Path) -> list[str]:

@@ -66,15 +66,17 @@ def cache_folder(environment: Mapping[str, str]) -> Path:
 def revision_of(items: Mapping[str, Item]) -> str:
     """The digest that pins the content of some objects, licenses and notices apart: with another one of these a model
     computes the same."""
-    pinned = sorted((name, item) for name, item in items.items() if not is_terms(name))
-    listing = "\n".join(f"{name} {item.size_bytes} {item.etag}" for name, item in pinned)
+    return _digest({name: item for name, item in items.items() if not is_terms(name)})
+
+
+def _digest(items: Mapping[str, Item]) -> str:
+    listing = "\n".join(f"{name} {item.size_bytes} {item.etag}" for name, item in sorted(items.items()))
     return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
 
 
 def fetch(connection: Connection, uri: S3Uri, items: Mapping[str, Item], environment: Mapping[str, str]) -> Fetched:
     """Some objects of a folder, by name, in the cache. Raises `TrainerError`."""
-    revision = revision_of(items)
-    digest = revision.removeprefix("sha256:")
+    digest = _digest(items).removeprefix("sha256:")
     place = hashlib.sha256(f"{environment.get('AWS_ENDPOINT_URL_S3', '')}/{uri.bucket}/{uri.key}".encode()).hexdigest()
     folder = cache_folder(environment) / f"{PurePosixPath(uri.key).name}-{place[:12]}" / digest[:16]
     # What is cached already may be of another run: this one's credentials must open it, too.
@@ -90,7 +92,7 @@ def fetch(connection: Connection, uri: S3Uri, items: Mapping[str, Item], environ
                 connection.download(uri, item, path)
     except OSError as error:
         raise storage_error(error, "the cache (HF_HOME)") from error
-    return Fetched(folder=folder, revision=revision, names=tuple(items))
+    return Fetched(folder=folder, revision=revision_of(items), names=tuple(items))
 
 
 def _sizes(folder: Path) -> list[tuple[str, int]]:

@@ -53,7 +53,7 @@ def way_of(
     kept = saved.budget_tokens if saved and goes_on else None
     budget = _micro_batches(settled, adapted, attention, data.stats.longest_tokens, device, kept=kept)
     kernel, left_out = attention.kernel, None
-    # No later attempt begins to take it.
+    # A later attempt does not begin to use FlexAttention.
     if budget.packed and config.training.kernels is Kernels.AUTO and (saved is None or KERNEL in saved.attention):
         kernel, left_out = _flexible(attention, adapted, data, device, ranks, saved=saved, tokens=budget.tokens)
     log.info("attention: %s", kernel)
