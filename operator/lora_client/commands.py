@@ -84,8 +84,8 @@ def _lora(
     context: Context = None,
     namespace: Namespace = None,
 ) -> None:
-    if version:
-        sys.stdout.write(f"lora {RELEASE}\n")
+    if version or ctx.invoked_subcommand is None:
+        sys.stdout.write(f"lora {RELEASE}\n" if version else f"{ctx.get_help()}\n")
     # As in kubectl they may stand before the verb, whose own ones count more.
     given = {key: value for key, value in (("context", context), ("namespace", namespace)) if value is not None}
     group: Any = ctx.command
@@ -389,7 +389,7 @@ def run_command(arguments: Sequence[str], program: str = "lora") -> int:
         return _complete(instruction)
     command = get_command(app)
     try:
-        with command.make_context(program, list(arguments) or ["--help"]) as context:
+        with command.make_context(program, list(arguments)) as context:
             code: Any = command.invoke(context)
     except typer.Exit as end:
         return end.exit_code

@@ -1,5 +1,6 @@
 """Manifests as people write them: one LoRAFineTune of a YAML file, or of standard input."""
 
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lora_client.errors import ClientError
+from lora_client.views.words import FIELDS
 from lora_operator.views.wording import printable
 from lora_trainer.contract.manifest import KIND
 from lora_trainer.errors import ConfigError
 from lora_trainer.manifest_file import MOST_CHARACTERS, one_resource, read_documents
+
+_OURS = frozenset(("apiVersion", "kind", "metadata", "spec"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,11 @@ def load_document(path: str) -> Document:
         resource = one_resource(documents, path)
     except ConfigError as error:
         raise ClientError(str(error)) from error
+    if FIELDS.keys() & resource.keys() and not _OURS & resource.keys():
+        raise ClientError(
+            f"{path} is the configuration of another tool and no {KIND}: "
+            f"lora convert {shlex.quote(path)} -f NEW.yaml makes one from it"
+        )
     others = [d for d in documents if d is not resource and isinstance(d, Mapping)]
     return Document(resource=resource, others=tuple(_title(other) for other in others))
 

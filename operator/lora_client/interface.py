@@ -18,6 +18,8 @@ from lora_client.local import LocalRuns
 from lora_client.runs import ClusterRuns, Run, Runs
 from lora_client.spec import Manifest, Spec
 from lora_client.verbs.writing import planned
+from lora_client.views.given import mapping, plain
+from lora_client.views.resources import part
 from lora_trainer.contract.manifest import API_VERSION, KIND
 
 __all__ = ["ClientError", "LoRAClient", "Run"]
@@ -45,7 +47,8 @@ class LoRAClient:
         )
 
     def run(self, spec: Spec | Manifest, *, name: str | None = None) -> Run:
-        """Start a run: `spec` as in the manifest, or the whole manifest. Raises `ClientError` with every problem."""
+        """Start a run: `spec` as in the manifest, or the whole manifest. The same one that is running is returned.
+        Raises `ClientError` with every problem."""
         manifest = _manifest(spec, name)
         return self._runs.start(manifest)
 
@@ -71,6 +74,7 @@ class LoRAClient:
         """
         from lora_trainer.plan_table import document  # noqa: PLC0415 - tables of models, which others do without
 
+        gpus = [gpus] if isinstance(gpus, str) else gpus
         found = planned(_manifest(spec, None), config=str(config) if config else None, gpus=gpus, tokens=tokens)
         return dict(document(found))
 
@@ -83,8 +87,8 @@ class LoRAClient:
 
 
 def _manifest(spec: Mapping[str, Any], name: str | None) -> dict[str, Any]:
-    if "spec" in spec:  # a whole manifest
-        metadata = dict(spec.get("metadata") or {})
-        return {**spec, "metadata": {**metadata, **({"name": name} if name else {})}}
+    given = plain(dict(mapping("spec", spec, "such as yaml.safe_load(text) of a file, or convert(text).manifest")))
+    if "spec" in given:  # a whole manifest
+        return {**given, "metadata": {**part(given, "metadata"), "name": name}} if name else given
     name = name or f"run-{secrets.token_hex(4)}"
-    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": dict(spec)}
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": given}

@@ -12,13 +12,15 @@ from lora_client.errors import ClientError
 from lora_client.runs import Run
 from lora_client.verbs.ask import answer_of, request_of
 from lora_client.views.answers import Answer
-from lora_client.views.changes import change_to, free_name
+from lora_client.views.changes import changes_to, free_name
 from lora_client.views.changes import clone as changed
 from lora_client.views.checked import own_problems, shown
 from lora_client.views.resources import name_of
 
 TRAINER = "lora-trainer"
 _SUCCEEDED = "Succeeded"
+_started: dict[Path, "LocalRun"] = {}
+"""By its log, whichever client started it: a notebook's cell makes a new one whenever it is executed."""
 
 
 def trainer() -> str:
@@ -40,14 +42,22 @@ class LocalRuns:
         self._known: dict[str, LocalRun] = {}
 
     def start(self, manifest: Mapping[str, Any]) -> Run:
-        """Start the process. Raises `ClientError`."""
+        """Start the process, unless the same run is running: that one is returned. Raises `ClientError`."""
         problems = self.problems(manifest)
         if problems:
             raise ClientError("\n".join(problems))
         run = LocalRun(self, manifest, self._folder)
-        run.log.unlink(missing_ok=True)
-        run.process = self.spawn(run)
-        self._known[run.name] = run
+        running = _started.get(run.log.resolve())
+        if running is None or running.process.poll() is not None:
+            run.log.unlink(missing_ok=True)
+            run.process = self.spawn(run)
+        elif running.manifest == manifest:
+            run = running
+        else:
+            raise ClientError(
+                f"{run.name} is running with another manifest: wait() for it, suspend() it, or choose another name"
+            )
+        self._known[run.name] = _started[run.log.resolve()] = run
         return run
 
     def spawn(self, run: "LocalRun") -> "subprocess.Popen[bytes]":
@@ -95,6 +105,9 @@ class LocalRun:
         self.log = claims / f"{self.name}.log"
         self.summary = claims / f"{self.name}.summary.json"
         self._claims = claims
+
+    def __repr__(self) -> str:
+        return f"<Run {self.name}: {self.state}, its log is {self.log}>"
 
     @property
     def state(self) -> str:
@@ -147,8 +160,7 @@ class LocalRun:
         """See `Run`."""
         new = name or free_name(self.name, {run.name for run in self._runs.all()})
         metadata = {"namespace": "default", **self.manifest["metadata"]}
-        parsed = [change_to(path, value) for path, value in changes.items()]
-        return self._runs.start(changed({**self.manifest, "metadata": metadata}, new, parsed))
+        return self._runs.start(changed({**self.manifest, "metadata": metadata}, new, changes_to(changes)))
 
     def explain(self) -> Mapping[str, Any]:
         """Of a cluster alone. Raises `ClientError`."""

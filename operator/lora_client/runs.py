@@ -19,10 +19,10 @@ from lora_client.verbs.pull import pulled
 from lora_client.verbs.serve import served
 from lora_client.views.answers import Answer
 from lora_client.views.applied import ended_before
-from lora_client.views.changes import change_to
+from lora_client.views.changes import changes_to
 from lora_client.views.comparison import compare
 from lora_client.views.helper_pod import Need
-from lora_client.views.resources import message, result, run_name, state
+from lora_client.views.resources import message, result, run_name, state, waiting_for
 
 
 class Run(Protocol):
@@ -152,14 +152,18 @@ class ClusterRun:
     def wait(self, timeout_s: float | None = None) -> "ClusterRun":
         """See `Run`."""
         end = None if timeout_s is None else time.monotonic() + timeout_s
-        pause_s = self._cluster.least_pause_s
+        pause_s, said = self._cluster.least_pause_s, ""
         try:
             for seen in follow(self._cluster, self.name, note):
                 self.resource = seen or self.resource
                 if result(self.resource):
                     break
+                waits = waiting_for(self.resource, datetime.now(UTC))
                 if end is not None and time.monotonic() > end:
-                    raise ClientError(f"{self.name} has not ended within {timeout_s:g} s: it is {self.state}")
+                    raise ClientError(f"{self.name} has not ended within {timeout_s:g} s: it is {waits or self.state}")
+                if waits not in ("", said):
+                    note(f"{self.name}: {waits}")
+                said = waits
         finally:
             self._cluster.least_pause_s = pause_s
         if result(self.resource) == "failed":
@@ -188,8 +192,7 @@ class ClusterRun:
 
     def clone(self, changes: Mapping[str, Any], *, name: str | None = None) -> "ClusterRun":
         """See `Run`."""
-        parsed = [change_to(path, value) for path, value in changes.items()]
-        manifest = changing.cloned(self._cluster, self.refresh().resource, name, parsed)
+        manifest = changing.cloned(self._cluster, self.refresh().resource, name, changes_to(changes))
         return ClusterRun(self._cluster, changing.create(self._cluster, manifest))
 
     def explain(self) -> Mapping[str, Any]:
@@ -199,7 +202,7 @@ class ClusterRun:
     def compare(self, other: Run) -> Mapping[str, Any]:
         """See `Run`."""
         if not isinstance(other, ClusterRun):
-            raise ClientError(f"{other.name} is not a run of a cluster: compare two of LoRAClient()")
+            raise ClientError(f"{getattr(other, 'name', other)} is not a run of a cluster: compare two of LoRAClient()")
         return compare(self.refresh().resource, other.refresh().resource)
 
     def serve(self, kind: str = "vllm") -> Sequence[Mapping[str, Any]]:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable
 
 _COMMAND = re.compile(
-    r"\blora (?:list|compare [^\s,;:)]+ [^\s,;:)]+|(?:run|validate) -f [^\s,;:)]+"
+    r"\blora (?:list|compare [^\s,;:)]+ [^\s,;:)]+|(?:run|validate) -f (?:'[^']*'|[^\s,;:)]+)"
     r"|(?:status|explain|watch|suspend|resume|logs|clone|pull|ask|serve) [^\s,;:)]+)( -A\b| -n [^\s,;:)]+)?"
 )
 

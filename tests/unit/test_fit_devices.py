@@ -184,6 +184,7 @@ def test_whole_gib_are_what_a_gpu_is_sold_with(size: int) -> None:
     )
     assert find_gpu(f"{size}.0GiB").memory_bytes == size * GIB
     assert find_gpu(f"{size}.0GiB").sold_bytes is None
+    assert find_gpu(f"{size}Gi") == find_gpu(f"{size}GiB")
 
 
 @pytest.mark.parametrize(

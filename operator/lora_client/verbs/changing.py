@@ -1,5 +1,6 @@
 """`lora validate`, `run`, `suspend`, `resume`, `clone`: what is asked of the cluster, and what it made of it."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -8,8 +9,8 @@ from lora_client.cluster.connection import MERGE_PATCH, Cluster, Object
 from lora_client.documents import load_document
 from lora_client.errors import FAILED
 from lora_client.output import Form, data, note, show
-from lora_client.verbs.checking import apply, check, existing, placed, require_good
-from lora_client.views.applied import ended_before, outcome
+from lora_client.verbs.checking import apply, check, existing, placed, print_notes, require_good
+from lora_client.views.applied import ended_before, good, outcome
 from lora_client.views.changes import Change, free_name, parse_change
 from lora_client.views.changes import clone as changed
 from lora_client.views.resources import name_of, part, result, state
@@ -26,9 +27,9 @@ def validate(cluster: Cluster, path: str, form: Form, *, asked: bool) -> int:
         for problem in found.problems:
             note(problem)
     else:
-        show(form, [manifest], [f"{name_of(manifest)} is good: lora run -f {path} starts it"])
-        for text in found.notes:
-            note(f"Note: {text}")
+        before = existing(cluster, name_of(manifest)) if form is Form.TEXT else None
+        show(form, [manifest], [good(name_of(manifest), path, before)])
+        print_notes(found)
     return FAILED if found.problems else 0
 
 
@@ -39,13 +40,12 @@ def submit(cluster: Cluster, path: str, form: Form, *, asked: bool, follow: bool
     """
     document = load_document(path)
     manifest = placed(cluster, document.resource, asked=asked)
-    found = require_good(cluster, manifest)
+    require_good(cluster, manifest)
     before = existing(cluster, name_of(manifest))
     stored = apply(cluster, manifest)
-    for text in found.notes:
-        note(f"Note: {text}")
     if document.others:
-        note(f"Left alone in {path}: {', '.join(document.others)}; kubectl apply -f {path} makes them, too")
+        others = ", ".join(document.others)
+        note(f"Left alone in {path}: {others}; kubectl apply -f {shlex.quote(path)} makes them, too")
     ended = ended_before(stored, datetime.now(UTC))
     if form is Form.TEXT or not follow or ended:
         show(form, [stored], [f"{name_of(stored)} is {outcome(before, stored)} in namespace {cluster.namespace}"])

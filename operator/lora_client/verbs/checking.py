@@ -6,6 +6,7 @@ from typing import Any
 
 from lora_client.cluster.connection import APPLY_PATCH, MANAGER, ApiError, Cluster
 from lora_client.errors import ClientError
+from lora_client.output import note
 from lora_client.views.checked import Checked, checked, generated, own_problems, shown
 from lora_client.views.needed import needed
 from lora_client.views.refusals import Refusal, forbids_the_object, problems
@@ -33,12 +34,18 @@ def _missing(cluster: Cluster, manifest: Mapping[str, Any]) -> Iterator[str]:
             yield one.sentence(cluster.namespace)
 
 
-def require_good(cluster: Cluster, manifest: Mapping[str, Any]) -> Checked:
-    """What was noted. Raises `ClientError` with a line for each problem."""
+def require_good(cluster: Cluster, manifest: Mapping[str, Any]) -> None:
+    """Print what is noted. Raises `ClientError` with a line for each problem."""
     found = check(cluster, manifest)
     if found.problems:
         raise ClientError("\n".join(found.problems))
-    return found
+    print_notes(found)
+
+
+def print_notes(found: Checked) -> None:
+    """On standard error."""
+    for text in found.notes:
+        note(f"Note: {text}")
 
 
 def _refusals(cluster: Cluster, manifest: Mapping[str, Any]) -> list[Refusal]:

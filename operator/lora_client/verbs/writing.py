@@ -1,5 +1,7 @@
 """`lora init`, `convert`, `plan`: what needs no cluster."""
 
+import os.path
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,7 @@ from lora_client.output import Form, data, note, put, say, show
 from lora_client.views.checked import own_problems, shown
 from lora_client.yaml_text import yaml_text
 from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, RunOptions, train_config
-from lora_trainer.errors import TrainerError
+from lora_trainer.errors import AccessDeniedError, TrainerError, TransientError
 
 if TYPE_CHECKING:
     from lora_trainer.plan import Plan, PlanByWeights
@@ -34,6 +36,7 @@ _QUESTIONS = {
     "dataset": "Training data (hf://, s3://, pvc://claim/file.jsonl or configmap://name/key): ",
     "output": "Where the adapter goes (pvc://claim/folder, s3://, hf:// or oci://): ",
 }
+_BY_CONFIG = "name a copy of the model's config.json by --config"
 _FLAGS = {"model": "--model", "dataset": "--dataset", "output": "--to"}
 
 
@@ -48,6 +51,7 @@ def init(
     form: Form,
 ) -> None:
     """Write to a new file, or for `-` to standard output. Asks for what no flag says. Raises `ClientError`."""
+    _require_new(path)
     spec: dict[str, Any] = {}
     asked = [field for field in _QUESTIONS if not answers.get(field)]
     for field, question in _QUESTIONS.items():
@@ -101,7 +105,7 @@ def _asked(field: str, question: str) -> str:
 
 def _name_of(output: str) -> str:
     last = output.rpartition("/")[2].partition(":")[0].lower()
-    name = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in last).strip("-")[:52]
+    name = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in last)[:52].strip("-")
     return name if name and name[0].isalpha() else f"run-{name}"[:52].rstrip("-")
 
 
@@ -111,15 +115,22 @@ def _write(path: str, text: str, form: Form, manifest: Mapping[str, Any]) -> Non
         put(text) if form is Form.TEXT else show(form, [manifest], ())
         return
     _create(path, text)
-    show(form, [manifest], [f"{path} is written: lora validate -f {path} asks the cluster about it"])
+    show(form, [manifest], [f"{path} is written: lora validate -f {shlex.quote(path)} asks the cluster about it"])
+
+
+def _require_new(path: str) -> None:
+    """Raises `ClientError` where the file exists."""
+    if not path:
+        raise ClientError("--file is empty: name a new file, or - for standard output")
+    if path != "-" and os.path.lexists(path):
+        raise ClientError(f"{path} exists already: name another file with -f, or remove it")
 
 
 def _create(path: str, text: str) -> None:
+    _require_new(path)
     try:
         with Path(path).open("x", encoding="utf-8") as stream:
             stream.write(text)
-    except FileExistsError as error:
-        raise ClientError(f"{path} exists already: name another file with -f, or remove it") from error
     except OSError as error:
         raise ClientError(f"{path} cannot be written ({error.strerror}): name another file with -f") from error
 
@@ -167,17 +178,20 @@ def planned(
     options = RunOptions(uid="plan", allow_cpu=True, strict=True, checkpoint_claim=_DEFAULT_CLAIM)
     try:
         run = train_config(resource, options)
+        volumes = Volumes()
+        if config is None and run.model.uri.startswith("pvc://") and not volumes.claims.is_dir():
+            raise ClientError(f"spec.model.uri is {run.model.uri}, which a pod alone can read: {_BY_CONFIG}")
         asked = Asked(config_file=Path(config) if config else None, gpus=tuple(gpus), tokens=tokens)
-        found = plan_run(run, Volumes(), asked)
+        found = plan_run(run, volumes, asked)
     except ManifestError as error:
         raise ClientError("\n".join(map(shown, error.problems))) from error
+    except (AccessDeniedError, TransientError) as error:
+        raise ClientError(f"{error}; or {_BY_CONFIG}") from error
     except TrainerError as error:
         raise ClientError(str(error)) from error
     except ImportError as error:
-        raise ClientError(
-            "Models on the Hub are read with a library that the client does not bring: name the model's config.json, "
-            "from its page on the Hub, by --config"
-        ) from error
+        libraries = "Models on the Hub and in buckets are read with libraries that the client does not bring"
+        raise ClientError(f"{libraries}: {_BY_CONFIG}") from error
     if run.checkpoint.claim == _DEFAULT_CLAIM:
         found = replace(found, notes=(*found.notes, _NO_CLAIM))
     return found

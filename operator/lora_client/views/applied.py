@@ -1,8 +1,19 @@
 """What became of a manifest that was applied: a run that begins, one that goes on, or one that has ended before."""
 
+import shlex
 from datetime import datetime
 
 from lora_client.views.resources import Object, name_of, namespace_of, part, result, since, state, text
+
+
+def good(name: str, path: str, before: Object | None) -> str:
+    """That the manifest of a file would be taken, and what `lora run` then does."""
+    run = f"lora run -f {shlex.quote(path)}"
+    if before is None:
+        return f"{name} is good: {run} starts it"
+    if result(before):
+        return f"{name} is good, but has ended ({state(before)}): lora clone {name} starts it again, {run} does not"
+    return f"{name} is good, and exists already ({state(before)}): {run} applies what differs and watches it"
 
 
 def outcome(before: Object | None, after: Object) -> str:

@@ -8,6 +8,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from lora_client.errors import ClientError
+from lora_client.views.given import mapping, plain
 from lora_trainer.contract.manifest import API_VERSION, KIND
 from lora_trainer.errors import ConfigError
 from lora_trainer.manifest_file import read_documents
@@ -64,14 +65,18 @@ def parse_change(text: str) -> Change:
     return Change(path=path, value=read)
 
 
-def change_to(path: str, value: Any) -> Change:
-    """A change by a Python value. Raises `ClientError`."""
+def changes_to(values: Mapping[str, Any]) -> list[Change]:
+    """Changes by Python values. Raises `ClientError`."""
+    return [_change_to(path, value) for path, value in mapping("changes", values, 'as in {"lora.rank": 32}').items()]
+
+
+def _change_to(path: str, value: Any) -> Change:
     path = path.removeprefix("spec.")
     if not _PATH.fullmatch(path):
         raise ClientError(f"{path} names no field: write it as in lora.rank")
     if path in DECIMALS and value is not None:
         value = decimal_text(value) or value
-    return Change(path=path, value=value)
+    return Change(path=path, value=plain(value))
 
 
 def decimal_text(value: object) -> str | None:

@@ -157,7 +157,7 @@ FIELDS: Mapping[str, str] = {
 _MOST_PLACES = 2
 """Of one name: `uri` and `name` are in many."""
 
-_ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_ON_THE_HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 _PAGE = re.compile(
     r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)(?:datasets/|models/)?"
     rf"(?P<name>{_ON_THE_HUB.pattern})(?:/(?:tree|blob|resolve)/.*)?/?"
@@ -213,9 +213,10 @@ def field_hint(path: str) -> str:
     """The end of a sentence about an unknown field that is another tool's, or in another place here; empty where it is
     neither."""
     leaf = path.rpartition(".")[2]
-    if ours := FIELDS.get(leaf.lower()):
+    ours = "spec.model.uri" if path == "spec.model.name" else FIELDS.get(leaf.lower())
+    if ours:
         return f"; {ours} does this here"
-    places = _places().get(leaf, [])
+    places = [] if leaf == "name" else _places().get(leaf, [])
     return f"; did you mean {' or '.join(places)}?" if 0 < len(places) <= _MOST_PLACES else ""
 
 

@@ -95,6 +95,25 @@ def test_what_became_of_a_manifest_is_said_as_kubectl_says_it(
     assert printed == (0, f"tone is {want} in namespace team-a\n", "")
 
 
+@pytest.mark.parametrize(
+    ("before", "want"),
+    [
+        (None, "tone is good: lora run -f {} starts it"),
+        (
+            resource(status=finished()),
+            "tone is good, but has ended (Succeeded): lora clone tone starts it again, lora run -f {} does not",
+        ),
+        (
+            resource(status=training()),
+            "tone is good, and exists already (Training): lora run -f {} applies what differs and watches it",
+        ),
+    ],
+)
+def test_validate_says_what_run_would_do(before: Object | None, want: str, file: str, lora: Lora) -> None:
+    """Which starts no run that exists."""
+    assert lora(Stored(before), "validate", "-f", file) == (0, f"{want.format(file)}\n", "")
+
+
 @pytest.mark.parametrize(("status", "code"), [(FAILED, 1), (finished(), 0)])
 @pytest.mark.parametrize(
     "how", [["-o", "text"], ["-o", "text", "--no-watch"], ["-o", "json"], ["-o", "name", "--no-watch"]]

@@ -11,6 +11,7 @@ from tests.unit.client.resources import resource
 from tests.unit.client.test_refusals import POLICY, RIGHT
 
 from lora_client.cluster.connection import ApiError, Cluster
+from lora_client.interface import LoRAClient
 from lora_client.output import Form
 from lora_client.verbs.changing import submit, validate
 from lora_client.verbs.checking import check
@@ -201,8 +202,10 @@ def test_what_may_not_be_looked_at_may_exist(code: int, *, there: bool) -> None:
     assert asked == [("GET", "/api/v1/namespaces/team-a/secrets/hf-token", {"accept": accept})]
 
 
-def test_run_says_what_validate_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And starts it: the run waits."""
+def test_run_says_what_validate_notes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Python, too, and starts it: the run waits."""
     server = Server()
     server.missing = ["secrets/hf-token"]
     path = tmp_path / "run.yaml"
@@ -210,4 +213,7 @@ def test_run_says_what_validate_notes(tmp_path: Path, capsys: pytest.CaptureFixt
     server.stored = resource()
     stored = submit(server, str(path), Form.TEXT, asked=False, follow=False)
     assert stored["metadata"]["name"] == "tone"
+    assert "Note: There is no Secret hf-token in team-a" in capsys.readouterr().err
+    monkeypatch.setattr("lora_client.runs.connect", lambda *_: server)
+    assert LoRAClient().run(manifest(), name="tone").name == "tone"  # type: ignore[arg-type]
     assert "Note: There is no Secret hf-token in team-a" in capsys.readouterr().err

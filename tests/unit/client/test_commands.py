@@ -15,6 +15,7 @@ from typer.main import get_command
 from lora_client.__main__ import main
 from lora_client.commands import app
 from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.errors import TransientError
 
 ROOT = Path(__file__).parents[3]
 MANIFEST = """\
@@ -50,6 +51,8 @@ def no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(MANIFEST)
     (tmp_path / "config.json").write_text(CONFIG)
+    (tmp_path / "claim.yaml").write_text(MANIFEST.replace("hf://acme/model", "pvc://models/base"))
+    (tmp_path / "axolotl.yaml").write_text("base_model: a/b\nlora_r: 8\nwandb_project:\n")
     (tmp_path / "twice.yaml").write_text(f"{MANIFEST}---\n{MANIFEST}")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
 
@@ -106,6 +109,16 @@ def no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "--secret is s3-keys, but the addresses are hf:// and s3://, of which each needs other keys: leave it out",
         ),
         (["init"], "--model is missing"),
+        (["init", "-f", ""], "--file is empty: name a new file, or - for standard output"),
+        (
+            ["plan", "-f", "axolotl.yaml"],
+            "and no LoRAFineTune: lora convert axolotl.yaml -f NEW.yaml makes one from it",
+        ),
+        (["run", "-f", "axolotl.yaml"], "lora convert axolotl.yaml -f NEW.yaml"),
+        (
+            ["plan", "-f", "claim.yaml"],
+            "which a pod alone can read: name a copy of the model's config.json by --config",
+        ),
         (["init", "--model", "hf://a/b"], "--dataset is missing"),
         (["init", "--model", "hf://a/b", "--dataset", "hf://c/d"], "--to is missing: name it, or run this in a"),
         (
@@ -188,6 +201,8 @@ def test_a_bare_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr() == asked
     assert asked.err == ""
     assert "..." not in asked.out.partition("Commands:")[2], "a verb's first sentence is longer than its line"
+    assert main(["-n", "team-b"]) == 0
+    assert capsys.readouterr() == asked
 
 
 def test_a_mistake_of_our_own_is_a_sentence_too(
@@ -253,6 +268,27 @@ def test_init_writes_a_run_that_the_contract_takes(tmp_path: Path, capsys: pytes
     assert manifest["spec"]["dataset"]["secretRef"] == {"name": "hf-token"}
 
 
+def test_init_quotes_its_file_and_cuts_a_long_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To what can be typed, and to what a run can be called."""
+    flags = ["--model", "hf://a/b", "--dataset", "hf://a/c", "--to", f"pvc://adapters/{'a' * 51}-bb"]
+    assert main(["init", "-f", "my run.yaml", *flags]) == 0
+    assert "lora validate -f 'my run.yaml' asks" in capsys.readouterr().out
+    assert yaml.safe_load((tmp_path / "my run.yaml").read_text())["metadata"]["name"] == "a" * 51
+
+
+def test_init_asks_nothing_where_its_file_exists(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers would be lost."""
+    (tmp_path / "finetune.yaml").symlink_to("nowhere")
+    typed = io.StringIO("hf://a/b\nhf://a/c\npvc://adapters/tone\n")
+    typed.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdin", typed)
+    assert main(["init"]) == 1
+    want = "lora: finetune.yaml exists already: name another file with -f, or remove it\n"
+    assert capsys.readouterr() == ("", want)
+
+
 def test_init_asks_again_for_an_answer_that_cannot_be_taken(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,6 +331,20 @@ def test_plan_needs_neither_gpu_nor_cluster(capsys: pytest.CaptureFixture[str]) 
     assert "Adapter: rank 16" in capsys.readouterr().out
     assert main(["plan", "-f", "run.yaml", "--config", "config.json", "-o", "yaml"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["rank"] == 16
+
+
+def test_a_plan_that_does_not_reach_the_model_names_the_way_without(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of its configuration."""
+
+    def unreached(*_: object) -> None:
+        raise TransientError("the Hub cannot be reached")
+
+    monkeypatch.setattr("lora_trainer.plan.plan_run", unreached)
+    assert main(["plan", "-f", "run.yaml"]) == 1
+    want = "lora: the Hub cannot be reached; or name a copy of the model's config.json by --config\n"
+    assert capsys.readouterr() == ("", want)
 
 
 def test_convert_prints_a_manifest_and_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-from tests.unit.client.resources import finished, resource, training
+from tests.unit.client.resources import condition, finished, resource, training
 
 from lora_client.cluster.connection import ApiError, Cluster, UnreachableError
 from lora_client.cluster.follow import follow
@@ -75,6 +75,20 @@ def test_waiting_ends_in_time_where_nobody_answers_any_more() -> None:
     with pytest.raises(ClientError, match=r"tone has not ended within 0\.2 s: it is Training"):
         run.wait(0.2)
     assert time.monotonic() - begun < 3
+
+
+def test_waiting_says_why_a_run_waits_whenever_that_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    """A claim that does not exist would be waited for in silence, for ever."""
+
+    def waits(claim: str) -> Object:
+        message = f"There is no claim {claim}"
+        kinds = ("PodsReady", "Complete")
+        return resource(status={"conditions": [condition(kind, "False", "VolumeNotReady", message) for kind in kinds]})
+
+    with pytest.raises(ClientError, match=r"has not ended within 0\.5 s: it is VolumeNotReady: There is no claim b$"):
+        ClusterRun(Answers(waits("a"), waits("a"), waits("b")), resource()).wait(0.5)
+    said = [f"tone: VolumeNotReady: There is no claim {claim}\n" for claim in ("a", "b")]
+    assert capsys.readouterr().err == "".join(said)
 
 
 def test_a_watch_that_falls_silent_is_begun_again_without_a_word() -> None:

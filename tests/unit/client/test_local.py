@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.component.patience import eventually
@@ -94,14 +95,35 @@ def test_a_local_run_is_asked_and_cloned(client: LoRAClient) -> None:
             verb()
 
 
+SLOW = TRAINER.replace(
+    "manifest =", "import time; print('begun', options['--uid'], flush=True); time.sleep(600); manifest ="
+)
+
+
+def test_a_local_run_that_is_running_is_not_started_twice(client: LoRAClient, tmp_path: Path) -> None:
+    """By a cell that is executed again, with a client of its own: as on a cluster it gets the run that there is."""
+    (tmp_path / "bin" / "lora-trainer").write_text(SLOW)
+    spec: Any = {**SPEC, "lora": {"rank": 8}}
+    run = client.run(spec, name="tone")
+    eventually(lambda: "begun" in run.logs(), "the process has begun")
+    again = LoRAClient(backend="local", folder=tmp_path / "volumes")
+    assert again.run(spec, name="tone") is run
+    assert (client.get("tone"), again.get("tone")) == (run, run)
+    assert repr(run) == f"<Run tone: Running, its log is {tmp_path / 'volumes' / 'tone.log'}>"
+    spec["lora"]["rank"] = 4
+    with pytest.raises(
+        ClientError, match=r"tone is running with another manifest: wait\(\) for it, suspend\(\) it, or"
+    ):
+        client.run(spec, name="tone")
+    assert run.suspend().logs().count("begun") == 1
+    (tmp_path / "bin" / "lora-trainer").write_text(TRAINER)
+    assert client.run(spec, name="tone").wait(600).state == "Succeeded"
+
+
 def test_a_local_run_is_suspended_and_goes_on(client: LoRAClient, tmp_path: Path) -> None:
     """Its process ends as a pod's does, and the next one goes on in the same run and log; one that succeeded stays."""
     script = tmp_path / "bin" / "lora-trainer"
-    script.write_text(
-        TRAINER.replace(
-            "manifest =", "import time; print('begun', options['--uid'], flush=True); time.sleep(600); manifest ="
-        )
-    )
+    script.write_text(SLOW)
     run = client.run({**SPEC, "lora": {"rank": 8}}, name="tone")
     eventually(lambda: "begun" in run.logs(), "the first process has begun")
     assert run.suspend().state == "ExitCode-15"
@@ -118,10 +140,41 @@ def test_plans_and_conversions_need_no_cluster(tmp_path: Path) -> None:
     config.write_text(json.dumps(llama()))
     plan = LoRAClient.plan(SPEC, config=config, gpus=["A10"])
     assert [gpu["name"] for gpu in plan["gpus"]] == ["A10"]
+    assert LoRAClient.plan(SPEC, config=config, gpus="A10")["gpus"] == plan["gpus"]
     with pytest.raises(ClientError, match='--gpu is "B17"'):
         LoRAClient.plan(SPEC, config=config, gpus=["B17"])
     found = LoRAClient.convert("trl sft --model_name_or_path acme/model --lora_r 8 --use_peft", name="tone")
     assert found.manifest["spec"]["lora"]["rank"] == 8
+
+
+class OfNumPy:
+    """A number as NumPy has it."""
+
+    def tolist(self) -> int:
+        """As Python has it."""
+        return 8
+
+
+def test_what_is_no_mapping_is_refused_and_what_json_lacks_is_turned_into_it(
+    client: LoRAClient, tmp_path: Path
+) -> None:
+    """The name of a file, for example, and a number of NumPy."""
+    file: Any = "run.yaml"
+    given: Any = ["lora.rank=32"]
+    for verb in (client.run, client.validate, LoRAClient.plan):
+        with pytest.raises(ClientError, match=r"^spec is of the type str: must be a mapping, such as yaml\.safe_load"):
+            verb(file)
+    spec: Any = {**SPEC, "dataset": {"uri": Path("rows.jsonl")}, "lora": {"rank": OfNumPy()}}
+    assert [problem.partition(":")[0] for problem in client.validate(spec)] == ['spec.dataset.uri is "rows.jsonl"']
+    odd: Any = {"spec": SPEC, "metadata": "tone"}
+    assert any(problem.startswith('metadata is "tone": must be') for problem in client.validate(odd))
+    spec["dataset"] = SPEC["dataset"]
+    run = client.run(spec, name="tone").wait(600)
+    with pytest.raises(ClientError, match=r"^changes is of the type list: must be a mapping, as in \{\"lora\.rank"):
+        run.clone(given)
+    with pytest.raises(ClientError, match="rank is 0: must be"):
+        run.clone({"lora.rank": 0})
+    assert run.clone({"lora.alpha": OfNumPy()}, name="other").name == "other"
 
 
 def test_what_a_local_run_cannot_be_is_said_before_it_starts(

@@ -8,7 +8,7 @@ from tests.unit.client.resources import resource
 
 from lora_client.views.checked import checked, own_problems, shown
 from lora_client.views.refusals import Refusal, problems, sentence_of
-from lora_client.views.words import FIELDS, VALUES, meant
+from lora_client.views.words import FIELDS, VALUES, address_hint, meant
 
 RIGHT = 'pods is forbidden: User "eve" cannot list resource "pods" in API group "" in the namespace "team-a"'
 HERE, EVERYWHERE = 'in the namespace "team-a"', "at the cluster scope"
@@ -238,6 +238,12 @@ def test_a_field_that_the_cluster_does_not_know_names_an_older_operator() -> Non
         ({"learningRate": "1e-4"}, "did you mean spec.training.learningRate?"),
         ({"training": {"quantization": "NF4"}}, "did you mean spec.quantization?"),
         ({"resources": {"limits": {"cpu": 1}}}, "spec.resources.gpus or spec.resources.cpu or spec.resources.memory"),
+        ({"model": {"name": "a/b"}}, "spec.model.name: there is no such field; spec.model.uri does this here"),
+        (
+            {"dataset": {"uri": "hf://a/b", "name": "en"}},
+            'spec.dataset.name is "en": there is no such field; known are',
+        ),
+        ({"training": {"wandb": None}}, 'spec.training.wandb is "null": there is no such field; known are'),
         ({"model": {"uri": "hf://a/b", "secretRef": "t"}}, 'must be an object, as in secretRef: {name: "t"}'),
         ({"dataset": "hf://a/b"}, 'must be an object, as in dataset: {uri: "hf://a/b"}'),
         ({"dataset": {"uri": "https://huggingface.co/datasets/a/b"}}, "did you mean hf://a/b?"),
@@ -289,5 +295,6 @@ def test_every_word_of_the_tables_is_one_that_the_definition_takes() -> None:
 
 def test_a_word_that_is_near_none_gets_no_hint() -> None:
     """Guessing would mislead."""
+    assert address_hint("spec.model.uri", "hf://a/b\u00e4") == ""
     assert meant("spec.training.schedule", "polynomial") is None
     assert meant("spec.lora.rank", "all-linear") is None

@@ -35,6 +35,7 @@ def without_flags() -> Iterator[None]:
         ("lora ask tone asks it, lora pull tone copies it", "lora ask tone{} asks it, lora pull tone{} copies it"),
         ("made from tone: lora watch tone-2", "made from tone: lora watch tone-2{}"),
         ("good: lora run -f ./a.yaml starts it", "good: lora run -f ./a.yaml{} starts it"),
+        ("good: lora run -f 'a, b.yaml' starts it", "good: lora run -f 'a, b.yaml'{} starts it"),
         ("lora clone NAME --set lora.rank=VALUE", "lora clone NAME{} --set lora.rank=VALUE"),
         ("lora compare a b; lora status a, b", "lora compare a b{}; lora status a{}, b"),
         ("lora init writes one, lora list lists", "lora init writes one, lora list{} lists"),

@@ -202,6 +202,7 @@ class Reader:
                     self._complain_unknown(str(key), self.document[key])
 
     def _complain_unknown(self, key: str, value: object) -> None:
+        value = "null" if value is None else value  # a field that is known is missing without one
         near = nearest(key, self.seen)
         begun = sorted(name for name in self.seen if name.startswith(key))
         if len(begun) > 1:

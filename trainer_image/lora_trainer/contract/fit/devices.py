@@ -8,8 +8,8 @@ from lora_trainer.contract.fields import nearest
 from lora_trainer.contract.fit.reading import shown
 
 MIB, GIB = 2**20, 2**30
-_SIZE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?(GiB|GB|MiB)", re.IGNORECASE)
-_UNITS = {"gib": ("GiB", GIB), "gb": ("GB", 10**9), "mib": ("MiB", MIB)}
+_SIZE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?(GiB?|GB|MiB?)", re.IGNORECASE)
+_UNITS = {"gi": ("GiB", GIB), "g": ("GB", 10**9), "mi": ("MiB", MIB)}
 _LEAST, _MOST = GIB, 1024 * GIB
 LABEL_SHARE = 0.92
 """Of the memory that a GPU is sold with: what its driver reports at least."""
@@ -120,8 +120,8 @@ _NEAR = 0.08
 
 def find_gpu(text: str) -> Gpu:
     """The GPU of that name, label or slice, or one of that memory: whole GiB are what it is sold with, as in
-    `resources.gpuMinMemoryGiB`, other memory (`22.5GiB`, `40GB`, `23034MiB`) what its driver reports. Raises
-    `DeviceError`."""
+    `resources.gpuMinMemoryGiB`, other memory (`22.5GiB`, `40GB`, `23034MiB`) what its driver reports; `Gi` and `Mi` are
+    Kubernetes' units. Raises `DeviceError`."""
     wanted, size = _plain(text), _SIZE.fullmatch(text.strip())
     known = next((gpu for gpu in (*KNOWN, *RELATED) if _plain(gpu.name) == wanted), None) or _by_label(text.strip())
     if known is not None:
@@ -129,7 +129,7 @@ def find_gpu(text: str) -> Gpu:
     if size is None:
         names = ", ".join(gpu.name for gpu in KNOWN)
         raise DeviceError(f"--gpu is {shown(text)}: must be one of {names}, or a memory as in 24GiB; {_meant(wanted)}")
-    unit, factor = _UNITS[size[2].lower()]
+    unit, factor = _UNITS[size[2].lower().removesuffix("b")]
     memory = int(float(size[1]) * factor)
     if not _LEAST <= memory <= _MOST:
         raise DeviceError(f"--gpu is {shown(text)}: must be from 1GiB to 1024GiB; name the memory of one GPU")
