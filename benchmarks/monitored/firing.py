@@ -105,7 +105,8 @@ def _fired(
     """Of one world, in the order in which they fire; `free` are two ports. With another world it is `given_up`."""
     exposed, port = free
     address = f"127.0.0.1:{exposed}"
-    fleet, began_s = Fleet(_RUNS, chart, address), None
+    fleet = Fleet(_RUNS, chart, address)
+    began_s: float | None = None
 
     def targets() -> list[Target]:
         well = [_well(target) for target in fleet.at(time.time())]

@@ -425,7 +425,12 @@ def test_packages_that_cannot_be_installed_are_one_sentence(monkeypatch: pytest.
     monkeypatch.setattr(Packages, "make", lambda _, target: None)
     monkeypatch.setattr(Packages, "install", lambda _, **_chosen: no_network())
     commands: list[str] = []
-    monkeypatch.setattr(cluster, "hack_cluster", lambda command: (commands.append(command), time.sleep(0.2)))
+
+    def takes_a_moment(command: str) -> None:
+        commands.append(command)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(cluster, "hack_cluster", takes_a_moment)
     with pytest.raises(DemoError, match="no network"):
         cluster.prepare(with_stand_in=True, draws=False, console=Console())
     assert commands == ["build"]
