@@ -49,8 +49,8 @@ class Conversion:
         """An option whose value is none of the field's: its owner has to fill one in. Once for each option."""
         self.seen.add(name)
         if name not in self.asked:
-            value = _short(self.options[name])
-            self.to_fill.append(f"{path}: {name} is {value}, {variable(value) or why}")
+            value = self.options[name]
+            self.to_fill.append(f"{path}: {name} is {_short(value)}, {variable(value) or why}")
             self.asked.add(name)
 
     def leave(self, name: str, why: str) -> None:
@@ -328,7 +328,7 @@ def manifest(c: Conversion, name: str) -> dict[str, Any]:
 
 
 def variable(value: object) -> str:
-    """What is said of a variable of a shell; empty for any other value."""
+    """What is said of a variable of a shell, alone or among others; empty for any other value."""
     return "a variable of the shell" if _VARIABLE.search(str(value)) else ""
 
 

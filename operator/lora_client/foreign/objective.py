@@ -8,9 +8,7 @@ from typing import Any
 from lora_client.errors import ClientError
 from lora_operator.views.wording import printable
 
-_OTHERS = (
-    r"(?:online_)?dpo|ipo|kto|simpo|orpo|cpo|bco|g[rd]po|ppo|rloo|xpo|nash_md|gkd|prm|rm|reward\w*|process_reward\w*"
-)
+_OTHERS = r"(?:online_)?dpo|ipo|kto|simpo|orpo|cpo|bco|g[rd]po|ppo|rloo|xpo|nash_md|gkd|prm|rm|reward\w*"
 _SCRIPT = re.compile(rf"(?:.*[/_-])?(?:{_OTHERS})(?:[_-]\w+)*\.py|trl\.scripts\.(?:{_OTHERS})")
 _LOSS = re.compile(
     r"\b(?:sigmoid\w*|hinge|ipo|exo_pair|nca_pair|robust|bco_pair|sppo_hard|aot\w*|apo_\w+|discopop|kto|(?:dr_)?grpo|"
