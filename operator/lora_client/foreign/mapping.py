@@ -223,7 +223,7 @@ def warmup(c: Conversion) -> None:
     elif most:
         c.set("training.warmupRatio", decimal_text(round(min(1.0, int(steps) / most), 6)), "warmup_steps")
     else:
-        c.ask("training.warmupRatio", "warmup_steps", "but a share here: divide it by the number of steps")
+        c.ask("training.warmupRatio", "warmup_steps", "a number of steps: write its share of all steps")
 
 
 def checkpointing(c: Conversion, name: str = "gradient_checkpointing") -> None:

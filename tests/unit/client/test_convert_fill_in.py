@@ -30,7 +30,7 @@ NO_COUNT = "which is no whole number from 1 on"
         ),
         (
             f"{TRL} --warmup_steps 20 --warmup_ratio 0.5",
-            "training.warmupRatio: warmup_steps is 20, but a share here: divide it by the number of steps",
+            "training.warmupRatio: warmup_steps is 20, a number of steps: write its share of all steps",
         ),
         (f"{PEFT} --exclude_modules 'mlp.+'", f"lora.excludeModules: exclude_modules is mlp.+, {NAMES}"),
         (
