@@ -30,7 +30,7 @@ def modules(c: Conversion, name: str, path: str) -> None:
         return
     found = value.replace(",", " ").split() if isinstance(value, str) else [str(entry) for entry in value]
     if isinstance(value, str) and not all(map(_NAME.fullmatch, found)):
-        c.leave(name, _ENDS.format(field=path))
+        c.ask(path, name, "a regular expression: list the names that it matches")
     else:
         c.set(path, found, name)
 

@@ -1,21 +1,22 @@
 """From one option of another tool to fields of a LoRAFineTune, by tables of rules."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_client.foreign.elsewhere import SAVES, TEMPLATE
 from lora_client.views.changes import decimal_text
-from lora_client.views.words import is_file, known
+from lora_client.views.words import VALUES, known
 from lora_trainer.contract.config import LossOn, Packing, Precision
 from lora_trainer.contract.template_fields import BUILT_IN
 
 Options = Mapping[str, Any]
-MISSING_MODEL = "hf://organisation/model"
-MISSING_DATASET = "hf://organisation/data-set"
 NOT_GIVEN = "not given"
 MOST_KEPT = 100
+_VARIABLE = re.compile(r"\$[\w{(]")
+"""Of a shell, in a script."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class Conversion:
     left: list[tuple[str, str, str]] = field(default_factory=list)
     to_fill: list[str] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
 
     def get(self, name: str, default: Any = None) -> Any:
         """An option's value, which counts as read."""
@@ -39,13 +41,22 @@ class Conversion:
     def set(self, path: str, value: Any, *names: str) -> None:
         """A field, and the options that it comes from; one that was not given is the tool's default."""
         self.fields[path] = value
-        given = [name for name in names if self.options.get(name) is not None]
+        self.seen.update(names)
+        given = [name for name in names if self.options.get(name) is not None and name not in self.asked]
         self.mapped.append((", ".join(given) or f"default of {self.tool}", path))
+
+    def ask(self, path: str, name: str, why: str) -> None:
+        """An option whose value is none of the field's: its owner has to fill one in. Once for each option."""
+        self.seen.add(name)
+        if name not in self.asked:
+            value = self.options[name]
+            self.to_fill.append(f"{path}: {name} is {_short(value)}, {variable(value) or why}")
+            self.asked.add(name)
 
     def leave(self, name: str, why: str) -> None:
         """An option that has no field here."""
         self.seen.add(name)
-        if self.options.get(name) is not None:
+        if self.options.get(name) is not None and name not in self.asked:
             self.left.append((name, _short(self.options[name]), why))
 
     def unsaid(self, name: str, why: str) -> None:
@@ -57,10 +68,11 @@ class Conversion:
         value = self.get(name, default)
         if value is None:
             return
-        try:
-            self.set(path, int(float(str(value))), name)
-        except ValueError:
-            self.leave(name, "is not a number")
+        number = decimal_text(value)
+        if number is None or "." in number:
+            self.ask(path, name, "which is no whole number")
+        else:
+            self.set(path, int(number), name)
 
     def decimal(self, name: str, path: str, default: float | None = None) -> None:
         """A number with a fraction, which is text here."""
@@ -69,9 +81,23 @@ class Conversion:
             return
         number = decimal_text(value)
         if number is None:
-            self.leave(name, "is not a number")
+            self.ask(path, name, "which is no number")
         else:
             self.set(path, number, name)
+
+    def amount(self, name: str, path: str, default: float) -> float:
+        """A number that a rule computes with."""
+        number = decimal_text(self.get(name, default))
+        if number is None:
+            self.ask(path, name, "which is no number")
+        return default if number is None else float(number)
+
+    def count(self, name: str, path: str, default: int) -> int:
+        """A whole number from 1 on that a rule computes with."""
+        number = _whole(self.get(name, default))
+        if number is None:
+            self.ask(path, name, "which is no whole number from 1 on")
+        return number or default
 
     def choice(self, name: str, path: str, default: str | None = None) -> None:
         """A word of the tool's for one of ours."""
@@ -80,7 +106,7 @@ class Conversion:
             return
         ours = known(f"spec.{path}", value)
         if ours is None:
-            self.leave(name, f"{path} has no such value")
+            self.ask(path, name, f"which is none of {', '.join(sorted({*VALUES[f'spec.{path}'].values()}))}")
         else:
             self.set(path, ours, name)
 
@@ -90,14 +116,15 @@ class Conversion:
         return value if isinstance(value, bool) else str(value).lower() in ("true", "1", "yes", "auto", "full")
 
 
-def quantization(c: Conversion) -> None:
-    """Four bits with their type, eight, or the base in full precision; by TRL's names or those of PEFT's example."""
+def quantization(c: Conversion, *implied: str) -> None:
+    """Four bits with their type, eight, or the base in full precision; by TRL's names, those of PEFT's example, or an
+    option with which four bits are `implied`."""
     names = ("load_in_4bit", "load_in_8bit", "use_4bit_quantization", "use_8bit_quantization", "bnb_4bit_quant_type")
-    four = c.truth("load_in_4bit") or c.truth("use_4bit_quantization")
+    four = bool(implied) or c.truth("load_in_4bit") or c.truth("use_4bit_quantization")
     eight = c.truth("load_in_8bit") or c.truth("use_8bit_quantization")
     kind = str(c.get("bnb_4bit_quant_type", "nf4")).upper()
     value = (kind if kind in ("NF4", "FP4") else "NF4") if four else "INT8" if eight else "None"
-    c.set("quantization", value, *names)
+    c.set("quantization", value, *implied, *names)
     for name, why in (
         ("bnb_4bit_use_double_quant", "four bits are always doubly quantized here"),
         ("use_bnb_nested_quant", "four bits are always doubly quantized here"),
@@ -123,20 +150,22 @@ def precision(c: Conversion) -> None:
 
 def length(c: Conversion, epochs: str, *, default: float) -> None:
     """`max_steps` above 0 wins over epochs."""
-    steps = c.get("max_steps")
-    if steps is not None and int(float(str(steps))) > 0:
-        c.set("training.maxSteps", int(float(str(steps))), "max_steps")
+    steps = int(c.amount("max_steps", "training.maxSteps", 0))
+    if steps > 0:
+        c.set("training.maxSteps", steps, "max_steps")
         c.leave(epochs, "max_steps decides the length")
     else:
         c.decimal(epochs, "training.epochs", default)
 
 
-def batch(c: Conversion, micro: str, gpus: int | None, *, default: int) -> None:
-    """What is computed at a time, on all GPUs, before the weights move. `gpus` is what --gpus says, if it does."""
-    size = int(c.get(micro, default))
-    # Axolotl takes the number for one GPU instead of the steps.
-    accumulation = int(c.get("gradient_accumulation_steps", max(1, int(c.get("batch_size", size)) // size)))
-    names = (micro, "gradient_accumulation_steps", "batch_size")
+def batch(c: Conversion, micro: str, gpus: int | None, *, default: int, per_gpu: str = "") -> None:
+    """What is computed at a time, on all GPUs, before the weights move. `gpus` is what --gpus says, if it does.
+    `per_gpu` is an option with the batch of one GPU, in the place of the steps that are accumulated."""
+    names = (micro, "gradient_accumulation_steps", *([per_gpu] if per_gpu else []))
+    size = c.count(micro, "training.microBatchSize", default)
+    accumulation = c.count(names[1], "training.effectiveBatchSize", 1)
+    if per_gpu and c.get(names[1]) is None:
+        accumulation = max(1, c.count(per_gpu, "training.effectiveBatchSize", size) // size)
     each, nodes, launched = (gpus, 1, ()) if gpus is not None else _launched(c)
     c.set("training.effectiveBatchSize", size * accumulation * max(1, each) * nodes, *names, *launched)
     c.set("training.microBatchSize", size, micro)
@@ -173,16 +202,18 @@ def _count(c: Conversion, *names: str) -> tuple[str, int]:
         if text.isdecimal() and int(text):
             c.seen.add(name)
             return name, int(text)
+        if variable(text):
+            c.ask("training.effectiveBatchSize", name, "")
     return "", 0
 
 
 def warmup(c: Conversion) -> None:
     """A share of the steps; so many steps, which win, are one only where their number is known."""
-    steps, most = float(str(c.get("warmup_steps", 0))), c.fields.get("training.maxSteps")
+    steps, most = c.amount("warmup_steps", "training.warmupRatio", 0), c.fields.get("training.maxSteps")
     if steps <= 0:
         ratio = decimal_text(c.get("warmup_ratio", 0))
         if ratio is None:
-            c.leave("warmup_ratio", "is not a number")
+            c.ask("training.warmupRatio", "warmup_ratio", "which is no number")
         else:
             c.set("training.warmupRatio", ratio, "warmup_ratio", "warmup_steps")
         return
@@ -192,13 +223,14 @@ def warmup(c: Conversion) -> None:
     elif most:
         c.set("training.warmupRatio", decimal_text(round(min(1.0, int(steps) / most), 6)), "warmup_steps")
     else:
-        c.leave("warmup_steps", "is a share here, training.warmupRatio: divide it by the number of steps")
+        c.ask("training.warmupRatio", "warmup_steps", "a number of steps: write its share of all steps")
 
 
 def checkpointing(c: Conversion, name: str = "gradient_checkpointing") -> None:
-    """Activations computed anew, or not; where nothing is said, the plan decides here."""
+    """Activations computed anew, in whatever way, or not; where nothing is said, the plan decides here."""
     if c.get(name) is not None:
-        c.set("training.activationCheckpointing", "Full" if c.truth(name) else "None", name)
+        path = "training.activationCheckpointing"
+        c.set(path, known(f"spec.{path}", c.get(name)) or "Full", name)
     c.leave("gradient_checkpointing_kwargs", "how activations are recomputed is decided here")
 
 
@@ -218,7 +250,7 @@ def only_loss(c: Conversion, *names: str) -> None:
 
 def held_out(c: Conversion, name: str) -> None:
     """A share of the rows; from 1 on the tools take it for their number."""
-    if float(str(c.get(name, 0))) < 1:
+    if c.amount(name, "dataset.validationFraction", 0) < 1:
         c.decimal(name, "dataset.validationFraction", 0)
     else:
         c.leave(name, "is a number of rows: dataset.validationFraction is their share, maxValidationRows the most")
@@ -230,10 +262,11 @@ def packing(c: Conversion, name: str) -> None:
         return
     c.set("training.packing", (Packing.ENABLED if c.truth(name) else Packing.DISABLED).value, name)
     if c.truth(name):
-        size = c.fields["training.effectiveBatchSize"]
+        size, most = c.fields["training.effectiveBatchSize"], c.fields.get("training.maxSequenceLength")
+        packs = f"packs, {size} a step{f', of up to {most} tokens' if most else ''}"
         c.to_fill.append(
-            f"training.effectiveBatchSize: with {name}, {c.tool} counts packs, {size} a step, of up to "
-            f"{c.fields['training.maxSequenceLength']} tokens; here it is rows: multiply it by the rows of a pack"
+            f"training.effectiveBatchSize: with {name}, {c.tool} counts {packs}; here it is rows: multiply it by the "
+            "rows of a pack"
         )
 
 
@@ -275,54 +308,6 @@ def chat_template(c: Conversion, name: str) -> None:
         c.leave(name, TEMPLATE)
 
 
-def validation(c: Conversion, name: str, value: object, *fractions: str) -> None:
-    """A data set of held-out rows, which takes the place of a share of the others."""
-    for fraction in fractions:
-        c.leave(fraction, f"{name} says what is held out")
-    c.mapped[:] = [pair for pair in c.mapped if pair[1] != "dataset.validationFraction"]
-    c.fields.pop("dataset.validationFraction", None)
-    dataset(c, name, value, "dataset.validationUri")
-
-
-def model(c: Conversion, name: str) -> None:
-    """A name on the Hub; a folder has to come onto a claim first."""
-    value = str(c.get(name, ""))
-    revisions = ("model_revision", "revision_of_model", "revision")
-    revision = next((c.get(one) for one in revisions if c.get(one)), None)
-    if on_the_hub(value):
-        ending = f"@{revision}" if revision and revision != "main" else ""
-        c.set("model.uri", f"hf://{value}{ending}", name, *revisions)
-        return
-    c.fields["model.uri"] = MISSING_MODEL
-    c.to_fill.append(
-        f"model.uri: {name} is {value}, which is not a name on the Hub: copy it to a claim, pvc://claim/path"
-        if value
-        else f"model.uri: {name} is missing: write the model's address"
-    )
-
-
-def dataset(c: Conversion, name: str, value: object, path: str = "dataset.uri") -> None:
-    """A name on the Hub; a file has to come to where pods see it."""
-    text = str(value or "")
-    if is_file(text) and "://" not in text:
-        wanted = f"the file {text}: copy it to a claim, pvc://claim/path, or into a ConfigMap, configmap://name/key"
-    elif on_the_hub(text):
-        c.fields[path] = f"hf://{text}"
-        c.mapped.append((name, path))
-        return
-    else:
-        wanted = f"{text}, which is not a name on the Hub" if text else "missing"
-        wanted += ": write hf://, s3://, pvc://claim/path or configmap://name/key"
-    c.fields[path] = MISSING_DATASET
-    c.to_fill.append(f"{path}: {name} is {wanted}")
-
-
-def on_the_hub(name: str) -> bool:
-    """Whether a name is organisation/repository rather than a path."""
-    parts = name.split("/")
-    return len(parts) == 2 and all(parts) and not name.startswith((".", "~")) and "." not in parts[0]
-
-
 def manifest(c: Conversion, name: str) -> dict[str, Any]:
     """The resource, its fields in the definition's order of sections."""
     order = ("model", "dataset", "lora", "quantization", "training", "resources", "output", "checkpoint", "tracking")
@@ -340,6 +325,11 @@ def manifest(c: Conversion, name: str) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": spec,
     }
+
+
+def variable(value: object) -> str:
+    """What is said of a variable of a shell, alone or among others; empty for any other value."""
+    return "a variable of the shell" if _VARIABLE.search(str(value)) else ""
 
 
 def _short(value: object) -> str:

@@ -5,12 +5,12 @@ TrainingArguments below; PEFT's LoraConfig and examples/sft/train.py; src/axolot
 src/axolotl/core/builders/base.py; src/llamafactory/hparams.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from lora_client.foreign import adapted
+from lora_client.foreign import adapted, addresses, tracking
 from lora_client.foreign import mapping as m
-from lora_client.foreign.elsewhere import ALWAYS, FORMAT, NO_FIELD, OWN, PLACE, SPEED, TEMPLATE
+from lora_client.foreign.elsewhere import ALWAYS, FORMAT, HUB, NO_FIELD, OWN, PLACE, SPEED, TEMPLATE
 from lora_client.foreign.mapping import Conversion
 from lora_client.views.words import known
 
@@ -29,8 +29,8 @@ _PEFT_EXAMPLE: Mapping[str, Any] = {
 def trl(c: Conversion, gpus: int | None) -> None:
     """TRL's `trl sft` and scripts with `SFTConfig`, `ModelConfig` and PEFT's `LoraConfig`."""
     base = "base_model_name_or_path"
-    m.model(c, base if base in c.options and "model_name_or_path" not in c.options else "model_name_or_path")
-    m.dataset(c, "dataset_name", c.get("dataset_name"))
+    addresses.model(c, base if base in c.options and "model_name_or_path" not in c.options else "model_name_or_path")
+    addresses.dataset(c, "dataset_name", c.get("dataset_name"))
     if c.get("dataset_train_split", "train") != "train":
         c.set("dataset.split", str(c.get("dataset_train_split")), "dataset_train_split")
     by_peft = bool(_OF_PEFT & c.options.keys())
@@ -51,21 +51,21 @@ def trl(c: Conversion, gpus: int | None) -> None:
     m.variants(c, "use_dora", "use_rslora")
     _init(c, "init_lora_weights")
     m.quantization(c)
-    if str(c.get("eval_strategy", c.get("evaluation_strategy", "no"))).lower() in ("no", "false"):
-        c.set("dataset.validationFraction", "0", "eval_strategy", "evaluation_strategy")
-    elif c.get("dataset_test_split") in ("test", "validation") and m.on_the_hub(str(c.get("dataset_name", ""))):
-        m.validation(c, "dataset_test_split", c.get("dataset_name"))
+    _trl_held_out(c)
     if c.get("dataset_text_field", "text") != "text":
         c.set("dataset.columns", {"text": str(c.get("dataset_text_field"))}, "dataset_text_field")
     lengths = ("max_length", "max_seq_length", "max_seq_len")
-    given = next((name for name in lengths if name in c.options), lengths[0])
-    _trainer(c, gpus, max_length=given, length=1024, rate=2e-5)
+    given = next((name for name in lengths if name in c.options), "")
+    if given and c.options[given] is None:
+        c.to_fill.append(f"training.maxSequenceLength: {given} is null, no limit: write the tokens of the longest row")
+        given = ""
+    _trainer(c, gpus, max_length=given or lengths[0], length=1024, rate=2e-5)
     m.packing(c, "packing")
     m.only_loss(c, "assistant_only_loss", "completion_only_loss")
     if "training.lossOn" not in c.fields:
         why = "TRL then learns whole conversations, as training.lossOn: All does, and of pairs the completions alone"
         c.unsaid("assistant_only_loss", why)
-    _report(c)
+    tracking.report(c)
     if adapts:
         c.leave("use_peft", ALWAYS)
         c.leave("use_peft_lora", ALWAYS)
@@ -88,6 +88,18 @@ def trl(c: Conversion, gpus: int | None) -> None:
         ("eval_packing", OWN),
     ):
         c.leave(name, why)
+
+
+def _trl_held_out(c: Conversion) -> None:
+    on_the_hub = addresses.address(c.get("dataset_name")).startswith("hf://")
+    if str(c.get("eval_strategy", c.get("evaluation_strategy", "no"))).lower() in ("no", "false"):
+        c.set("dataset.validationFraction", "0", "eval_strategy", "evaluation_strategy")
+        c.leave("dataset_test_split", "no rows are held out")
+    elif c.get("dataset_test_split") in ("test", "validation") and on_the_hub:
+        addresses.validation(c, "dataset_test_split", c.get("dataset_name"))
+    else:
+        why = "some rows of dataset.uri are held out; dataset.validationUri names others, of a split test or validation"
+        c.leave("dataset_test_split", why)
 
 
 def _prefixed(c: Conversion, name: str) -> str:
@@ -123,7 +135,7 @@ _KINDS = ("falcon", "llama", "mistral", "qwen")
 
 def axolotl(c: Conversion, gpus: int | None) -> None:
     """Axolotl's YAML."""
-    m.model(c, "base_model")
+    addresses.model(c, "base_model")
     _axolotl_data(c)
     c.number("lora_r", "lora.rank")
     c.number("lora_alpha", "lora.alpha")
@@ -139,9 +151,7 @@ def axolotl(c: Conversion, gpus: int | None) -> None:
     adapted.layers(c, "peft_layers_to_transform")
     m.variants(c, "peft_use_dora", "peft_use_rslora")
     _init(c, "peft_init_lora_weights")
-    m.quantization(c)
-    if c.get("adapter") == "qlora" and not c.truth("load_in_4bit"):
-        c.fields["quantization"] = "NF4"
+    m.quantization(c, *(["adapter"] if c.get("adapter") == "qlora" else []))
     _full(c, "adapter", c.get("adapter") in ("lora", "qlora"))
     m.length(c, "num_epochs", default=1)
     c.choice("optimizer", "training.optimizer", "adamw_torch_fused")
@@ -154,7 +164,7 @@ def axolotl(c: Conversion, gpus: int | None) -> None:
     ):
         if c.get(name) is None:
             c.unsaid(name, f"Axolotl has no default: {path} has its own")
-    m.batch(c, "micro_batch_size", gpus, default=1)
+    m.batch(c, "micro_batch_size", gpus, default=1, per_gpu="batch_size")
     m.warmup(c) if {"warmup_steps", "warmup_ratio"} & c.options.keys() else None
     c.number("sequence_len", "training.maxSequenceLength", 512)
     m.packing(c, "sample_packing")
@@ -163,8 +173,8 @@ def axolotl(c: Conversion, gpus: int | None) -> None:
     _axolotl_held_out(c)
     m.chat_template(c, "chat_template")
     _common(c)
-    _wandb(c)
-    _mlflow(c)
+    tracking.wandb(c)
+    tracking.mlflow(c)
     for name, why in (
         ("model_type", "the kind of model is read from its configuration"),
         ("tokenizer_type", "the tokenizer is read from its configuration"),
@@ -199,7 +209,7 @@ def axolotl(c: Conversion, gpus: int | None) -> None:
 def _axolotl_data(c: Conversion) -> None:
     entries = c.get("datasets") or [{}]
     first, *others = entries if isinstance(entries, list) else [{}]
-    m.dataset(c, "datasets[0].path", first.get("path"))
+    addresses.dataset(c, "datasets[0].path", first.get("path"))
     if first.get("split", "train") != "train":
         c.set("dataset.split", str(first["split"]), "datasets")
     kind = first.get("type")
@@ -227,7 +237,7 @@ def _axolotl_held_out(c: Conversion) -> None:
     if not isinstance(entries, list) or not entries:
         return
     first, *others = entries
-    m.validation(c, "test_datasets[0].path", first.get("path"), "val_set_size")
+    addresses.validation(c, "test_datasets[0].path", first.get("path"), "val_set_size")
     for key in first.keys() - {"path"}:
         if key != "split" or first[key] not in ("test", "validation"):
             c.left.append((f"test_datasets[0].{key}", str(first[key])[:60], "held-out rows are read as the others are"))
@@ -237,8 +247,8 @@ def _axolotl_held_out(c: Conversion) -> None:
 
 def llama_factory(c: Conversion, gpus: int | None) -> None:
     """LLaMA-Factory's YAML."""
-    m.model(c, "model_name_or_path")
-    m.dataset(c, "dataset", c.get("dataset"))
+    addresses.model(c, "model_name_or_path")
+    addresses.dataset(c, "dataset", c.get("dataset"))
     c.number("lora_rank", "lora.rank", 8)
     c.number("lora_alpha", "lora.alpha", 2 * int(c.fields.get("lora.rank", 8)))
     c.decimal("lora_dropout", "lora.dropout", 0.0)
@@ -258,17 +268,17 @@ def llama_factory(c: Conversion, gpus: int | None) -> None:
         c.leave("quantization_method", "bitsandbytes is what quantizes")
     m.held_out(c, "val_size")
     if c.get("eval_dataset"):
-        m.validation(c, "eval_dataset", c.get("eval_dataset"), "val_size")
+        addresses.validation(c, "eval_dataset", c.get("eval_dataset"), "val_size")
     m.chat_template(c, "template")
     _trainer(c, gpus, max_length="cutoff_len", length=2048, rate=5e-5)
     m.packing(c, "neat_packing" if c.truth("neat_packing") or "packing" not in c.options else "packing")
     m.loss_on(c, "train_on_prompt")
     if c.truth("disable_gradient_checkpointing"):
         c.set("training.activationCheckpointing", "None", "disable_gradient_checkpointing")
-    _report(c)
-    for name, wanted in (("stage", "sft"), ("finetuning_type", "lora")):
-        if c.get(name, wanted) != wanted:
-            c.leave(name, f"{wanted} is what is trained")
+    tracking.report(c)
+    c.get("stage")
+    if c.get("finetuning_type", "lora") != "lora":
+        c.leave("finetuning_type", "lora is what is trained")
     for name, why in (
         ("max_samples", "all rows are trained on: shorten the data set, or set training.maxSteps"),
         ("dataset_dir", "dataset.uri is an address"),
@@ -308,7 +318,7 @@ def _trainer(c: Conversion, gpus: int | None, *, max_length: str, length: int, r
 
 def _common(c: Conversion) -> None:
     c.decimal("weight_decay", "training.weightDecay", 0.0)
-    if float(str(c.get("max_grad_norm", 1.0))) > 0:
+    if c.amount("max_grad_norm", "training.maxGradNorm", 1.0) > 0:
         c.decimal("max_grad_norm", "training.maxGradNorm", 1.0)
     else:
         # Which switches clipping off there; here the largest norm that there is does.
@@ -317,10 +327,9 @@ def _common(c: Conversion) -> None:
     m.precision(c)
     m.checkpointing(c)
     held_out = c.fields.get("dataset.validationFraction") != "0"
-    steps = c.get("eval_steps")
     if not held_out:
         c.leave("eval_steps", "no rows are held out")
-    elif steps is not None and float(str(steps)) >= 1:
+    elif c.amount("eval_steps", "training.evalSteps", 0) >= 1:
         c.number("eval_steps", "training.evalSteps")
     else:
         c.leave("eval_steps", "training.evalSteps counts steps")
@@ -331,8 +340,8 @@ def _common(c: Conversion) -> None:
     else:
         c.leave("early_stopping_patience", "needs training.evalSteps, and rows that are held out")
     m.saving(c)
-    if m.on_the_hub(str(c.get("hub_model_id", ""))):
-        c.leave("hub_model_id", f"output.uri: hf://{c.get('hub_model_id')} publishes there")
+    published = addresses.address(c.get("hub_model_id"))
+    c.leave("hub_model_id", f"output.uri: {published} publishes there" if published else HUB)
 
 
 def _init(c: Conversion, name: str) -> None:
@@ -341,43 +350,22 @@ def _init(c: Conversion, name: str) -> None:
         c.choice(name, "lora.init")
 
 
-def _report(c: Conversion) -> None:
-    value = c.get("report_to")
-    kinds = [value] if isinstance(value, str) else list(value or ())
-    for kind in kinds:
-        ours = known("spec.tracking.kind", kind)
-        if ours and "tracking.kind" not in c.fields:
-            c.set("tracking.kind", ours, "report_to")
-            if ours == "WandB":
-                c.to_fill.append("tracking.secretRef: the name of a Secret with the key WANDB_API_KEY")
-        elif kind not in ("none", "all"):
-            c.left.append(("report_to", str(kind), "tracking.kind is one of TensorBoard, MLflow and WandB"))
-
-
-def _wandb(c: Conversion) -> None:
-    if c.get("wandb_project"):
-        c.set("tracking.kind", "WandB", "wandb_project")
-        c.set("tracking.project", str(c.get("wandb_project")), "wandb_project")
-        c.to_fill.append("tracking.secretRef: the name of a Secret with the key WANDB_API_KEY")
-
-
-def _mlflow(c: Conversion) -> None:
-    if not c.truth("use_mlflow") and not c.get("mlflow_experiment_name"):
-        return
-    if "tracking.kind" in c.fields:
-        c.leave("use_mlflow", "a run has one tracker")
-        c.leave("mlflow_experiment_name", "a run has one tracker")
-        return
-    c.set("tracking.kind", "MLflow", "use_mlflow", "mlflow_experiment_name")
-    if c.get("mlflow_experiment_name"):
-        c.set("tracking.project", str(c.get("mlflow_experiment_name")), "mlflow_experiment_name")
-
-
 def rest(c: Conversion) -> None:
-    """What no rule has read: known to be decided elsewhere, or unknown here."""
-    for name in c.options:
+    """What no rule has read, known to be decided elsewhere or unknown here, and what a rule has read for nothing."""
+    said = _names([*(name for name, _, _ in c.left), *c.to_fill])
+    fields = {name: field for names, field in c.mapped for name in _names([names])}
+    for name, value in c.options.items():
         if name not in c.seen:
             c.leave(name, NO_FIELD.get(name, f"this release knows no such option of {c.tool}"))
+        elif name not in said and m.variable(value):
+            c.ask(fields.get(name, "spec"), name, "")
+        elif name not in said and name not in fields:
+            c.leave(name, "needs no field: it is so here, or changes nothing")
+
+
+def _names(texts: Iterable[str]) -> frozenset[str]:
+    """The options in them, each without what is in its brackets."""
+    return frozenset(word.partition("[")[0] for text in texts for word in text.replace(",", " ").split())
 
 
 Tool = Callable[[Conversion, int | None], None]

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from lora_client.documents import load_document, read_file
 from lora_client.errors import ClientError
-from lora_client.foreign.convert import FOREIGN, text_of
 from lora_client.foreign.convert import convert as converted
+from lora_client.foreign.convert import text_of
 from lora_client.foreign.mapping import NOT_GIVEN
+from lora_client.foreign.reading import FOREIGN
 from lora_client.output import Form, data, note, put, say, show
 from lora_client.views.checked import own_problems, shown
 from lora_client.yaml_text import yaml_text

@@ -44,8 +44,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     "spec.lora.scaling": {"rslora": Scaling.RANK_STABILIZED, "use_rslora": Scaling.RANK_STABILIZED},
     "spec.lora.init": {
         "gaussian": Init.GAUSSIAN,
-        "pissa": Init.PISSA,
-        "pissa_niter_16": Init.PISSA,
+        **dict.fromkeys(("pissa", *(f"pissa_niter_{count}" for count in range(1, 65))), Init.PISSA),
         "olora": Init.OLORA,
         "true": Init.DEFAULT,
         "kaiming": Init.DEFAULT,
@@ -84,7 +83,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     "spec.training.activationCheckpointing": {
         "true": ActivationCheckpointing.FULL,
         "unsloth": ActivationCheckpointing.FULL,
-        "false": ActivationCheckpointing.NONE,
+        **dict.fromkeys(("false", "no", "none", "off", "0"), ActivationCheckpointing.NONE),
     },
     "spec.training.packing": {"true": Packing.ENABLED, "false": Packing.DISABLED},
     "spec.training.lossOn": {

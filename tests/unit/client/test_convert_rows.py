@@ -7,6 +7,7 @@ import pytest
 import yaml
 from tests.unit.test_coming_from import SECTIONS
 
+from lora_client.errors import ClientError
 from lora_client.foreign.convert import convert
 from lora_trainer.contract.manifest import RunOptions, train_config
 
@@ -69,7 +70,10 @@ OTHERWISE = {
     "deepspeed": "resources.gpus and nodes",
     "fsdp_config": "resources.gpus and nodes",
     "flash_attention": "fast paths",
+    "finetuning_type": "lora is what is trained",
 }
+REFUSED = ("rl", "reward_model", "pretraining_dataset", "stage")
+"""Of another objective."""
 ROWS = [
     (tool, option)
     for tool, _, section in (text.partition("\n") for text in SECTIONS)
@@ -83,18 +87,20 @@ ROWS = [
 def test_an_option_of_the_tables_becomes_its_field(tool: str, option: str) -> None:
     """Or is named with the field that takes its place; what comes of it, the definition takes."""
     value = "acme/tone" if option == "hub_model_id" else VALUES.get(option, 1)
-    alone = {"stage": "dpo", "finetuning_type": "full", "type": "chat_template", "path": "c/d", "split": "small"}
+    alone = {"finetuning_type": "full", "type": "chat_template", "path": "c/d", "split": "small"}
     given = {**BASE[tool], **WITH.get(option, {}), option: alone.get(option, value)}
     if tool == "Axolotl" and option in ("type", "split"):
         given["datasets"] = [{"path": "c/d", option: given.pop(option)}]
         option = "datasets"
+    if option in REFUSED:
+        with pytest.raises(ClientError, match=f"{option} is .*: only supervised fine-tuning can be converted"):
+            convert(yaml.safe_dump(given), name="tone")
+        return
     found = convert(yaml.safe_dump(given), name="tone")
     train_config(found.manifest, RunOptions(uid="u", strict=True))
     mapped = {name.partition("[")[0] for names, _ in found.mapped for name in names.split(", ")}
     left = {name.partition("[")[0]: why for name, _, why in found.left}
-    if option in ("stage", "finetuning_type"):
-        assert "is what is trained" in left[option]
-    elif option in OTHERWISE:
+    if option in OTHERWISE:
         assert OTHERWISE[option] in left[option]
     else:
         assert option in mapped, left.get(option)
