@@ -70,7 +70,7 @@ class Conversion:
             return
         number = decimal_text(value)
         if number is None or "." in number:
-            self.ask(path, name, "which is no whole number")
+            self.ask(path, name, "which is not a whole number")
         else:
             self.set(path, int(number), name)
 
@@ -81,7 +81,7 @@ class Conversion:
             return
         number = decimal_text(value)
         if number is None:
-            self.ask(path, name, "which is no number")
+            self.ask(path, name, "which is not a number")
         else:
             self.set(path, number, name)
 
@@ -89,14 +89,14 @@ class Conversion:
         """A number that a rule computes with."""
         number = decimal_text(self.get(name, default))
         if number is None:
-            self.ask(path, name, "which is no number")
+            self.ask(path, name, "which is not a number")
         return default if number is None else float(number)
 
     def count(self, name: str, path: str, default: int) -> int:
         """A whole number from 1 on that a rule computes with."""
         number = _whole(self.get(name, default))
         if number is None:
-            self.ask(path, name, "which is no whole number from 1 on")
+            self.ask(path, name, "which is not a whole number from 1 on")
         return number or default
 
     def choice(self, name: str, path: str, default: str | None = None) -> None:
@@ -213,7 +213,7 @@ def warmup(c: Conversion) -> None:
     if steps <= 0:
         ratio = decimal_text(c.get("warmup_ratio", 0))
         if ratio is None:
-            c.ask("training.warmupRatio", "warmup_ratio", "which is no number")
+            c.ask("training.warmupRatio", "warmup_ratio", "which is not a number")
         else:
             c.set("training.warmupRatio", ratio, "warmup_ratio", "warmup_steps")
         return

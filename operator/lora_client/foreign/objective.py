@@ -36,7 +36,7 @@ def only_supervised(tool: str, options: Mapping[str, Any], words: Sequence[str])
     if other:
         raise ClientError(
             f"{printable(other)}: only supervised fine-tuning can be converted, since preference and reward training "
-            f"are not offered; convert the supervised run before it, and go on from its adapter with {tool}"
+            f"are not offered; convert the supervised run before it, and continue from its adapter with {tool}"
         )
 
 

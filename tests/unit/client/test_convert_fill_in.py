@@ -7,7 +7,7 @@ from lora_client.foreign.convert import convert
 
 OPTIMIZERS = ("paged_adamw", "adam", "lion", "paged_adamw_32bit", "ademamix_8bit", "adamw_torch_8bit")
 NAMES = "a regular expression: list the names that it matches"
-NO_COUNT = "which is no whole number from 1 on"
+NO_COUNT = "which is not a whole number from 1 on"
 
 
 @pytest.mark.parametrize(
@@ -38,17 +38,17 @@ NO_COUNT = "which is no whole number from 1 on"
             f"lora.targetParameters: target_parameters is experts.[a-z]+, {NAMES}",
         ),
         (PEFT.replace("q_proj", ".+_proj"), f"lora.targetModules: target_modules is .+_proj, {NAMES}"),
-        (f"{AXOLOTL}lora_r: many\n", "lora.rank: lora_r is many, which is no whole number"),
-        (f"{AXOLOTL}lora_r: .inf\n", "lora.rank: lora_r is Infinity, which is no whole number"),
-        (f"{AXOLOTL}lora_alpha: 16.5\n", "lora.alpha: lora_alpha is 16.5, which is no whole number"),
-        (f"{AXOLOTL}learning_rate: fast\n", "training.learningRate: learning_rate is fast, which is no number"),
+        (f"{AXOLOTL}lora_r: many\n", "lora.rank: lora_r is many, which is not a whole number"),
+        (f"{AXOLOTL}lora_r: .inf\n", "lora.rank: lora_r is Infinity, which is not a whole number"),
+        (f"{AXOLOTL}lora_alpha: 16.5\n", "lora.alpha: lora_alpha is 16.5, which is not a whole number"),
+        (f"{AXOLOTL}learning_rate: fast\n", "training.learningRate: learning_rate is fast, which is not a number"),
         (f"{AXOLOTL}micro_batch_size: 0\n", f"training.microBatchSize: micro_batch_size is 0, {NO_COUNT}"),
         (f"{AXOLOTL}micro_batch_size: many\n", f"training.microBatchSize: micro_batch_size is many, {NO_COUNT}"),
         (
             f"{AXOLOTL}gradient_accumulation_steps: 0\n",
             f"training.effectiveBatchSize: gradient_accumulation_steps is 0, {NO_COUNT}",
         ),
-        (f"{AXOLOTL}val_set_size: some\n", "dataset.validationFraction: val_set_size is some, which is no number"),
+        (f"{AXOLOTL}val_set_size: some\n", "dataset.validationFraction: val_set_size is some, which is not a number"),
         (f"{TRL} --learning_rate $LR", "training.learningRate: learning_rate is $LR, a variable of the shell"),
         (f"{TRL} --lora_r ${{R:-8}}", "lora.rank: lora_r is ${R:-8}, a variable of the shell"),
         (f"{TRL} --max_steps $S", "training.maxSteps: max_steps is $S, a variable of the shell"),
