@@ -8,16 +8,29 @@ import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from peft.tuners.lora.layer import LoraLayer
+from tests.trainer.conftest import make_config
+from tests.trainer.trainings import record_of
 from torch.distributed.tensor import DTensor
 
-from lora_trainer.contract.config import Kernels, LoraConfig, LossOn, Quantization, TrainConfig, TrainingConfig
+from lora_trainer.contract.config import (
+    CheckpointConfig,
+    Kernels,
+    LoraConfig,
+    LossOn,
+    Quantization,
+    TrainConfig,
+    TrainingConfig,
+)
 from lora_trainer.data.formats import PlainText
+from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.errors import TerminatedError
@@ -37,16 +50,20 @@ from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join
 from lora_trainer.recipe import kernels
 from lora_trainer.recipe.adapting import adapted_on_all
+from lora_trainer.recipe.evaluator import Evaluator
 from lora_trainer.recipe.kernels import choose_kernels
 from lora_trainer.recipe.settling import Settled
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import Budget
+from lora_trainer.training.checkpoint import Checkpoints
 from lora_trainer.training.evaluate import Evaluation, evaluate
 from lora_trainer.training.guards import LossGuard
 from lora_trainer.training.listener import Listener, Step
 from lora_trainer.training.loop import Training
+from lora_trainer.training.saver import Saver
 from lora_trainer.training.state import Course, State, state_on_all
 from lora_trainer.training.stopping import Stop
+from lora_trainer.training.trend import Interim
 
 CPU = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
 WAIT_S = 300.0
@@ -215,6 +232,59 @@ def train(plan: Plan) -> Outcome:
                 if ".layers." in name and not parameter.requires_grad
             ),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """How a process ended that was stopped in an evaluation: its last sentence, batches that it evaluated until then,
+    and the losses of the rows where nobody stops, heard and unheard."""
+
+    sentence: str
+    batches: int
+    losses: tuple[float, float]
+
+
+def stop_in_an_evaluation(plan: Plan, folder: Path) -> Stopped:
+    """Process 1 gets SIGTERM while it evaluates its second batch, after the second step; process 0 has a single row."""
+    torch.set_num_threads(1)
+    with join(CPU.torch_device, WAIT_S) as ranks:
+        base = open_folder(plan.folder)
+        encoder = load_encoder(base, LossOn.COMPLETION, 256)
+        words = ["Fair winds. " * 12, *["Ahoy!"] * 9]
+        rows = Examples.of(encoder.encode(PlainText(where=f"{i}", text=text)) for i, text in enumerate(words))
+        taken, batches = Taken(), [0]
+        signal.signal(signal.SIGTERM, taken.stop.handle)
+        training = _training(plan, base, rows, ranks, taken)
+
+        def alive() -> None:
+            batches[0] += 1
+            if ranks.rank == 1 and taken.steps and batches[0] == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        evaluator = Evaluator(
+            adapted=training.adapted,
+            data=SimpleNamespace(evaluation=rows, held_out=True),  # type: ignore[arg-type]
+            budget=Budget(tokens=1, longest=int(rows.lengths.max())),
+            device=CPU,
+            ranks=training.ranks,
+            alive=alive,
+            interim=Interim(),
+            stop=taken.stop,
+        )
+        losses = evaluator.on_the_way().loss, evaluator(trained=False).loss
+        batches[0] = 0
+        training.evaluate = evaluator.on_the_way
+        training.saver = Saver(
+            checkpoints=Checkpoints(folder, keep=1),
+            config=CheckpointConfig(interval_s=3600, interval_steps=None, keep=1),
+            record=record_of(make_config()),
+            learned=RowSketch.of(np.arange(len(rows), dtype=np.uint64), np.ones(len(rows), np.bool_)),
+        )
+        try:
+            training.run()
+        except TerminatedError as error:
+            return Stopped(sentence=str(error), batches=batches[0], losses=losses)
+        raise AssertionError("nobody heard")
 
 
 def choose_on_a_divided_base(folder: Path, trouble: str) -> tuple[str, tuple[str, ...], list[int]]:

@@ -200,6 +200,27 @@ def test_a_collective_that_fails_is_blamed_on_whom_it_is_the_fault_of(
 
 
 @pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        (
+            "Error while creating shared memory segment /dev/shm/nccl-K (size 330305), error: No space left on device",
+            "raise resources.sharedMemory",
+        ),
+        ("Call to ibv_reg_mr failed with error Cannot allocate memory errno 12", "set LimitMEMLOCK=infinity"),
+        ("Call to ibv_create_cq failed with error Cannot allocate memory", "set LimitMEMLOCK=infinity"),
+        ("Call to ibv_create_qp failed with error Invalid argument", "look at the node's network card"),
+        ("Error while attaching to shared memory segment /dev/shm/nccl-KWfVyt (size 9637892)", "look at the node's"),
+    ],
+)
+def test_a_node_that_gives_too_little_is_not_a_network_card_that_fails(said: str, remedy: str) -> None:
+    """Each attempt on it ends alike, until somebody raises what it gives; from an error and from the watchdog's log."""
+    for known in (explain(system(said)), explain_abort(ENDED + str(system(said)) + FRAMES)):
+        assert known is not None
+        assert (known.code, known.reason) == OWN_NETWORK
+        assert f": {remedy}" in str(known)
+
+
+@pytest.mark.parametrize(
     ("error", "named"),
     [
         (

@@ -8,9 +8,11 @@ import pytest
 from tests.trainer import rank_programs
 from tests.trainer.conftest import make_config
 from tests.trainer.processes import together
-from tests.trainer.rank_programs import Given, Outcome, Plan
+from tests.trainer.rank_programs import Given, Outcome, Plan, Stopped
 
 from lora_trainer.contract.config import TrainingConfig
+from lora_trainer.training.checkpoint import Checkpoints
+from lora_trainer.training.evaluate import ASK_EVERY
 
 CONFIG = TrainingConfig(epochs=None, max_steps=4, learning_rate=0.01, effective_batch_size=6, seed=5)
 SAME = 2e-5
@@ -114,6 +116,24 @@ def test_a_state_is_handed_out_bit_for_bit_and_tensor_by_tensor() -> None:
     assert (here.others, there.others) == (9, 0)
     assert there.grown < 1.5 * 8 * size
     assert here.grown < size
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_request_to_stop_that_one_process_hears_ends_the_evaluation_of_all(
+    plan: Plan, tmp_path: Path, divided: bool
+) -> None:
+    """Within a few batches, also on one that has evaluated all of its rows; the step before is saved."""
+    config = dataclasses.replace(CONFIG, eval_steps=2)
+    evaluating = dataclasses.replace(plan, config=config, sharded_over=2 if divided else None)
+    found = together(2, rank_programs.stop_in_an_evaluation, evaluating, tmp_path)
+    for one in found:
+        assert isinstance(one, Stopped), one
+        assert "its state after step 2 of 4 is saved" in one.sentence
+        assert one.losses[0] == one.losses[1] == found[0].losses[0]
+    newest = Checkpoints(tmp_path, keep=1).newest()
+    assert newest is not None
+    assert newest.step == 2
+    assert [one.batches for one in found] == ([ASK_EVERY] * 2 if divided else [1, ASK_EVERY])
 
 
 def test_one_process_without_memory_makes_all_repeat_the_step_with_smaller_micro_batches(

@@ -58,6 +58,14 @@ _OWN_NETWORK = re.compile(
 )
 """What NCCL and the store report of this node: calls of its network card that fail, no interface, no shared memory, and
 work requests that end with a local error (`ibv_wc_status` 1 to 4)."""
+MORE_LOCKED_MEMORY = (
+    "set LimitMEMLOCK=infinity for the nodes' container runtime (docs/install.md), or NCCL_IB_DISABLE=1 in "
+    "defaults.environment to do without RDMA"
+)
+_OWN_REMEDIES = (
+    (re.compile(r"(/dev/shm|shared memory segment).*No space left"), "raise resources.sharedMemory"),
+    (re.compile(r"\bibv_\w+.*Cannot allocate memory"), f"memory cannot be locked: {MORE_LOCKED_MEMORY}"),
+)
 _WATCHDOG = re.compile(
     r"watchdog thread terminated with exception: |Watchdog caught |what\(\): |Aborting process on rank \d+ due to "
 )
@@ -357,9 +365,11 @@ def _explain_device(text: str) -> TrainerError | None:
 def _explain_collective(text: str) -> TrainerError:
     """Whose failure it is that a collective failed: this node's own, or somebody else's."""
     if _OWN_NETWORK.search(text):
+        card = "look at the node's network card and its driver if this lasts"
+        remedy = next((remedy for cause, remedy in _OWN_REMEDIES if cause.search(text)), card)
         return TransientError(
-            f"this node's network or shared memory failed ({_gist(text)}): look at the node's network card and its "
-            "driver if this lasts; the run is tried again from its last checkpoint"
+            f"this node's network or shared memory failed ({_gist(text)}): {remedy}; the run is tried again from its "
+            "last checkpoint"
         )
     return PeerFailedError(_gist(text))
 

@@ -34,6 +34,7 @@ from lora_trainer.host.launch import local_program, this_node, training_program
 from lora_trainer.host.lock import Holder, Lock, held
 from lora_trainer.host.metrics import CONTENT_TYPE, TrainingMetrics
 from lora_trainer.host.pulse import Pulse
+from lora_trainer.host.rdma import warn_of_rdma
 from lora_trainer.host.stall import StallWatch
 from lora_trainer.host.success import results_of, success_sentence
 from lora_trainer.host.tracking import tracked
@@ -268,6 +269,7 @@ class Supervisor:
             failure = Failure(code=int(ExitCode.TRANSIENT), reason=Reason.STALLED, message=message)
             stages.abort(failure, log_stacks=True)
 
+        warn_of_rdma(self.config.device, os.environ)
         self.watch = StallWatch(self.config.stall_timeout_s, stalled)
         self.watch.start()
         try:

@@ -14,6 +14,7 @@ from lora_trainer.training.batches import Budget, evaluation_budget
 from lora_trainer.training.evaluate import Evaluation, evaluate
 from lora_trainer.training.guards import check_evaluated
 from lora_trainer.training.noise import measure_noise
+from lora_trainer.training.stopping import Stop
 from lora_trainer.training.trend import Interim
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def budget_for(config: TrainConfig, training: Budget) -> Budget:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluator:
     """Evaluates the model as it is now, and logs the result; `alive` is called after every batch. `interim` are the
-    evaluations on the way that nobody asked for."""
+    evaluations on the way that nobody asked for, `stop` hears a request to stop in those on the way."""
 
     adapted: Adapted
     data: Data
@@ -38,6 +39,7 @@ class Evaluator:
     ranks: Ranks
     alive: Callable[[], None]
     interim: Interim
+    stop: Stop
 
     def __call__(self, *, trained: bool) -> Evaluation:
         """Loss on all held-out rows before or after the training. Raises `NonFiniteLossError` where it is no number."""
@@ -46,15 +48,14 @@ class Evaluator:
         return result
 
     def on_the_way(self, every: int = 1) -> Evaluation:
-        """Loss on every `every`-th held-out sample."""
-        return self._found("on the way", every)
+        """Loss on every `every`-th held-out sample. Raises `Interrupted`."""
+        return self._found("on the way", every, self.stop)
 
-    def _found(self, when: str, every: int = 1) -> Evaluation:
+    def _found(self, when: str, every: int = 1, stop: Stop | None = None) -> Evaluation:
         rows = self.data.evaluation[::every]
         model, head = self.adapted.model, self.adapted.head
-        result = evaluate(
-            model, head, rows, self.device, lambda _rows: self.alive(), budget=self.budget, ranks=self.ranks
-        )
+        done, ranks = lambda _rows: self.alive(), self.ranks
+        result = evaluate(model, head, rows, self.device, done, budget=self.budget, ranks=ranks, stop=stop)
         kind = "held-out" if self.data.held_out else "training"
         loss = with_error(result.loss, result.standard_error)
         samples = f" ({len(rows)} samples)" if len(rows) != result.row_count else ""

@@ -147,6 +147,7 @@ def run_training(
             ranks=ranks,
             alive=narrator.alive,
             interim=interim_of(config, data),
+            stop=workshop.stop,
         )
         before = (saved.before(ours) if saved and goes_on else None) or evaluation(trained=False)
         reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)

@@ -1,6 +1,6 @@
 """Loss over rows with its standard error, and how sure an improvement is."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,11 @@ from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.training.batches import IDLE, Budget, collate, micro_batches
 from lora_trainer.training.loss import token_losses
 from lora_trainer.training.standard_error import ratio_standard_error
+from lora_trainer.training.stopping import Interrupted, Stop
+
+ASK_EVERY = 4
+"""Batches after which processes ask each other whether one was asked to stop: a collective makes all of them wait for
+the slowest, and a batch of a large model takes seconds, of a grace period of two minutes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +68,12 @@ def evaluate(
     *,
     budget: Budget,
     ranks: Ranks = ALONE,
+    stop: Stop | None = None,
 ) -> Evaluation:
     """Loss of every row, in batches within `budget`, shared out over the processes; the same on each.
 
-    `done` is called with the number of this process's rows after each batch.
+    `done` is called with the number of this process's rows after each batch. With `stop`, raises `Interrupted` on all
+    processes where one of them was asked to stop.
     """
     known = examples if isinstance(examples, Examples) else Examples.of(examples)
     lengths, targets = known.lengths, known.targets
@@ -78,7 +85,7 @@ def evaluate(
     set_training(model, on=False)
     cast = set_input_casts(model, on=True)
     with torch.no_grad():
-        for part in range(ranks.rounds(len(parts))):
+        for part in _passes(len(parts), ranks, stop):
             rows = [mine[position] for position in parts[part]] if part < len(parts) else []
             batch = collate([examples[row] for row in rows] or [IDLE], device.torch_device, packed=budget.packed)
             losses = token_losses(model, head, batch, device).double()
@@ -96,3 +103,16 @@ def evaluate(
     return Evaluation(
         sums=tuple(sums[row] for row in range(len(examples))), tokens=counts, rows=tuple(known.rows.tolist())
     )
+
+
+def _passes(batches: int, ranks: Ranks, stop: Stop | None) -> Iterator[int]:
+    """The numbers of this process's forward passes. With `stop`, it asks as often as the busiest process does."""
+    own = ranks.rounds(batches)
+    if stop is None:
+        yield from range(own)
+        return
+    for number in range(max(ranks.gather(own, int))):
+        if number % ASK_EVERY == 0 and ranks.any(stop.requested):
+            raise Interrupted
+        if number < own:
+            yield number
