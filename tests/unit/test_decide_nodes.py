@@ -132,6 +132,40 @@ def test_of_many_nodes_only_what_failed_is_counted_and_by_the_job_too(reason: st
     assert stated(plan, "Failed")[0] == ("True" if retries else "Unknown")
 
 
+STALLED = make_summary(Reason.STALLED, "the training reported no progress for 1800 s").to_message()
+
+
+@pytest.mark.parametrize(
+    ("lost", "counts"), [({"reason": "DeletionByTaintManager"}, (0, 1)), ({"status": "False"}, (1, 0))]
+)
+def test_nodes_that_wait_for_one_that_is_silently_lost_use_no_retry(
+    lost: dict[str, str], counts: tuple[int, int]
+) -> None:
+    """They end as `Stalled` while the pod of the lost one is being deleted; a stall of their own is an error."""
+    finetune = make_finetune(spec={"resources": {"nodes": 3}})
+    waited = tuple(ended_pod(75, STALLED, index=index) for index in (0, 1))
+    taken: dict[str, Any] = {
+        "index": 2,
+        "deleting": True,
+        "conditions": (condition_object("DisruptionTarget", **lost),),
+    }
+    job = make_job(spec={"backoffLimit": 9}, status={"failed": 2})
+    first = plan_for(finetune, jobs=(job,), pods=(*waited, running_pod(**taken)))
+    assert first.status["retries"]["error"] == counts[0]
+    back = ended_pod(143, "", **taken)
+    plan = plan_for(with_status(finetune, first.status), jobs=(job,), pods=(*waited, back))
+    assert (plan.status["retries"]["error"], plan.status["retries"]["nodeLost"]) == counts
+
+
+def test_nodes_that_wait_for_a_container_that_its_node_lost_use_no_retry() -> None:
+    """Whichever of them is looked at first."""
+    pods = (ended_pod(75, STALLED, index=0), ended_pod(137, reason="ContainerStatusUnknown", index=1))
+    retries = plan_for(TWO, jobs=(make_job(spec={"backoffLimit": 6}, status={"failed": 2}),), pods=pods).status[
+        "retries"
+    ]
+    assert (retries["error"], retries["nodeLost"]) == (0, 1)
+
+
 def test_a_node_that_never_gets_its_gpu_ends_no_run_that_may_wait() -> None:
     """The first one gives up waiting every half hour, which uses no retry."""
     finetune = make_finetune(spec={"resources": {"nodes": 2}, "maxRetries": 1})

@@ -52,6 +52,16 @@ class PodEnd:
         return claims_success(self.pod)
 
     @cached_property
+    def lost_its_node(self) -> bool:
+        """Whether the cluster or the node took the pod away, which its trainer may not have said to its peers."""
+        return was_disrupted(self.pod) or (self.failure is not None and self.failure.reason is Reason.NODE_LOST)
+
+    @cached_property
+    def stood_still(self) -> bool:
+        """Whether the trainer ended since its training stood still, as one does that waits for a peer."""
+        return self.failure is not None and self.failure.reason is Reason.STALLED and not self.lost_its_node
+
+    @cached_property
     def is_consequence(self) -> bool:
         """Whether the pod ended because another did: its peer is gone, or one that was asked to stop asked it."""
         if self.failure is None or was_disrupted(self.pod):
@@ -136,8 +146,10 @@ def waits_for_peers(end: PodEnd, peers: Sequence[PodEnd]) -> bool:
     return not known and not all(peer.has_ended for peer in peers)
 
 
-def follows_from_a_peer(end: PodEnd, peers: Iterable[PodEnd]) -> bool:
+def follows_from_a_peer(end: PodEnd, peers: Sequence[PodEnd]) -> bool:
     """Whether another pod of the same round is counted in this one's place, or was waited for and is none's fault."""
+    if any(_stood_still_without(end, peer) for peer in peers):
+        return True
     if not end.is_consequence:
         return False
     return any(
@@ -145,9 +157,16 @@ def follows_from_a_peer(end: PodEnd, peers: Iterable[PodEnd]) -> bool:
     )
 
 
-def is_counted_with_a_peer(peers: Iterable[PodEnd], counted: Set[str]) -> bool:
+def is_counted_with_a_peer(end: PodEnd, peers: Iterable[PodEnd], counted: Set[str]) -> bool:
     """Whether the round has its cause already: where each node lost the network, one retry follows for all."""
-    return any(peer.is_cause for peer in peers if peer.pod.uid in counted)
+    causes = (peer for peer in peers if peer.is_cause and not _stood_still_without(peer, end))
+    return any(cause.pod.uid in counted for cause in causes)
+
+
+def _stood_still_without(end: PodEnd, peer: PodEnd) -> bool:
+    """Whether the pod may have stood still since its peer's node was gone: where that lost its power, nothing else says
+    so to those that wait for it."""
+    return end.stood_still and peer.lost_its_node
 
 
 def _was_too_late(peer: PodEnd, end: PodEnd) -> bool:
