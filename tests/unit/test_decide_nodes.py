@@ -185,7 +185,7 @@ STALLED = make_summary(Reason.STALLED, "the training reported no progress for 18
     ("lost", "counts"), [({"reason": "DeletionByTaintManager"}, (0, 1)), ({"status": "False"}, (1, 0))]
 )
 def test_nodes_that_wait_for_one_that_is_silently_lost_use_no_retry(
-    lost: dict[str, str], counts: tuple[int, int]
+    lost: dict[str, Any], counts: tuple[int, int]
 ) -> None:
     """They end as `Stalled` while the pod of the lost one is being deleted; a stall of their own is an error."""
     finetune = make_finetune(spec={"resources": {"nodes": 3}})
