@@ -142,6 +142,20 @@ def test_several_nodes_train_as_one_job_with_a_name_for_each_pod(stage: Stage) -
     eventually(partial(gone, stage.api, stage.path("services", name)), "the Service goes with the resource")
 
 
+def test_the_next_pods_of_several_nodes_come_after_seconds_although_all_of_them_ended(stage: Stage) -> None:
+    """By the number of all that failed the Job would wait ten minutes, from the first round on."""
+    stage.start()
+    stage.apply(resources={"nodes": 7})
+    job = stage.wait_job()
+    for made in (7, 14):
+        pods = [pod for pod in stage.wait_pods(job, made) if pod["status"]["phase"] == "Pending"]
+        for pod in pods:
+            stage.run_pod(pod)
+        for pod in pods:
+            stage.end_pod(pod, 143)
+    stage.wait_pods(job, 21)
+
+
 def test_the_cause_is_reported_when_one_node_ends_all(stage: Stage) -> None:
     """The pod with a final exit code decides; the Job stops the other one."""
     stage.start()

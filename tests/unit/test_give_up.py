@@ -70,12 +70,38 @@ def held_job(minutes: float, *, suspend: bool, **changes: Any) -> JobView:
     return make_job(spec={"suspend": suspend}, status=status, annotations=intent, **changes)
 
 
+def rounds_of_two(number: int) -> tuple[PodView, ...]:
+    """So many rounds of two nodes, all of which were drained, the last one eleven minutes ago."""
+    drained = (condition_object("DisruptionTarget", reason="EvictionByEvictionAPI"),)
+    ends = [ended_pod(143, conditions=drained, index=index) for index in (0, 1)] * number
+    return tuple(dataclasses.replace(pod, name=f"end-{n}", uid=f"end-{n}") for n, pod in enumerate(ends))
+
+
 OF_TWO_NODES = {"pendingTimeoutSeconds": 600, "resources": {"nodes": 2}}
 WAITING: dict[str, tuple[FineTune, JobView, tuple[PodView, ...], float | None]] = {
     "since its Job has started": (IMPATIENT, job_since(4), (), 360),
     "since its pods ceased to run": (ready_since(3), job_since(50), (), 420),
     "since it was resumed": (ready_since(50), job_since(2), (make_pod(),), 480),
     "since its last pod ended": (ready_since(50), job_since(50), (ended_pod(75), make_pod(name="next")), -60),
+    "since its Job may make the next pod": (ready_since(50), job_since(50), (ended_pod(75),), -50),
+    "since its Job may make the next pod, after seven that are gone": (
+        with_status(IMPATIENT, {**ready_since(5).status, "retries": {"preempted": 7}}),
+        job_since(50),
+        (),
+        900,
+    ),
+    "of several nodes, since their Job has made the next pods": (
+        with_status(make_finetune(spec=OF_TWO_NODES), ready_since(11).status),
+        job_since(50),
+        (*rounds_of_two(4), make_pod(created_at=minutes_ago(2)), make_pod(index=1, created_at=minutes_ago(3))),
+        480,
+    ),
+    "of several nodes, since their Job may make the last of the next pods": (
+        with_status(make_finetune(spec=OF_TWO_NODES), ready_since(11).status),
+        job_since(50),
+        (*rounds_of_two(4), make_pod(created_at=minutes_ago(2))),
+        540,
+    ),
     "since its pod was made, where that before was drained unseen": (
         ready_since(50),
         job_since(50),

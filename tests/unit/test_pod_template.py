@@ -296,7 +296,7 @@ def test_one_node_has_neither_service_nor_meeting_point() -> None:
     assert kinds == ["Job", "Job"], "of preflight and training"
     assert "LORA_RENDEZVOUS" not in plain(trainer({}))
     assert "subdomain" not in pod_of(rendered({}, CONFIG))
-    assert "successPolicy" not in rendered({}, CONFIG)["spec"]
+    assert not {"successPolicy", "backoffLimitPerIndex"} & set(rendered({}, CONFIG)["spec"])
 
 
 @pytest.mark.parametrize(("retries", "nodes", "limit"), [(3, 1, 3), (3, 4, 12), (0, 4, 0)])
@@ -304,6 +304,11 @@ def test_a_failure_of_several_nodes_together_counts_as_one(retries: int, nodes: 
     """Each of the pods fails, and each counts for the Job."""
     spec = {"maxRetries": retries, "resources": {"nodes": nodes}}
     assert rendered(spec, CONFIG)["spec"]["backoffLimit"] == limit
+
+
+def test_each_node_waits_by_its_own_failures_for_its_next_pod() -> None:
+    """By those of all, the first round of eight nodes would cost ten minutes. No number of them ends the run."""
+    assert rendered({"resources": {"nodes": 8}}, CONFIG)["spec"]["backoffLimitPerIndex"] == 2**31 - 1
 
 
 def test_the_pod_of_the_preflight_asks_for_no_gpu_and_for_little_else() -> None:

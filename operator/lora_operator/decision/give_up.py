@@ -83,12 +83,11 @@ def pending_left_s(case: Case, job: JobView | None, pods: Sequence[PodView], sit
 
 def _waiting_since(case: Case, job: JobView | None, pods: Sequence[PodView]) -> datetime:
     """Since when not all pods run, the time before the Job, suspended and in a queue not included."""
-    # A pod that waits for a node in vain ends, and waits again. Conditions may have come from a backup.
-    ends = case.rounds.of(job) if job is not None else ()
-    moments = [end.finished_at for end in ends if not case.rounds.waited_in_vain(end)]
-    moments.append(case.finetune.created_at)
-    moments.extend(_ends_of_early_stages(case))
+    # Conditions may have come from a backup.
+    moments = [case.finetune.created_at, *_ends_of_early_stages(case)]
     if job is not None:
+        moments.append(_end_of_backoff(case, job))
+        moments.extend(_ends(case, job))
         moments.append(job.started_at or job.created_at)
         # No condition says when a pod of an early stage ceased to run. And one that was drained is gone, maybe unseen:
         # of one pod at a time, the next is made when the last has ended.
@@ -105,6 +104,30 @@ def _waiting_since(case: Case, job: JobView | None, pods: Sequence[PodView]) -> 
     elif ready or job is None:
         moments.append(case.now)
     return max(moment for moment in [*moments, _BEGINNING] if moment is not None)
+
+
+def _ends(case: Case, job: JobView) -> list[datetime]:
+    """When the Job's pods ended, without those that waited for a node in vain: they end, and wait again."""
+    ends = (end for end in case.rounds.of(job) if not case.rounds.waited_in_vain(end))
+    return [end.finished_at for end in ends if end.finished_at is not None]
+
+
+def _end_of_backoff(case: Case, job: JobView) -> datetime | None:
+    """When the Job has made the next pods or, until it has, when it may: for a while it keeps them back itself.
+
+    The more failed, the longer: 10 seconds to 10 minutes (pkg/controller/job/backoff_utils.go of Kubernetes 1.34).
+    """
+    rounds, ready = case.rounds.of(job), previous_condition(case.finetune, Type.PODS_READY)
+    nodes = case.request.pod.nodes if job.stage == names.TRAIN else 1
+    # Those that were drained are gone: the run's retries count them, and the condition says when.
+    failed = max(sum(end.has_ended for end in rounds), sum(case.retries.counts.values()) * nodes)
+    stopped = parse_instant(ready.get("lastTransitionTime")) if ready.get("status") == "False" else None
+    ended = max([*_ends(case, job), *filter(None, [stopped])], default=None)
+    if not failed or ended is None:
+        return None
+    due = ended + timedelta(seconds=min(10 * 2 ** min(failed - 1, 6), 600))
+    made = {end.index: end.made_at for end in rounds if not end.has_ended}
+    return due if len(made) < nodes else min(due, max(made.values()))
 
 
 def _ends_of_early_stages(case: Case) -> list[datetime | None]:
@@ -127,7 +150,8 @@ def _has_used_up_its_retries(case: Case, scene: Scene, situation: Situation) -> 
     A run whose pods all run goes on: what they do may yet succeed.
     """
     job, pods = scene.job, scene.pods
-    if situation.running or job.suspended or case.used.retries <= case.request.policy.max_retries:
+    used = case.used.retries + case.rounds.lacks_a_node(job)  # then another attempt takes one
+    if situation.running or job.suspended or used <= case.request.policy.max_retries:
         return False
     failed = [pod for pod, _ in failures_of(pods, scene.memory)]
     by_the_job = max(job.failed, sum(not ignored_by_job(pod) for pod in failed))

@@ -98,7 +98,8 @@ def count_ends(before: Retries, rounds: Rounds) -> Retries:
         peers = rounds.peers(end) if cause is not None else []
         if cause is None or waits_for_peers(end, peers):
             continue
-        if not follows_from_a_peer(end, peers) and not is_counted_with_a_peer(peers, counted):
+        follows = follows_from_a_peer(end, peers) or rounds.came_too_late(end)
+        if not follows and not is_counted_with_a_peer(end, peers, counted):
             retries = retries.with_one_more(cause)
         counted.add(pod.uid)
         done.append(pod.uid)

@@ -3,10 +3,12 @@
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
+from datetime import datetime
 from functools import cached_property
 
 from lora_operator.decision.proof import claims_success
 from lora_operator.views.conditions import Finding
+from lora_operator.views.jobs import is_ending
 from lora_operator.views.model import JobView, PodView
 from lora_operator.views.pods import failure_of, has_ended, newest_first, was_disrupted
 from lora_trainer.contract.exit_codes import FINAL, ExitCode
@@ -52,6 +54,16 @@ class PodEnd:
         return claims_success(self.pod)
 
     @cached_property
+    def lost_its_node(self) -> bool:
+        """Whether the cluster or the node took the pod away, which its trainer may not have said to its peers."""
+        return was_disrupted(self.pod) or (self.failure is not None and self.failure.reason is Reason.NODE_LOST)
+
+    @cached_property
+    def stood_still(self) -> bool:
+        """Whether the trainer ended since its training stood still, as one does that waits for a peer."""
+        return self.failure is not None and self.failure.reason is Reason.STALLED and not self.lost_its_node
+
+    @cached_property
     def is_consequence(self) -> bool:
         """Whether the pod ended because another did: its peer is gone, or one that was asked to stop asked it."""
         if self.failure is None or was_disrupted(self.pod):
@@ -83,6 +95,7 @@ class Rounds:
             if end.index < nodes:
                 self._nodes[end.pod.job_uid][end.index].append(end)
         self._ending: dict[str, bool] = {}
+        self._parted_at: dict[str, datetime | None] = {}
         self._peers: dict[PodEnd, list[PodEnd]] = {}
 
     def __iter__(self) -> Iterator[PodEnd]:
@@ -111,6 +124,26 @@ class Rounds:
         """Whether the pod ended since one of its peers had not started."""
         return end.is_consequence and any(_was_too_late(peer, end) for peer in self.peers(end))
 
+    def came_too_late(self, end: PodEnd) -> bool:
+        """Whether the first node's pod was to train again after another node had done its part and was gone: its Job
+        makes no pod again that has succeeded."""
+        parted_at = self._first_parting(end.pod.job_uid)
+        failed = end.failure is not None and end.failure.reason is Reason.PEER_FAILED
+        return failed and end.index == 0 and parted_at is not None and parted_at <= end.made_at
+
+    def lacks_a_node(self, job: JobView) -> bool:
+        """Whether nothing comes of this Job any more, but of another one that makes the pods of all nodes."""
+        if job.suspended or job.deleting or is_ending(job) or self.are_to_end(job.uid):
+            return False
+        return any(map(self.came_too_late, self.of(job)))
+
+    def _first_parting(self, job_uid: str) -> datetime | None:
+        """When the first pod of a Job that does not lead had done its part."""
+        if job_uid not in self._parted_at:
+            done = (end for end in self._of_job.get(job_uid, ()) if end.index and end.pod.phase == "Succeeded")
+            self._parted_at[job_uid] = min((end.finished_at for end in done if end.finished_at), default=None)
+        return self._parted_at[job_uid]
+
     def peers(self, end: PodEnd) -> list[PodEnd]:
         """Pods of other nodes that were there when this one was; of a node that it met, not the pod that is to come."""
         if end not in self._peers:
@@ -136,8 +169,10 @@ def waits_for_peers(end: PodEnd, peers: Sequence[PodEnd]) -> bool:
     return not known and not all(peer.has_ended for peer in peers)
 
 
-def follows_from_a_peer(end: PodEnd, peers: Iterable[PodEnd]) -> bool:
+def follows_from_a_peer(end: PodEnd, peers: Sequence[PodEnd]) -> bool:
     """Whether another pod of the same round is counted in this one's place, or was waited for and is none's fault."""
+    if any(_stood_still_without(end, peer) for peer in peers):
+        return True
     if not end.is_consequence:
         return False
     return any(
@@ -145,9 +180,16 @@ def follows_from_a_peer(end: PodEnd, peers: Iterable[PodEnd]) -> bool:
     )
 
 
-def is_counted_with_a_peer(peers: Iterable[PodEnd], counted: Set[str]) -> bool:
+def is_counted_with_a_peer(end: PodEnd, peers: Iterable[PodEnd], counted: Set[str]) -> bool:
     """Whether the round has its cause already: where each node lost the network, one retry follows for all."""
-    return any(peer.is_cause for peer in peers if peer.pod.uid in counted)
+    causes = (peer for peer in peers if peer.is_cause and not _stood_still_without(peer, end))
+    return any(cause.pod.uid in counted for cause in causes)
+
+
+def _stood_still_without(end: PodEnd, peer: PodEnd) -> bool:
+    """Whether the pod may have stood still since its peer's node was gone: where that lost its power, nothing else says
+    so to those that wait for it."""
+    return end.stood_still and peer.lost_its_node
 
 
 def _was_too_late(peer: PodEnd, end: PodEnd) -> bool:

@@ -18,6 +18,7 @@ from lora_trainer.contract.manifest import API_VERSION, KIND
 
 Manifest = dict[str, Any]
 _NOTHING = Used()
+_UNLIMITED = 2**31 - 1
 
 
 def render_service(finetune: FineTune, train: TrainConfig) -> Manifest:
@@ -89,7 +90,10 @@ def _remembered(used: Used, template: Manifest) -> dict[str, str]:
 def _limits(policy: Policy, used: Used, pods: int) -> Manifest:
     deadline_s = seconds_left(policy, used)
     deadline = {} if deadline_s is None else {"activeDeadlineSeconds": deadline_s}
-    return {"backoffLimit": backoff_limit(policy, used, pods), **deadline}
+    # Each node waits 10 s, 20 s, 40 s with its own rounds for its next pod. By the count of the Job, which each round
+    # raises by all its pods, those of eight nodes would wait ten minutes after the first one.
+    by_index = {"backoffLimitPerIndex": _UNLIMITED} if pods > 1 else {}
+    return {"backoffLimit": backoff_limit(policy, used, pods), **by_index, **deadline}
 
 
 def _metadata(finetune: FineTune, attempt: int, stage: str = names.TRAIN) -> Manifest:
