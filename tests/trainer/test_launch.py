@@ -79,9 +79,9 @@ def test_nodes_meet_at_the_first_one() -> None:
     node = this_node(run, POD)
     program = training_program(run, node, threads=2, grace_s=100)
     found = options(program)
-    assert (found["--nnodes"], found["--node-rank"], found["--nproc-per-node"]) == ("3", "1", "1")
-    assert (found["--master-addr"], found["--master-port"]) == ("tune-x-1-0.tune-x-1", "29400")
-    assert found["--rdzv-conf"] == "timeout=1800"
+    assert (found["--nnodes"], found["--nproc-per-node"]) == ("3", "1")
+    assert found["--rdzv-endpoint"] == "tune-x-1-0.tune-x-1:29400"
+    assert found["--rdzv-conf"] == "rank=1,timeout=1800"
     assert "GLOO_SOCKET_IFNAME" not in program.environment
     assert not node.is_main
     assert this_node(run, {**POD, "JOB_COMPLETION_INDEX": "0"}).is_main

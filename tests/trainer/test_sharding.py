@@ -1,12 +1,14 @@
 """When a base model is divided over GPUs, and what is refused instead."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tests.trainer.conftest import make_config
 
+from lora_trainer.contract import codec
 from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.run_plan import RunPlan
@@ -14,6 +16,8 @@ from lora_trainer.errors import ConfigError, CudaOutOfMemoryError
 from lora_trainer.model.device import Device
 from lora_trainer.model.sharding import divided_over, stream, weight_bytes
 from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.recipe import adapting
+from lora_trainer.recipe.settling import Settled
 
 GIB = 2**30
 H100 = 80 * GIB
@@ -38,6 +42,34 @@ def over(
 def decide(size: float = LLAMA_70B, gpu: int | None = H100, **others: Any) -> bool:
     """Whether it is divided."""
     return over(size, gpu, **others) > 1
+
+
+class Mixed(Ranks):
+    """This process among others, of which one has a GPU of 24 GiB."""
+
+    def gather(self, value: Any, kind: Any) -> list[Any]:
+        """As if the other had been asked."""
+        return [value, codec.decode(kind, 24 * GIB)]
+
+
+def test_processes_with_gpus_of_two_sizes_divide_the_base_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As fits the smallest: who divides it makes groups with the others, who does not would wait for something else."""
+
+    class DividedError(Exception):
+        pass
+
+    def divide(_device: Device, _ranks: Ranks, over: int) -> None:
+        raise DividedError(over)
+
+    monkeypatch.setattr(adapting, "weight_bytes", lambda *_: 50 * GIB)
+    monkeypatch.setattr(adapting, "device_bytes", lambda _device: H100)
+    monkeypatch.setattr(adapting, "mesh_over", divide)
+    settled = Settled(config=make_config(quantization="None"), plan=None)
+    base: Any = SimpleNamespace(folder=tmp_path)
+    with pytest.raises(DividedError, match="8"):
+        adapting.adapted_on_all(settled, base, CPU, None, Mixed(world=8, local_world=8), linear=0)
 
 
 def planned(*, sharded: bool, sharded_over: int | None = None, fits: bool | None = True) -> RunPlan:

@@ -33,6 +33,7 @@ from lora_trainer.places.run_folders import folder_of_run
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks import logs
 from lora_trainer.ranks.activity import begun, heard_by
+from lora_trainer.ranks.deadline import reported_by
 from lora_trainer.ranks.parent import end_with_parent
 from lora_trainer.ranks.reports import Report, Reporter, open_report
 from lora_trainer.recipe.inputs import fetch
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     reporter = Reporter(open_report(options.report), failures_only=silent)
     volumes = Volumes(claims=options.claims, config_maps=options.configmaps)
-    with logs.inherited(os.environ, logging.WARNING if silent else logging.INFO), heard_by(reporter.activity):
+    level = logging.WARNING if silent else logging.INFO
+    with logs.inherited(os.environ, level), heard_by(reporter.activity), reported_by(reporter.failure):
         return guarded(lambda: _run(options, volumes, reporter), reporter)
 
 

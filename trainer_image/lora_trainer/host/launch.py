@@ -24,6 +24,8 @@ _BY_FILES = (
 """How the processes of one node meet, also where its name leads nowhere. A store of torchrun's that listens, as that of
 `--standalone`, asks nobody who they are, is open to the whole network whatever the address, and torchrun unpickles what
 it finds there: any pod of the cluster could run code in this one. `lora_trainer.host.torchrun` names the file."""
+BY_ROUNDS = "lora-rounds"
+"""How the nodes of a run meet: torchrun's name for `lora_trainer.host.rounds`."""
 _NO_OPEN_PORTS = {
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
@@ -96,11 +98,10 @@ def training_program(config: TrainConfig, node: Node, threads: int, *, grace_s: 
     """What a node starts for its part of the training; `threads` are its CPUs, `grace_s` as of the function."""
     if node.nodes == 1:
         return local_program(config, threads, grace_s=grace_s)
-    # Static ranks: the Job makes a lost pod anew under its old number, which finds its place again.
-    place = ("--nnodes", str(node.nodes), "--node-rank", str(node.index))
-    meeting = ("--master-addr", node.address, "--master-port", str(node.port))
-    patience = ("--rdzv-conf", f"timeout={config.stall_timeout_s}")
-    return _torchrun(config, threads, (*place, *meeting, *patience), {}, grace_s)
+    # Fixed ranks: the Job makes a lost pod anew under its old number.
+    place = ("--nnodes", str(node.nodes), "--rdzv-conf", f"rank={node.index},timeout={config.stall_timeout_s}")
+    meeting = ("--rdzv-backend", BY_ROUNDS, "--rdzv-endpoint", f"{node.address}:{node.port}")
+    return _torchrun(config, threads, (*place, *meeting), {}, grace_s)
 
 
 def local_program(config: TrainConfig, threads: int, *, grace_s: float) -> Program:

@@ -20,9 +20,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
 from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.errors import explain, explain_abort, explain_exit
+from lora_trainer.errors import PeerFailedError, explain, explain_abort, explain_exit
 from lora_trainer.host.passed_log import OwnLog
+from lora_trainer.host.rounds import in_rounds
 from lora_trainer.places.temporary import temporary_folder
+from lora_trainer.ranks import logs
 from lora_trainer.ranks.parent import STORE
 from lora_trainer.ranks.reports import Report, Reporter, failure_of_status
 
@@ -63,7 +65,12 @@ def main(arguments: Sequence[str]) -> int:
     log = OwnLog()
     try:
         parsed = get_args_parser().parse_args([*options, f"/proc/{os.getpid()}/fd/{descriptor}"])
-        with _stores(parsed):
+        # The supervisor ends what does not end by itself after this report.
+        with (
+            logs.inherited(os.environ, logging.WARNING),
+            _stores(parsed),
+            in_rounds(lambda: reporter.failure(PeerFailedError("its node is gone or began anew"))),
+        ):
             start(parsed)
     except ChildFailedError as error:
         # A signal before all else: the others can only say that this process is gone.

@@ -31,6 +31,7 @@ from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError, InternalError
 from lora_trainer.model.device import Device
 from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.ranks.deadline import connecting
 
 _GIB = 2**30
 
@@ -114,7 +115,8 @@ def mesh_over(device: Device, ranks: Ranks, over: int) -> Any:
     from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 - as above
 
     shape = (ranks.world,) if over == ranks.world else (ranks.world // over, over)
-    mesh = init_device_mesh(device.torch_device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+    with connecting(ranks.timeout_s):
+        mesh = init_device_mesh(device.torch_device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
     if ranks.timeout_s is not None:
         # Groups within the world's have the library's own time, and the layers' collectives are theirs. PyTorch 2.14
         # has no public function for it.

@@ -30,6 +30,7 @@ from torch import nn
 from lora_trainer.contract import codec
 from lora_trainer.errors import PeerFailedError, explain
 from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.ranks.deadline import connecting
 from lora_trainer.ranks.parent import STORE
 
 T = TypeVar("T")
@@ -121,14 +122,14 @@ def local_rank() -> int:
 def join(device: torch.device, timeout_s: float) -> Iterator[Ranks]:
     """Join the processes that torchrun started; the group of one where it started none.
 
-    A collective that waits longer than `timeout_s` fails. Raises `PeerFailedError`.
+    A collective that waits longer than `timeout_s` fails. Raises `PeerFailedError`; see `connecting`, too.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Ranks()
         return
     on_gpu = device.type == "cuda"
-    with _peers():
+    with _peers(), connecting(timeout_s):
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             init_method=f"file://{os.environ[STORE]}" if STORE in os.environ else "env://",

@@ -30,7 +30,8 @@ def adapted_on_all(
     over = divided_over(
         plan=plan,
         weight_bytes=weight_bytes(base.folder.glob("*.safetensors"), device.dtype, config.quantization, linear),
-        device_bytes=device_bytes(device),
+        # Of the smallest GPU, as of `settle`: all must find the same.
+        device_bytes=min(ranks.gather(device_bytes(device), int | None), key=lambda size: size or 0),
         ranks=ranks,
         config=config,
     )

@@ -1,0 +1,69 @@
+"""Processes that do not come to be connected: the time limit on what waits without one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.trainer.conftest import make_config
+from tests.trainer.runs import PATIENCE_S
+
+from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.contract.reasons import Reason
+from lora_trainer.ranks.reports import Report
+
+_STUCK = """
+import sys, time
+import torch
+import torch.distributed as dist
+from torch.distributed import device_mesh
+from lora_trainer import stage
+from lora_trainer.model.device import Device
+from lora_trainer.model.sharding import mesh_over
+from lora_trainer.ranks.group import Group, join
+dist.init_process_group = device_mesh.init_device_mesh = lambda *_, **__: time.sleep(3600)
+cpu = torch.device("cpu")
+def groups():
+    with join(cpu, 0.1):
+        pass
+def meshes():
+    mesh_over(Device(torch_device=cpu, name="cpu", dtype=torch.float32), Group(world=2, timeout_s=0.1), 2)
+stage._STAGES["train"] = lambda *_: {what}()
+sys.exit(stage.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("what", ["groups", "meshes"])
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_process_that_gets_no_connection_to_the_others_ends_and_names_the_network(
+    tmp_path: Path, what: str, nodes: int
+) -> None:
+    """NCCL waits for ever where its packets do not come through. Those of one node have no network."""
+    config, report = tmp_path / "config.json", tmp_path / "report"
+    config.write_text(make_config().to_json())
+    report.touch()
+    arguments = ["train", "--config", config, "--claims", tmp_path, "--configmaps", tmp_path, "--report", report]
+    places = {"WORLD_SIZE": "2", "RANK": "0", **({"LORA_PROCESS_STORE": str(tmp_path / "store")} if nodes == 1 else {})}
+    command = [sys.executable, "-c", _STUCK.format(what=what), *map(str, arguments)]
+    ended = subprocess.run(command, env={**os.environ, **places}, timeout=PATIENCE_S, check=False)
+    assert ended.returncode == ExitCode.PEER_FAILED
+    failure = Report.from_line(report.read_text()).failure
+    assert failure is not None
+    assert failure.reason is Reason.PEER_FAILED
+    remedy = "set NCCL_SOCKET_IFNAME in defaults.environment to the nodes' common network interface)"
+    assert (remedy in failure.message) == (nodes > 1)
+    assert "no connections between all processes within 0 s" in failure.message
+
+
+def test_work_that_is_done_in_time_is_left_alone() -> None:
+    """However long the process goes on."""
+    program = """
+import time
+from lora_trainer.errors import PeerFailedError
+from lora_trainer.ranks.deadline import within
+with within(0.2, PeerFailedError("late")):
+    pass
+time.sleep(1)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=PATIENCE_S, check=False).returncode == 0

@@ -1,0 +1,131 @@
+"""How torchrun meets the other nodes at node 0's store, and learns that their round is over.
+
+When all nodes have come, each starts its processes. When one comes again after that, since the Job made its lost pod
+anew, the others still have processes that nothing can join: their round is over, and it waits for the next. By itself
+torchrun would give it the rank that it had, and its processes would wait for hours for those of the round before.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import DistError, Store  # type: ignore[attr-defined]
+from torch.distributed.elastic.rendezvous import (
+    RendezvousInfo,
+    RendezvousParameters,
+    rendezvous_handler_registry,
+)
+from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
+from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
+
+from lora_trainer.errors import PeerFailedError
+from lora_trainer.host.launch import BY_ROUNDS
+
+log = logging.getLogger(__name__)
+LOOK_S = 5.0
+"""How often a node looks whether its round is over."""
+PATIENCE_S = 30.0
+"""How long after node 0's end the processes of another node may take to end by themselves: most were asked to, or have
+a better reason than this."""
+_HERE, _JOINED, _OVER = "lora/here/{}", "lora/joined/{}", "lora/over"
+"""Keys in the store of a round, which ends with node 0."""
+
+
+class Watch:
+    """Calls `on_over` once, from a thread of its own, when the round is over and processes of this node are left."""
+
+    def __init__(self, on_over: Callable[[], None]) -> None:
+        self._on_over = on_over
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, store: Store) -> None:
+        """Watch the store of a round until `stop`."""
+        self._thread = threading.Thread(target=self._watch, args=(store,), name="round", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no longer. A thread that is within PyTorch when Python ends would abort the process: it is waited for,
+        but not where a node without power does not answer it."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(2 * LOOK_S)
+
+    def _watch(self, store: Store) -> None:
+        while not self._ended.wait(LOOK_S):
+            # Without processes torchrun only waits until those of the other nodes have ended well.
+            if self._over(store) and _has_children():
+                self._on_over()
+                return
+
+    def _over(self, store: Store) -> bool:
+        try:
+            return store.check([_OVER])
+        except DistError:
+            return not self._ended.wait(PATIENCE_S)
+
+
+class Rounds(StaticTCPRendezvous):
+    """torchrun's rendezvous of nodes with fixed numbers, none of which comes twice into one round."""
+
+    def __init__(self, parameters: RendezvousParameters, watch: Watch) -> None:
+        host, port = parse_rendezvous_endpoint(parameters.endpoint, default_port=-1)
+        rank, self._timeout_s = (int(parameters.config[name]) for name in ("rank", "timeout"))
+        super().__init__(host, port, rank, parameters.max_nodes, parameters.run_id, self._timeout_s)
+        self._watch = watch
+
+    def get_backend(self) -> str:
+        """The name that `torchrun` knows it by."""
+        return BY_ROUNDS
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Wait for all nodes of a round in which this one has not been yet. Raises `DistError` where one does not come
+        in time, and `PeerFailedError` where the round before does not end."""
+        joined = _JOINED.format(self.rank)
+        while True:
+            met: RendezvousInfo = super().next_rendezvous()
+            store: Any = self._store
+            if not store.check([joined]):
+                break
+            self._wait_for_the_end_of(store)
+            self._store = None
+        store.set(_HERE.format(self.rank), "")
+        # Until then a lost node has started nothing: who takes its place joins the same round.
+        store.wait([_HERE.format(node) for node in range(self.world_size)], timedelta(seconds=self._timeout_s))
+        store.set(joined, "")
+        self._watch.start(store)
+        return met
+
+    def _wait_for_the_end_of(self, store: Store) -> None:
+        log.warning("node 0 is still in the round that this node was lost from: waiting for its end")
+        until = time.monotonic() + self._timeout_s
+        with contextlib.suppress(DistError):
+            store.set(_OVER, "")
+            while store.check([_OVER]):
+                if time.monotonic() > until:
+                    raise PeerFailedError(f"node 0 did not end the round before within {self._timeout_s} s")
+                time.sleep(LOOK_S)
+
+
+@contextlib.contextmanager
+def in_rounds(on_over: Callable[[], None]) -> Iterator[None]:
+    """Have torchrun know the rendezvous `BY_ROUNDS`, which calls `on_over` as of `Watch`."""
+    watch = Watch(on_over)
+    rendezvous_handler_registry.register(BY_ROUNDS, lambda parameters: Rounds(parameters, watch))
+    try:
+        yield
+    finally:
+        watch.stop()
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True

@@ -1,0 +1,54 @@
+"""A time limit on what has none of its own and hears no signal, such as the making of NCCL's communicators."""
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+
+from lora_trainer.errors import PeerFailedError, TrainerError
+from lora_trainer.ranks.parent import STORE
+
+log = logging.getLogger(__name__)
+_reporting: ContextVar[Callable[[TrainerError], None] | None] = ContextVar("reporting", default=None)
+
+
+@contextlib.contextmanager
+def reported_by(report: Callable[[TrainerError], None]) -> Iterator[None]:
+    """Have `report` called with the error of a limit that this thread's work exceeds in the meantime."""
+    token = _reporting.set(report)
+    try:
+        yield
+    finally:
+        _reporting.reset(token)
+
+
+@contextlib.contextmanager
+def within(seconds: float, error: TrainerError) -> Iterator[None]:
+    """End the process for `error` where the block takes longer: nothing could be raised in it."""
+    timer = threading.Timer(seconds, _end, (error, _reporting.get()))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def connecting(timeout_s: float | None) -> contextlib.AbstractContextManager[None]:
+    """End the process with `PeerFailedError` where the block does not connect it with the others within twice
+    `timeout_s`: once for those that come late, and once for the connections. NCCL waits for ever for one that does not
+    come through, gloo five times as long as it is given."""
+    if timeout_s is None:
+        return contextlib.nullcontext()
+    late = f"no connections between all processes within {2 * timeout_s:.0f} s"
+    network = "if this lasts, set NCCL_SOCKET_IFNAME in defaults.environment to the nodes' common network interface"
+    return within(2 * timeout_s, PeerFailedError(late if STORE in os.environ else f"{late}; {network}"))
+
+
+def _end(error: TrainerError, report: Callable[[TrainerError], None] | None) -> None:
+    log.error("%s: %s", error.reason.value, error)
+    if report is not None:
+        report(error)
+    os._exit(error.code)
