@@ -49,7 +49,7 @@ def convert(text: str, *, name: str, tool: str | None = None, gpus: int | None =
     if tool not in TOOLS:
         raise ClientError(f"--from is {tool}: must be one of {', '.join(TOOLS)}")
     title, rules = TOOLS[tool]
-    only_supervised(title, options, found.words)
+    only_supervised(title, options, found.arguments)
     conversion = Conversion(tool=title, options=options)
     try:
         rules(conversion, gpus)

@@ -23,7 +23,7 @@ _PREFERENCE = (
 """Options that supervised fine-tuning has not: Axolotl's, then those of TRL's other trainers."""
 
 
-def only_supervised(tool: str, options: Mapping[str, Any], words: Sequence[str]) -> None:
+def only_supervised(tool: str, options: Mapping[str, Any], arguments: Sequence[str]) -> None:
     """Raises `ClientError` for a run that learns preferences or rewards, or that goes on with pretraining."""
     stage = str(options.get("stage") or "sft")
     if stage == "pt" or options.get("pretraining_dataset"):
@@ -32,7 +32,7 @@ def only_supervised(tool: str, options: Mapping[str, Any], words: Sequence[str])
             f"{what}: only supervised fine-tuning can be converted; for plain text, write a manifest with "
             "dataset.format: Text, by lora init"
         )
-    other = _other(stage, options, words)
+    other = _other(stage, options, arguments)
     if other:
         raise ClientError(
             f"{printable(other)}: only supervised fine-tuning can be converted, since preference and reward training "
@@ -40,14 +40,14 @@ def only_supervised(tool: str, options: Mapping[str, Any], words: Sequence[str])
         )
 
 
-def _other(stage: str, options: Mapping[str, Any], words: Sequence[str]) -> str:
+def _other(stage: str, options: Mapping[str, Any], arguments: Sequence[str]) -> str:
     """What says that the run is another one; empty where nothing does."""
     if stage != "sft":
         return f"stage is {stage[:60]}"
-    verb = next((verb for word, verb in pairwise(words) if word == "trl"), "")
+    verb = next((verb for argument, verb in pairwise(arguments) if argument == "trl"), "")
     if re.fullmatch(_OTHERS, verb):
         return f"The command is trl {verb}"
-    script = next(filter(_SCRIPT.fullmatch, words), "")
+    script = next(filter(_SCRIPT.fullmatch, arguments), "")
     if script:
         return f"The script is {script[:60]}"
     if loss := _LOSS.search(str(options.get("loss_type"))):

@@ -24,7 +24,7 @@ _PART = re.compile(
     (?P<comment>\#[^\n]*)
     | (?P<line>\n)
     | (?P<operator>\d?[<>] | [|&;])
-    | (?P<word>(?:\$\([^()'"]*\) | \\. | '[^']*' | "(?:\\.|[^"\\])*" | [^\s|&;<>'"\\])+)
+    | (?P<argument>(?:\$\([^()'"]*\) | \\. | '[^']*' | "(?:\\.|[^"\\])*" | [^\s|&;<>'"\\])+)
     | (?P<unfinished>['"])
     """,
     re.VERBOSE | re.DOTALL,
@@ -34,10 +34,10 @@ _PART = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Read:
-    """The options of a text, and for a command line all of its words."""
+    """The options of a text, and for a command line all of its arguments."""
 
     options: Mapping[str, Any]
-    words: Sequence[str] = ()
+    arguments: Sequence[str] = ()
 
 
 def read(text: str) -> Read:
@@ -46,7 +46,9 @@ def read(text: str) -> Read:
     # A command on one line that ends in JSON is YAML, too, with most of it as a key.
     if isinstance(document, Mapping) and document and all(_NAME.fullmatch(str(key)) for key in document):
         return Read(options=dict(document))
-    commands = [Read(options=_options(words), words=words) for words in _commands(text.removeprefix("\ufeff"))]
+    commands = [
+        Read(options=_options(arguments), arguments=arguments) for arguments in _commands(text.removeprefix("\ufeff"))
+    ]
     found = max(commands, key=lambda command: len(command.options), default=Read(options={}))
     if found.options:
         return found
@@ -73,43 +75,43 @@ def _document(text: str) -> tuple[Any, str]:
 
 
 def _commands(text: str) -> Iterator[Sequence[str]]:
-    """The words of each command, without their quotes. What comes behind an operator is another command; a new line is
-    one unless it begins with an option."""
-    words: list[str] = []
+    """The arguments of each command, without their quotes. What comes behind an operator is another command; a new line
+    is one unless it begins with an option."""
+    arguments: list[str] = []
     ended = ""
     for part in _PART.finditer(_CONTINUED.sub(" ", text)):
         kind = part.lastgroup
         if kind == "unfinished":
             return
-        if kind == "word":
-            word = " ".join(shlex.split(part[0]))
-            if ended == "operator" or (ended == "line" and not _OPTION.match(word)):
-                yield words
-                words = []
+        if kind == "argument":
+            argument = " ".join(shlex.split(part[0]))
+            if ended == "operator" or (ended == "line" and not _OPTION.match(argument)):
+                yield arguments
+                arguments = []
             ended = ""
-            words.append(word)
+            arguments.append(argument)
         elif kind != "comment" and ended != "operator":
             ended = str(kind)
-    yield words
+    yield arguments
 
 
-def _options(words: Sequence[str]) -> dict[str, Any]:
+def _options(arguments: Sequence[str]) -> dict[str, Any]:
     """`--name value`, `--name=value`, `--switch`; several values become a list."""
     given: dict[str, list[Any]] = {}
     name = ""
-    for word in words:
-        if _OPTION.match(word):
-            name, equals, value = word[2:].partition("=")
+    for argument in arguments:
+        if _OPTION.match(argument):
+            name, equals, value = argument[2:].partition("=")
             name = name.replace("-", "_")
             given[name] = [_value(value)] if equals else []
         elif name:
-            given[name].append(_value(word))
+            given[name].append(_value(argument))
     given.pop("", None)
     return {name: values[0] if len(values) == 1 else values or True for name, values in given.items()}
 
 
-def _value(word: str) -> Any:
+def _value(argument: str) -> Any:
     try:
-        return json.loads(word.lower() if word in ("True", "False") else word)
+        return json.loads(argument.lower() if argument in ("True", "False") else argument)
     except ValueError:
-        return word
+        return argument

@@ -365,7 +365,7 @@ def rest(c: Conversion) -> None:
 
 def _names(texts: Iterable[str]) -> frozenset[str]:
     """The options in them, each without what is in its brackets."""
-    return frozenset(word.partition("[")[0] for text in texts for word in text.replace(",", " ").split())
+    return frozenset(name.partition("[")[0] for text in texts for name in text.replace(",", " ").split())
 
 
 Tool = Callable[[Conversion, int | None], None]
