@@ -132,50 +132,18 @@ def test_of_many_nodes_only_what_failed_is_counted_and_by_the_job_too(reason: st
     assert stated(plan, "Failed")[0] == ("True" if retries else "Unknown")
 
 
-PARTED = ended_pod(
-    0,
-    Summary(reason=Reason.SUCCEEDED, message="this node's part is done").to_message(),
-    index=1,
-    created_at=minutes_ago(120),
-    ended_at=minutes_ago(40),
-)
-ALONE = ended_pod(76, PEER, index=0, created_at=minutes_ago(35), ended_at=minutes_ago(1))
-
-
-@pytest.mark.parametrize(("retries", "deleted"), [(1, 1), (0, 0)])
-def test_a_training_that_must_be_repeated_without_a_node_that_is_done_begins_with_another_job(
-    retries: int, deleted: int
-) -> None:
-    """No Job makes a pod again that has succeeded. The first node's end counts as nothing; the next attempt is a retry,
-    without which the run fails at once."""
-    finetune = make_finetune(spec={"resources": {"nodes": 2}, "maxRetries": retries}, status={"attempt": 1})
-    job = make_job(spec={"backoffLimit": 2 * retries}, status={"succeeded": 1})
-    plan = plan_for(finetune, jobs=(job,), pods=(ALONE, PARTED))
-    assert [(ref.kind, ref.uid) for ref in plan.delete] == [("Job", job.uid)] * deleted
-    assert plan.read_first
-    assert plan.status["retries"]["error"] == 0
-    assert stated(plan, "Failed") == (("Unknown", "Restarting") if deleted else ("True", "PeerFailed"))
-    stopping = plan_for(finetune, jobs=(dataclasses.replace(job, deleting=True),), pods=(ALONE, PARTED))
-    assert (stopping.delete, stated(stopping)) == ((), ("Unknown", "Restarting"))
-    again = plan_for(with_status(finetune, plan.status), pods=(ALONE, PARTED), former_jobs=(job,))
-    assert [obj["metadata"]["name"] for obj in again.create] == [job_name(2), job_name(2)] * deleted
-
-
-@pytest.mark.parametrize(
-    "pods",
-    [
-        (dataclasses.replace(ALONE, created_at=minutes_ago(120)), PARTED),
-        (dataclasses.replace(ALONE, index=2), PARTED),
-        (ended_pod(74, index=0, created_at=minutes_ago(35)), PARTED),
-        (ALONE,),
-        (ALONE, PARTED, ended_pod(0, make_summary().to_message(), name="published")),
-    ],
-    ids=["the node left later", "it does not lead", "it failed on its own", "no node is done", "the result is there"],
-)
-def test_a_job_that_may_yet_succeed_is_kept(pods: tuple[PodView, ...]) -> None:
-    """It retries what failed."""
-    finetune = make_finetune(spec={"resources": {"nodes": 3}}, status={"attempt": 1})
-    assert plan_for(finetune, jobs=(make_job(spec={"backoffLimit": 9}),), pods=pods).delete == ()
+def test_a_first_node_that_must_train_again_without_one_that_is_done_uses_retries() -> None:
+    """No Job makes a pod again that has succeeded. Its user may delete it; the operator deletes no Job that goes on."""
+    done = ended_pod(
+        0,
+        Summary(reason=Reason.SUCCEEDED, message="this node's part is done").to_message(),
+        index=1,
+        created_at=minutes_ago(120),
+        ended_at=minutes_ago(40),
+    )
+    alone = ended_pod(76, PEER, index=0, created_at=minutes_ago(35), ended_at=minutes_ago(1))
+    plan = plan_for(TWO, jobs=(make_job(spec={"backoffLimit": 6}, status={"succeeded": 1}),), pods=(alone, done))
+    assert (plan.status["retries"]["error"], plan.delete) == (1, ())
 
 
 STALLED = make_summary(Reason.STALLED, "the training reported no progress for 1800 s").to_message()

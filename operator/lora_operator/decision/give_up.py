@@ -150,8 +150,7 @@ def _has_used_up_its_retries(case: Case, scene: Scene, situation: Situation) -> 
     A run whose pods all run goes on: what they do may yet succeed.
     """
     job, pods = scene.job, scene.pods
-    used = case.used.retries + case.rounds.lacks_a_node(job)  # then another attempt takes one
-    if situation.running or job.suspended or used <= case.request.policy.max_retries:
+    if situation.running or job.suspended or case.used.retries <= case.request.policy.max_retries:
         return False
     failed = [pod for pod, _ in failures_of(pods, scene.memory)]
     by_the_job = max(job.failed, sum(not ignored_by_job(pod) for pod in failed))

@@ -98,8 +98,7 @@ def count_ends(before: Retries, rounds: Rounds) -> Retries:
         peers = rounds.peers(end) if cause is not None else []
         if cause is None or waits_for_peers(end, peers):
             continue
-        follows = follows_from_a_peer(end, peers) or rounds.came_too_late(end)
-        if not follows and not is_counted_with_a_peer(end, peers, counted):
+        if not follows_from_a_peer(end, peers) and not is_counted_with_a_peer(end, peers, counted):
             retries = retries.with_one_more(cause)
         counted.add(pod.uid)
         done.append(pod.uid)

@@ -3,12 +3,10 @@
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
-from datetime import datetime
 from functools import cached_property
 
 from lora_operator.decision.proof import claims_success
 from lora_operator.views.conditions import Finding
-from lora_operator.views.jobs import is_ending
 from lora_operator.views.model import JobView, PodView
 from lora_operator.views.pods import failure_of, has_ended, newest_first, was_disrupted
 from lora_trainer.contract.exit_codes import FINAL, ExitCode
@@ -95,7 +93,6 @@ class Rounds:
             if end.index < nodes:
                 self._nodes[end.pod.job_uid][end.index].append(end)
         self._ending: dict[str, bool] = {}
-        self._parted_at: dict[str, datetime | None] = {}
         self._peers: dict[PodEnd, list[PodEnd]] = {}
 
     def __iter__(self) -> Iterator[PodEnd]:
@@ -123,26 +120,6 @@ class Rounds:
     def waited_in_vain(self, end: PodEnd) -> bool:
         """Whether the pod ended since one of its peers had not started."""
         return end.is_consequence and any(_was_too_late(peer, end) for peer in self.peers(end))
-
-    def came_too_late(self, end: PodEnd) -> bool:
-        """Whether the first node's pod was to train again after another node had done its part and was gone: its Job
-        makes no pod again that has succeeded."""
-        parted_at = self._first_parting(end.pod.job_uid)
-        failed = end.failure is not None and end.failure.reason is Reason.PEER_FAILED
-        return failed and end.index == 0 and parted_at is not None and parted_at <= end.made_at
-
-    def lacks_a_node(self, job: JobView) -> bool:
-        """Whether nothing comes of this Job any more, but of another one that makes the pods of all nodes."""
-        if job.suspended or job.deleting or is_ending(job) or self.are_to_end(job.uid):
-            return False
-        return any(map(self.came_too_late, self.of(job)))
-
-    def _first_parting(self, job_uid: str) -> datetime | None:
-        """When the first pod of a Job that does not lead had done its part."""
-        if job_uid not in self._parted_at:
-            done = (end for end in self._of_job.get(job_uid, ()) if end.index and end.pod.phase == "Succeeded")
-            self._parted_at[job_uid] = min((end.finished_at for end in done if end.finished_at), default=None)
-        return self._parted_at[job_uid]
 
     def peers(self, end: PodEnd) -> list[PodEnd]:
         """Pods of other nodes that were there when this one was; of a node that it met, not the pod that is to come."""

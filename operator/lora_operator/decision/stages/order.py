@@ -30,18 +30,11 @@ def superseded(case: Case) -> tuple[JobView, ...]:
     """Jobs that go on and must not.
 
     They are of an earlier attempt: a request of an operator that was cut off, say, may make one long after another
-    operator has gone on. Or of a stage that there is no more, or not yet: another release made them. Or the present one
-    cannot make all its pods again, and there is a retry for the next.
+    operator has gone on. Or of a stage that there is no more, or not yet: another release made them.
     """
     known, attempt = {stage.name for stage in STAGES}, case.children.attempt
-    is_left = case.used.retries < case.request.policy.max_retries
     going = (job for job in case.children.jobs if ending_of(job) is None)
-    return tuple(
-        job
-        for job in going
-        if job.stage not in known
-        or (job.stage == TRAIN.name and (job.attempt < attempt or (is_left and case.rounds.lacks_a_node(job))))
-    )
+    return tuple(j for j in going if j.stage not in known or (j.stage == TRAIN.name and j.attempt < attempt))
 
 
 def latest_job(case: Case) -> JobView | None:
