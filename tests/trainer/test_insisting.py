@@ -69,9 +69,9 @@ def insist(stages: Stages) -> Failure | None:
     return None
 
 
-@pytest.mark.parametrize("code", [ExitCode.TRANSIENT, ExitCode.STORAGE, ExitCode.GPU_FAULT])
+@pytest.mark.parametrize("code", [ExitCode.TRANSIENT, ExitCode.STORAGE, ExitCode.GPU_FAULT, ExitCode.PEER_FAILED])
 def test_what_passes_costs_no_pod(monkeypatch: pytest.MonkeyPatch, code: ExitCode) -> None:
-    """A server that answers again, a volume that has room, a GPU that is back."""
+    """A server that answers again, a volume that has room, a GPU that is back, processes that find each other."""
     stages = scripted(monkeypatch, failure(code), failure(code), None)
     assert insist(stages) is None
     assert stages.pauses == [5, 10]

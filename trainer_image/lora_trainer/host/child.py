@@ -30,7 +30,7 @@ PATIENCE_S = 300.0
 """How long after its first failure a stage is still tried again that is behind the training."""
 PAUSES_S = 5.0, 60.0
 """The first pause before that, and the longest; each is twice the one before."""
-_PASSING = (ExitCode.GPU_FAULT, ExitCode.STORAGE, ExitCode.TRANSIENT)
+_PASSING = (ExitCode.GPU_FAULT, ExitCode.STORAGE, ExitCode.TRANSIENT, ExitCode.PEER_FAILED)
 """A stage that ended with these may well do without another pod."""
 
 _ALLOCATOR_NAMES = frozenset({"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"})
