@@ -19,6 +19,7 @@ from lora_trainer.contract.config import DeviceConfig, TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode, reason_of
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.summary import Summary
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError, explain_exit
 from lora_trainer.host.child import StageFailedError, Stages
 from lora_trainer.host.launch import ONE_PROCESS, Node, Program, grace_s, this_node, training_program
@@ -214,6 +215,14 @@ def test_processes_that_find_that_the_run_does_not_fit_end_alike(
     ending = supervisor._failed(caught.value.failure)
     assert (ending.code, ending.summary.reason) == (64, Reason.DOES_NOT_FIT)
     assert (ending.summary.plan, ending.summary.message) == (failing_stage.PLAN, failing_stage.PLAN.reason)
+
+
+def test_a_pod_says_in_its_summary_that_its_round_was_over(tmp_path: Path) -> None:
+    """By which the operator knows that it counts for no retry."""
+    supervisor = Supervisor(config=config(), settings=Settings(volumes=Volumes(), port=None, work=tmp_path))
+    ended = supervisor._failed(dataclasses.replace(GONE, round_over=True))
+    assert Summary.from_message(ended.summary.to_message()).round_over
+    assert "round_over" not in supervisor._failed(GONE).summary.to_message()
 
 
 def test_a_process_that_fails_takes_those_along_that_wait_for_it(

@@ -107,7 +107,7 @@ def test_a_node_that_comes_again_ends_the_round_and_takes_part_in_the_next(start
     again = start(1)
     failure = first.end()
     assert failure is not None
-    assert failure.reason is Reason.PEER_FAILED
+    assert (failure.code, failure.reason, failure.round_over) == (76, Reason.PEER_FAILED, True)
     assert not again.joined.is_set()
     assert (start(0).end(), again.end()) == (None, None)
 

@@ -146,6 +146,37 @@ def test_a_first_node_that_must_train_again_without_one_that_is_done_uses_retrie
     assert (plan.status["retries"]["error"], plan.delete) == (1, ())
 
 
+ROUND_OVER = make_summary(Reason.PEER_FAILED, "its node is gone or began anew", round_over=True).to_message()
+
+
+@pytest.mark.parametrize(("message", "errors"), [(ROUND_OVER, 0), (PEER, 1)])
+def test_a_round_that_ended_since_a_lost_node_came_again_uses_no_retry(message: str, errors: int) -> None:
+    """The lost pod was counted and is known no more: the round ends once its successor is there. All that a pod says
+    otherwise is that another one ended, which must be counted once."""
+    counted = {"preempted": 0, "outOfMemory": 0, "nodeLost": 1, "error": 0, "counted": ["uid-of-gone"]}
+    spec, status = {"resources": {"nodes": 2}, "maxRetries": 0}, {"attempt": 1, "retries": counted}
+    finetune, job = make_finetune(spec=spec, status=status), make_job(spec={"backoffLimit": 0})
+    met = ended_pod(76, message, index=0, created_at=minutes_ago(55), ended_at=minutes_ago(20))
+    again = running_pod(index=1, name="again", created_at=minutes_ago(32))
+    first = plan_for(finetune, jobs=(job,), pods=(met, again))
+    assert first.status["retries"]["error"] == 0
+    assert (met.uid in first.status["retries"]["counted"]) is not bool(errors)
+    part = Summary(reason=Reason.SUCCEEDED, message="this node's part is done").to_message()
+    done = ended_pod(0, part, index=1, name="again", created_at=minutes_ago(32), ended_at=minutes_ago(2))
+    next_one = running_pod(index=0, name="next", created_at=minutes_ago(19))
+    plan = plan_for(with_status(finetune, first.status), jobs=(job,), pods=(met, next_one, done))
+    assert (plan.status["retries"]["nodeLost"], plan.status["retries"]["error"]) == (1, errors)
+
+
+@pytest.mark.parametrize("message", [ROUND_OVER, PEER])
+def test_of_a_round_that_ended_for_a_known_cause_only_that_is_counted(message: str) -> None:
+    """In whatever words the others say that they ended with it."""
+    cause = ended_pod(74, index=1)
+    pods = (ended_pod(76, message, index=0), cause)
+    retries = plan_for(TWO, jobs=(make_job(spec={"backoffLimit": 6}),), pods=pods).status["retries"]
+    assert (retries["error"], retries["nodeLost"]) == (1, 0)
+
+
 STALLED = make_summary(Reason.STALLED, "the training reported no progress for 1800 s").to_message()
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from lora_operator.decision.proof import claims_success
 from lora_operator.views.conditions import Finding
 from lora_operator.views.model import JobView, PodView
-from lora_operator.views.pods import failure_of, has_ended, newest_first, was_disrupted
+from lora_operator.views.pods import failure_of, has_ended, newest_first, summary_of, was_disrupted
 from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.reasons import Reason
 
@@ -68,6 +68,12 @@ class PodEnd:
             return False
         asked_by_a_peer = self.was_asked_to_stop and not self.pod.deleting
         return self.failure.reason is Reason.PEER_FAILED or asked_by_a_peer
+
+    @cached_property
+    def met_the_end_of_its_round(self) -> bool:
+        """Whether the trainer ended since another node had ended their round, as one does whose pod was made anew."""
+        summary = summary_of(self.pod)
+        return self.is_consequence and summary is not None and summary.round_over is True
 
     @cached_property
     def is_cause(self) -> bool:
@@ -140,15 +146,18 @@ def _met(end: PodEnd, others: Sequence[PodEnd]) -> list[PodEnd]:
 
 def waits_for_peers(end: PodEnd, peers: Sequence[PodEnd]) -> bool:
     """Whether the pod that is to blame may yet be known: this one ended because another did."""
-    if not end.is_consequence:
+    if not end.is_consequence or end.met_the_end_of_its_round:
         return False
     known = any(peer.is_cause or _was_too_late(peer, end) for peer in peers)
     return not known and not all(peer.has_ended for peer in peers)
 
 
 def follows_from_a_peer(end: PodEnd, peers: Sequence[PodEnd]) -> bool:
-    """Whether another pod of the same round is counted in this one's place, or was waited for and is none's fault."""
-    if any(_stood_still_without(end, peer) for peer in peers):
+    """Whether another pod of the same round is counted in this one's place, or was waited for and is none's fault.
+
+    A round is ended after its cause: the lost pod was counted when it went, and may be known no more.
+    """
+    if end.met_the_end_of_its_round or any(_stood_still_without(end, peer) for peer in peers):
         return True
     if not end.is_consequence:
         return False

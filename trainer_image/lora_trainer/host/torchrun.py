@@ -6,6 +6,7 @@ these open the pipe by its path.
 """
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -26,8 +27,9 @@ from lora_trainer.host.rounds import in_rounds
 from lora_trainer.places.temporary import temporary_folder
 from lora_trainer.ranks import logs
 from lora_trainer.ranks.parent import STORE
-from lora_trainer.ranks.reports import Report, Reporter, failure_of_status
+from lora_trainer.ranks.reports import Failure, Report, Reporter, failure_of_status
 
+_ROUND_OVER = dataclasses.replace(Failure.of(PeerFailedError("its node is gone or began anew")), round_over=True)
 _STACK_S = 0.2
 """Time for a process to write its stack before the next one does."""
 
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         with (
             logs.inherited(os.environ, logging.WARNING),
             _stores(parsed),
-            in_rounds(lambda: reporter.failure(PeerFailedError("its node is gone or began anew"))),
+            in_rounds(lambda: reporter.send(Report(failure=_ROUND_OVER))),
         ):
             start(parsed)
     except ChildFailedError as error:

@@ -50,11 +50,12 @@ class GpuMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a stage ended; `message` is one sentence."""
+    """Why a stage ended; `message` is one sentence. `round_over` as of `Summary`."""
 
     code: int
     reason: Reason
     message: str
+    round_over: bool | None = None
 
     @classmethod
     def of(cls, error: TrainerError) -> "Failure":
