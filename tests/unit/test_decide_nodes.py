@@ -211,6 +211,31 @@ def test_nodes_that_wait_for_a_container_that_its_node_lost_use_no_retry() -> No
     assert (retries["error"], retries["nodeLost"]) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    "successor",
+    [
+        make_pod(index=1, node="", created_at=minutes_ago(28)),
+        make_pod(index=1, created_at=minutes_ago(28)),
+        running_pod(
+            index=1, created_at=minutes_ago(28), state={"running": {"startedAt": instant(minutes_ago(1))}}
+        ),
+    ],
+    ids=["without a node", "starting", "started since"],
+)
+def test_nodes_that_stand_still_until_the_successor_of_a_lost_pod_has_its_node_use_no_retry(successor: PodView) -> None:
+    """The lost pod was counted and is known no more. One that had started explains nothing."""
+    waited = ended_pod(75, STALLED, index=0, created_at=minutes_ago(55), ended_at=minutes_ago(2))
+    job = make_job(spec={"backoffLimit": 6}, status={"failed": 1})
+    status = plan_for(TWO, jobs=(job,), pods=(waited, successor)).status
+    assert status["retries"]["error"] == 0
+    assert status["retries"]["counted"] == [waited.uid]
+    met = running_pod(index=1, created_at=minutes_ago(55))
+    assert plan_for(TWO, jobs=(job,), pods=(waited, met)).status["retries"]["error"] == 1
+    stalled = ended_pod(75, STALLED, index=1, created_at=minutes_ago(55), ended_at=minutes_ago(20))
+    both = plan_for(TWO, jobs=(job,), pods=(waited, stalled, dataclasses.replace(successor, uid="next")))
+    assert both.status["retries"]["error"] == 1
+
+
 def test_a_node_that_never_gets_its_gpu_ends_no_run_that_may_wait() -> None:
     """The first one gives up waiting every half hour, which uses no retry."""
     finetune = make_finetune(spec={"resources": {"nodes": 2}, "maxRetries": 1})

@@ -174,8 +174,8 @@ def is_counted_with_a_peer(end: PodEnd, peers: Iterable[PodEnd], counted: Set[st
 
 def _stood_still_without(end: PodEnd, peer: PodEnd) -> bool:
     """Whether the pod may have stood still since its peer's node was gone: where that lost its power, nothing else says
-    so to those that wait for it."""
-    return end.stood_still and peer.lost_its_node
+    so to those that wait for it. The lost pod may be known no more, and its successor not have started."""
+    return end.stood_still and (peer.lost_its_node or _was_too_late(peer, end))
 
 
 def _was_too_late(peer: PodEnd, end: PodEnd) -> bool:
