@@ -216,9 +216,7 @@ def test_nodes_that_wait_for_a_container_that_its_node_lost_use_no_retry() -> No
     [
         make_pod(index=1, node="", created_at=minutes_ago(28)),
         make_pod(index=1, created_at=minutes_ago(28)),
-        running_pod(
-            index=1, created_at=minutes_ago(28), state={"running": {"startedAt": instant(minutes_ago(1))}}
-        ),
+        running_pod(index=1, created_at=minutes_ago(28), state={"running": {"startedAt": instant(minutes_ago(1))}}),
     ],
     ids=["without a node", "starting", "started since"],
 )

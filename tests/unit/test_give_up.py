@@ -77,6 +77,13 @@ def rounds_of_two(number: int) -> tuple[PodView, ...]:
     return tuple(dataclasses.replace(pod, name=f"end-{n}", uid=f"end-{n}") for n, pod in enumerate(ends))
 
 
+def rounds_by_index(number: int) -> tuple[PodView, ...]:
+    """As many, by a Job that keeps the last ends alone: one of the nodes has failed but once."""
+    first, second = rounds_of_two(1)
+    return dataclasses.replace(first, failures_before=number - 1), second
+
+
+BY_INDEX = {"backoffLimitPerIndex": 2**31 - 1}
 OF_TWO_NODES = {"pendingTimeoutSeconds": 600, "resources": {"nodes": 2}}
 WAITING: dict[str, tuple[FineTune, JobView, tuple[PodView, ...], float | None]] = {
     "since its Job has started": (IMPATIENT, job_since(4), (), 360),
@@ -101,6 +108,18 @@ WAITING: dict[str, tuple[FineTune, JobView, tuple[PodView, ...], float | None]] 
         job_since(50),
         (*rounds_of_two(4), make_pod(created_at=minutes_ago(2))),
         540,
+    ),
+    "of several nodes, since their Job may make the last of the next pods by the failures of its node": (
+        with_status(make_finetune(spec=OF_TWO_NODES), {**ready_since(11).status, "retries": {"preempted": 9}}),
+        job_since(50, spec=BY_INDEX),
+        (*rounds_by_index(4), make_pod(created_at=minutes_ago(2))),
+        20,
+    ),
+    "of several nodes, since a Job has started that has made no pod": (
+        with_status(make_finetune(spec=OF_TWO_NODES), {**ready_since(5).status, "retries": {"preempted": 9}}),
+        job_since(4, spec=BY_INDEX),
+        (),
+        360,
     ),
     "since its pod was made, where that before was drained unseen": (
         ready_since(50),

@@ -119,8 +119,7 @@ def _end_of_backoff(case: Case, job: JobView) -> datetime | None:
     """
     rounds, ready = case.rounds.of(job), previous_condition(case.finetune, Type.PODS_READY)
     nodes = case.request.pod.nodes if job.stage == names.TRAIN else 1
-    # Those that were drained are gone: the run's retries count them, and the condition says when.
-    failed = max(sum(end.has_ended for end in rounds), sum(case.retries.counts.values()) * nodes)
+    failed = _failures(case, job, nodes)
     stopped = parse_instant(ready.get("lastTransitionTime")) if ready.get("status") == "False" else None
     ended = max([*_ends(case, job), *filter(None, [stopped])], default=None)
     if not failed or ended is None:
@@ -128,6 +127,16 @@ def _end_of_backoff(case: Case, job: JobView) -> datetime | None:
     due = ended + timedelta(seconds=min(10 * 2 ** min(failed - 1, 6), 600))
     made = {end.index: end.made_at for end in rounds if not end.has_ended}
     return due if len(made) < nodes else min(due, max(made.values()))
+
+
+def _failures(case: Case, job: JobView, nodes: int) -> int:
+    """By how many failed pods the Job waits for the next ones: of the node with most of them, or of all nodes."""
+    rounds = case.rounds.of(job)
+    if job.waits_by_index:
+        # It keeps the last that failed of each node, which has the number of those before it, until the next is made.
+        return max((end.pod.failures_before + 1 for end in rounds if end.failure is not None), default=0)
+    # Those that were drained are gone: the run's retries count them, and the condition of the run says when.
+    return max(sum(end.has_ended for end in rounds), sum(case.retries.counts.values()) * nodes)
 
 
 def _ends_of_early_stages(case: Case) -> list[datetime | None]:

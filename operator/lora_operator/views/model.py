@@ -66,7 +66,8 @@ class JobView:
     up of `maxRetries` before it. `queue` is the Job's LocalQueue, empty for none: Kueue then owns `suspended`.
     `is_indexed`: it carries the labels that our watches select by; `relabelled` is how often we put those, or the
     reference, back. `owners` are the references of a Job that has none to a controller, else None.
-    `managed_by` is the controller that runs it, empty for Kubernetes' own. `image` is the trainer's as we rendered it,
+    `managed_by` is the controller that runs it, empty for Kubernetes' own. `waits_by_index`: each node waits for its
+    next pod by its own failures, not by those of all. `image` is the trainer's as we rendered it,
     which admission may have changed.
     """
 
@@ -93,6 +94,7 @@ class JobView:
     owners: tuple[Mapping[str, Any], ...] | None = None
     relabelled: int = 0
     managed_by: str = ""
+    waits_by_index: bool = False
     image: str = ""
 
 
@@ -134,7 +136,8 @@ class PodView:
     pod that somebody else made and the Job adopted; `attempt` and `stage` are those of the Job `job_name`, 0 where it
     is unknown.
 
-    `index` is the number of its node among those that train together; 0 leads and reports. `claims` are the names of
+    `index` is the number of its node among those that train together; 0 leads and reports. `failures_before` are the
+    pods of this number that failed before it, where the Job waits by index. `claims` are the names of
     the PersistentVolumeClaims of a pod that waits for a node, and `wants_gpu_labels` says that it may go only to nodes
     with labels of GPU feature discovery. `image` is that of the trainer's container. `is_indexed`: it carries the
     labels by which our watches find it. `outlasting` is a container that somebody put into the pod and that runs on
@@ -155,6 +158,7 @@ class PodView:
     trainer: ContainerView
     attempt: int = 0
     index: int = 0
+    failures_before: int = 0
     stage: str = TRAIN
     job_name: str = ""
     claims: tuple[str, ...] = ()

@@ -104,6 +104,7 @@ def parse_job(obj: Mapping[str, Any]) -> JobView:
         relabelled=_number_in(metadata, names.RELABELLED_ANNOTATION),
         owners=None if _controller(metadata) else tuple(_maps(metadata, "ownerReferences")),
         managed_by="" if _text(spec, "managedBy") == _JOB_CONTROLLER else _text(spec, "managedBy"),
+        waits_by_index=_integer(spec, "backoffLimitPerIndex") is not None,
         image=_rendered_image(metadata, spec),
     )
 
@@ -164,6 +165,7 @@ def parse_pod(obj: Mapping[str, Any]) -> PodView:
         trainer=_container(status),
         attempt=attempt,
         index=_index(metadata),
+        failures_before=sum(_number_in(metadata, annotation) for annotation in names.FAILURES_ANNOTATIONS),
         stage=stage,
         job_name=job_name,
         claims=() if _text(spec, "nodeName") else _claims(spec),
