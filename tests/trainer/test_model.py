@@ -153,7 +153,7 @@ def test_an_interrupted_evaluation_leaves_the_model_as_it_was(tiny_base: Base, c
     adapted.model.train()
     rows = Examples.of(encoder.encode(PlainText(where="x", text="Ahoy, captain!")) for _ in range(4))
     stop = Stop()
-    stop.request()
+    stop.requested = True
     with pytest.raises(Interrupted):
         evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None, budget=BUDGET, stop=stop)
     assert adapted.model.training
