@@ -55,6 +55,15 @@ def _work(rank: int, reporter: Reporter) -> None:
     signal.signal(signal.SIGTERM, _unsaved if how == "unsaved" and rank == 0 else lambda *_: sys.exit(143))
     _meet("started", rank)  # neither is asked to stop, or to fail, in the middle of its start
     reporter.phase(Phase.TRAINING)
+    if how.startswith("saving") and rank == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        reporter.phase(Phase.CHECKPOINTING)
+        reporter.failure(PeerFailedError("its node is gone or began again"))  # as torchrun for a round that is over
+        time.sleep(300 if how == "saving for ever" else 3)
+        reporter.progress(phase=Phase.TRAINING, checkpoint_step=12)
+        raise PeerFailedError("Connection closed by peer")
+    if how.startswith("saving"):
+        signal.pause()
     if how in ("error", "killed", "aborted"):
         _meet("reported", rank)  # the failure of one ends the other, which has reported by then
     if how == "unfit":

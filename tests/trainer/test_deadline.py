@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from tests.trainer.conftest import make_config
@@ -11,7 +12,11 @@ from tests.trainer.runs import PATIENCE_S
 
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.ranks.deadline import connecting
 from lora_trainer.ranks.reports import Report
+
+if TYPE_CHECKING:
+    from lora_trainer.errors import TrainerError
 
 _STUCK = """
 import sys, time
@@ -21,7 +26,9 @@ from torch.distributed import device_mesh
 from lora_trainer import stage
 from lora_trainer.model.device import Device
 from lora_trainer.model.sharding import mesh_over
+from lora_trainer.ranks import deadline
 from lora_trainer.ranks.group import Group, join
+deadline._LEAST_S = 0.1
 dist.init_process_group = device_mesh.init_device_mesh = lambda *_, **__: time.sleep(3600)
 cpu = torch.device("cpu")
 def groups():
@@ -54,6 +61,35 @@ def test_a_process_that_gets_no_connection_to_the_others_ends_and_names_the_netw
     remedy = "set NCCL_SOCKET_IFNAME in defaults.environment to the nodes' common network interface)"
     assert (remedy in failure.message) == (nodes > 1)
     assert "no connections between all processes within 0 s" in failure.message
+
+
+@pytest.mark.parametrize(("timeout_s", "limit_s"), [(1800, 3600), (60, 600)])
+def test_a_process_that_loads_for_long_before_it_connects_has_the_time_for_it(
+    monkeypatch: pytest.MonkeyPatch, timeout_s: float, limit_s: float
+) -> None:
+    """Else it would be ended again and again; the sentence names the setting for more."""
+    given: list[tuple[float, TrainerError]] = []
+    monkeypatch.setattr("lora_trainer.ranks.deadline.within", lambda *limit: given.append(limit))
+    connecting(timeout_s)
+    ((seconds, error),) = given
+    assert seconds == limit_s
+    assert "raise stallTimeoutSeconds in the operator's configuration" in str(error)
+
+
+def test_a_process_that_is_too_late_ends_also_where_nobody_reads_its_report() -> None:
+    """The supervisor may be gone: an exception would end the thread of the limit alone."""
+    program = """
+import os, time
+from lora_trainer.errors import PeerFailedError
+from lora_trainer.ranks.deadline import reported_by, within
+from lora_trainer.ranks.reports import Reporter
+reads, writes = os.pipe()
+os.close(reads)
+with reported_by(Reporter(writes).failure), within(0.1, PeerFailedError("late")):
+    time.sleep(20)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], timeout=PATIENCE_S, check=False)
+    assert ended.returncode == ExitCode.PEER_FAILED
 
 
 def test_work_that_is_done_in_time_is_left_alone() -> None:

@@ -355,7 +355,8 @@ def test_the_other_backend_of_nccl_is_understood_too(error: Exception, blame: tu
 def test_a_process_that_was_waited_for_may_still_load() -> None:
     """The remedy is a setting then."""
     late = explain(RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1800000ms for recv"))
-    assert "raise stallTimeoutSeconds" in str(late)
+    store = explain(torch.distributed.DistStoreError("wait timeout after 1800000ms, keys: /lora/here/1"))
+    assert all("raise stallTimeoutSeconds" in str(error) for error in (late, store))
     gone = explain(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.3]:48213"))
     assert "stallTimeoutSeconds" not in str(gone)
 

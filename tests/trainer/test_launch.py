@@ -88,6 +88,13 @@ def test_nodes_meet_at_the_first_one() -> None:
     assert this_node(run, {**POD, "JOB_COMPLETION_INDEX": "0"}).is_main
 
 
+def test_nodes_wait_longer_for_each_other_than_kubernetes_waits_to_make_a_pod_again() -> None:
+    """Up to ten minutes, for each at times of its own: they would miss each other for ever."""
+    patient = dataclasses.replace(config(nodes=2), stall_timeout_s=60)
+    command = training_program(patient, Node(nodes=2, address="n", port=1), threads=1, grace_s=60).command
+    assert "rank=0,timeout=900" in command
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -238,6 +245,22 @@ def test_a_process_that_fails_takes_those_along_that_wait_for_it(
         watched.stages.run("train")
     assert time.monotonic() - failed_at[0] < 120
     assert caught.value.failure.reason is Reason.DATASET_INVALID
+
+
+def test_a_checkpoint_that_is_being_written_is_finished_though_another_process_failed(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow volume that takes longer than the others may take to end; no longer than the grace."""
+    monkeypatch.setattr("lora_trainer.host.child.PEERS_S", 0.5)
+    monkeypatch.setenv("FAIL", "saving")
+    with pytest.raises(StageFailedError):
+        watched.stages.run("train")
+    assert [r.progress.checkpoint_step for r in watched.reports if r.progress is not None] == [None, None, 12]
+    watched.stages.grace_s = 0.5
+    monkeypatch.setenv("FAIL", "saving for ever")
+    with pytest.raises(StageFailedError) as caught:
+        watched.stages.run("train")
+    assert caught.value.failure.reason is Reason.PEER_FAILED
 
 
 def test_one_of_several_processes_that_failed_does_not_wait_for_pythons_own_end() -> None:

@@ -30,6 +30,7 @@ from lora_trainer.training.batches import Budget, collate
 from lora_trainer.training.evaluate import evaluate
 from lora_trainer.training.loop import Training
 from lora_trainer.training.loss import token_losses
+from lora_trainer.training.stopping import Interrupted, Stop
 
 KV = HIDDEN // HEADS * KV_HEADS
 BUDGET = Budget.of(2, 64)
@@ -143,6 +144,19 @@ def test_nf4_trains_the_adapter_and_leaves_4_bit_weights(tiny_base: Base, cpu: D
     with adapted.model.disable_adapter():
         without = evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None, budget=BUDGET).loss
     assert without == pytest.approx(before, abs=1e-6)
+
+
+def test_an_interrupted_evaluation_leaves_the_model_as_it_was(tiny_base: Base, cpu: Device, encoder: Encoder) -> None:
+    """In training mode, whatever comes after."""
+    loaded = load_model(tiny_base, Quantization.NONE, cpu)
+    adapted = adapt(loaded, LoraConfig(rank=4, alpha=8), tiny_base, cpu, 1)
+    adapted.model.train()
+    rows = Examples.of(encoder.encode(PlainText(where="x", text="Ahoy, captain!")) for _ in range(4))
+    stop = Stop()
+    stop.requested = True
+    with pytest.raises(Interrupted):
+        evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None, budget=BUDGET, stop=stop)
+    assert adapted.model.training
 
 
 def test_only_positions_before_learned_tokens_reach_the_output_embedding(

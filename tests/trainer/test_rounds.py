@@ -1,11 +1,13 @@
 """Nodes that meet under the real torchrun, and what becomes of their round when one of them has to come again."""
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,15 @@ import pytest
 from tests.ports import free_port
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import PATIENCE_S
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistError, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.rendezvous import RendezvousParameters, rendezvous_handler_registry
 
 from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.host import rounds
 from lora_trainer.host.child import StageFailedError, Stages
-from lora_trainer.host.launch import Node, training_program
-from lora_trainer.host.rounds import Watch
+from lora_trainer.host.launch import BY_ROUNDS, Node, training_program
+from lora_trainer.host.rounds import Watch, in_rounds
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.reports import Failure, Report
 
@@ -126,6 +129,22 @@ def test_a_node_that_is_replaced_before_a_round_begins_takes_part_in_it(
     assert [pod.end() for pod in (first, one, start(order[1], nodes=3))] == [None, None, None]
 
 
+def connection(port: int) -> Store:
+    """One to a round's store."""
+    return TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+
+
+def serve(port: int, *keys: str) -> Store:
+    """A round's store, with those keys set."""
+    server = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    for key in keys:
+        server.set(key, "")
+    return server
+
+
+JOINED = "lora/joined/1"
+
+
 @pytest.mark.parametrize(
     ("happened", "processes", "called"),
     [
@@ -134,6 +153,8 @@ def test_a_node_that_is_replaced_before_a_round_begins_takes_part_in_it(
         ("a node came again", False, False),
         ("node 0 ended", True, True),
         ("node 0 ended", False, False),
+        ("node 0 came again", True, True),
+        ("the connection ended", True, False),
     ],
 )
 def test_a_round_is_over_where_processes_are_left_that_nobody_joins(
@@ -143,14 +164,32 @@ def test_a_round_is_over_where_processes_are_left_that_nobody_joins(
     monkeypatch.setattr(rounds, "LOOK_S", 0.02)
     monkeypatch.setattr(rounds, "PATIENCE_S", 0.1)
     monkeypatch.setattr(rounds, "_has_children", lambda: processes)
-    server = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
-    over = threading.Event()
+    server, other = serve(port, JOINED), free_port()
+    # What cuts one connection and leaves node 0 alone looks as if it led to another store that ended.
+    cut = serve(other, JOINED)
+    places = [other, port, port] if happened == "the connection ended" else [port] * 100
+    connected, over = threading.Event(), threading.Event()
+
+    def connect() -> Store:
+        if not places:
+            raise ConnectionRefusedError
+        found = connection(places.pop(0))
+        connected.set()
+        return found
+
     watch = Watch(over.set)
-    watch.start(TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False))
+    watch.start(connect, JOINED)
+    assert connected.wait(PATIENCE_S)
     if happened == "a node came again":
         server.set("lora/over", "")
-    if happened == "node 0 ended":
+    if happened == "the connection ended":
+        del cut
+    if happened in ("node 0 ended", "node 0 came again"):
+        places = []
         del server
+    if happened == "node 0 came again":
+        server = serve(port)
+        places = [port]
     assert over.wait(PATIENCE_S if called else 1.0) is called
     watch.stop()
 
@@ -160,14 +199,40 @@ def test_a_node_whose_processes_end_soon_after_node_0_keeps_their_reason(
 ) -> None:
     """They may have been asked to stop together."""
     monkeypatch.setattr(rounds, "LOOK_S", 0.02)
-    server = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    server = serve(port, JOINED)
     over = threading.Event()
     watch = Watch(over.set)
-    watch.start(TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False))
+    watch.start(lambda: connection(port), JOINED)
     del server
     assert not over.wait(1.0)
     watch.stop()
     assert not over.is_set()
+
+
+def test_a_round_is_watched_while_torchrun_waits_on_its_own_connection(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that node 0 without power does not answer would hold the other up. As often as torchrun runs in a process."""
+    monkeypatch.setattr(rounds, "LOOK_S", 0.02)
+    monkeypatch.setattr(rounds, "_has_children", lambda: True)
+    place = RendezvousParameters(BY_ROUNDS, f"127.0.0.1:{port}", "run", 1, 1, rank=0, timeout=60)
+    with in_rounds(lambda: None):
+        pass
+    over = threading.Event()
+    with in_rounds(over.set):
+        met: Any = rendezvous_handler_registry.create_handler(place).next_rendezvous()
+        waits = threading.Thread(target=lambda: _wait_in_vain(met.store, 8.0))
+        waits.start()
+        time.sleep(0.5)
+        connection(port).set("lora/over", "")
+        assert over.wait(4.0)
+        assert waits.is_alive()
+        waits.join()
+
+
+def _wait_in_vain(store: Store, seconds: float) -> None:
+    with contextlib.suppress(DistError):
+        store.wait(["never"], timedelta(seconds=seconds))
 
 
 def test_whether_processes_are_left_is_what_the_system_says() -> None:

@@ -146,7 +146,7 @@ def test_a_first_node_that_must_train_again_without_one_that_is_done_uses_retrie
     assert (plan.status["retries"]["error"], plan.delete) == (1, ())
 
 
-ROUND_OVER = make_summary(Reason.PEER_FAILED, "its node is gone or began anew", round_over=True).to_message()
+ROUND_OVER = make_summary(Reason.PEER_FAILED, "its node is gone or began again", round_over=True).to_message()
 
 
 @pytest.mark.parametrize(("message", "errors"), [(ROUND_OVER, 0), (PEER, 1)])

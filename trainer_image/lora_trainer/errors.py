@@ -80,7 +80,9 @@ _PASSWORD = re.compile(r"://(?:[^\s/\"'\\]*|[^\s/:@\[\"'\\]+:(?![0-9]{1,5}(?:[/?
 _HEADER = re.compile(r"(?i)\b(bearer|basic)\s+(?=[^\s'\",]*[0-9])[^\s'\",]{8,}")
 _NCCL = re.compile(r"^NCCL |NCCL (Async|Last) Error")
 """How the NCCL backend begins that PyTorch has beside ProcessGroupNCCL; it raises errors of no type of its own."""
-_LATE = "Timed out waiting"
+NOT_CONNECTED = "no connections between all processes"
+_LATE = re.compile(rf"Timed out waiting|wait timeout after|{NOT_CONNECTED}")
+"""How gloo, the store and the trainer itself say that a process did not come in time."""
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _PEER_GONE = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
 
@@ -181,7 +183,7 @@ class PeerFailedError(TrainerError):
         late = ", or where it was still loading, raise stallTimeoutSeconds in the operator's configuration"
         super().__init__(
             f"another process of the run ended or does not answer ({detail[:200]}): the log of its pod has the cause"
-            f"{late if _LATE in detail else ''}; the run is tried again from its last checkpoint",
+            f"{late if _LATE.search(detail) else ''}; the run is tried again from its last checkpoint",
             Reason.PEER_FAILED,
         )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import explain_exit
 from lora_trainer.host.launch import ONE_PROCESS, Program
@@ -30,6 +31,8 @@ PATIENCE_S = 300.0
 """How long after its first failure a stage is still tried again that is behind the training."""
 PAUSES_S = 5.0, 60.0
 """The first pause before that, and the longest; each is twice the one before."""
+_SAVING = (Phase.CHECKPOINTING, Phase.PUBLISHING)
+"""Where a training writes what would be lost if it were ended."""
 _PASSING = (ExitCode.GPU_FAULT, ExitCode.STORAGE, ExitCode.TRANSIENT, ExitCode.PEER_FAILED)
 """A stage that ended with these may well do without another pod."""
 
@@ -68,13 +71,14 @@ class Stages:
     stopping: threading.Event = field(default_factory=threading.Event)
     failure: Failure | None = None
     aborted: Failure | None = None
+    saving: bool = False
     started: Callable[[str], None] = lambda stage: None
     child: "subprocess.Popen[bytes] | None" = None
 
     def run(self, stage: str, *arguments: str | Path, sharded: bool = False) -> None:
         """Run a stage to its end. Raises `StageFailedError` with what it said of itself, or what its status means."""
         self._check_aborted()
-        self.failure = None
+        self.failure, self.saving = None, False
         self.started(stage)
         read_end, write_end = os.pipe()
         program = self.training if stage == "train" else self.sharded if sharded else ONE_PROCESS
@@ -163,18 +167,23 @@ class Stages:
         except ValueError as error:
             log.warning("unreadable report of the stage: %s", error)
             return
+        if report.progress is not None:
+            self.saving = report.progress.phase in _SAVING
         if report.failure is not None and self.failure is None:
-            self._end_within(PEERS_S)
+            self._end_after_a_failure()
         self.failure = first_cause(self.failure, report.failure)
         self.take(report)
 
     def _end_within(self, seconds: float) -> None:
         """Kill the stage at work unless it ends by itself until then. torchrun's processes end with it."""
+        if self.child is not None:
+            _after(seconds, self.child.kill)
+
+    def _end_after_a_failure(self) -> None:
+        """As `_end_within`, with the grace on top for one that saves then: its volume may be slow."""
         child = self.child
         if child is not None:
-            timer = threading.Timer(seconds, child.kill)
-            timer.daemon = True
-            timer.start()
+            _after(PEERS_S, lambda: _after(self.grace_s if self.saving else 0.0, child.kill))
 
     def _cause(self, status: int, said: str) -> Failure:
         """Why a stage ended with this status, which wrote that to stderr at last."""
@@ -187,6 +196,12 @@ class Stages:
     def _check_stopping(self) -> None:
         if self.stopping.is_set():
             raise StageFailedError(STOPPED)
+
+
+def _after(seconds: float, call: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, call)
+    timer.daemon = True
+    timer.start()
 
 
 def _may_pass(stage: str, failure: Failure) -> bool:

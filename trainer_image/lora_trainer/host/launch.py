@@ -26,6 +26,9 @@ _BY_FILES = (
 it finds there: any pod of the cluster could run code in this one. `lora_trainer.host.torchrun` names the file."""
 BY_ROUNDS = "lora-rounds"
 """How the nodes of a run meet: torchrun's name for `lora_trainer.host.rounds`."""
+_MEETING_S = 900
+"""How long a node waits for the others at least. Kubernetes makes its pod again after up to ten minutes, each node's at
+times of its own: nodes that waited for less might miss each other for ever."""
 _NO_OPEN_PORTS = {
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
@@ -99,7 +102,12 @@ def training_program(config: TrainConfig, node: Node, threads: int, *, grace_s: 
     if node.nodes == 1:
         return local_program(config, threads, grace_s=grace_s)
     # Fixed ranks: the Job makes a lost pod anew under its old number.
-    place = ("--nnodes", str(node.nodes), "--rdzv-conf", f"rank={node.index},timeout={config.stall_timeout_s}")
+    place = (
+        "--nnodes",
+        str(node.nodes),
+        "--rdzv-conf",
+        f"rank={node.index},timeout={max(config.stall_timeout_s, _MEETING_S)}",
+    )
     meeting = ("--rdzv-backend", BY_ROUNDS, "--rdzv-endpoint", f"{node.address}:{node.port}")
     return _torchrun(config, threads, (*place, *meeting), {}, grace_s)
 

@@ -8,13 +8,15 @@ torchrun would give it the rank that it had, and its processes would wait for ho
 import contextlib
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import DistError, Store  # type: ignore[attr-defined]
+from torch.distributed import DistError, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import (
     RendezvousInfo,
     RendezvousParameters,
@@ -29,6 +31,7 @@ from lora_trainer.host.launch import BY_ROUNDS
 log = logging.getLogger(__name__)
 LOOK_S = 5.0
 """How often a node looks whether its round is over."""
+_CONNECT_S = 5.0
 PATIENCE_S = 30.0
 """How long after node 0's end the processes of another node may take to end by themselves: most were asked to, or have
 a better reason than this."""
@@ -44,9 +47,10 @@ class Watch:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, store: Store) -> None:
-        """Watch the store of a round until `stop`."""
-        self._thread = threading.Thread(target=self._watch, args=(store,), name="round", daemon=True)
+    def start(self, connect: Callable[[], Store], joined: str) -> None:
+        """Watch a round until `stop`: its store, which has the key `joined`, over a connection of the thread's own. One
+        that node 0 without power does not answer would hold up whoever shares it."""
+        self._thread = threading.Thread(target=self._watch, args=(connect, joined), name="round", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -56,28 +60,35 @@ class Watch:
         if self._thread is not None:
             self._thread.join(2 * LOOK_S)
 
-    def _watch(self, store: Store) -> None:
-        while not self._ended.wait(LOOK_S):
+    def _watch(self, connect: Callable[[], Store], joined: str) -> None:
+        store: Store | None = None
+        lost = False
+        while not self._ended.wait(PATIENCE_S if lost else LOOK_S):
+            try:
+                store = store or connect()
+                # Node 0 may have come again meanwhile, with a store in which nobody has joined.
+                over = store.check([_OVER]) or not store.check([joined])
+                lost = False
+            except (DistError, OSError):
+                # The connection alone may have ended: another one shows whether node 0 did.
+                store, over, lost = None, lost, True
             # Without processes torchrun only waits until those of the other nodes have ended well.
-            if self._over(store) and _has_children():
+            if over and _has_children():
                 self._on_over()
                 return
 
-    def _over(self, store: Store) -> bool:
-        try:
-            return store.check([_OVER])
-        except DistError:
-            return not self._ended.wait(PATIENCE_S)
+
+_watch: ContextVar[Watch] = ContextVar("watch")
 
 
 class Rounds(StaticTCPRendezvous):
-    """torchrun's rendezvous of nodes with fixed numbers, none of which comes twice into one round."""
+    """torchrun's rendezvous of nodes with fixed numbers, none of which comes twice into one round; made `in_rounds`."""
 
-    def __init__(self, parameters: RendezvousParameters, watch: Watch) -> None:
+    def __init__(self, parameters: RendezvousParameters) -> None:
         host, port = parse_rendezvous_endpoint(parameters.endpoint, default_port=-1)
         rank, self._timeout_s = (int(parameters.config[name]) for name in ("rank", "timeout"))
         super().__init__(host, port, rank, parameters.max_nodes, parameters.run_id, self._timeout_s)
-        self._watch = watch
+        self._watch = _watch.get()
 
     def get_backend(self) -> str:
         """The name that `torchrun` knows it by."""
@@ -98,8 +109,21 @@ class Rounds(StaticTCPRendezvous):
         # Until then a lost node has started nothing: who takes its place joins the same round.
         store.wait([_HERE.format(node) for node in range(self.world_size)], timedelta(seconds=self._timeout_s))
         store.set(joined, "")
-        self._watch.start(store)
+        host = self._address()
+        self._watch.start(lambda: self._connected(host), joined)
         return met
+
+    def _address(self) -> str:
+        """Node 0's in this round: when a connection ends, the cluster's name servers may be away, too."""
+        with contextlib.suppress(OSError):
+            return str(socket.getaddrinfo(self.master_addr, self.master_port, type=socket.SOCK_STREAM)[0][4][0])
+        return str(self.master_addr)
+
+    def _connected(self, host: str) -> Store:
+        # PyTorch would write stack traces where nobody answers.
+        socket.create_connection((host, self.master_port), _CONNECT_S).close()
+        timeout = timedelta(seconds=_CONNECT_S)
+        return TCPStore(host, self.master_port, is_master=False, wait_for_workers=False, timeout=timeout)
 
     def _wait_for_the_end_of(self, store: Store) -> None:
         log.warning("node 0 is still in the round that this node was lost from: waiting for its end")
@@ -116,11 +140,13 @@ class Rounds(StaticTCPRendezvous):
 def in_rounds(on_over: Callable[[], None]) -> Iterator[None]:
     """Have torchrun know the rendezvous `BY_ROUNDS`, which calls `on_over` as of `Watch`."""
     watch = Watch(on_over)
-    rendezvous_handler_registry.register(BY_ROUNDS, lambda parameters: Rounds(parameters, watch))
+    token = _watch.set(watch)
+    rendezvous_handler_registry.register(BY_ROUNDS, Rounds)
     try:
         yield
     finally:
         watch.stop()
+        _watch.reset(token)
 
 
 def _has_children() -> bool:

@@ -29,7 +29,7 @@ from lora_trainer.ranks import logs
 from lora_trainer.ranks.parent import STORE
 from lora_trainer.ranks.reports import Failure, Report, Reporter, failure_of_status
 
-_ROUND_OVER = dataclasses.replace(Failure.of(PeerFailedError("its node is gone or began anew")), round_over=True)
+_ROUND_OVER = dataclasses.replace(Failure.of(PeerFailedError("its node is gone or began again")), round_over=True)
 _STACK_S = 0.2
 """Time for a process to write its stack before the next one does."""
 

@@ -7,10 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
-from lora_trainer.errors import PeerFailedError, TrainerError
+from lora_trainer.errors import NOT_CONNECTED, PeerFailedError, TrainerError
 from lora_trainer.ranks.parent import STORE
 
 log = logging.getLogger(__name__)
+_LATE_BY = 2
+"""Times the limit of a collective: once for those that come late, and once for the connections."""
+_LEAST_S = 600.0
+"""What to connect may always take: the first use of many GPUs takes minutes."""
 _reporting: ContextVar[Callable[[TrainerError], None] | None] = ContextVar("reporting", default=None)
 
 
@@ -37,18 +41,21 @@ def within(seconds: float, error: TrainerError) -> Iterator[None]:
 
 
 def connecting(timeout_s: float | None) -> contextlib.AbstractContextManager[None]:
-    """End the process with `PeerFailedError` where the block does not connect it with the others within twice
-    `timeout_s`: once for those that come late, and once for the connections. NCCL waits for ever for one that does not
-    come through, gloo five times as long as it is given."""
+    """End the process with `PeerFailedError` where the block does not connect it with the others, some of which may
+    come late, within several times `timeout_s`: NCCL waits for ever for a connection that does not come through."""
     if timeout_s is None:
         return contextlib.nullcontext()
-    late = f"no connections between all processes within {2 * timeout_s:.0f} s"
+    limit_s = max(_LATE_BY * timeout_s, _LEAST_S)
+    late = f"{NOT_CONNECTED} within {limit_s:.0f} s"
     network = "if this lasts, set NCCL_SOCKET_IFNAME in defaults.environment to the nodes' common network interface"
-    return within(2 * timeout_s, PeerFailedError(late if STORE in os.environ else f"{late}; {network}"))
+    return within(limit_s, PeerFailedError(late if STORE in os.environ else f"{late}; {network}"))
 
 
 def _end(error: TrainerError, report: Callable[[TrainerError], None] | None) -> None:
-    log.error("%s: %s", error.reason.value, error)
-    if report is not None:
-        report(error)
-    os._exit(error.code)
+    # Whatever else fails, as where the supervisor is gone: an exception would end this thread alone.
+    try:
+        log.error("%s: %s", error.reason.value, error)
+        if report is not None:
+            report(error)
+    finally:
+        os._exit(error.code)

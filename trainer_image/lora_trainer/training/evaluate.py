@@ -1,5 +1,6 @@
 """Loss over rows with its standard error, and how sure an improvement is."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,10 +82,7 @@ def evaluate(
     parts = micro_batches([lengths[row] for row in mine], budget)
     sums: dict[int, float] = {}
     counter = Counter("evaluating rows", len(mine))
-    was_training = model.training
-    set_training(model, on=False)
-    cast = set_input_casts(model, on=True)
-    with torch.no_grad():
+    with _evaluated(model), torch.no_grad():
         for part in _passes(len(parts), ranks, stop):
             rows = [mine[position] for position in parts[part]] if part < len(parts) else []
             batch = collate([examples[row] for row in rows] or [IDLE], device.torch_device, packed=budget.packed)
@@ -95,14 +93,25 @@ def evaluate(
             sums.update(zip(rows, totals.tolist(), strict=False))
             counter(len(sums))
             done(len(sums))
-    set_training(model, on=was_training)
-    set_input_casts(model, on=cast)
     for others in ranks.gather({str(row): total for row, total in sums.items()}, Mapping[str, float]):
         sums.update((int(row), total) for row, total in others.items())
     counts = tuple(int(count) for count in targets)
     return Evaluation(
         sums=tuple(sums[row] for row in range(len(examples))), tokens=counts, rows=tuple(known.rows.tolist())
     )
+
+
+@contextlib.contextmanager
+def _evaluated(model: Any) -> Iterator[None]:
+    """The model's state for an evaluation, also for one that is interrupted."""
+    was_training = model.training
+    set_training(model, on=False)
+    cast = set_input_casts(model, on=True)
+    try:
+        yield
+    finally:
+        set_training(model, on=was_training)
+        set_input_casts(model, on=cast)
 
 
 def _passes(batches: int, ranks: Ranks, stop: Stop | None) -> Iterator[int]:
