@@ -342,6 +342,15 @@ def test_between_pods_the_state_tells_what_is_awaited(pod: PodView, reason: str,
     assert words in condition(plan, "Complete")["message"]
 
 
+def test_a_pod_that_waits_does_not_run_because_another_of_its_job_has_ended_well() -> None:
+    """Whoever may create pods can have the Job adopt one; once that is deleted, the state would change by itself."""
+    pods = (make_pod(node="", name="job-1-0-later"), ended_pod(0, make_summary().to_message()))
+    plan = plan_for(make_finetune(), jobs=(make_job(),), pods=pods)
+    assert stated(plan) == ("Unknown", "Pending")
+    assert stated(plan, "PodsReady") == ("False", "Pending")
+    assert plan.ask_progress is None
+
+
 @pytest.mark.parametrize("counted", [0, 1])
 def test_no_retry_is_promised_where_none_is_left(counted: int) -> None:
     """The Job controller may count the failure a little later than the pod tells it."""

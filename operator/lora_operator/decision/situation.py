@@ -183,7 +183,7 @@ def _with_pod(scene: Scene, pod: PodView) -> Situation:
     if is_running(pod) and scene.stage.at_work is not None:
         work = scene.stage.at_work(pod)
         return Situation(state=dataclasses.replace(work, message=work.message + _after(failures)), pod=pod)
-    if _running_nodes(scene) == scene.nodes:
+    if is_running(pod) and _running_nodes(scene) == scene.nodes:
         return Situation(state=_running(scene, failures), pod=pod, running=True)
     if failures:
         return Situation(state=_restarting(scene, failures[0]), pod=pod)
