@@ -74,3 +74,14 @@ def test_other_changes_other_objects_and_other_runs_wait_for_nothing() -> None:
     world.uid = "job-1"
     world.changes.forget(KEY)
     assert world.changes.held_back(KEY, [DEADLINE]) == (False, None)
+
+
+def test_a_refusal_outlasts_another_change_of_the_same_object() -> None:
+    """A suspension that is taken says nothing of the rest, which is not sent at every look."""
+    world = World()
+    world.changes.sent(KEY, DEADLINE, DENIED)
+    world.changes.sent(KEY, SUSPEND, None)
+    assert world.changes.refused(KEY) == (DEADLINE,)
+    assert world.changes.held_back(KEY, [DEADLINE]) == (True, DENIED)
+    world.now_s += 60
+    assert world.changes.refused(KEY) == ()

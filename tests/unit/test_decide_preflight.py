@@ -30,7 +30,7 @@ from tests.unit.world import World
 
 from lora_operator.decision.decide import decide
 from lora_operator.views import names
-from lora_operator.views.model import FineTune, JobView, Observed, Plan, PodView
+from lora_operator.views.model import FineTune, JobView, Observed, Plan, PodView, Rejection
 from lora_operator.views.observe import parse_finetune
 from lora_operator.views.wording import instant
 from lora_trainer.contract.config import Quantization, TrainConfig
@@ -456,3 +456,14 @@ def test_a_preflight_at_work_has_no_events_read() -> None:
     silent = running_pod(conditions=(condition_object("Ready", "Unknown", since=minutes_ago(1)),), **STAGE)
     for pod in (waits, silent):
         assert plan_for(finetune(), jobs=(job,), pods=(pod,)).watch_events
+
+
+def test_a_change_that_is_denied_hides_neither_a_preflights_work_nor_its_end() -> None:
+    """The denial is said beside it."""
+    denied = Rejection(kind="Job", name=PREFLIGHT, code=422, reason="Invalid", message="policy 'x' denied request: no")
+    known: dict[str, Any] = {"jobs": (make_job(**STAGE, status={"active": 1}),), "rejection": denied}
+    plan = plan_for(finetune(), pods=(running_pod(**STAGE),), **known)
+    assert stated(plan, "Accepted") == ("False", "AdmissionDenied")
+    assert stated(plan) == ("Unknown", "Preflight")
+    plan = plan_for(finetune(), pods=(waiting_pod("InvalidImageName", "no", **STAGE),), **known)
+    assert stated(plan, "Failed") == ("True", "InvalidImage")

@@ -50,6 +50,15 @@ def adjust(
     return Patch(name=job.name, body=body) if body else None
 
 
+def suspension_alone(patch: Patch | None) -> Patch | None:
+    """The part of a patch that suspends the Job, where the whole was refused; None where it suspends nothing."""
+    if patch is None or not patch.body.get("spec", {}).get("suspend"):
+        return None
+    return Patch(
+        name=patch.name, body={"metadata": {"annotations": suspend_annotation(True)}, "spec": {"suspend": True}}
+    )
+
+
 def has_lost_labels(job: JobView) -> bool:
     """Whether somebody takes the labels off again and again: no watch shows the Job then, and it is read by name."""
     return not job.is_indexed and job.relabelled >= MOST_RELABELLED

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from lora_operator.decision.adjust import adjust, adjusted
+from lora_operator.decision.adjust import adjust, adjusted, suspension_alone
 from lora_operator.decision.advice import advise
 from lora_operator.decision.case import Case, read_case
 from lora_operator.decision.checkpoint import checkpoint_saved
@@ -93,7 +93,7 @@ def _after_the_end(finetune: FineTune, observed: Observed, now: datetime) -> Pla
 def _begin(case: Case, stage: Stage, job: JobView | None) -> Plan:
     """There is no training Job. It may have been deleted, even when its work was done; its pod may live on."""
     children = case.children
-    if case.observed.rejection is not None:
+    if case.observed.rejection is not None and job is None:
         return _refused(case, trouble_of_rejection(case.observed.rejection))
     proof = proven_success(children.pods, case.evidence)
     if proof is not None:
@@ -143,7 +143,7 @@ def _go_on(case: Case, stage: Stage, job: JobView) -> Plan:
     """The Job goes on, unless the run has come to an end that Kubernetes knows nothing of."""
     patches: tuple[Patch, ...] = ()
     place = place_of(job, case.observed)
-    if not job.deleting and not case.observed.rejection:
+    if not job.deleting:
         job, place, patches = _adjust(case, stage, job, place)
     scene = _scene(case, stage, job, place)
     situation = assess(scene)
@@ -160,17 +160,25 @@ def _go_on(case: Case, stage: Stage, job: JobView) -> Plan:
 def _adjust(
     case: Case, stage: Stage, job: JobView, place: Place | None
 ) -> tuple[JobView, Place | None, tuple[Patch, ...]]:
-    """The patches that the spec's mutable part asks for, and what they make of the Job and of its place in a queue."""
-    policy, finetune, patches = case.request.policy, case.finetune, list[Patch]()
-    undone = case.observed.undone
-    marks = marks_of(finetune, job.attempt, job.stage)
-    if (patch := adjust(job, policy, stage.pods(case), case.spent.run_s, marks)) and patch not in undone:
-        job = adjusted(job, patch)
-        patches.append(patch)
-    if place is not None and (patch := hold(place, policy)) and patch not in undone:
-        place = held(place, patch)
-        patches.append(patch)
-    return job, place, tuple(patches)
+    """The patches that the spec's mutable part asks for, and what they make of the Job and of its place in a queue.
+
+    A suspension, which frees GPUs, goes first, and alone where something else of the Job was refused.
+    """
+    policy, observed = case.request.policy, case.observed
+    left_out, marks = observed.undone, marks_of(case.finetune, job.attempt, job.stage)
+    change = adjust(job, policy, stage.pods(case), case.spent.run_s, marks)
+    if observed.rejection is not None:
+        if not policy.suspend:
+            return job, place, ()
+        left_out, change = (*left_out, *observed.refused), suspension_alone(change)
+    holding = hold(place, policy) if place is not None else None
+    wanted = (holding, change) if policy.suspend else (change, holding)
+    patches = tuple(patch for patch in wanted if patch is not None and patch not in left_out)
+    if change in patches:
+        job = adjusted(job, change)
+    if place is not None and holding in patches:
+        place = held(place, holding)
+    return job, place, patches
 
 
 def _create(case: Case, stage: Stage, train: TrainConfig) -> Plan:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from lora_operator.cluster.cache import Key
 from lora_operator.views.model import Patch, Rejection, soonest
 
+# Kind and name of an object, and the fields of its spec that a change is about.
+_Place = tuple[str, str, frozenset[str]]
+
 
 @dataclass(slots=True, kw_only=True)
 class _Change:
@@ -20,7 +23,8 @@ class _Change:
 
 
 class Changes:
-    """Remembers what was last sent to each Job and Workload of a run; after a restart it is sent once more.
+    """Remembers what was last sent to each Job and Workload of a run, and what it refused; after a restart it is sent
+    once more.
 
     A policy that denies a change is asked again after `first_s`. One that undoes it is so after twice as long each
     time, up to `longest_s`: every try costs the API server reads, too. Another change is sent at once, and so is one
@@ -39,7 +43,7 @@ class Changes:
         self._uid_of = uid_of
         self._first_s = first_s
         self._longest_s = max(first_s, longest_s)
-        self._sent: dict[Key, dict[tuple[str, str], _Change]] = {}
+        self._sent: dict[Key, dict[_Place, _Change]] = {}
 
     def sent(self, key: Key, patch: Patch, refusal: Rejection | None) -> None:
         """The API server has taken a change, or refused it."""
@@ -47,7 +51,11 @@ class Changes:
         pause_s = self._first_s
         if before is not None and refusal is None and now_s < before.until_s + self._longest_s:
             pause_s = min(2 * before.pause_s, self._longest_s)
-        self._sent.setdefault(key, {})[patch.kind, patch.name] = _Change(
+        changes = self._sent.setdefault(key, {})
+        if refusal is None:  # of those that were taken the last alone is what the object is to keep
+            for place in [place for place, c in changes.items() if place[:2] == _place(patch)[:2] and not c.refusal]:
+                del changes[place]
+        changes[_place(patch)] = _Change(
             patch=patch,
             uid=self._uid_of(key, patch),
             pause_s=pause_s,
@@ -72,6 +80,12 @@ class Changes:
         changes = self._sent.get(key, {}).values()
         return tuple(c.patch for c in changes if c.undone and now_s < c.until_s and self._last(key, c.patch))
 
+    def refused(self, key: Key) -> tuple[Patch, ...]:
+        """The changes that were refused and that are not to be sent again yet."""
+        now_s = self._clock()
+        changes = self._sent.get(key, {}).values()
+        return tuple(c.patch for c in changes if c.refusal and now_s < c.until_s and self._last(key, c.patch))
+
     def was_refused(self, key: Key, patch: Patch) -> bool:
         """Whether the same was refused when it was sent last."""
         last = self._last(key, patch)
@@ -88,6 +102,10 @@ class Changes:
         self._sent.pop(key, None)
 
     def _last(self, key: Key, patch: Patch) -> _Change | None:
-        change = self._sent.get(key, {}).get((patch.kind, patch.name))
+        change = self._sent.get(key, {}).get(_place(patch))
         same = change is not None and change.patch == patch and change.uid == self._uid_of(key, patch)
         return change if same else None
+
+
+def _place(patch: Patch) -> _Place:
+    return patch.kind, patch.name, frozenset(patch.body.get("spec", ()))

@@ -132,7 +132,7 @@ class Reconciler:
             if self._holds_back(key, plan, turn) or await self._reads_more(key, finetune, plan, turn):
                 continue
             with DecisionLine(finetune, plan) as line:
-                if turn.rejection is None:
+                if turn.rejection is None or plan.patch:
                     patient = failures >= _PATIENCE_FAILURES
                     if not await self._create_and_patch(finetune, plan, turn, line, patient=patient):
                         continue
@@ -224,7 +224,7 @@ class Reconciler:
             over_limit=self._over_limit(key),
         )
         self._crowds.note(key, observed)
-        return replace(observed, undone=self._changes.undone(key))
+        return replace(observed, undone=self._changes.undone(key), refused=self._changes.refused(key))
 
     def _needs_events(self, key: Key, finetune: FineTune, plan: Plan) -> bool:
         """Whether Events that this process has not read yet may be where the stored reason for waiting comes from."""
@@ -315,7 +315,7 @@ class Reconciler:
 
 
 def _refused(finetune: FineTune, turn: _Turn, rejection: Rejection) -> bool:
-    turn.rejection = rejection
+    turn.rejection = turn.rejection or rejection
     if rejection.message == UNANSWERED:  # it may have been carried out
         turn.forget_reads()
     place = (finetune.namespace, finetune.name)

@@ -218,7 +218,8 @@ class Observed:
     `kueue`: the cluster has Kueue, so that `workloads` are known. `progress` and `asked` are those of `Answer`.
     `over_limit` is the most unfinished runs of the namespace, for a run that has no Job yet and is beyond it.
     `jobs_left_out` and `pods_left_out` are how many more there are than `jobs` and `pods` have: they are not looked at.
-    `undone` are changes that somebody has just undone: they are not to be made again now.
+    `undone` are changes that somebody has just undone, `refused` those that the API server has just refused: neither is
+    to be made again now.
     """
 
     jobs: tuple[JobView, ...] = ()
@@ -234,6 +235,7 @@ class Observed:
     jobs_left_out: int = 0
     pods_left_out: int = 0
     undone: tuple["Patch", ...] = ()
+    refused: tuple["Patch", ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
