@@ -121,13 +121,25 @@ WAITING: dict[str, tuple[FineTune, JobView, tuple[PodView, ...], float | None]] 
         (),
         360,
     ),
+    "of several nodes, since a pod was made, where that before was drained unseen": (
+        with_status(make_finetune(spec=OF_TWO_NODES), ready_since(50).status),
+        job_since(50),
+        (running_pod(), make_pod(index=1, created_at=minutes_ago(1))),
+        540,
+    ),
+    "of several nodes, since the first of those that wait was made": (
+        with_status(make_finetune(spec=OF_TWO_NODES), ready_since(50).status),
+        job_since(50),
+        (make_pod(created_at=minutes_ago(8)), make_pod(index=1, created_at=minutes_ago(1))),
+        120,
+    ),
     "since its pod was made, where that before was drained unseen": (
         ready_since(50),
         job_since(50),
         (make_pod(name="next", created_at=minutes_ago(1)),),
         540,
     ),
-    "of several nodes, whichever of their pods is made anew": (
+    "of several nodes, whichever of their pods is made anew while another has none": (
         with_status(make_finetune(spec=OF_TWO_NODES), ready_since(50).status),
         job_since(50),
         (make_pod(name="next", created_at=minutes_ago(1)),),
@@ -253,7 +265,7 @@ def test_a_preflight_whose_change_is_refused_goes_on_being_at_work() -> None:
         finetune, jobs=(make_job(stage="preflight"),), pods=(running_pod(stage="preflight"),), rejection=refusal
     )
     assert stated(plan)[0] == "Unknown"
-    assert plan.due_in_s is None
+    assert plan.due_in_s == CONFIG.retry_max_s  # for the change alone
 
 
 def test_a_pod_at_work_before_the_training_does_not_wait() -> None:

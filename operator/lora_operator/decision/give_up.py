@@ -15,7 +15,7 @@ from lora_operator.views.budget import is_spent
 from lora_operator.views.conditions import Finding, Type, previous_condition
 from lora_operator.views.jobs import ending_of, is_ending, suspension_of
 from lora_operator.views.model import JobView, PodView
-from lora_operator.views.pods import failures_of, ignored_by_job, is_running
+from lora_operator.views.pods import failures_of, has_ended, ignored_by_job, is_running
 from lora_operator.views.wording import parse_instant, sentence
 from lora_trainer.contract.exit_codes import FINAL
 from lora_trainer.contract.reasons import Reason
@@ -90,9 +90,12 @@ def _waiting_since(case: Case, job: JobView | None, pods: Sequence[PodView]) -> 
         moments.extend(_ends(case, job))
         moments.append(job.started_at or job.created_at)
         # No condition says when a pod of an early stage ceased to run. And one that was drained is gone, maybe unseen:
-        # of one pod at a time, the next is made when the last has ended.
+        # the next is made when the last has ended. Of several nodes, once all have a pod, the first of those that wait.
         one_by_one = case.request.pod.nodes == 1
         moments.extend(pod.created_at for pod in pods if one_by_one or pod.stage != names.TRAIN)
+        living = [pod for pod in pods if not has_ended(pod)]
+        if len({pod.index for pod in living}) == case.request.pod.nodes:
+            moments.append(min((pod.created_at for pod in living if not is_running(pod)), default=None))
     held = previous_condition(case.finetune, Type.SUSPENDED)
     if held.get("status") == "True" or (job is not None and suspension_of(job) is not None):
         moments.append(case.now)  # let go just now, of which neither the status nor the Job's start says yet
