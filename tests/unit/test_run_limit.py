@@ -24,7 +24,14 @@ class Cluster:
         self.limit = RunLimit(most, self.cache, self.woken.append)
         self._version = 0
 
-    def put(self, name: str, minute: int = 0, status: dict[str, Any] | None = None, namespace: str = "team") -> None:
+    def put(
+        self,
+        name: str,
+        minute: int = 0,
+        status: dict[str, Any] | None = None,
+        namespace: str = "team",
+        deleted: str | None = None,
+    ) -> None:
         self._version += 1
         manifest = make_manifest(status=status or {})
         manifest["metadata"] |= {
@@ -33,6 +40,7 @@ class Cluster:
             "uid": UID if name == NAME else f"uid-{name}",
             "creationTimestamp": instant(CREATED.replace(minute=minute)),
             "resourceVersion": str(self._version),
+            "deletionTimestamp": deleted,
         }
         self.cache.finetunes.put(manifest)
         self.limit.update(Key(namespace, name))
@@ -67,6 +75,19 @@ def test_the_next_one_goes_on_by_itself(end: str) -> None:
     cluster.put("a", status=ENDED) if end == "it ends" else cluster.delete("a")
     assert cluster.woken == [Key("team", "c")]
     assert cluster.beyond("bcd") == "d"
+
+
+def test_a_deleted_run_that_a_finalizer_keeps_gives_its_place_up_with_its_job() -> None:
+    """Its name may stay for weeks, and the others would wait for it to be deleted, which it is."""
+    cluster, job, waiting = Cluster(1), make_job_object(), Key(NAMESPACE, "b")
+    cluster.cache.jobs.put(job)
+    cluster.put(NAME, status=STARTED, namespace=NAMESPACE)
+    cluster.put("b", 1, namespace=NAMESPACE)
+    cluster.put(NAME, status=STARTED, namespace=NAMESPACE, deleted=instant(CREATED))
+    assert cluster.limit.exceeded_by(waiting) == 1
+    cluster.cache.jobs.remove(job)
+    cluster.limit.update(Key(NAMESPACE, NAME))
+    assert cluster.limit.exceeded_by(waiting) is None
 
 
 def test_a_run_that_has_had_a_job_is_never_beyond() -> None:

@@ -43,7 +43,7 @@ class RunLimit:
         if not self._most:
             return
         finetune = None if self._cache.finetunes.is_packed(key) else self._cache.finetunes.get(key)
-        counts = finetune is not None and not result_of(finetune.status)
+        counts = finetune is not None and not result_of(finetune.status) and not self._is_left(key, finetune)
         place = self._place(key, finetune) if finetune is not None and counts else None
         if (key in self._places) == counts and self._places.get(key) == place:
             return
@@ -62,6 +62,10 @@ class RunLimit:
             return None
         runs = self._of(key)
         return self._most if len(runs.started) + bisect_left(runs.waiting, place) >= self._most else None
+
+    def _is_left(self, key: Key, finetune: FineTune) -> bool:
+        """Whether a deleted run has nothing in the cluster any more, though somebody's finalizer keeps it."""
+        return finetune.deleting and not self._cache.jobs.of(key, finetune.uid)
 
     def _place(self, key: Key, finetune: FineTune) -> _Waiting | None:
         if finetune.status.get("jobName") or self._cache.jobs.of(key, finetune.uid):
