@@ -5,15 +5,19 @@ import json
 import re
 from base64 import b64encode
 from contextlib import nullcontext
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
 import yaml
-from tests.unit.releases import LOWER, image_in
+from tests.unit.releases import LOWER, ORIGIN, image_in
 
+from localcluster import images, packages, space
+from localcluster.console import Console
 from lora_trainer.contract.release import RELEASE
-from releasing import artifacts, cli, publish
+from releasing import artifacts, build, cli, publish
 from releasing.errors import ReleaseError
+from releasing.layout import Layout
 from releasing.signing import Cosign, Identity, Key, PublicKey
 
 WORKFLOW = Path(__file__).parents[2] / ".github" / "workflows" / "release.yaml"
@@ -93,6 +97,33 @@ def test_a_statement_counts_if_cosign_verified_it(tmp_path: Path, prints: bool, 
     cosign = Cosign(program=program, log=tmp_path / "log")
     with pytest.raises(ReleaseError, match=sentence) if sentence else nullcontext():
         assert cosign.verified(layout, image, artifacts.SIGNED, PublicKey(path=tmp_path)) == {"a": 1}
+
+
+def test_images_are_built_on_a_base_of_the_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The day in UTC, of the machine that makes the release."""
+    days = []
+
+    def build_all(_names: object, builder: images.LocalBuilder) -> dict[str, str]:
+        days.append(builder.day)
+        raise ReleaseError("enough")
+
+    monkeypatch.setattr(packages, "ensure", lambda *_arguments: None)
+    monkeypatch.setattr(space, "require", lambda *_arguments: None)
+    monkeypatch.setattr(images, "build_all", build_all)
+    maker = build.Maker(
+        layout=Layout(folder=tmp_path / "layout"),
+        origin=ORIGIN,
+        cosign=Cosign(program=tmp_path, log=tmp_path / "log"),
+        signer=IDENTITY,
+        cache=tmp_path,
+        console=Console(),
+        registry="",
+        source="",
+    )
+    before = datetime.now(tz=UTC).date()
+    with pytest.raises(ReleaseError, match="enough"):
+        maker.make()
+    assert before <= date.fromisoformat(days[0]) <= datetime.now(tz=UTC).date()
 
 
 def test_a_copy_takes_signatures_and_bills_along(tmp_path: Path) -> None:
