@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -258,6 +259,7 @@ def build_for_registry(names: Sequence[str], prefix: str, cache: Path, console: 
         raise ClusterError("Neither docker, podman nor buildah is on PATH: install one of them to build the images.")
     log_folder = cache / "images"
     log_folder.mkdir(parents=True, exist_ok=True)
+    platform = platform_of_nodes()
     references = {}
     for name in names:
         image = IMAGES[name]
@@ -268,10 +270,22 @@ def build_for_registry(names: Sequence[str], prefix: str, cache: Path, console: 
         dockerfile = str(settings.REPOSITORY / image.dockerfile)
         with console.step(f"build and push {reference} with {program}", log=log):
             target = ("--target", image.target) if image.target else ()
-            _run((program, "build", *target, "--file", dockerfile, "--tag", reference, str(settings.REPOSITORY)), log)
+            where = ("--file", dockerfile, "--tag", reference, str(settings.REPOSITORY))
+            _run((program, "build", *platform, *target, *where), log)
             _run((program, "push", reference), log)
         references[name] = reference
     return references
+
+
+def platform_of_nodes() -> tuple[str, ...]:
+    """The option to build for the current cluster's nodes, which a Mac would not; empty where they differ, or nobody
+    says what they are."""
+    jsonpath = "--output=jsonpath={.items[*].status.nodeInfo.architecture}"
+    with contextlib.suppress(OSError):
+        asked = ("kubectl", "get", "nodes", jsonpath, "--request-timeout=30s")
+        kinds = set(subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split())
+        return (f"--platform=linux/{kinds.pop()}",) if len(kinds) == 1 else ()
+    return ()
 
 
 def _run(command: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> str:

@@ -1,5 +1,6 @@
 """Builds of several images at a time, with a stand-in for Buildah, whose race is too short to be met by chance."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,10 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in (("buildah", BUILDAH.replace("LOCAL_BASE", LOCAL_BASE)), ("mmdebstrap", MMDEBSTRAP)):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    # Links to what the stand-ins are written with, and no kubectl of the machine.
+    for name in ("sh", "sed", "sleep", "touch", "dirname", "cat"):
+        (folder / name).symlink_to(shutil.which(name) or name)
+    monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setattr(packages, "ensure", lambda *_arguments: None)
     monkeypatch.setattr("os.geteuid", lambda: 0)
     return folder
@@ -73,3 +77,21 @@ def test_a_release_is_built_on_the_packages_of_its_day(tmp_path: Path, programs:
         "rmi localhost/lora-operator:release-old",
         "rmi localhost/lora-base:release-old",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kubectl", "option"),
+    [("echo -n amd64 amd64", "--platform=linux/amd64 "), ("echo -n amd64 arm64", ""), ("exit 1", ""), ("", "")],
+)
+def test_an_image_for_a_cluster_of_ones_own_is_for_its_nodes(
+    tmp_path: Path, programs: Path, kubectl: str, option: str
+) -> None:
+    """A Mac with Apple silicon would build for itself; without an answer Docker decides, as it is set up."""
+    texts = {"docker": f'echo "$*" >>{tmp_path}/docker'} | ({"kubectl": kubectl} if kubectl else {})
+    for name, text in texts.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    images.build_for_registry(["operator"], "registry.example.com/team", tmp_path, Console())
+    built, pushed = (tmp_path / "docker").read_text().splitlines()
+    assert built.startswith(f"build {option}--file ")
+    assert pushed.startswith("push registry.example.com/team/lora-operator:")
