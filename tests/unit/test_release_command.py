@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shlex
 from base64 import b64encode
 from contextlib import nullcontext
 from datetime import UTC, date, datetime
@@ -14,6 +15,7 @@ from tests.unit.releases import LOWER, ORIGIN, image_in
 
 from localcluster import images, packages, space
 from localcluster.console import Console
+from localcluster.errors import ClusterError
 from lora_trainer.contract.release import RELEASE
 from releasing import artifacts, build, cli, publish
 from releasing.errors import ReleaseError
@@ -126,6 +128,34 @@ def test_images_are_built_on_a_base_of_the_day(tmp_path: Path, monkeypatch: pyte
     assert before <= date.fromisoformat(days[0]) <= datetime.now(tz=UTC).date()
 
 
+@pytest.mark.parametrize("given", ["", "ghcr.io/Team", "https://r.example.com/team", "r.example.com/team:1.0"])
+def test_a_registry_that_takes_no_release_is_refused_at_once(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the workflow's variable, too, which may not be set: not after an hour, with signatures in the public log."""
+    for command in (["build", f"--registry={given}", "--source=s"], ["publish", given]):
+        with pytest.raises(SystemExit):
+            cli.parser().parse_args(command)
+        assert "must be a registry and a path in lower case" in capsys.readouterr().err
+    for good in ("registry.example.com", "ghcr.io/team", "localhost:5000/a/b_c/"):
+        assert cli.parser().parse_args(["publish", good]).registry == good
+
+
+def test_a_trial_is_not_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody has its key; on a registry without TLS one may try how it would be."""
+    (tmp_path / "trial").touch()
+    assert cli.main(["publish", "registry.example.com", "--output", str(tmp_path)]) == 1
+    assert "is a trial, whose key is gone" in capsys.readouterr().err
+
+
+def test_a_check_without_zstd_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers are packed by it; where there is apt-get it is installed."""
+    monkeypatch.setattr(packages, "lacking", dict)
+    monkeypatch.setattr("shutil.which", lambda *_arguments, **_options: None)
+    for command in (["check"], ["publish", "registry.example.com"]):
+        options = cli.parser().parse_args([*command, "--output", str(tmp_path)])
+        with pytest.raises(ClusterError, match=r"no apt-get to install them: zstd"):
+            options.run(options, Console())
+
+
 def test_a_copy_takes_signatures_and_bills_along(tmp_path: Path) -> None:
     """They refer to the artifact: oras copies them with --recursive alone."""
     layout, _ = image_in(tmp_path / "l", LOWER)
@@ -153,14 +183,14 @@ def test_the_workflow_pins_its_actions_and_has_few_rights() -> None:
 def test_the_workflow_makes_and_publishes_what_the_command_knows() -> None:
     """Its flags are flags of hack/release; what comes from outside reaches the shell by variables alone."""
     (job,) = yaml.safe_load(WORKFLOW.read_text())["jobs"].values()
-    scripts = [step["run"] for step in job["steps"] if "run" in step]
+    scripts = [step["run"].replace("$REGISTRY", "ghcr.io/team") for step in job["steps"] if "run" in step]
     assert not [script for script in scripts if "${{" in script]
     (made,) = (script for script in scripts if "make release" in script)
     (published,) = (script for script in scripts if "hack/release" in script)
     parser = cli.parser()
     flags = made.partition('RELEASE_FLAGS="')[2].rstrip('"').split()
     assert parser.parse_args(["build", *flags]).keyless
-    assert parser.parse_args(published.partition("hack/release ")[2].split()).identity
+    assert parser.parse_args(shlex.split(published.partition("hack/release ")[2])).identity
 
 
 def test_the_page_verifies_as_the_check_does() -> None:
