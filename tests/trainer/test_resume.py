@@ -369,6 +369,9 @@ def test_too_little_room_ends_a_training_before_it_loads_weights(workplace: Work
     size = sum(path.stat().st_size for path in (place.workspace / "step-00000004").iterdir())
     shutil.rmtree(place.staged)
     others.write_bytes(bytes(max(0, shutil.disk_usage(full_volume).free - int(1.5 * size) - 2**20)))
+    partial = place.workspace / ".step-00000006.0123abcd"
+    partial.mkdir()
+    (partial / "optimizer.pt").write_bytes(bytes(size // 2 + 2**20))
     attempt = finish(place)
     assert (attempt.process.exitcode, attempt.resumed_step()) == (0, 4)
 

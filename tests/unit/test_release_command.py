@@ -156,6 +156,13 @@ def test_a_check_without_zstd_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
             options.run(options, Console())
 
 
+def test_make_installs_what_an_environment_needs_before_it_makes_one() -> None:
+    """Debian's python3-venv, for a release as for the demo."""
+    rules = re.findall(r"^\$\(\w+\)(?:/\.installed)?:.*", (WORKFLOW.parents[2] / "Makefile").read_text(), re.MULTILINE)
+    assert len(rules) == 4
+    assert all("| python" in rule for rule in rules)
+
+
 def test_a_copy_takes_signatures_and_bills_along(tmp_path: Path) -> None:
     """They refer to the artifact: oras copies them with --recursive alone."""
     layout, _ = image_in(tmp_path / "l", LOWER)

@@ -11,7 +11,7 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.errors import StorageError
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.training.checkpoint import checkpoint_folders
+from lora_trainer.training.checkpoint import checkpoint_folders, discard_partial
 
 
 def check_claim(config: TrainConfig, plan: RunPlan, volumes: Volumes) -> None:
@@ -28,7 +28,8 @@ def check_room(
     config: TrainConfig, plan: RunPlan, folder: Path, *, step: int, total: int, make_room: Callable[[int], None]
 ) -> None:
     """Look whether there is room for what a training of `total` steps still writes into the run's folder after `step`,
-    beside the checkpoints that are there; `make_room` removes what the run can do without.
+    beside the checkpoints that are there. `make_room` removes what the run can do without, and so does this of what a
+    killed trainer left.
 
     Raises `StorageError`.
     """
@@ -37,6 +38,7 @@ def check_room(
     saved, saves = len(checkpoint_folders(folder)), least_saves(config, plan, total - step, total)
     needed, count = still_needed(config, plan, saved=saved, saves=saves)
     make_room(needed)
+    discard_partial(folder)
     _check(folder, config, plan, count=count, needed=needed, more="more " if saved else "")
 
 
