@@ -139,19 +139,26 @@ def test_a_registry_that_takes_no_release_is_refused_at_once(given: str, capsys:
         assert cli.parser().parse_args(["publish", good]).registry == good
 
 
-def test_a_trial_is_not_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for a release, and a cosign that need not be compiled for it."""
+    monkeypatch.setattr(cli, "_cosign", lambda _console: Cosign(program=tmp_path / "cosign", log=tmp_path / "log"))
+    return tmp_path
+
+
+def test_a_trial_is_not_published(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody has its key; on a registry without TLS one may try how it would be."""
-    (tmp_path / "trial").touch()
-    assert cli.main(["publish", "registry.example.com", "--output", str(tmp_path)]) == 1
+    (built / "trial").touch()
+    assert cli.main(["publish", "registry.example.com", "--output", str(built)]) == 1
     assert "is a trial, whose key is gone" in capsys.readouterr().err
 
 
-def test_a_check_without_zstd_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_without_zstd_says_so(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers are packed by it; where there is apt-get it is installed."""
     monkeypatch.setattr(packages, "lacking", dict)
     monkeypatch.setattr("shutil.which", lambda *_arguments, **_options: None)
     for command in (["check"], ["publish", "registry.example.com"]):
-        options = cli.parser().parse_args([*command, "--output", str(tmp_path)])
+        options = cli.parser().parse_args([*command, "--output", str(built)])
         with pytest.raises(ClusterError, match=r"no apt-get to install them: zstd"):
             options.run(options, Console())
 
