@@ -110,7 +110,7 @@ AUDIT := .venv-audit
 audit: $(AUDIT)/.installed
 	@$(AUDIT)/bin/python hack/audit
 
-$(AUDIT)/.installed: requirements/audit.txt
+$(AUDIT)/.installed: requirements/audit.txt | python
 	@test -x $(AUDIT)/bin/pip || $(PYTHON) -m venv $(AUDIT)
 	@$(AUDIT)/bin/pip install --quiet --disable-pip-version-check -r requirements/audit.txt
 	@touch $@
@@ -119,7 +119,7 @@ RELEASE := .venv-release
 release: $(RELEASE)/.installed
 	@$(RELEASE)/bin/python hack/release build $(RELEASE_FLAGS)
 
-$(RELEASE)/.installed: requirements/release.txt
+$(RELEASE)/.installed: requirements/release.txt | python
 	@test -x $(RELEASE)/bin/pip || $(PYTHON) -m venv $(RELEASE)
 	@$(RELEASE)/bin/pip install --quiet --disable-pip-version-check -r requirements/release.txt
 	@touch $@

@@ -82,7 +82,8 @@ def build_for_registry(prefix: str, console: "Console") -> str:
     log = settings.cache_directory() / "images" / f"{HUB.repository}-{program}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with _context() as context, console.step(f"build and push {reference} with {program}", log=log):
-        _run((program, "build", "--file", str(FOLDER / "Dockerfile"), "--tag", reference, str(context)), log)
+        where = ("--file", str(FOLDER / "Dockerfile"), "--tag", reference, str(context))
+        _run((program, "build", *images.platform_of_nodes(), *where), log)
         _run((program, "push", reference), log)
     return reference
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -34,6 +35,8 @@ _BASE_RECIPE = (
     "--dpkgopt=path-exclude=/usr/share/man/*",
     "bookworm",
 )
+_BASE = "lora-base"
+_RELEASES = "release-"
 # Seen by pip while it runs, and never part of an image: a secret leaves no trace, and the folder is in every base.
 _PIP_CONFIGURATION = Path("/etc/pip.conf")
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -42,17 +45,23 @@ PACKING = ("--compression-format=zstd", "--compression-level=1")
 _ACCEPT = "application/vnd.oci.image.manifest.v1+json,application/vnd.docker.distribution.manifest.v2+json"
 
 
-def base_image() -> str:
-    """The name of the base image in Buildah's storage; it changes with the recipe."""
-    return f"localhost/lora-base:{hashlib.sha256(' '.join(_BASE_RECIPE).encode()).hexdigest()[:12]}"
+def base_image(day: str = "") -> str:
+    """The name of the base image in Buildah's storage; it changes with the recipe, and of a release with the day."""
+    recipe = hashlib.sha256(" ".join(_BASE_RECIPE).encode()).hexdigest()[:12]
+    return f"localhost/{_BASE}:{f'{_RELEASES}{day}-' if day else ''}{recipe}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalBuilder:
-    """Buildah with a storage of its own: nothing of it shows up among the user's images, `purge` takes it all."""
+    """Buildah with a storage of its own: nothing of it shows up among the user's images, `purge` takes it all.
+
+    With a `day`, builds for a release: on the Debian packages of that day, while the local cluster keeps its base, of
+    any age, and all that was built on it.
+    """
 
     cache: Path
     console: Console
+    day: str = ""
 
     @property
     def folder(self) -> Path:
@@ -60,12 +69,12 @@ class LocalBuilder:
 
     def build(self, image: Image) -> str:
         """Build unless the very content is built; returns the image's tag."""
-        base = base_image()
-        name = _local_name(image)
+        base = base_image(self.day)
+        name = self._local_name(image)
         wanted = name.rpartition(":")[2]
         if self._has(name):
             return wanted
-        if not self._tags(image):
+        if not self._tags(image.repository):
             space.require(self.folder, image.first_build_gib, f"build {image.repository}")
         log = self.folder / f"{image.repository}.log"
         with self.console.step(f"build image {image.repository}:{wanted}", log=log):
@@ -76,16 +85,15 @@ class LocalBuilder:
                 twice(lambda: self._buildah(arguments, log), self.console)
         return wanted
 
-    def remove_older(self, image: Image, image_tag: str) -> None:
-        """Remove the image's other builds; layers that the kept one shares with them stay.
+    def remove_older(self, repository: str, image_tag: str) -> None:
+        """Remove an image's other builds, a release's or the local cluster's; layers that a kept one shares stay.
 
         Never beside a build: one that looks for its layers fails where an image goes away meanwhile ("layer not
         known", Buildah's issue 5674).
         """
-        log = self.folder / f"{image.repository}.log"
-        kept = f"localhost/{image.repository}:{image_tag}"
-        for name in self._tags(image):
-            if name != kept:
+        log = self.folder / f"{repository}.log"
+        for name in self._tags(repository):
+            if name != f"localhost/{repository}:{image_tag}":
                 self._buildah(("rmi", name), log)
 
     def push(self, image: Image, image_tag: str, registry_port: int) -> None:
@@ -129,10 +137,10 @@ class LocalBuilder:
     def prepare(self) -> None:
         """Check root, install the programs that are missing, make the base image, clear up after a killed build."""
         self._make_folders()
-        log = self.folder / "lora-base.log"
+        log = self.folder / f"{_BASE}.log"
         # A build that was killed leaves a container with all that it had downloaded.
         self._buildah(("rm", "--all"), log)
-        if self._has(base_image()):
+        if self._has(base_image(self.day)):
             return
         archive = self.folder / "tmp" / "base.tar"
         with self.console.step("build the base image from Debian packages", log=log):
@@ -140,22 +148,27 @@ class LocalBuilder:
             twice(lambda: _debootstrap(archive, log), self.console)
             container = self._buildah(("from", "--quiet", "scratch"), log)
             self._buildah(("add", "--quiet", container, str(archive), "/"), log)
-            self._buildah(("commit", "--quiet", "--rm", container, base_image()), log)
+            self._buildah(("commit", "--quiet", "--rm", container, base_image(self.day)), log)
             archive.unlink()
 
     def has_all(self, names: Sequence[str]) -> bool:
         """Whether nothing is to be built."""
-        return all(self._has(_local_name(IMAGES[name])) for name in names)
+        return all(self._has(self._local_name(IMAGES[name])) for name in names)
 
     def _has(self, name: str) -> bool:
         command = (*self.command, "inspect", "--type=image", name)
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
-    def _tags(self, image: Image) -> list[str]:
-        """Names of the image's builds in the storage."""
-        shape = ("--noheading", "--format={{.Name}}:{{.Tag}}", f"--filter=reference=localhost/{image.repository}")
+    def _local_name(self, image: Image) -> str:
+        made = tag(image, base_image(self.day), settings.REPOSITORY)
+        return f"localhost/{image.repository}:{_RELEASES if self.day else ''}{made}"
+
+    def _tags(self, repository: str) -> list[str]:
+        """Names of an image's builds in the storage: of those for releases, or of the others."""
+        shape = ("--noheading", "--format={{.Name}}:{{.Tag}}", f"--filter=reference=localhost/{repository}")
         command = (*self.command, "images", *shape)
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+        names = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+        return [name for name in names if name.rpartition(":")[2].startswith(_RELEASES) == bool(self.day)]
 
     def _buildah(self, arguments: Sequence[str], log: Path) -> str:
         # Buildah keeps its cache mounts, and with them pip's downloads, below TMPDIR.
@@ -171,10 +184,6 @@ class LocalBuilder:
 def _debootstrap(archive: Path, log: Path) -> None:
     archive.unlink(missing_ok=True)
     _run(("mmdebstrap", *_BASE_RECIPE, str(archive)), log)
-
-
-def _local_name(image: Image) -> str:
-    return f"localhost/{image.repository}:{tag(image, base_image(), settings.REPOSITORY)}"
 
 
 def build_arguments(image: Image, name: str, base: str, context: Path) -> tuple[str, ...]:
@@ -215,7 +224,8 @@ def build_all(names: Sequence[str], builder: LocalBuilder) -> dict[str, str]:
             tags = dict(zip(names, pool.map(lambda name: builder.build(IMAGES[name]), names), strict=True))
         if not complete:
             for name, image_tag in tags.items():
-                builder.remove_older(IMAGES[name], image_tag)
+                builder.remove_older(IMAGES[name].repository, image_tag)
+            builder.remove_older(_BASE, base_image(builder.day).rpartition(":")[2])
         return tags
 
 
@@ -249,6 +259,7 @@ def build_for_registry(names: Sequence[str], prefix: str, cache: Path, console: 
         raise ClusterError("Neither docker, podman nor buildah is on PATH: install one of them to build the images.")
     log_folder = cache / "images"
     log_folder.mkdir(parents=True, exist_ok=True)
+    platform = platform_of_nodes()
     references = {}
     for name in names:
         image = IMAGES[name]
@@ -259,10 +270,22 @@ def build_for_registry(names: Sequence[str], prefix: str, cache: Path, console: 
         dockerfile = str(settings.REPOSITORY / image.dockerfile)
         with console.step(f"build and push {reference} with {program}", log=log):
             target = ("--target", image.target) if image.target else ()
-            _run((program, "build", *target, "--file", dockerfile, "--tag", reference, str(settings.REPOSITORY)), log)
+            where = ("--file", dockerfile, "--tag", reference, str(settings.REPOSITORY))
+            _run((program, "build", *platform, *target, *where), log)
             _run((program, "push", reference), log)
         references[name] = reference
     return references
+
+
+def platform_of_nodes() -> tuple[str, ...]:
+    """The option to build for the current cluster's nodes, which a Mac would not; empty where they differ, or nobody
+    says what they are."""
+    jsonpath = "--output=jsonpath={.items[*].status.nodeInfo.architecture}"
+    with contextlib.suppress(OSError):
+        asked = ("kubectl", "get", "nodes", jsonpath, "--request-timeout=30s")
+        kinds = set(subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split())
+        return (f"--platform=linux/{kinds.pop()}",) if len(kinds) == 1 else ()
+    return ()
 
 
 def _run(command: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,8 +87,9 @@ class Maker:
                 self._attach(subject, artifacts.BILL_OF_MATERIALS, json.loads(bills[name]))
 
     def _images(self) -> dict[str, Descriptor]:
-        """Build the images unless that very content is built, and pack them; returns name -> manifest."""
-        builder = images.LocalBuilder(cache=self.cache, console=self.console)
+        """Build the images unless that very content was built today, and pack them; returns name -> manifest."""
+        today = datetime.now(tz=UTC).date().isoformat()
+        builder = images.LocalBuilder(cache=self.cache, console=self.console, day=today)
         tags = images.build_all([image.name for image in artifacts.IMAGES], builder)
         found = {}
         for image in artifacts.IMAGES:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import secrets
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localcluster import tools
+from localcluster import packages, tools
 from localcluster.console import Console
 from localcluster.errors import ClusterError
 from localcluster.settings import REPOSITORY, cache_directory
@@ -29,6 +30,10 @@ Make a release, an OCI image layout with signatures and bills of materials; chec
 registry. docs/release.md has all of it.
 """
 _OUTPUT = REPOSITORY / "build" / "release"
+# Beside a layout that was signed by a key of its own.
+_TRIAL = "trial"
+# As registries take it: distribution/reference, reference.go.
+_REGISTRY = re.compile(r"[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*/?")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,13 +59,13 @@ def parser() -> argparse.ArgumentParser:
     made.set_defaults(run=_build)
     made.add_argument("--key", default="", help=f"private key, its password in {PASSWORD}; default: a new one")
     made.add_argument("--keyless", action="store_true", help="sign as the workflow that runs this, without a key")
-    made.add_argument("--registry", default="", help="where it will be published, for the chart's annotations")
+    made.add_argument("--registry", type=registry, help="where it will be published, for the chart's annotations")
     made.add_argument("--source", default="", help="address of the repository, for the chart's annotations")
     checked = commands.add_parser("check", help="check the release")
     checked.set_defaults(run=_check)
     copied = commands.add_parser("publish", help="check the release, and copy it to a registry")
     copied.set_defaults(run=_publish)
-    copied.add_argument("registry", help="registry and path, as in registry.example.com/team")
+    copied.add_argument("registry", type=registry, help="registry and path, as in registry.example.com/team")
     copied.add_argument("--plain-http", action="store_true", help="for a registry without TLS, as on this machine")
     for command in (checked, copied):
         command.add_argument("--key", type=Path, help="public key (default: cosign.pub of the release)")
@@ -69,6 +74,15 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--identity", default="", help="without a key: who signs, the workflow's address")
         command.add_argument("--issuer", default="", help="without a key: who certifies that")
     return command_line
+
+
+def registry(text: str) -> str:
+    """A registry and path; a wrong one is refused before anything is made and signed for it."""
+    if not _REGISTRY.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a registry and a path in lower case, as in registry.example.com/team"
+        )
+    return text
 
 
 def _build(options: argparse.Namespace, console: Console) -> None:
@@ -94,10 +108,12 @@ def _build(options: argparse.Namespace, console: Console) -> None:
             signer=signs,
             cache=cache_directory(),
             console=console,
-            registry=options.registry,
+            registry=options.registry or "",
             source=options.source,
         )
         maker.make()
+    if given is None:
+        (work / _TRIAL).touch()
     trust: Trust = PublicKey(path=work / "cosign.pub") if isinstance(signs, Key) else signs
     lines = check.check(layout, cosign, trust, console)
     shutil.rmtree(options.output, ignore_errors=True)
@@ -125,12 +141,18 @@ def _identity(options: argparse.Namespace) -> Identity:
 
 
 def _check(options: argparse.Namespace, console: Console) -> None:
+    packages.ensure(packages.RELEASES, console, cache_directory() / "packages.log")
     key = options.key or options.output / "cosign.pub"
     trust: Trust = _identity(options) if options.identity else PublicKey(path=key)
     print("\n".join(check.check(Layout(folder=options.output / "layout"), _cosign(console), trust, console)))
 
 
 def _publish(options: argparse.Namespace, console: Console) -> None:
+    if (options.output / _TRIAL).exists() and not options.plain_http:
+        raise ReleaseError(
+            f"The release in {options.output} is a trial, whose key is gone: make one with --key or --keyless, or copy"
+            " it to a registry without TLS (--plain-http)."
+        )
     _check(options, console)
     oras = tools.ensure(tools.ORAS, cache_directory(), console) / "oras"
     layout = Layout(folder=options.output / "layout")

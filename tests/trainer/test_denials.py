@@ -9,7 +9,7 @@ from tests.trainer.servers import Proxy
 
 from hub.faults import Fault
 from lora_trainer.contract.uri import HubUri, OciUri, S3Uri
-from lora_trainer.errors import TrainerError
+from lora_trainer.errors import TrainerError, TransientError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.oci import Registry
 from lora_trainer.places.roles import Role
@@ -105,3 +105,24 @@ def test_without_a_cluster_credentials_go_into_the_environment(
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
         by_hand = f"; without a cluster set {what} in the environment (a stored login is not used)"
         assert said() == on_a_cluster + by_hand
+
+
+@pytest.mark.parametrize(
+    ("ask", "value"),
+    [
+        (ask_hub, "config.hubEndpoint"),
+        (ask_bucket, "config.s3Endpoint"),
+        (ask_registry, "config.ociPlainHTTPRegistries"),
+    ],
+)
+def test_in_a_pod_a_server_out_of_reach_is_a_matter_of_the_chart(
+    ask: Ask, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever creates a run sets no variable there."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with pytest.raises(TransientError) as caught:
+        ask("http://127.0.0.1:9", tmp_path)
+    said = str(caught.value)
+    assert f"have the administrator set {value} " in said
+    assert "(defaults.environment)" in said
+    assert not [name for name in ("HF_ENDPOINT", "AWS_ENDPOINT_URL_S3", "LORA_OCI_PLAIN_HTTP") if name in said]

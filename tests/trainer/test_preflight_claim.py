@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace
+from tests.unit.advice_facts import make_plan
 
 from lora_trainer import commands
 from lora_trainer.contract.exit_codes import ExitCode
@@ -13,7 +14,8 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import StorageError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.recipe.preflight import check_claim, preflight
+from lora_trainer.recipe.claim_room import check_claim, least_saves, still_needed
+from lora_trainer.recipe.preflight import preflight
 
 ON_DATA = {"uri": "pvc://data/tone"}
 """The claim of the rows, which is mounted, is that of the checkpoints, too."""
@@ -42,7 +44,7 @@ def test_a_preflight_ends_where_the_claim_has_too_little_room(
 ) -> None:
     """By the command of the stage, which writes why into its summary."""
     monkeypatch.setattr(
-        "lora_trainer.recipe.preflight.shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=free))
+        "lora_trainer.recipe.claim_room.shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=free))
     )
     monkeypatch.setattr("lora_trainer.ranks.logs.set_up", lambda **_options: None)
     monkeypatch.setattr("signal.signal", lambda *_: None)
@@ -54,3 +56,40 @@ def test_a_preflight_ends_where_the_claim_has_too_little_room(
     else:
         assert (status, summary.reason, summary.preflight) == (ExitCode.STORAGE, Reason.STORAGE_FULL, None)
         assert " of PersistentVolumeClaim data, which has 0.0 GiB free: 3 checkpoints " in summary.message
+
+
+@pytest.mark.parametrize(
+    ("saved", "saves", "needed", "count"),
+    [
+        pytest.param(0, 9, 30, 3, id="one more than are kept, and the result once one is gone"),
+        pytest.param(0, 1, 17, 1, id="a short run saves its last state alone"),
+        pytest.param(2, 9, 10, 1, id="resumed: the oldest goes as soon as the next is written"),
+        pytest.param(1, 9, 20, 2, id="resumed early"),
+        pytest.param(5, 9, 10, 1, id="more than are kept"),
+    ],
+)
+def test_what_a_run_has_saved_is_not_needed_again(saved: int, saves: int, needed: int, count: int) -> None:
+    """Of checkpoints of 10 bytes, of which two are kept, and a result of 7."""
+    plan = make_plan(checkpoint_bytes=10, claim_bytes=37)
+    assert still_needed(make_config(), plan, saved=saved, saves=saves) == (needed, count)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "seconds", "steps", "saves"),
+    [
+        ({}, None, 100, 1),
+        ({}, 500, 100, 1),
+        ({}, 3000, 100, 6),
+        ({}, 3000, 10, 1),
+        ({}, 10_000, 2, 1),
+        ({"intervalSteps": 20}, None, 100, 5),
+        ({"intervalSteps": 20}, 3000, 100, 6),
+        ({"intervalSteps": 200}, None, 100, 1),
+    ],
+)
+def test_a_run_is_refused_for_checkpoints_alone_that_it_surely_saves(
+    checkpoint: dict[str, int], seconds: int | None, steps: int, saves: int
+) -> None:
+    """Time counts where a plan knows how long the run's 100 steps take, of which some are left."""
+    config = make_config(checkpoint=checkpoint)
+    assert least_saves(config, make_plan(seconds=seconds), steps, 100) == saves

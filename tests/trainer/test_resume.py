@@ -355,6 +355,27 @@ def test_a_volume_that_is_full_ends_the_training_with_74_and_the_next_attempt_go
     assert weights(place) == expected
 
 
+def test_too_little_room_ends_a_training_before_it_loads_weights(workplace: Workplace, full_volume: Path) -> None:
+    """With what it takes; once there is room it trains, and what it has saved by then is not asked for again."""
+    place = place_of(workplace)
+    others = full_volume / "others"
+    others.write_bytes(bytes(shutil.disk_usage(full_volume).free - 2**17))
+    attempt = finish(place)
+    said = "of PersistentVolumeClaim adapters, which has 0.0 GiB free: 3 checkpoints of"
+    refused(attempt, ExitCode.STORAGE, Reason.STORAGE_FULL, said)
+    others.unlink()
+    assert finish(place).process.exitcode == 0
+    damage(place, 6)
+    size = sum(path.stat().st_size for path in (place.workspace / "step-00000004").iterdir())
+    shutil.rmtree(place.staged)
+    others.write_bytes(bytes(max(0, shutil.disk_usage(full_volume).free - int(1.5 * size) - 2**20)))
+    partial = place.workspace / ".step-00000006.0123abcd"
+    partial.mkdir()
+    (partial / "optimizer.pt").write_bytes(bytes(size // 2 + 2**20))
+    attempt = finish(place)
+    assert (attempt.process.exitcode, attempt.resumed_step()) == (0, 4)
+
+
 def until(condition: Callable[[], bool], what: str) -> None:
     """Wait for a condition."""
     deadline = time.monotonic() + PATIENCE_S

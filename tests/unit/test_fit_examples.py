@@ -79,12 +79,23 @@ def test_every_example_of_a_run_can_be_planned() -> None:
 
 
 def test_the_pages_say_of_a_claim_what_a_plan_says() -> None:
-    """The size of a checkpoint and of all that a run of the README's kind takes."""
+    """The size of a checkpoint and of all that a run of the README's kind takes; fit.md has what the command prints."""
     found = plan(read("private-data.yaml")[1])
     sizes = (f"{found.checkpoint_bytes / 2**20:.0f} MiB", f"{found.claim_bytes / 2**30:.1f} GiB")
-    for page in ("install.md", "fit.md"):
-        text = (EXAMPLES.parent / "docs" / page).read_text(encoding="utf-8")
-        assert all(size in text for size in sizes), page
+    text = (EXAMPLES.parent / "docs" / "install.md").read_text(encoding="utf-8")
+    assert all(size in text for size in sizes)
+
+
+@pytest.mark.parametrize(
+    ("page", "shape", "said"),
+    [
+        ("examples/70b.yaml", OTHERS["70b.yaml"], "{} GB of disk for the model"),
+        ("docs/install.md", SHAPE, "(8B: {} GB)"),
+    ],
+)
+def test_the_disk_of_a_node_without_a_cache_is_the_weights(page: str, shape: Shape, said: str) -> None:
+    """In 16 bits, as the Hub has them."""
+    assert said.format(round(2 * shape.parameters / 1e9)) in (EXAMPLES.parent / page).read_text(encoding="utf-8")
 
 
 CLAIM = re.compile(r"name: adapters\}?\n(?:.*\n){0,5}?.*storage: ([0-9A-Za-z]+)")

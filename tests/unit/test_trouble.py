@@ -91,7 +91,7 @@ PODS = {
     "the volume is on another node": (
         unscheduled("0/2 nodes are available: 2 node(s) had volume node affinity conflict."),
         Reason.VOLUME_NOT_READY,
-        ["volume node affinity"],
+        ["volume node affinity", "kubectl describe pv shows the zone or node", "make a claim where the GPUs are"],
     ),
     "the image cannot be pulled": (
         waiting_pod("ImagePullBackOff", 'Back-off pulling image "registry.example/no:1"'),

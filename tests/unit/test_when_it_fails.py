@@ -40,6 +40,10 @@ QUOTED = re.compile(
 Status = dict[str, Any]
 
 
+class ConnectTimeout(Exception):  # noqa: N818 - its name
+    """As httpx names it."""
+
+
 class OutOfMemoryError(RuntimeError):
     """As PyTorch names it, which the trainer goes by."""
 
@@ -67,11 +71,14 @@ def waits() -> list[Status]:
         'pods "support-tone" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, '
         "used: requests.nvidia.com/gpu=8, limited: requests.nvidia.com/gpu=8"
     )
+    away = explain_hub(ConnectTimeout("timed out"), hub_address("hf://acme/base"), Role.MODEL)
+    unreached = ended_pod(int(away.code), make_summary(away.reason, str(away)).to_message())
     full = storage_error(OSError(errno.ENOSPC, "No space left on device"), "pvc://adapters/support-tone")
     summary = make_summary(full.reason, str(full)).to_message()
     return [
         waiting(unscheduled(taint)),
         waiting(unscheduled('persistentvolumeclaim "adapters" not found')),
+        waiting(unscheduled("0/4 nodes are available: 4 node(s) had volume node affinity conflict.")),
         waiting(waiting_pod("ImagePullBackOff", pulled)),
         waiting(waiting_pod("CreateContainerConfigError", 'secret "hf-token" not found')),
         creation_failed(exceeded),
@@ -80,6 +87,7 @@ def waits() -> list[Status]:
         stalled(),
         waiting(outlasted_pod(0, {"running": {}})),
         waiting(ended_pod(int(full.code), summary), job=make_job(status={"failed": 1})),
+        waiting(unreached, job=finished_job("Failed", failed=4, reason="BackoffLimitExceeded")),
         waiting(
             ended_pod(137, reason="OOMKilled"), job=finished_job("Failed", failed=4, reason="BackoffLimitExceeded")
         ),
@@ -112,9 +120,14 @@ def hub(status: int, uri: str, role: Role) -> TrainerError:
     """What the trainer makes of an answer of the Hub."""
     error = Exception()
     error.response = SimpleNamespace(status_code=status)  # type: ignore[attr-defined]
+    return explain_hub(error, hub_address(uri), role)
+
+
+def hub_address(uri: str) -> HubUri:
+    """The address of a repository."""
     address = parse_uri(uri)
     assert isinstance(address, HubUri)
-    return explain_hub(error, address, role)
+    return address
 
 
 def raised(act: Callable[[], object]) -> TrainerError:

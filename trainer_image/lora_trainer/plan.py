@@ -193,7 +193,7 @@ def _by_layers(
             *_notes(config, adapter, asked, planned),
             *_on_copies(config, shape, planned, on_gpus),
         ),
-        advice=spoken(before(config, None, planned if planned.device_bytes else None, shape)),
+        advice=spoken(before(config, None, planned, shape)),
     )
 
 

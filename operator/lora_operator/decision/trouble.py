@@ -43,6 +43,10 @@ _DECLARE_LABELS = (
     "nvidia.com/gpu.product on the pool, or choose it by scheduling.nodeSelector in place of gpuMinMemoryGiB and "
     "gpuProducts"
 )
+_MOVE_DATA = (
+    "kubectl describe pv shows the zone or node that the volume is tied to; wait for a GPU there, or make a claim "
+    "where the GPUs are, copy the files, and name it in a new LoRAFineTune"
+)
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 
 # Reasons that Events alone may have reported: the pod or the Job itself says nothing of them.
@@ -223,7 +227,8 @@ def _unscheduled(pod: PodView) -> Finding | None:
     if claim:
         return _missing_claim(pod, claim[1], scheduled.since)
     if any(term in scheduled.message.lower() for term in _VOLUME_TERMS):
-        remedy = "look at the claim with kubectl describe pvc: it is not bound, or to a volume out of reach"
+        out_of_reach = "volume node affinity" in scheduled.message
+        remedy = _MOVE_DATA if out_of_reach else "look with kubectl describe pvc why the claim is not bound"
         which = f"the volume of its claims ({', '.join(pod.claims)})" if pod.claims else "a volume"
         return _finding(Reason.VOLUME_NOT_READY, f"Pod {pod.name} waits for {which}: {said}", remedy, scheduled.since)
     fitting = "add a node that fits, or ask for less in spec.resources and spec.scheduling of a new LoRAFineTune"

@@ -16,7 +16,7 @@ from lora_trainer.errors import (
     storage_error,
 )
 from lora_trainer.places.network import LONGEST_PAUSE_S, refused_certificate
-from lora_trainer.places.roles import Role, or_in_environment
+from lora_trainer.places.roles import Role, or_in_environment, unreachable
 
 LONGEST_RESET_S = 301
 """The Hub counts requests in windows of five minutes; a second for what it rounds off."""
@@ -79,7 +79,7 @@ def _unavailable(error: Exception, status: int | None, where: str, role: Role) -
             f"Secret with an HF_TOKEN, for which there is a larger one{or_in_environment('HF_TOKEN')}"
         )
     detail = answered if status else f"the Hub cannot be reached ({one_sentence(error)[:_LONGEST]})"
-    unavailable = f"{detail}; check HF_ENDPOINT, proxy and network if this lasts"
+    unavailable = f"{detail}; {unreachable(role, 'HF_ENDPOINT', 'config.hubEndpoint')}"
     return TransientError(f"{where}: {refused_certificate(error) or unavailable}")
 
 

@@ -23,7 +23,7 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import OciUri
 from lora_trainer.errors import ConfigError, StorageError, TrainerError, TransientError, one_sentence
 from lora_trainer.places.network import ATTEMPTS, CONNECT_S, READ_S, RETRIED, http_pool, is_own, refused_certificate
-from lora_trainer.places.roles import Role, or_in_environment
+from lora_trainer.places.roles import Role, or_in_environment, unreachable
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _ANY_MANIFEST = (
@@ -207,11 +207,13 @@ class Registry:
                 **options,
             )
         except urllib3.exceptions.HTTPError as error:
-            unreachable = (
-                f"the registry cannot be reached ({one_sentence(error)[:200]}); check proxy and network, and "
-                "LORA_OCI_PLAIN_HTTP for a registry without TLS"
+            remedy = unreachable(
+                Role.OUTPUT,
+                "LORA_OCI_PLAIN_HTTP (for a registry without TLS)",
+                "config.ociPlainHTTPRegistries (for one without TLS)",
             )
-            raise TransientError(f"output.uri is {self._uri}: {refused_certificate(error) or unreachable}") from error
+            unavailable = f"the registry cannot be reached ({one_sentence(error)[:200]}); {remedy}"
+            raise TransientError(f"output.uri is {self._uri}: {refused_certificate(error) or unavailable}") from error
 
     def _authenticate(self, answer: urllib3.BaseHTTPResponse) -> bool:
         """Answer the registry's challenge; whether there is something new to try."""

@@ -51,9 +51,24 @@ _DENIED = {
 
 def or_in_environment(what: str) -> str:
     """The end of a remedy that names a Secret: where `what` belongs without a cluster. Empty in a pod."""
-    if "KUBERNETES_SERVICE_HOST" in os.environ:
+    if _in_pod():
         return ""
     return f"; without a cluster set {what} in the environment (a stored login is not used)"
+
+
+def unreachable(role: Role, variable: str, value: str) -> str:
+    """The remedy for a server out of reach: a `variable` of the environment, or the chart's `value`, from which a pod
+    has it."""
+    if not _in_pod():
+        return f"check {variable}, proxy and network if this lasts"
+    return (
+        f"if this lasts, have the administrator set {value} or a proxy (defaults.environment) in the chart's values "
+        f"and allow training pods' egress, or use a claim (pvc://) for {role.field}"
+    )
+
+
+def _in_pod() -> bool:
+    return "KUBERNETES_SERVICE_HOST" in os.environ
 
 
 def upload_failed(error: TransientError) -> StorageError:

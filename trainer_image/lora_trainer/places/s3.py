@@ -23,7 +23,7 @@ from lora_trainer.contract.uri import S3Uri
 from lora_trainer.errors import ConfigError, StorageError, TrainerError, TransientError, discreet, one_sentence
 from lora_trainer.places.downloads import fetch_whole
 from lora_trainer.places.network import RemoteFile, http_pool, read_part, refused_certificate
-from lora_trainer.places.roles import Role, or_in_environment
+from lora_trainer.places.roles import Role, or_in_environment, unreachable
 
 log = logging.getLogger(__name__)
 PART_BYTES = 16 * 2**20
@@ -157,7 +157,7 @@ class Connection:
         if code == "PreconditionFailed":
             return TransientError(f"{where}: {_key_of(error, uri)} was changed while it was read")
         detail = f"the server answered {code or status}" if code or status else one_sentence(error)[:200]
-        unavailable = f"{detail}; check AWS_ENDPOINT_URL_S3, proxy and network if this lasts"
+        unavailable = f"{detail}; {unreachable(self.role, 'AWS_ENDPOINT_URL_S3', 'config.s3Endpoint')}"
         return TransientError(f"{where}: {refused_certificate(error) or unavailable}")
 
     def _explain_denial(self, error: Exception, uri: S3Uri, code: str) -> TrainerError:

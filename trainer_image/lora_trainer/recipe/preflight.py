@@ -1,7 +1,6 @@
 """What is found out about a run before a GPU is asked for: model, rows, output, plan. Without PyTorch."""
 
 import logging
-import shutil
 from dataclasses import dataclass
 
 from lora_trainer.contract.advice.rules import before
@@ -10,12 +9,10 @@ from lora_trainer.contract.fit.adapter import Adapter, AdapterError, plan_adapte
 from lora_trainer.contract.fit.by_weights import plan_by_weights
 from lora_trainer.contract.fit.choice import refusal
 from lora_trainer.contract.fit.described import counted, described
-from lora_trainer.contract.fit.devices import gib
 from lora_trainer.contract.fit.names import short_names
 from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.fit.reading import ShapeError, UncountedError, read_json
 from lora_trainer.contract.fit.shape import GUESSED, Shape
-from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.run_plan import RunPlan
@@ -25,13 +22,14 @@ from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.row_facts import count_rows
 from lora_trainer.data.survey import load_samples
 from lora_trainer.data.tokenizer import check_tokenizer, load_encoder
-from lora_trainer.errors import ConfigError, DoesNotFitError, StorageError, one_sentence
+from lora_trainer.errors import ConfigError, DoesNotFitError, one_sentence
 from lora_trainer.places.base_shape import positions_in
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.model_headers import ModelHeaders, read_headers
 from lora_trainer.places.outputs import open_sink
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.activity import begun
+from lora_trainer.recipe.claim_room import check_claim
 from lora_trainer.recipe.inputs import fill_cache
 from lora_trainer.recipe.vocabulary import token_check
 
@@ -183,25 +181,6 @@ def make_plan(config: TrainConfig, model: Model, rows: RowFacts) -> RunPlan:
     if plan.fits is False and plan.device is not None:
         raise DoesNotFitError(plan.reason, plan)
     return plan
-
-
-def check_claim(config: TrainConfig, plan: RunPlan, volumes: Volumes) -> None:
-    """Look whether the claim of the checkpoints has room for the run, where it is mounted for something else.
-
-    Raises `StorageError`.
-    """
-    claim = checkpoint_claim(config)
-    if claim is None or not (volumes.claims / claim).is_dir():
-        return
-    free = shutil.disk_usage(volumes.claims / claim).free
-    if free < plan.claim_bytes:
-        raise StorageError(
-            f"the run takes {gib(plan.claim_bytes)} of PersistentVolumeClaim {claim}, which has {gib(free)} free: "
-            f"{config.checkpoint.keep + 1} checkpoints of {gib(plan.checkpoint_bytes)} at a time (checkpoint.keep is "
-            f"{config.checkpoint.keep}) and the result; free space or enlarge the claim, or create a new LoRAFineTune "
-            "with a lower checkpoint.keep",
-            Reason.STORAGE_FULL,
-        )
 
 
 def _sentence(config: TrainConfig, found: Preflight, *, filled: bool) -> str:

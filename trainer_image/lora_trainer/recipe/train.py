@@ -37,8 +37,9 @@ from lora_trainer.ranks.group import join, local_rank
 from lora_trainer.ranks.reports import Report, Reporter
 from lora_trainer.recipe.adapting import adapted_on_all
 from lora_trainer.recipe.advising import Adviser, ended_of, facts_of, interim_of
+from lora_trainer.recipe.claim_room import check_room
 from lora_trainer.recipe.evaluator import Evaluator, budget_for
-from lora_trainer.recipe.settling import check_lengths, peak_share, settle
+from lora_trainer.recipe.settling import Settled, check_lengths, peak_share, settle
 from lora_trainer.recipe.vocabulary import check_tokens
 from lora_trainer.recipe.way import Way, way_of
 from lora_trainer.result.curves import write_curves
@@ -52,6 +53,7 @@ from lora_trainer.training.narrator import Narrator
 from lora_trainer.training.packs import accumulation
 from lora_trainer.training.resume import Saved, find_saved
 from lora_trainer.training.saver import Saver
+from lora_trainer.training.schedule import total_steps
 from lora_trainer.training.state import RunRecord, state_on_all
 from lora_trainer.training.stopping import Stop
 
@@ -106,7 +108,6 @@ def run_training(
         data = datasets.encode_once(samples, encoder, workshop.tokens, workshop.rows, base.revision)
         _look_at_data(config, base, data, encoder, reporter)
 
-        check_tokens(base, data, encoder)
         settled = settle(
             config, base, device, data.stats, group, reporter=reporter, kept=saved.quantization if saved else None
         )
@@ -116,6 +117,7 @@ def run_training(
             group,
         )
         goes_on = saved is not None and saved.check(ours, config.training, len(data.training))
+        _check_claim(settled, workshop, len(data.training), saved if goes_on else None, group)
         learned = saved.learned() if saved and group.is_main else None
         adapted, ranks = adapted_on_all(settled, base, device, _starts(saved, group), group, linear=linear)
         way = way_of(settled, adapted, data, device, ranks, saved=saved, goes_on=goes_on)
@@ -223,6 +225,15 @@ def _look_at_data(config: TrainConfig, base: Base, data: Data, encoder: Encoder,
     reporter.send(Report(dataset=data.stats))
     datasets.log_data(data, encoder)
     check_lengths(config, base, data)
+    check_tokens(base, data, encoder)
+
+
+def _check_claim(settled: Settled, workshop: Workshop, rows: int, saved: Saved | None, ranks: Ranks) -> None:
+    """The first process sees the volume; a full one would end the run hours later."""
+    if ranks.is_main and workshop.folder and settled.plan:
+        step, seen = (saved.checkpoint.step, saved.rows) if saved else (0, 0)
+        total, make_room = total_steps(settled.config.training, rows, step, seen), workshop.make_room
+        check_room(settled.config, settled.plan, workshop.folder, step=step, total=total, make_room=make_room)
 
 
 def _go_on(training: Training, saved: Saved, record: RunRecord, reporter: Reporter, *, goes_on: bool) -> None:

@@ -51,7 +51,7 @@ RULES = (
         subject="storage",
         condition="the run saves checkpoints on a claim, and takes 1 GiB of it or more",
         message="See that PersistentVolumeClaim {claim} has {needed} free for each run of this kind that trains at a "
-        "time: a full claim ends a run in the middle",
+        "time",
         evidence=("A checkpoint takes {checkpoint}, and {count} of them are there at a time, beside the result",),
         source="fit.md, What a claim takes",
         rule_of_thumb=False,
