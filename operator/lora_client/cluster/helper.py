@@ -3,7 +3,7 @@
 import secrets
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -93,7 +93,7 @@ def _node(cluster: Cluster, claims: Sequence[str]) -> str:
     return next(iter(found), "")
 
 
-def template_of(cluster: Cluster, run: Object) -> Object:
+def template_of(cluster: Cluster, run: Mapping[str, Any]) -> Object:
     """The pod template of the latest training Job; empty where none is left. Raises `ApiError`."""
     jobs = cluster.items("jobs", {"labelSelector": f"{UID_LABEL}={text(run, 'metadata', 'uid')}"})
     training = [job for job in jobs if place_of(name_of(job))[1] == TRAIN]
