@@ -18,7 +18,7 @@ from lora_client.local import LocalRuns
 from lora_client.runs import ClusterRuns, Run, Runs
 from lora_client.spec import Manifest, Spec
 from lora_client.verbs.writing import planned
-from lora_client.views.given import mapping, plain
+from lora_client.views.given import mapping, plain, whole
 from lora_client.views.resources import part
 from lora_trainer.contract.manifest import API_VERSION, KIND
 
@@ -75,6 +75,7 @@ class LoRAClient:
         from lora_trainer.plan_table import document  # noqa: PLC0415 - tables of models, which others do without
 
         gpus = [gpus] if isinstance(gpus, str) else gpus
+        tokens = None if tokens is None else whole("tokens", tokens)
         found = planned(_manifest(spec, None), config=str(config) if config else None, gpus=gpus, tokens=tokens)
         return dict(document(found))
 

@@ -207,7 +207,7 @@ class ClusterRun:
 
     def serve(self, kind: str = "vllm") -> Sequence[Mapping[str, Any]]:
         """See `Run`."""
-        return served(self.refresh().resource, kind)
+        return served(self._cluster, self.refresh().resource, kind)
 
     def logs(self) -> str:
         """See `Run`."""

@@ -96,7 +96,7 @@ def of_the_readme(folder: Path) -> Shown:
     (folder / "my-finetune.yaml").write_text(block("README.md", RUN).text)
     (flag,) = re.findall(r"nodes are tainted, add `([^`]+)`", (REPOSITORY / "README.md").read_text())
     typed = block("README.md", "kubectl create secret generic hf-token").commands
-    return Shown(flags=shlex.split(flag), commands=typed.partition("kubectl get lft -w")[0])
+    return Shown(flags=shlex.split(flag), commands=typed.partition("kubectl wait")[0])
 
 
 def of_the_quickstart(folder: Path) -> Shown:

@@ -28,7 +28,6 @@ _ELSEWHERE = (
     Substitution(shown='kubectl -n "$ns" exec "$pod" -- nvidia-smi', typed=": nvidia-smi", why="there is no GPU"),
     Substitution(shown="kubectl debug", typed=": kubectl debug", why="its image is one of a public registry"),
     Substitution(shown='kubectl -n "$ns" get localqueues,workloads', typed=": kubectl", why="where Kueue is installed"),
-    Substitution(shown="kubectl get lft support-tone -w", typed="timeout 3 kubectl get lft -w || true", why="Ctrl-C"),
     Substitution(shown="--timeout=24h", typed="--timeout=14m", why="it takes half a minute"),
 )
 
@@ -185,7 +184,7 @@ def test_the_quickstart_on_gpus_is_typed_as_it_stands(first: Reader) -> None:
         (first.folder / name).write_text(substituted(block(QUICKSTART, begin).text, _SMALL))
     first.types(block(QUICKSTART, "kubectl create secret"))
     first.types(block(QUICKSTART, "kubectl apply"))
-    first.types(block(QUICKSTART, "kubectl get lft support-tone -w"))
+    first.types(block(QUICKSTART, "kubectl wait"))
     assert verdict(status(first.client, first.namespace, RUN))[1] == "Succeeded"
     assert "adapter" in first.types(block(QUICKSTART, "lora ask support-tone"))
     assert (first.folder / "support-tone/adapter_model.safetensors").is_file()

@@ -102,7 +102,7 @@ EXECUTED = {
         "$ kubectl exec": f"{AT_A_CLUSTER}::test_the_operator_s_pod_explains_a_run_as_the_page_has_it",
     },
     "docs/quickstart.md": dict.fromkeys(
-        ("kubectl create secret", "kubectl apply", "kubectl get lft support-tone -w", "lora ask"), QUICKSTART
+        ("kubectl create secret", "kubectl apply", "kubectl wait lft/support-tone", "lora ask"), QUICKSTART
     ),
     "docs/run-without-a-cluster.md": dict.fromkeys(("$ pip install", "$ lora-trainer ask"), WITHOUT),
     "docs/tenancy.md": {
@@ -174,6 +174,20 @@ def test_what_is_typed_is_what_its_programs_take(shown: Block, tmp_path: Path) -
     assert done.calls
     faults = [wrong for call in done.calls if (wrong := fault(call))]
     assert faults + [wrong for call in done.calls for wrong in missing_files(call)] == []
+
+
+_NOT_TYPED = re.compile(r"<<'YAML'\n.*?^YAML$|'[^']*'|\"(?:\\\\.|[^\"\\\\])*\"", re.MULTILINE | re.DOTALL)
+_COMMENT = re.compile(r"(?:^|\s)#.*", re.MULTILINE)
+_ENDLESS = re.compile(r"\s(?:-w|--watch)(?:\s|$)|\bport-forward\b|-m hub\.server\b")
+
+
+@pytest.mark.parametrize("shown", **named([each for each in BLOCKS if each.language == "sh"]))
+def test_a_block_is_one_that_an_interactive_zsh_takes_as_pasted(shown: Block) -> None:
+    """Which has no comments, so that an apostrophe in one opens a string; and what never ends takes the lines below."""
+    typed_text = _NOT_TYPED.sub("quoted", shown.text)
+    assert _COMMENT.findall(typed_text) == [], "write the comment above the block"
+    *before, _ = typed_text.splitlines()
+    assert [line for line in before if _ENDLESS.search(line)] == [], "it ends by Ctrl-C alone: write it last"
 
 
 @pytest.mark.parametrize("shown", **named([each for each in CHECKED if each.yaml]))

@@ -3,18 +3,31 @@
 import secrets
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from lora_client.cluster.connection import ApiError, Cluster, Object, UnreachableError
 from lora_client.errors import ClientError
 from lora_client.output import note
-from lora_client.views.helper_pod import LABEL, Need, adapter_place, end, holder, lost_with_job, pod, trouble
+from lora_client.views.helper_pod import (
+    LABEL,
+    Need,
+    adapter_place,
+    claims_of,
+    end,
+    holder,
+    lost_with_job,
+    mount_trouble,
+    pod,
+    trouble,
+)
+from lora_client.views.hub_access import lost_access
 from lora_client.views.resources import name_of, text
 from lora_operator.views.names import TRAIN, UID_LABEL, place_of
 
-START_S = 600.0
+START_S = 1200.0
+"""For a node of a pool that was scaled to zero, and an image of gigabytes on it."""
 UNSEEN_S = 60.0
 """Without an answer about a pod that has not started: it may have waited for its GPU for minutes."""
 GONE_S = 30.0
@@ -22,26 +35,22 @@ TRIED_S = 10.0
 MADE_S = 1.0
 """Within which a pod may still appear whose making was not answered."""
 _POLL_S = 1.0
+_LOOK_AT_EVENTS_S = 10.0
 _LOOKS = 3
+_KEEP_THE_JOB = "lora pull copies the adapter, and a longer ttlSecondsAfterFinished keeps the Jobs of further runs"
 
 
 @contextmanager
 def helper(cluster: Cluster, run: Object, need: Need, *, start_s: float = START_S) -> Iterator[str]:
     """The name of a running pod that sees the run's adapter. Raises `ClientError` where it does not start in time."""
     place = adapter_place(run)
-    claim = cluster.get("persistentvolumeclaims", place.claim)
-    user, node, alone = holder(claim, cluster.items("pods"))
-    if alone:
-        raise ClientError(
-            f"The claim {place.claim} (ReadWriteOncePod) is in use by pod {user}: try again when that has ended"
-        )
-    if node:
-        note(
-            f"The claim {place.claim} (ReadWriteOnce) is in use by pod {user} on node {node}: only there it can be read"
-        )
+    template = template_of(cluster, run)
+    manifest = pod(run, template, place, need)
+    if node := _node(cluster, claims_of(manifest["spec"])):
+        manifest = pod(run, template, place, need, node)
+    if need.model and (lost := lost_access(run, template, _KEEP_THE_JOB)):
+        note(lost)
     _sweep(cluster)
-    template = _template(cluster, run)
-    manifest = pod(run, template, place, need, node)
     # Chosen here: whoever is interrupted before the answer comes has to know what to delete.
     name = manifest["metadata"].pop("generateName") + secrets.token_hex(4)
     manifest["metadata"]["name"] = name
@@ -62,8 +71,30 @@ def helper(cluster: Cluster, run: Object, need: Need, *, start_s: float = START_
             _delete(cluster, name, uid)
 
 
-def _template(cluster: Cluster, run: Object) -> Object:
-    """The pod template of the latest training Job; empty where none is left."""
+def _node(cluster: Cluster, claims: Sequence[str]) -> str:
+    """The one where the pod can mount them all, as other pods use them; empty for any. Raises `ClientError` where there
+    is none."""
+    pods = cluster.items("pods")
+    found: dict[str, str] = {}
+    for claim in claims:
+        user, node, alone = holder(cluster.get("persistentvolumeclaims", claim), pods)
+        if alone:
+            raise ClientError(
+                f"The claim {claim} (ReadWriteOncePod) is in use by pod {user}: try again when that has ended"
+            )
+        if node:
+            found.setdefault(node, f"claim {claim} by pod {user} on node {node}")
+            note(f"The claim {claim} (ReadWriteOnce) is in use by pod {user} on node {node}: only there it can be read")
+    if len(found) > 1:
+        raise ClientError(
+            f"ReadWriteOnce claims are in use on several nodes ({', '.join(found.values())}), and a pod needs them on "
+            "one: try again when one of the pods has ended"
+        )
+    return next(iter(found), "")
+
+
+def template_of(cluster: Cluster, run: Mapping[str, Any]) -> Object:
+    """The pod template of the latest training Job; empty where none is left. Raises `ApiError`."""
     jobs = cluster.items("jobs", {"labelSelector": f"{UID_LABEL}={text(run, 'metadata', 'uid')}"})
     training = [job for job in jobs if place_of(name_of(job))[1] == TRAIN]
     latest = max(training, key=lambda job: place_of(name_of(job))[0], default=None)
@@ -73,8 +104,8 @@ def _template(cluster: Cluster, run: Object) -> Object:
 
 def _wait(cluster: Cluster, name: str, template: Object, start_s: float) -> None:
     """Until it runs. Raises `ClientError` where it ends or takes too long, or the server is away for `UNSEEN_S`."""
-    begun = answered = time.monotonic()
-    phase, reported = "", ""
+    begun = answered = looked = time.monotonic()
+    phase, reported, unmounted = "", "", ""
     while True:
         try:
             state = cluster.get("pods", name)
@@ -92,6 +123,10 @@ def _wait(cluster: Cluster, name: str, template: Object, start_s: float) -> None
                 raise ClientError(
                     f"Pod {name} ended before it was used ({text(state, 'status', 'message') or phase}): try again"
                 )
+        if not why and time.monotonic() - looked > _LOOK_AT_EVENTS_S:
+            looked = time.monotonic()
+            unmounted = _unmounted(cluster, name)
+        why = why or unmounted
         remedy = lost_with_job(why, template, cluster.namespace)
         if why and why != reported:
             reported = why
@@ -100,6 +135,13 @@ def _wait(cluster: Cluster, name: str, template: Object, start_s: float) -> None
             remedy = remedy or "ask the cluster's administrator"
             raise ClientError(f"Pod {name} did not start within {start_s:.0f} s ({why or phase}): {remedy}")
         time.sleep(_POLL_S)
+
+
+def _unmounted(cluster: Cluster, name: str) -> str:
+    """Why its volumes cannot be mounted, which Events alone say; empty where they say nothing or cannot be read."""
+    with suppress(ClientError):
+        return mount_trouble(cluster.items("events", {"fieldSelector": f"involvedObject.name={name}"}))
+    return ""
 
 
 def why_ended(cluster: Cluster, name: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lora_client.errors import ClientError
 from lora_client.foreign import mapping
+from lora_client.foreign.by_file import file_of, refusal
 from lora_client.foreign.mapping import Conversion
 from lora_client.foreign.objective import only_supervised
 from lora_client.foreign.reading import FOREIGN, read
@@ -42,7 +43,8 @@ class Converted:
 
 def convert(text: str, *, name: str, tool: str | None = None, gpus: int | None = None) -> Converted:
     """The run that a configuration describes; `gpus` are those that the tool was started on, None what the
-    configuration says of them. Raises `ClientError` for text that is none, and for a run that is not supervised."""
+    configuration says of them. Raises `ClientError` for text that is none, for a command whose options are in a file,
+    and for a run that is not supervised."""
     found = read(text)
     options = found.options
     tool = tool or recognised(options)
@@ -51,6 +53,8 @@ def convert(text: str, *, name: str, tool: str | None = None, gpus: int | None =
     title, rules = TOOLS[tool]
     only_supervised(title, options, found.arguments)
     conversion = Conversion(tool=title, options=options)
+    if file := file_of(found.arguments, options):
+        raise refusal(file, found.arguments, gpus or mapping.launched(conversion))
     try:
         rules(conversion, gpus)
     except (ValueError, TypeError, AttributeError) as error:

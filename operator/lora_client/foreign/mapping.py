@@ -182,6 +182,12 @@ def batch(c: Conversion, micro: str, gpus: int | None, *, default: int, per_gpu:
         c.set("resources.nodes", nodes, launched[-1])
 
 
+def launched(c: Conversion) -> int:
+    """The GPUs of all nodes by the options of a launcher; 0 where it names none."""
+    each, nodes, names = _launched(c)
+    return each * nodes if names else 0
+
+
 def _launched(c: Conversion) -> tuple[int, int, tuple[str, ...]]:
     """GPUs of a node, nodes, and the options of a launcher that say so: torchrun, accelerate, deepspeed. Accelerate
     counts the processes of all nodes."""

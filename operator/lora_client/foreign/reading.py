@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from lora_client.errors import ClientError
+from lora_client.foreign.by_file import file_of, trains_by_file
 from lora_operator.views.wording import printable
 from lora_trainer.manifest_file import AliasesError, BoundedLoader
 
@@ -41,7 +42,8 @@ class Read:
 
 
 def read(text: str) -> Read:
-    """The options of a YAML or JSON file, or of the command that has the most of them. Raises `ClientError`."""
+    """The options of a YAML or JSON file, or of the command that has the most of them, in a file of its own or not.
+    Raises `ClientError`."""
     document, wrong = _document(text)
     # A command on one line that ends in JSON is YAML, too, with most of it as a key.
     if isinstance(document, Mapping) and document and all(_NAME.fullmatch(str(key)) for key in document):
@@ -49,8 +51,8 @@ def read(text: str) -> Read:
     commands = [
         Read(options=_options(arguments), arguments=arguments) for arguments in _commands(text.removeprefix("\ufeff"))
     ]
-    found = max(commands, key=lambda command: len(command.options), default=Read(options={}))
-    if found.options:
+    found = max(commands, key=lambda c: (trains_by_file(c.arguments), len(c.options)), default=Read(options={}))
+    if found.options or file_of(found.arguments, found.options):
         return found
     if wrong and _LIKE_YAML.search(text):
         raise ClientError(f"The file cannot be read as YAML{wrong}")

@@ -1,13 +1,15 @@
 """`lora serve`: the manifest that serves a run's adapter, printed for `kubectl apply`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
-from lora_client.cluster.connection import Cluster
+from lora_client.cluster.connection import ApiError, Cluster
+from lora_client.cluster.helper import template_of
 from lora_client.errors import ClientError
 from lora_client.output import Form, data, note, put, say
 from lora_client.views.resources import Object, name_of, namespace_of
-from lora_client.views.serving import SERVERS, manifests, notes
+from lora_client.views.serving import SERVERS, claims, manifests, note_of_claim, notes
 from lora_client.yaml_text import yaml_text
 
 
@@ -15,35 +17,52 @@ def serve(cluster: Cluster, name: str, kind: str, form: Form) -> None:
     """Print it. Raises `ClientError` where the result cannot be served."""
     _require_known(kind)
     run = cluster.get("lorafinetunes", name)
-    documents = served(run, kind)
-    if form is Form.JSON:
-        data(form, {"apiVersion": "v1", "kind": "List", "items": documents})
-        _note(run, kind)
-        return
+    template = _template(cluster, run)
+    documents = manifests(run, kind, template)
     if form is Form.NAME:
         for document in documents:
             say(_title(document))
         return
-    for document in documents:
-        put("---\n" + yaml_text(document))
-    _note(run, kind)
-
-
-def served(run: Object, kind: str) -> list[dict[str, Any]]:
-    """The objects that serve a run's adapter. Raises `ClientError` where it cannot be served."""
-    _require_known(kind)
-    return manifests(run, kind)
-
-
-def _note(run: Object, kind: str) -> None:
-    for sentence in notes(run):
+    if form is Form.JSON:
+        data(form, {"apiVersion": "v1", "kind": "List", "items": documents})
+    else:
+        for document in documents:
+            put("---\n" + yaml_text(document))
+    for sentence in [*_of_claims(cluster, documents), *notes(run, template)]:
         note(sentence)
     if kind == "vllm":
-        name, namespace = name_of(run), namespace_of(run)
-        note(
-            f"Once it is ready, kubectl port-forward -n {namespace} service/{name} 8000:80 brings it to "
-            f"http://localhost:8000/v1/chat/completions, where the model is named {name}"
-        )
+        _note_the_way(run)
+
+
+def served(cluster: Cluster, run: Object, kind: str) -> list[dict[str, Any]]:
+    """The objects that serve a run's adapter. Raises `ClientError` where it cannot be served."""
+    _require_known(kind)
+    return manifests(run, kind, _template(cluster, run))
+
+
+def _template(cluster: Cluster, run: Object) -> Object:
+    """Of the run's Job; empty where that is gone or cannot be read."""
+    with suppress(ApiError):
+        return template_of(cluster, run)
+    return {}
+
+
+def _of_claims(cluster: Cluster, documents: Iterable[Object]) -> Iterator[str]:
+    """What servers that keep claims mean for runs; of one that cannot be read it is said as well."""
+    for name in claims(documents):
+        claim: Object | None = None
+        with suppress(ApiError):
+            claim = cluster.get("persistentvolumeclaims", name)
+        if sentence := note_of_claim(name, claim):
+            yield sentence
+
+
+def _note_the_way(run: Object) -> None:
+    name, namespace = name_of(run), namespace_of(run)
+    note(
+        f"Once it is ready, kubectl port-forward -n {namespace} service/{name} 8000:80 brings it to "
+        f"http://localhost:8000/v1/chat/completions, where the model is named {name}"
+    )
 
 
 def _require_known(kind: str) -> None:

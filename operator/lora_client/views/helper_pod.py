@@ -234,21 +234,29 @@ def _volumes(
     return [{"name": name, **source} for name, source in volumes.items()], listed
 
 
-def holder(claim: Object, pods: Iterable[Object]) -> tuple[str, str, bool]:
-    """Pod and node that use a claim now, and whether that keeps every other pod out; empty where none does.
-
-    A ReadWriteOnce claim serves one node at a time, a ReadWriteOncePod claim one pod.
-    """
+def exclusive_mode(claim: Object) -> str:
+    """ReadWriteOnce, with which a claim serves one node at a time, or ReadWriteOncePod, one pod; empty for others."""
     modes = set(part(claim, "spec").get("accessModes") or ())
     if not modes or modes & {"ReadWriteMany", "ReadOnlyMany"}:
-        return "", "", False
-    name = name_of(claim)
-    for other in pods:
-        used = (text(v, "persistentVolumeClaim", "claimName") for v in part(other, "spec").get("volumes") or ())
+        return ""
+    return "ReadWriteOncePod" if modes == {"ReadWriteOncePod"} else "ReadWriteOnce"
+
+
+def holder(claim: Object, pods: Iterable[Object]) -> tuple[str, str, bool]:
+    """Pod and node that use a claim now, and whether that keeps every other pod out; empty where none does."""
+    mode, name = exclusive_mode(claim), name_of(claim)
+    for other in pods if mode else ():
+        used = claims_of(part(other, "spec"))
         node = text(other, "spec", "nodeName")
         if name in used and node and text(other, "status", "phase") not in ("Succeeded", "Failed"):
-            return name_of(other), node, modes == {"ReadWriteOncePod"}
+            return name_of(other), node, mode == "ReadWriteOncePod"
     return "", "", False
+
+
+def claims_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """The claims that a pod mounts, by its specification."""
+    found = (text(volume, "persistentVolumeClaim", "claimName") for volume in spec.get("volumes") or ())
+    return tuple(filter(None, found))
 
 
 def trouble(state: Object) -> str:
@@ -261,6 +269,13 @@ def trouble(state: Object) -> str:
         if waiting.get("reason") not in (None, "", "ContainerCreating", "PodInitializing"):
             return " ".join(filter(None, (str(waiting["reason"]), str(waiting.get("message") or ""))))
     return ""
+
+
+def mount_trouble(events: Iterable[Object]) -> str:
+    """Of a pod's Events, the last one about a volume that cannot be mounted; empty where there is none."""
+    found = [event for event in events if event.get("reason") in ("FailedAttachVolume", "FailedMount")]
+    last = max(found, key=lambda event: text(event, "lastTimestamp") or text(event, "eventTime"), default={})
+    return " ".join(filter(None, (text(last, "reason"), text(last, "message"))))
 
 
 def lost_with_job(why: str, template: Object, namespace: str) -> str:

@@ -1,17 +1,21 @@
 """Manifests that serve an adapter: vLLM as a Deployment, or below KServe."""
 
 import shlex
+from collections.abc import Iterable
 from typing import Any
 
 from lora_client.errors import ClientError
-from lora_client.views.helper_pod import adapter_place
-from lora_client.views.kept_pod import cpu_and_memory, gpus, placement
+from lora_client.views.helper_pod import adapter_place, claims_of, exclusive_mode
+from lora_client.views.hub_access import HubAccess, hub_access, lost_access
+from lora_client.views.kept_pod import CACHE, cpu_and_memory, gpus, placement
 from lora_client.views.resources import Object, name_of, namespace_of, part, text
 from lora_trainer.contract.device_section import GPU_RESOURCE
 from lora_trainer.contract.quantity import at_least, size_of
 from lora_trainer.contract.serving import lora_module
 from lora_trainer.contract.uri import ClaimUri
 
+_PODS = (("template", "spec"), ("predictor",))
+"""Where a server's pod stands in a manifest."""
 SERVERS = ("vllm", "kserve")
 IMAGE = "vllm/vllm-openai:v0.32.0"
 """The oldest release that serves every adapter that is called servable (`HONOURS_PATTERNS`). A tag without a release
@@ -43,15 +47,18 @@ _LEAST_LIMIT = 20 * 2**30
 """Bytes of main memory that a server may take at least; vLLM's own guide for Kubernetes gives a 7B model 20 GB."""
 
 
-def manifests(run: Object, kind: str) -> list[dict[str, Any]]:
-    """What `kubectl apply` takes. Raises `ClientError` where vLLM cannot serve the result."""
+def manifests(run: Object, kind: str, template: Object | None = None) -> list[dict[str, Any]]:
+    """What `kubectl apply` takes. `template` is the pod template of the run's latest Job, empty where that is gone.
+    Raises `ClientError` where vLLM cannot serve the result."""
     place = adapter_place(run)
     artifact = part(run, "status", "artifact")
     if artifact.get("servable") is False:
         raise ClientError(
             f"The adapter of {name_of(run)} cannot be served: {artifact.get('serving') or 'its status gives no reason'}"
         )
-    container, volumes = _server(run, place)
+    # Knative mounts no claim that is written to, as the cache is.
+    access = hub_access(run, template or {}, cached=kind == "vllm") if _by_the_hub(run) else HubAccess()
+    container, volumes = _server(run, place, access)
     name = name_of(run)
     metadata = {"name": name, "namespace": namespace_of(run)}
     if kind == "kserve":
@@ -63,7 +70,7 @@ def manifests(run: Object, kind: str) -> list[dict[str, Any]]:
         head = {"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService"}
         return [{**head, "metadata": metadata, "spec": {"predictor": predictor}}]
     labels = {"app.kubernetes.io/name": "vllm", "app.kubernetes.io/instance": name}
-    template = {
+    pod = {
         "metadata": {"labels": labels},
         "spec": {
             "securityContext": {"fsGroup": _USER, "fsGroupChangePolicy": "OnRootMismatch"},
@@ -72,7 +79,8 @@ def manifests(run: Object, kind: str) -> list[dict[str, Any]]:
             **placement(run),
         },
     }
-    spec = {"replicas": 1, "selector": {"matchLabels": labels}, "template": template}
+    # A second server beside the first would wait for another GPU, and on another node for a ReadWriteOnce claim.
+    spec = {"replicas": 1, "strategy": {"type": "Recreate"}, "selector": {"matchLabels": labels}, "template": pod}
     port = {"name": "http", "port": 80, "targetPort": PORT}
     return [
         {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec},
@@ -80,9 +88,30 @@ def manifests(run: Object, kind: str) -> list[dict[str, Any]]:
     ]
 
 
-def notes(run: Object) -> list[str]:
+def claims(documents: Iterable[Object]) -> tuple[str, ...]:
+    """The claims that the servers among the manifests mount."""
+    specs = [part(document, "spec") for document in documents]
+    return tuple(claim for spec in specs for key in _PODS for claim in claims_of(part(spec, *key)))
+
+
+def note_of_claim(name: str, claim: Object | None) -> str:
+    """What a server that mounts it means for runs; empty for a claim of many nodes. None is one that cannot be read."""
+    mode = "" if claim is None else exclusive_mode(claim)
+    if claim is not None and not mode:
+        return ""
+    which = f"The claim {name} ({mode})" if mode else f"Unless it is ReadWriteMany, the claim {name}"
+    where = "with the server's pod" if mode == "ReadWriteOncePod" else "on the server's node"
+    return (
+        f"{which} stays {where} for as long as the server exists: runs that mount it wait elsewhere, with their GPUs "
+        "idle; give them another claim, or copy what is served to a claim of its own"
+    )
+
+
+def notes(run: Object, template: Object | None = None) -> list[str]:
     """What whoever applies them should know, a sentence each: of the model's heads and its length nothing is known."""
-    found: list[str] = []
+    remedy = "add them to env and volumes before you apply this"
+    lost = lost_access(run, template or {}, remedy) if _by_the_hub(run) else ""
+    found = [lost] if lost else []
     resolved, count = _resolved(run), _gpus(run)
     held = str(resolved.get("quantization") or "None")
     if held != "None":
@@ -119,12 +148,21 @@ def notes(run: Object) -> list[str]:
     return found
 
 
-def _server(run: Object, place: ClaimUri) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _by_the_hub(run: Object) -> bool:
+    """Whether the server fetches the base model: one that was merged lies beside the adapter."""
+    return text(run, "spec", "model", "uri").startswith("hf://") and not _is_merged(run)
+
+
+def _is_merged(run: Object) -> bool:
+    return text(run, "status", "artifact", "format") in _MERGED
+
+
+def _server(run: Object, place: ClaimUri, access: HubAccess) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     artifact, name = part(run, "status", "artifact"), name_of(run)
     claims = {place.claim: _FOLDER}
     folder = f"{_FOLDER}/{place.path}"
     variables: list[dict[str, Any]] = []
-    if artifact.get("format") in _MERGED:
+    if _is_merged(run):
         model = folder if artifact["format"] == "merged" else f"{folder}/merged"
         arguments = [model, f"--served-model-name={name}"]
     else:
@@ -137,13 +175,13 @@ def _server(run: Object, place: ClaimUri) -> tuple[dict[str, Any], list[dict[str
     count = _gpus(run)
     if count > 1:
         arguments.append(f"--tensor-parallel-size={count}")
-    mounts, volumes = _volumes(claims, shared=count > 1)
+    mounts, volumes = _volumes(claims, access, shared=count > 1)
     container = {
         "name": "vllm",
         "image": IMAGE,
         "command": list(_COMMAND),
         "args": arguments,
-        "env": [*variables, *map(dict, _HOME)],
+        "env": [*variables, *access.variables, *map(dict, _HOME)],
         "securityContext": _SECURITY_CONTEXT,
         "ports": [{"name": "http", "containerPort": PORT}],
         "readinessProbe": {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 10},
@@ -190,19 +228,29 @@ def _resolved(run: Object) -> dict[str, Any]:
     return part(run, "status", "resolved")
 
 
-def _volumes(claims: dict[str, str], *, shared: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _volumes(
+    claims: dict[str, str], access: HubAccess, *, shared: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Mounts and volumes. Processes that divide a model share memory, of which a container has 64 MiB by itself."""
     names = {claim: f"claim-{index}" for index, claim in enumerate(claims)}
     mounts: list[dict[str, Any]] = [
         {"name": names[claim], "mountPath": path, "readOnly": True} for claim, path in claims.items()
     ]
+    if access.cache:
+        # A claim that stands in two volumes of a pod may be waited for without end.
+        mounts.append({"name": names.setdefault(access.cache, "cache"), "mountPath": CACHE})
     volumes: list[dict[str, Any]] = [
-        {"name": names[claim], "persistentVolumeClaim": {"claimName": claim, "readOnly": True}} for claim in claims
+        {"name": name, "persistentVolumeClaim": {"claimName": claim, **_read_only(claim != access.cache)}}
+        for claim, name in names.items()
     ]
     if shared:
         mounts.append({"name": _SHARED, "mountPath": "/dev/shm"})  # noqa: S108 - a volume of memory
         volumes.append({"name": _SHARED, "emptyDir": {"medium": "Memory"}})
-    return mounts, volumes
+    return [*mounts, *access.mounts], [*volumes, *access.volumes]
+
+
+def _read_only(read: bool) -> dict[str, bool]:
+    return {"readOnly": True} if read else {}
 
 
 def _base(run: Object, claims: dict[str, str]) -> list[str]:

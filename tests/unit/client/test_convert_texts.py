@@ -6,6 +6,7 @@ import pytest
 
 from lora_client.errors import ClientError
 from lora_client.foreign.convert import convert
+from lora_client.foreign.elsewhere import SCALE
 from lora_client.foreign.reading import read
 from lora_client.foreign.tools import TOOLS
 
@@ -139,6 +140,43 @@ def test_pretraining_is_refused_with_the_way_to_learn_text(text: str, what: str)
 def test_supervised_fine_tuning_is_none_of_them(text: str) -> None:
     """Options of other objectives that are off, and names that hold one."""
     assert convert(text, name="x").manifest["kind"] == "LoRAFineTune"
+
+
+HANDBOOK = "accelerate launch --config_file a/zero3.yaml --num_processes 8 scripts/sft.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "command", "own"),
+    [
+        (f"{HANDBOOK} --config r/qlora.yaml --load_in_4bit=true", "r/qlora.yaml --gpus 8", "load_in_4bit"),
+        (f"{HANDBOOK} r/qlora.yaml --lr 1", "r/qlora.yaml --gpus 8", "lr"),
+        ("trl sft --config sft.yaml --seed 1 --use_peft --num_processes 2", "sft.yaml --gpus 2", "seed, use_peft"),
+        ("accelerate launch -m axolotl.cli.train config.yml --learning-rate 1e-4", "config.yml", "learning_rate"),
+        ("axolotl train config.yml\naxolotl inference config.yml --lora-model-dir=out --x --y", "config.yml", ""),
+        ("llamafactory-cli train x/llama3.yaml lora_rank=16", "x/llama3.yaml", "lora_rank"),
+        ("FORCE_TORCHRUN=1 llamafactory-cli train x.json", "x.json", ""),
+        ("torchrun --nproc_per_node 4 --master_port 1 src/train.py x.yaml", "x.yaml --gpus 4", ""),
+    ],
+)
+def test_a_command_with_its_options_in_a_file_is_answered_with_the_file(text: str, command: str, own: str) -> None:
+    """The run would have the tool's defaults in their place; the launcher's GPUs and what counts more are named."""
+    with pytest.raises(ClientError) as error:
+        convert(text, name="x")
+    file = command.partition(" ")[0]
+    first = f"; write the command's own options ({own}) into that file first" if own else ""
+    assert str(error.value) == f"The command reads its options from {file}: lora convert {command} converts them{first}"
+
+
+@pytest.mark.parametrize("text", [f"python prepare.py config.yaml && {SFT}", f"{SFT} --report_to none --out x.yaml"])
+def test_a_file_that_is_no_configuration_is_none(text: str) -> None:
+    """Of another script, or an option's value."""
+    assert convert(text, name="x").manifest["spec"]["lora"]["alpha"] == 16
+
+
+def test_an_option_of_the_launcher_is_none_of_the_tool_s() -> None:
+    """How GPUs share the work is decided here."""
+    left = convert(f"accelerate launch --config_file zero3.yaml sft.py {SFT[8:]}", name="x").left
+    assert [why for name, _, why in left if name == "config_file"] == [SCALE]
 
 
 VALUES = (True, False, "x", 3, 0, 0.1, "no", "steps", "auto", "none", -1, "", ["a"], {"a": 1})

@@ -29,8 +29,9 @@ class Server(Cluster):
         *,
         others: Sequence[Object] = (),
         modes: Sequence[str] = (),
+        events: Sequence[Object] = (),
     ) -> None:
-        self.others, self.modes = others, modes
+        self.others, self.modes, self.events = others, modes, events
         self.namespace = "team-a"
         self.pods: dict[str, Object] = {}
         self.fault = fault
@@ -40,6 +41,9 @@ class Server(Cluster):
     def items(
         self, plural: str, query: Mapping[str, str] | None = None, *, everywhere: bool = False, version: str = ""
     ) -> list[Object]:
+        if plural == "events":
+            assert query == {"fieldSelector": f"involvedObject.name={next(iter(self.pods))}"}
+            return list(self.events)
         # By its label a client looks for its own pods, which are none of the others.
         return self.jobs if plural == "jobs" else [] if query else list(self.others)
 
@@ -131,12 +135,14 @@ def test_no_pod_is_left_of_a_command_that_ends_while_the_pod_runs(end: BaseExcep
     assert not server.pods
 
 
-def user_of_the_claim(phase: str = "Running") -> Object:
+def user_of_the_claim(
+    phase: str = "Running", *, claim: str = "adapters", name: str = "next-abcde-1-0", node: str = "node-a"
+) -> Object:
     """Another pod, on a node, with the adapter's claim."""
-    volumes = [{"persistentVolumeClaim": {"claimName": "adapters"}}]
+    volumes = [{"persistentVolumeClaim": {"claimName": claim}}]
     return {
-        "metadata": {"name": "next-abcde-1-0"},
-        "spec": {"nodeName": "node-a", "volumes": volumes},
+        "metadata": {"name": name},
+        "spec": {"nodeName": node, "volumes": volumes},
         "status": {"phase": phase},
     }
 
@@ -173,6 +179,69 @@ def test_a_claim_of_one_pod_alone_is_refused_while_that_runs() -> None:
     ):
         pass
     assert not server.pods
+
+
+ON_A_CLAIM = {"model": {"uri": "pvc://models/llama"}}
+ASK = Need(verb="ask", model=True)
+
+
+def test_a_claim_of_the_model_leads_an_asking_pod_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    """On another node it would be created without end."""
+    server = Server(nothing, others=[user_of_the_claim(claim="models")], modes=["ReadWriteOnce"])
+    with helper(server, resource(status=finished(), **ON_A_CLAIM), ASK) as name:
+        assert "'values': ['node-a']" in str(server.pods[name]["spec"]["affinity"])
+    assert "The claim models (ReadWriteOnce) is in use by pod next-abcde-1-0 on node node-a" in capsys.readouterr().err
+
+
+def test_claims_that_two_nodes_have_are_refused() -> None:
+    """No node can mount both."""
+    others = [user_of_the_claim(), user_of_the_claim(claim="models", name="b", node="node-b")]
+    server = Server(nothing, others=others, modes=["ReadWriteOnce"])
+    want = (
+        r"claim adapters by pod next-abcde-1-0 on node node-a, claim models by pod b on node node-b\), and a pod needs"
+    )
+    with pytest.raises(ClientError, match=want), helper(server, resource(status=finished(), **ON_A_CLAIM), ASK):
+        pass
+    assert not server.pods
+
+
+def test_a_volume_that_is_not_mounted_is_named_while_the_pod_waits_and_in_the_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the last Event about it: the pod's own status says ContainerCreating alone."""
+    events = [
+        {"reason": "FailedAttachVolume", "message": "Multi-Attach error", "lastTimestamp": "2026-11-27T12:00:02Z"},
+        {"reason": "FailedMount", "message": "timed out", "lastTimestamp": "2026-11-27T12:00:01Z"},
+        {"reason": "Scheduled", "message": "assigned", "lastTimestamp": "2026-11-27T12:00:03Z"},
+    ]
+    waiting = {"state": {"waiting": {"reason": "ContainerCreating"}}}
+    server = Server(nothing, [JOB], {"phase": "Pending", "containerStatuses": [waiting]}, events=events)
+    with pytest.raises(ClientError) as error, helper(server, resource(status=finished()), ASK, start_s=30.0):
+        pass
+    assert "(FailedAttachVolume Multi-Attach error): ask the" in str(error.value)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(": FailedAttachVolume Multi-Attach error")
+
+
+@pytest.mark.parametrize(
+    ("uri", "jobs", "want"),
+    [
+        ("hf://acme/model", [], "huggingface.co, with the credentials of Secret hf-token; in that case, lora pull"),
+        ("s3://models/llama", [], "chart sets config.s3Endpoint and config.caBundleConfigMap: without them the model"),
+        ("pvc://models/llama", [], ""),
+        ("hf://acme/model", ["there"], ""),
+    ],
+)
+def test_it_is_said_where_a_model_is_fetched_once_the_job_is_gone(
+    uri: str, jobs: list[str], want: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mirror and its certificates are named there alone."""
+    run = resource(status=finished(), model={"uri": uri, "secretRef": {"name": "hf-token"}})
+    with helper(Server(nothing, [JOB for _ in jobs]), run, ASK):
+        pass
+    said = capsys.readouterr().err
+    assert want in said
+    assert bool(said) is bool(want)
 
 
 def test_a_pod_that_cannot_be_deleted_is_named_with_the_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,6 +147,16 @@ def test_plans_and_conversions_need_no_cluster(tmp_path: Path) -> None:
     assert found.manifest["spec"]["lora"]["rank"] == 8
 
 
+@pytest.mark.parametrize("tokens", ["5000000", 0, -1, 5e6, True])
+def test_tokens_that_are_no_number_of_them_are_refused(tokens: Any, tmp_path: Path) -> None:
+    """By their name, as every failure is a sentence; the command line refuses them by itself."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(llama()))
+    with pytest.raises(ClientError, match=rf"^tokens is {tokens!r}: must be a whole number from 1 on$"):
+        LoRAClient.plan(SPEC, config=config, tokens=tokens)
+    assert LoRAClient.plan(SPEC, config=config, tokens=5_000_000)
+
+
 class OfNumPy:
     """A number as NumPy has it."""
 

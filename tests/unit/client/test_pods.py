@@ -501,6 +501,6 @@ def test_what_a_server_needs_that_the_run_cannot_tell_is_noted(resolved: Object,
     """Each in a sentence of its own."""
     status = finished()
     status["resolved"] |= resolved
-    said = serving.notes(resource(status=status, resources={"gpus": 8}))
+    said = serving.notes(resource(status=status, resources={"gpus": 8}), TEMPLATE)
     assert len(said) == len(want)
     assert all(part in line for part, line in zip(want, said, strict=True))
