@@ -82,6 +82,7 @@ def substitutions(buildah: str, registry_port: int, endpoint: str, tag: str, ven
         ),
         Substitution(shown="--timeout=24h", typed="--timeout=14m", why="it takes half a minute"),
         Substitution(shown="make demo\n", typed=": make demo\n", why="the quickstart's test"),
+        Substitution(shown="make test\n", typed=": make test\n", why="this is one of them"),
         Substitution(shown="0.1.0", typed=tag, why="a node keeps the image that it once pulled by a name"),
         Substitution(shown="make venv\n", typed=": make venv\n", why="the tests run in what it makes"),
     )
