@@ -181,7 +181,7 @@ def test_a_claim_of_one_pod_alone_is_refused_while_that_runs() -> None:
     assert not server.pods
 
 
-ON_A_CLAIM = {"model": {"uri": "pvc://models/llama"}}
+ON_A_CLAIM: Object = {"model": {"uri": "pvc://models/llama"}}
 ASK = Need(verb="ask", model=True)
 
 

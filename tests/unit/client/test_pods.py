@@ -379,6 +379,9 @@ class NoPods(Cluster):
     def get(self, *_: object, **__: object) -> Object:
         raise NothingMadeError
 
+    def items(self, *_: object, **__: object) -> list[Object]:
+        raise NothingMadeError
+
 
 def user(phase: str = "Running", node: str = "node-1", claim: str = "adapters") -> Object:
     """A pod that uses a claim."""

@@ -223,7 +223,7 @@ def test_a_cache_on_the_adapters_claim_is_the_same_volume() -> None:
     ]
 
 
-MIRROR = {"hub_endpoint": "https://hub.example.com", "ca_bundle_config_map": "ca", "offline": True}
+MIRROR: Object = {"hub_endpoint": "https://hub.example.com", "ca_bundle_config_map": "ca", "offline": True}
 LOST = "The run's Job is gone, which alone named HF_ENDPOINT and certificates"
 
 
