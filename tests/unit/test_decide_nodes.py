@@ -84,6 +84,22 @@ def test_a_run_stays_ready_while_its_first_node_publishes_what_all_have_trained(
     assert plan.status["podName"] == first.name
 
 
+@pytest.mark.parametrize(
+    ("nodes", "run", "succeeded", "ready"),
+    [(2, 1, 1, True), (3, 1, 2, True), (3, 2, 2, True), (3, 1, 1, False)],
+    ids=["of two", "of three", "one seen late", "one missing"],
+)
+def test_a_node_that_is_done_counts_when_its_pod_is_removed(nodes: int, run: int, succeeded: int, ready: bool) -> None:
+    """Its idle machine is scaled down while the first node publishes: no pod is awaited, and no wait is too long."""
+    finetune = make_finetune(spec={"resources": {"nodes": nodes}, "pendingTimeoutSeconds": 60})
+    publishing = Progress(phase=Phase.PUBLISHING, step=400, total_steps=400)
+    job = make_job(spec={"backoffLimit": 6}, status={"active": 1, "succeeded": succeeded})
+    pods = tuple(running_pod(index=index) for index in range(run))
+    plan = plan_for(finetune, jobs=(job,), pods=pods, progress=publishing)
+    assert stated(plan) == (("Unknown", "Publishing") if ready else ("False", "PendingTimeout"))
+    assert (stated(plan, "PodsReady")[0] == "True") is ready
+
+
 def test_pods_that_are_stopped_since_the_first_node_has_published_restart_nothing() -> None:
     """The Job stops them, and says that it is complete once they are gone."""
     message = make_summary().to_message()

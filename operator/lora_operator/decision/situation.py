@@ -191,8 +191,14 @@ def _with_pod(scene: Scene, pod: PodView) -> Situation:
 
 
 def _running_nodes(scene: Scene) -> int:
-    """Nodes whose pod runs, or has done its part: the first one verifies and publishes when the others have ended."""
-    return len({pod.index for pod in scene.pods if is_running(pod) or pod.phase == "Succeeded"})
+    """Nodes whose pod runs, or has done its part: the first one verifies and publishes when the others have ended.
+
+    Until then the machine of one that is done may be scaled down, and its pod removed with it: the Job has counted it.
+    """
+    running = {pod.index for pod in scene.pods if is_running(pod)}
+    done = {pod.index for pod in scene.pods if pod.phase == "Succeeded"}
+    removed = max(0, scene.job.succeeded - len(done))
+    return min(len(running | done) + removed, scene.nodes)
 
 
 def _restarting(scene: Scene, failure: Finding) -> Finding:
