@@ -332,6 +332,20 @@ def test_one_that_was_deleted_is_made_again_and_counts_nothing() -> None:
     assert world.condition("PreflightPassed") == ("True", "PreflightPassed")
 
 
+def test_how_one_ended_counts_though_its_job_is_deleted_before_that_was_read() -> None:
+    """By a cleaner of ended Jobs, or their own TTL: it would begin again without end."""
+    good = plan_for(finetune(), former_jobs=(looked(),), pods=(reporting_pod(),))
+    assert made(good) == [("Job", job_name())]
+    assert stated(good, "PreflightPassed") == ("True", "PreflightPassed")
+    assert "plan" in good.status
+    message = make_summary(Reason.MODEL_NOT_FOUND, "no such model").to_message()
+    failed = finished_job("Failed", reason="PodFailurePolicy", failed=1, **STAGE)
+    bad = plan_for(finetune(), former_jobs=(looking(), failed), pods=(ended_pod(66, message, **STAGE),))
+    assert (stated(bad, "Failed"), made(bad), bad.read_first) == (("True", "ModelNotFound"), [], True)
+    assert PREFLIGHT in bad.job_names
+    assert made(plan_for(finetune(), former_jobs=(looking(),))) == [("Job", PREFLIGHT)]
+
+
 def test_a_second_attempt_is_not_looked_at_again() -> None:
     """Once for a run."""
     first = plan_for(finetune(), jobs=(looked(),))

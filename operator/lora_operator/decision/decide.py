@@ -31,7 +31,7 @@ from lora_operator.decision.situation import (
 from lora_operator.decision.stages.order import STAGES, job_names, latest_job, makes_none, reached, superseded
 from lora_operator.decision.stages.preflight import advised, findings, planned
 from lora_operator.decision.stages.stage import Stage
-from lora_operator.decision.stages.train import TRAIN
+from lora_operator.decision.stages.train import TRAIN, failed_before_deletion
 from lora_operator.decision.status import Facts, Status, acceptance, final_status, ongoing_status, refreshed_status
 from lora_operator.decision.trouble import beyond_limit, trouble_of_rejection
 from lora_operator.decision.unseen import rests_on_unseen
@@ -107,7 +107,7 @@ def _begin(case: Case, stage: Stage, job: JobView | None) -> Plan:
 
 def _advance(case: Case, stage: Stage, job: JobView | None) -> Plan:
     """The stage goes on, or its Job is made, unless the run has come to its end."""
-    request, verdict = case.request, _spent_up(case)
+    request, verdict = case.request, failed_before_deletion(case) or _spent_up(case)
     if verdict is not None:
         return _end(case, verdict)
     if request.train is None:
