@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from tests.unit.builders import ended_pod, make_job, make_pod
+from tests.unit.builders import ended_pod, make_job, make_pod, running_pod
 
 from lora_operator.cluster import child_events
 from lora_operator.cluster.api import Api, ApiError
@@ -106,13 +106,22 @@ async def test_nothing_is_read_for_a_resource_that_did_not_ask(
         ((ended_pod(137),), [JOBS_LIST]),
         ((make_pod(name="a"),), ["uid=uid-of-a"]),
         ((make_pod(name="a", node=""),), []),
+        ((make_pod(name="a", node=""), running_pod(index=1)), []),
+        ((running_pod(index=0), running_pod(index=2)), [JOBS_LIST]),
+        *(
+            (tuple(make_pod(name="a") if i == sick else running_pod(index=i) for i in range(4)), ["uid=uid-of-a"])
+            for sick in range(4)
+        ),
     ],
-    ids=["no pod", "an ended pod", "a pod on a node", "a pod without a node"],
+    ids=[
+        *("no pod", "an ended pod", "a pod on a node", "a pod without a node", "one of two without a node"),
+        *("pods that run", "node 0", "node 1", "node 2", "node 3"),
+    ],
 )
 async def test_only_who_cannot_be_explained_otherwise_is_asked_about(
     events: ChildEvents, api: EventsApi, clock: Clock, pods: tuple[PodView, ...], asked: list[str]
 ) -> None:
-    """The Job where it has no pod, the pod where a node has it, nobody where the scheduler has said why.
+    """The Job where none of its pods waits, the pod where a node has it, nobody where the scheduler has said why.
 
     And nobody at once: most of what has just been made comes up by itself.
     """

@@ -302,3 +302,16 @@ def test_a_run_does_not_end_in_the_future() -> None:
     plan = plan_for(make_finetune(status=ATTEMPTED), pods=(pod,), former_jobs=(make_job(status={"succeeded": 1}),))
     assert stated(plan) == ("True", "Succeeded")
     assert plan.status["completionTime"] == instant(NOW)
+
+
+@pytest.mark.parametrize("status", [ATTEMPTED, {}], ids=["stored", "before its first status"])
+def test_a_job_that_had_failed_when_it_was_deleted_is_not_made_again(status: dict[str, Any]) -> None:
+    """Another attempt would train to the same end. One that was complete is made again: it verifies what is there."""
+    pods = (ended_pod(66, make_summary(Reason.MODEL_NOT_FOUND, "no such model").to_message()),)
+    failed = finished_job("Failed", reason="PodFailurePolicy", failed=1)
+    plan = plan_for(make_finetune(status=status), pods=pods, former_jobs=(failed,))
+    assert (stated(plan, "Failed"), plan.create, plan.read_first) == (("True", "ModelNotFound"), (), True)
+    assert condition(plan, "Failed")["message"] == "no such model"
+    assert plan_for(make_finetune(status=status), former_jobs=(finished_job(),)).create
+    later = plan_for(make_finetune(status={"attempt": 2, "jobName": job_name(2)}), former_jobs=(failed,))
+    assert [obj["metadata"]["name"] for obj in later.create] == [job_name(3)]

@@ -11,6 +11,7 @@ from tests.unit.builders import (
     ended_pod,
     finished_job,
     job_name,
+    make_event,
     make_finetune,
     make_job,
     make_pod,
@@ -82,6 +83,40 @@ def test_a_run_stays_ready_while_its_first_node_publishes_what_all_have_trained(
     plan = plan_for(TWO, jobs=(make_job(spec={"backoffLimit": 6}),), pods=(first, done))
     assert stated(plan, "PodsReady") == ("True", "PodRunning")
     assert plan.status["podName"] == first.name
+
+
+@pytest.mark.parametrize(
+    ("nodes", "run", "succeeded", "ready"),
+    [(2, 1, 1, True), (3, 1, 2, True), (3, 2, 2, True), (3, 1, 1, False)],
+    ids=["of two", "of three", "one seen late", "one missing"],
+)
+def test_a_node_that_is_done_counts_when_its_pod_is_removed(nodes: int, run: int, succeeded: int, ready: bool) -> None:
+    """Its idle machine is scaled down while the first node publishes: no pod is awaited, and no wait is too long."""
+    finetune = make_finetune(spec={"resources": {"nodes": nodes}, "pendingTimeoutSeconds": 60})
+    publishing = Progress(phase=Phase.PUBLISHING, step=400, total_steps=400)
+    job = make_job(spec={"backoffLimit": 6}, status={"active": 1, "succeeded": succeeded})
+    pods = tuple(running_pod(index=index) for index in range(run))
+    plan = plan_for(finetune, jobs=(job,), pods=pods, progress=publishing)
+    assert stated(plan) == (("Unknown", "Publishing") if ready else ("False", "PendingTimeout"))
+    assert (stated(plan, "PodsReady")[0] == "True") is ready
+
+
+REFUSED = 'pods "support-tone-3" is forbidden: exceeded quota: gpus, used: requests.nvidia.com/gpu=24'
+
+
+@pytest.mark.parametrize(("made", "state"), [(3, "QuotaExceeded"), (4, "Starting")])
+@pytest.mark.parametrize("failed", [0, 1])
+def test_a_pod_that_the_cluster_refuses_is_reported_while_the_others_run(made: int, state: str, failed: int) -> None:
+    """A quota admits pods one by one. What it refused once says nothing of a Job that has all its pods."""
+    job = make_job(spec={"backoffLimit": 12}, status={"active": made, "failed": failed})
+    pods = tuple(running_pod(index=index) for index in range(made))
+    before = tuple(ended_pod(75, index=2, name="before", created_at=minutes_ago(58)) for _ in range(failed))
+    event = make_event(job.uid, "FailedCreate", REFUSED)
+    four = make_finetune(spec={"resources": {"nodes": 4}})
+    plan = plan_for(four, jobs=(job,), pods=(*pods, *before), events=(event,))
+    assert stated(plan) == ("Unknown", state)
+    assert (REFUSED in condition(plan, "Complete")["message"]) is (made == 3)
+    assert ("3 of 4 pods run" in condition(plan, "Complete")["message"]) is (made == 3)
 
 
 def test_pods_that_are_stopped_since_the_first_node_has_published_restart_nothing() -> None:

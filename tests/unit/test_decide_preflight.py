@@ -30,7 +30,7 @@ from tests.unit.world import World
 
 from lora_operator.decision.decide import decide
 from lora_operator.views import names
-from lora_operator.views.model import FineTune, JobView, Observed, Plan, PodView, Rejection
+from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Plan, PodView, Rejection
 from lora_operator.views.observe import parse_finetune
 from lora_operator.views.wording import instant
 from lora_trainer.contract.config import Quantization, TrainConfig
@@ -330,6 +330,38 @@ def test_one_that_was_deleted_is_made_again_and_counts_nothing() -> None:
     world.settle()
     assert list(world.jobs) == [job_name()]
     assert world.condition("PreflightPassed") == ("True", "PreflightPassed")
+
+
+def test_how_one_ended_counts_though_its_job_is_deleted_before_that_was_read() -> None:
+    """By a cleaner of ended Jobs, or their own TTL: it would begin again without end."""
+    good = plan_for(finetune(), former_jobs=(looked(),), pods=(reporting_pod(),))
+    assert made(good) == [("Job", job_name())]
+    assert stated(good, "PreflightPassed") == ("True", "PreflightPassed")
+    assert "plan" in good.status
+    message = make_summary(Reason.MODEL_NOT_FOUND, "no such model").to_message()
+    failed = finished_job("Failed", reason="PodFailurePolicy", failed=1, **STAGE)
+    bad = plan_for(finetune(), former_jobs=(looking(), failed), pods=(ended_pod(66, message, **STAGE),))
+    assert (stated(bad, "Failed"), made(bad), bad.read_first) == (("True", "ModelNotFound"), [], True)
+    assert PREFLIGHT in bad.job_names
+    assert made(plan_for(finetune(), former_jobs=(looking(),))) == [("Job", PREFLIGHT)]
+
+
+@pytest.mark.parametrize(
+    ("message", "goes"), [("exceeded quota: jobs, used: count/jobs.batch=1", True), ("denied the request", False)]
+)
+def test_its_ended_job_makes_room_where_a_quota_refuses_the_training(message: str, goes: bool) -> None:
+    """Once the status has what it found; else a run would wait for its own preflight, and runs for each other's."""
+    refusal = Rejection(kind="Job", name=job_name(), code=403, reason="Forbidden", message=message)
+    first = plan_for(finetune(), jobs=(looked(),), pods=(reporting_pod(),), rejection=refusal)
+    assert (stated(first, "PreflightPassed")[0], first.delete) == ("True", ())
+    stored = with_status(finetune(), first.status)
+    second = plan_for(stored, jobs=(looked(),), pods=(reporting_pod(),), rejection=refusal)
+    room = (ObjectRef(kind="Job", name=PREFLIGHT, uid=looked().uid),) if goes else ()
+    assert (second.delete, second.read_first, PREFLIGHT in second.job_names) == (room, goes, True)
+    assert second.status == first.status
+    assert plan_for(stored, jobs=(looked(deleting=True),), rejection=refusal).delete == ()
+    after = plan_for(stored)
+    assert (made(after), after.status["plan"]) == ([("Job", job_name())], first.status["plan"])
 
 
 def test_a_second_attempt_is_not_looked_at_again() -> None:

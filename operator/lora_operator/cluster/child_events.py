@@ -13,7 +13,7 @@ from lora_operator.cluster.fair_slots import FairSlots
 from lora_operator.views.jobs import FAILED_CREATE
 from lora_operator.views.model import EventView, JobView, PodView
 from lora_operator.views.observe import parse_event
-from lora_operator.views.pods import has_ended, newest_first
+from lora_operator.views.pods import has_ended, is_running, leader_first
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _LONG_AGO = datetime.fromtimestamp(0, UTC)
 
 @dataclass(slots=True, kw_only=True)
 class _Watched:
-    """A resource whose children's Events are read: of a Job that has no pod, or of pods. Times are monotonic."""
+    """A resource whose children's Events are read: of a Job, or of pods. Times are monotonic."""
 
     since_s: float
     due_s: float = 0.0
@@ -88,12 +88,12 @@ class ChildEvents:
         Returns the seconds after which there is something to read; None where no Event explains anything, and all that
         the resource waits for comes by a watch: a queue of a thousand pods without a node costs nothing.
         """
-        now, pods = self._clock(), tuple(pods)
+        now, jobs = self._clock(), tuple(jobs)
         watched = self._watched.setdefault(key, _Watched(since_s=now))
         uids = tuple(unexplained(jobs, pods))
         if uids != watched.uids:
             _leave(watched)
-            watched.uids, watched.of_job = uids, all(has_ended(pod) for pod in pods)
+            watched.uids, watched.of_job = uids, not {job.uid for job in jobs}.isdisjoint(uids)
             watched.due_s, watched.is_read = now + self._pause_s(0), False
         return max(watched.due_s - now, _SOON_S) if uids else None
 
@@ -218,9 +218,10 @@ async def _bounded(
 
 
 def unexplained(jobs: Iterable[JobView], pods: Iterable[PodView]) -> list[str]:
-    """A Job without a pod, and pods that a node has and does not start; the scheduler writes into the pod itself."""
-    living = [pod for pod in newest_first(pods) if not has_ended(pod)]
-    if living:
-        return [pod.uid for pod in living if pod.node][:MOST_OBJECTS]
+    """Pods that a node has and does not start, that of node 0 first, or a Job none of whose pods waits: it may be
+    refused another. What the scheduler says is in the pod itself."""
+    waiting = [pod for pod in leader_first(pods) if not has_ended(pod) and not is_running(pod)]
+    if waiting:
+        return [pod.uid for pod in waiting if pod.node][:MOST_OBJECTS]
     latest = sorted(jobs, key=lambda job: (job.attempt, job.created_at), reverse=True)
     return [job.uid for job in latest][:1]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lora_operator.views import names
-from lora_operator.views.jobs import is_of
+from lora_operator.views.jobs import ending_of, is_of
 from lora_operator.views.model import FineTune, JobView, Observed, PodView
 from lora_operator.views.pods import has_ended, newest_first
 from lora_operator.views.wording import integer_of
@@ -16,8 +16,8 @@ class Children:
 
     `expected`: a training Job was made before, so a missing one was deleted. `orphans` are living pods that train and
     whose Job does not exist. `stages` are the Jobs of the stages before the training, of the next attempt or, where
-    that has a Job, of the present one, by the name of their stage. `jobs` are all Jobs of the run, `former` the last
-    states of those that do not exist any more.
+    that has a Job, of the present one, by the name of their stage, those included that had ended when they were
+    deleted. `jobs` are all Jobs of the run, `former` the last states of those that do not exist any more.
     """
 
     attempt: int
@@ -46,15 +46,20 @@ def find_children(finetune: FineTune, observed: Observed) -> Children:
     job = next((job for job in own if job.attempt == attempt), None)
     known = {job.uid for job in mine}
     number = attempt if job else attempt + 1
+    former = tuple(job for job in observed.former_jobs if is_of(finetune, job))
+    # How a Job ended is final, also where something deleted it before that was read: a cleaner, or its own TTL.
+    ended = tuple(job for job in former if ending_of(job) is not None)
     return Children(
         attempt=attempt,
         job=job,
         pods=tuple(pod for pod in training if _belongs(pod, job, attempt)),
         expected=stored > 0,
         orphans=tuple(pod for pod in newest_first(training) if pod.job_uid not in known and not has_ended(pod)),
-        stages={other.stage: other for other in mine if other.stage != names.TRAIN and other.attempt == number},
+        stages={
+            other.stage: other for other in (*ended, *mine) if other.stage != names.TRAIN and other.attempt == number
+        },
         jobs=tuple(mine),
-        former=tuple(job for job in observed.former_jobs if is_of(finetune, job)),
+        former=former,
     )
 
 

@@ -29,9 +29,9 @@ from lora_operator.decision.situation import (
     held_by_user,
 )
 from lora_operator.decision.stages.order import STAGES, job_names, latest_job, makes_none, reached, superseded
-from lora_operator.decision.stages.preflight import advised, findings, planned
+from lora_operator.decision.stages.preflight import advised, findings, no_longer_needed, planned
 from lora_operator.decision.stages.stage import Stage
-from lora_operator.decision.stages.train import TRAIN
+from lora_operator.decision.stages.train import TRAIN, failed_before_deletion
 from lora_operator.decision.status import Facts, Status, acceptance, final_status, ongoing_status, refreshed_status
 from lora_operator.decision.trouble import beyond_limit, trouble_of_rejection
 from lora_operator.decision.unseen import rests_on_unseen
@@ -76,7 +76,7 @@ def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: 
     plan = _follow(case, stage, job) if case.children.job and job else _begin(case, stage, job)
     # Beside the rest: a webhook may keep one from being deleted for as long as the run takes, and longer.
     stale = tuple(ObjectRef(kind="Job", name=j.name, uid=j.uid) for j in superseded(case) if not j.deleting)
-    plan = dataclasses.replace(plan, delete=stale)
+    plan = dataclasses.replace(plan, delete=(*plan.delete, *stale))
     read_first, read_for_status = rests_on_unseen(case, plan), makes_none(case)
     return dataclasses.replace(plan, read_first=read_first, read_for_status=read_for_status, job_names=job_names(case))
 
@@ -107,7 +107,7 @@ def _begin(case: Case, stage: Stage, job: JobView | None) -> Plan:
 
 def _advance(case: Case, stage: Stage, job: JobView | None) -> Plan:
     """The stage goes on, or its Job is made, unless the run has come to its end."""
-    request, verdict = case.request, _spent_up(case)
+    request, verdict = case.request, failed_before_deletion(case) or _spent_up(case)
     if verdict is not None:
         return _end(case, verdict)
     if request.train is None:
@@ -339,7 +339,9 @@ def _refused(case: Case, finding: Finding) -> Plan:
     plan = _await(case, situation, accepted)
     patient = finding.reason is Reason.NAME_CONFLICT
     again_s = case.config.resync_interval_s if patient else case.config.retry_max_s
-    return dataclasses.replace(plan, requeue_after_s=again_s, due_in_s=pending_left_s(case, job, pods, situation))
+    full = case.observed.rejection is not None and finding.reason is Reason.QUOTA_EXCEEDED
+    room, due_s = no_longer_needed(case) if full else (), pending_left_s(case, job, pods, situation)
+    return dataclasses.replace(plan, delete=room, requeue_after_s=again_s, due_in_s=due_s)
 
 
 def _over_limit(case: Case, finding: Finding) -> Plan:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -185,14 +185,36 @@ def _with_pod(scene: Scene, pod: PodView) -> Situation:
         return Situation(state=dataclasses.replace(work, message=work.message + _after(failures)), pod=pod)
     if is_running(pod) and _running_nodes(scene) == scene.nodes:
         return Situation(state=_running(scene, failures), pod=pod, running=True)
-    if failures:
-        return Situation(state=_restarting(scene, failures[0]), pod=pod)
-    return Situation(state=_starting(pod), pod=pod)
+    return Situation(state=_awaited(scene, pod, failures), pod=pod)
+
+
+def _awaited(scene: Scene, pod: PodView, failures: Sequence[Finding]) -> Finding:
+    """What must come about before all pods run."""
+    refused = trouble_of_job(scene.job, scene.pods, scene.events) if _lacks_pods(scene) else None
+    if refused is not None:
+        return refused
+    return _restarting(scene, failures[0]) if failures else _starting(pod)
 
 
 def _running_nodes(scene: Scene) -> int:
     """Nodes whose pod runs, or has done its part: the first one verifies and publishes when the others have ended."""
-    return len({pod.index for pod in scene.pods if is_running(pod) or pod.phase == "Succeeded"})
+    return _nodes_with(scene, is_running)
+
+
+def _lacks_pods(scene: Scene) -> bool:
+    """Whether the Job has yet to make the pod of a node."""
+    return _nodes_with(scene, lambda pod: not has_ended(pod)) < scene.nodes
+
+
+def _nodes_with(scene: Scene, is_there: Callable[[PodView], bool]) -> int:
+    """Nodes with such a pod, and those that are done.
+
+    The machine of one that is done may be scaled down, and its pod removed with it: the Job has counted that.
+    """
+    there = {pod.index for pod in scene.pods if is_there(pod)}
+    done = {pod.index for pod in scene.pods if pod.phase == "Succeeded"}
+    removed = max(0, scene.job.succeeded - len(done))
+    return min(len(there | done) + removed, scene.nodes)
 
 
 def _restarting(scene: Scene, failure: Finding) -> Finding:

@@ -75,7 +75,7 @@ def trouble_of_pod(pod: PodView, events: Iterable[EventView]) -> Finding | None:
 
 
 def trouble_of_job(job: JobView, pods: Iterable[PodView], events: Iterable[EventView]) -> Finding | None:
-    """Why a Job that has no living pod cannot make one: quota, admission, pod security."""
+    """Why a Job that lacks a pod cannot make one: quota, admission, pod security."""
     made = max((pod.created_at for pod in pods), default=_LONG_AGO)
     event = _newest(e for e in events if e.about_uid == job.uid and e.reason == FAILED_CREATE)
     if event is None or (event.last_seen or _LONG_AGO) < made:

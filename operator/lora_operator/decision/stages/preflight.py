@@ -17,7 +17,7 @@ from lora_operator.rendering.pod_template import Shape
 from lora_operator.views import names
 from lora_operator.views.conditions import Condition, Finding, Type, previous_condition
 from lora_operator.views.jobs import ending_of
-from lora_operator.views.model import FineTune, JobView, MemoryLimit, PodView
+from lora_operator.views.model import FineTune, JobView, MemoryLimit, ObjectRef, PodView
 from lora_operator.views.pods import newest_first, summary_of
 from lora_operator.views.request import PodRequest
 from lora_operator.views.wording import block_of, sentence
@@ -95,6 +95,13 @@ def is_unread(case: Case) -> bool:
     job = None if _has_passed(case.finetune) else _job(case)
     verdict = _judge(case, job) if job else None
     return verdict is not None and verdict.succeeded and verdict.summary is None
+
+
+def no_longer_needed(case: Case) -> tuple[ObjectRef, ...]:
+    """Its ended Job, once the status has what it found: the training may need that place in a quota."""
+    jobs = (job for job in case.children.jobs if job.stage == names.PREFLIGHT and not job.deleting)
+    ended = (job for job in jobs if ending_of(job) is not None)
+    return tuple(ObjectRef(kind="Job", name=j.name, uid=j.uid) for j in ended) if _has_passed(case.finetune) else ()
 
 
 def _has_passed(finetune: FineTune) -> bool:

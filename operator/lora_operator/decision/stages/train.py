@@ -28,6 +28,14 @@ def _judge(case: Case, job: JobView) -> Verdict | None:
     return dated(verdict or failed(job, ending, pods, _memory(case), case.request.policy), job)
 
 
+def failed_before_deletion(case: Case) -> Verdict | None:
+    """The end of an attempt whose Job had failed when it was deleted: another attempt would train to the same end."""
+    present = (NAME, max(1, case.children.attempt))  # the first may be gone before the status counts it
+    endings = ((job, ending_of(job)) for job in reversed(case.children.former) if (job.stage, job.attempt) == present)
+    job = next((job for job, ending in endings if ending is not None and ending.type == "Failed"), None)
+    return _judge(case, job) if job else None
+
+
 TRAIN = Stage(
     name=NAME,
     shape=TRAINING,
