@@ -460,10 +460,12 @@ async def test_pods_are_listed_while_one_is_not_known_to_have_ended() -> None:
 
 
 async def test_a_further_attempt_rests_on_the_resource_as_it_is_whatever_was_read_before_for_an_end() -> None:
-    """The failed Job turns out to be gone, which asks for another attempt; its user has suspended the run meanwhile."""
-    world = World(status={"attempt": 1, "jobName": job_name(), "conditions": []})
-    world.cache.pods.put(_failed_pod())
-    _failed_job(world)
+    """The Job of a run that has waited too long turns out to be gone, which asks for another attempt; its user has
+    suspended the run meanwhile."""
+    waits = [condition_object("PodsReady", "False", since=NOW - timedelta(hours=1))]
+    world = World(
+        spec={"pendingTimeoutSeconds": 60}, status={"attempt": 1, "jobName": job_name(), "conditions": waits}
+    )
     world.server.job = None
     world.server.finetune = make_manifest(spec={"suspend": True}, status=world.server.finetune["status"])
     world.server.finetune["metadata"]["resourceVersion"] = "99"
