@@ -108,7 +108,14 @@ def run_training(
 
         check_tokens(base, data, encoder)
         settled = settle(
-            config, base, device, data.stats, group, reporter=reporter, kept=saved.quantization if saved else None
+            config,
+            base,
+            device,
+            data.stats,
+            group,
+            reporter=reporter,
+            kept=saved.quantization if saved else None,
+            evaluated=int(data.evaluation.lengths.max()),
         )
         config = settled.config
         ours = _agreed(
@@ -142,7 +149,7 @@ def run_training(
         evaluation = Evaluator(
             adapted=adapted,
             data=data,
-            budget=budget_for(config, way.budget),
+            budget=budget_for(config, way.budget, device),
             device=device,
             ranks=ranks,
             alive=narrator.alive,

@@ -40,8 +40,13 @@ class Bench:
         loaded = load_model(model, Quantization.NONE, self.device)
         if adapt is not None:
             adapt(loaded, self.device)
-        longest, frequencies = manifest.dataset.longest_tokens, frequencies_of(loaded.model)
-        budget = evaluation_budget(manifest.config.training.micro_batch_size, longest, frequencies)
+        budget = evaluation_budget(
+            manifest.config.training.micro_batch_size,
+            manifest.dataset.longest_tokens,
+            frequencies_of(loaded.model),
+            self.device.torch_device,
+            trained=manifest.resolved.micro_batch_tokens,
+        )
         return evaluate(loaded.model, loaded.head, self.examples, self.device, lambda rows: None, budget=budget).loss
 
     def expected(self, base: Base, adapter: Path, manifest: Manifest) -> float:

@@ -149,8 +149,13 @@ def _measured(claim: _Claim, way: _Way, done: Callable[[int], None]) -> _Found:
             shard(loaded.model, device, way.mesh)
         elif way.streamed:
             stream(loaded.model, device)
-    frequencies = frequencies_of(loaded.model)
-    budget = evaluation_budget(config.training.micro_batch_size, manifest.dataset.longest_tokens, frequencies)
+    budget = evaluation_budget(
+        config.training.micro_batch_size,
+        manifest.dataset.longest_tokens,
+        frequencies_of(loaded.model),
+        device.torch_device,
+        trained=manifest.resolved.micro_batch_tokens,
+    )
     model, head = loaded.model, loaded.head
     found = evaluate(model, head, examples, device, done, budget=budget, ranks=ranks)
     tokens = int(examples.targets.sum())
