@@ -17,6 +17,7 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Loaded, load_model
 from lora_trainer.model.rope import frequencies_of
 from lora_trainer.places.base import Base
+from lora_trainer.places.model_folder import weights_in
 from lora_trainer.ranks.cpus import cpu_threads
 from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.evaluate import evaluate
@@ -83,7 +84,7 @@ def first_rows(examples: Examples, tokens: int) -> Examples:
 
 
 def _unquantized_bytes(base: Base, device: Device) -> int:
-    files = base.folder.glob("*.safetensors")
+    files = weights_in(base.folder)
     size = torch.empty(0, dtype=device.dtype).element_size()
     return sum(torch.Size(entry.shape).numel() * size for file in files for entry in read_entries(file))
 
@@ -94,7 +95,7 @@ def _free_bytes(device: Device) -> int:
 
 def rounding(base: Base, device: Device) -> str:
     """The coarser of the types that the model's files and the computation have: fp32, or bf16 for 16 bits."""
-    types = {entry.dtype for file in base.folder.glob("*.safetensors") for entry in read_entries(file)}
+    types = {entry.dtype for file in weights_in(base.folder) for entry in read_entries(file)}
     return "fp32" if types == {"F32"} and device.dtype == torch.float32 else "bf16"
 
 
