@@ -170,7 +170,8 @@ def test_an_evaluation_that_runs_out_of_memory_goes_on_with_fewer_rows_at_once(
     assert choose_attention(loaded.model, cpu).packs
     rows = Examples.of(encoder.encode(PlainText(where="x", text="Ahoy! " * (1 + i % 4))) for i in range(9))
     budget = Budget(tokens=4096, longest=int(rows.lengths.max()), packed=packed)
-    most, taken = int(rows.lengths.max()) * 2, []
+    most = int(rows.lengths.max()) * 2
+    taken: list[int] = []
 
     def limited(model: Any, head: Any, batch: Batch, device: Device) -> torch.Tensor:
         taken.append(batch.input_ids.numel())

@@ -113,12 +113,12 @@ def _totals(
     while left:
         part = [left[row] for row in micro_batches([examples[row].length for row in left], budget)[0]]
         given = [examples[row] for row in part]
+        found: list[float] | None = None
         try:
             found = _at_once(model, head, given, device, packed=budget.packed)
         except Exception as error:
             if not halves or len(part) == 1 or not out_of_memory(error):
                 raise
-            found = None
         if found is None:
             # Without the error, whose frames hold on to memory.
             budget = _halved(budget, given)
