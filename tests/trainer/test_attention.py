@@ -12,6 +12,8 @@ import transformers
 from torch import nn
 from torch.nn.attention import varlen
 from transformers.integrations import moe
+from transformers.models.minimax_m3_vl.configuration_minimax_m3_vl import MiniMaxM3VLTextConfig
+from transformers.models.minimax_m3_vl.modeling_minimax_m3_vl import MiniMaxM3VLForCausalLM
 
 from lora_trainer.model import attention
 from lora_trainer.model.attention import NAME, attend, choose_attention, has_kernel, positions, segments_of
@@ -139,6 +141,47 @@ def test_a_model_whose_rows_would_meet_is_not_packed(kind: str, options: dict[st
     assert not found.packs
     assert found.unpacked
     assert (alone(model, tokens()) - before).abs().max() <= 1e-5
+
+
+WINDOW = {"sliding_window": 16}
+QWEN2_MOE = dict(next(options for kind, options in PACKED if kind == "Qwen2Moe"), **WINDOW, max_window_layers=1)
+LIMITED: list[tuple[str, dict[str, Any], bool]] = [
+    ("Mistral", WINDOW, True),
+    ("Gemma2", {"head_dim": 8, **WINDOW}, True),
+    ("Phimoe", {**WINDOW, "num_local_experts": 4}, False),
+    ("Qwen2Moe", {**QWEN2_MOE, "use_sliding_window": True}, False),
+    ("Qwen2Moe", {**QWEN2_MOE, "use_sliding_window": False}, True),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "packs"), LIMITED)
+def test_a_window_that_only_masks_know_is_not_lost(kind: str, options: dict[str, Any], *, packs: bool) -> None:
+    """It is longer than the rows that a model is tried with: a row beyond it has the logits that the model gives. Where
+    no row is longer than the window, nothing is lost by packing."""
+    model, ids = make(kind, **options), torch.arange(64)[None] * 7 % 101
+    wanted, before = model(input_ids=ids, use_cache=False).logits, model.config._attn_implementation
+    found = choose_attention(model, DEVICE)
+    assert (found.packs, model.config._attn_implementation) == (packs, NAME if packs else before)
+    assert packs or "masks alone" in found.unpacked
+    assert (model(input_ids=ids, use_cache=False).logits - wanted).abs().max() <= 1e-4
+    assert not choose_attention(make(kind, **options), DEVICE, longest=17).packs or packs
+    assert choose_attention(make(kind, **options), DEVICE, longest=16).packs
+
+
+def test_blocks_that_layers_select_are_not_lost() -> None:
+    """MiniMax-M3 gives its selection to attention, in a tensor that is not known here; positions are."""
+    sparse = {"index_n_heads": 2, "index_head_dim": 16, "index_block_size": 8, "index_topk_blocks": 4}
+    kinds = {"layer_types": ["full_attention", "minimax_m3_sparse"], "mlp_layer_types": ["dense", "dense"]}
+    more = {"num_local_experts": 4, "num_experts_per_tok": 2, "dense_intermediate_size": 48}
+    heads = {"shared_intermediate_size": 48, "head_dim": 16, "rotary_dim": 8}
+    config = MiniMaxM3VLTextConfig(**{**SIZES, "max_position_embeddings": 256, **sparse, **kinds, **more, **heads})
+    torch.manual_seed(0)
+    model, ids = MiniMaxM3VLForCausalLM(config).eval(), torch.arange(96)[None] * 7 % 101
+    wanted = model(input_ids=ids, use_cache=False).logits
+    found = choose_attention(model, DEVICE)
+    assert not found.packs
+    assert "takes no block_indices" in found.unpacked
+    assert (model(input_ids=ids, use_cache=False).logits - wanted).abs().max() <= 1e-4
 
 
 def test_a_model_that_drops_the_segments_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:

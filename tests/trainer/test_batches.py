@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from lora_trainer.contract.config import TrainingConfig
 from lora_trainer.data.tokens import IGNORED, Example
-from lora_trainer.training.batches import Budget, collate, micro_batches, step_rows, token_budget
+from lora_trainer.model.rope import STEADY
+from lora_trainer.training.batches import Budget, collate, evaluation_budget, micro_batches, step_rows, token_budget
 from lora_trainer.training.packs import accumulation
 from lora_trainer.training.schedule import total_steps, wanted_rows
 
@@ -215,3 +216,21 @@ def test_the_micro_batches_of_a_step_are_counted_from_its_rows(
 def test_a_cpu_takes_smaller_micro_batches_than_a_gpu() -> None:
     """Its speed does not grow with them, its memory does."""
     assert token_budget(CPU) < token_budget(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("device", "rows", "trained", "tokens"),
+    [
+        ("cuda", None, 512, 512),
+        ("cuda", None, 16384, 4096),
+        ("cuda", None, None, 4096),
+        ("cuda", 4, 256, 256),
+        ("cpu", None, 768, 4096),
+        ("cpu", 4, 400, 400),
+    ],
+)
+def test_an_evaluation_on_a_gpu_takes_no_more_tokens_than_the_training(
+    device: str, rows: int | None, trained: int | None, tokens: int
+) -> None:
+    """The plan counts no more; a CPU evaluates with as many as are fast. Earlier releases do not say what they took."""
+    assert evaluation_budget(rows, 100, STEADY, torch.device(device), trained=trained).tokens == tokens

@@ -20,13 +20,15 @@ from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import ConfigError, NotFoundError, TrainerError
+from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.targets import choose_targets
 from lora_trainer.places.base import Base, find_base, open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.training.batches import Budget, collate
+from lora_trainer.ranks.collectives import ALONE, Ranks
+from lora_trainer.training.batches import Batch, Budget, collate
 from lora_trainer.training.evaluate import evaluate
 from lora_trainer.training.loop import Training
 from lora_trainer.training.loss import token_losses
@@ -157,6 +159,41 @@ def test_an_interrupted_evaluation_leaves_the_model_as_it_was(tiny_base: Base, c
     with pytest.raises(Interrupted):
         evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None, budget=BUDGET, stop=stop)
     assert adapted.model.training
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_evaluation_that_runs_out_of_memory_goes_on_with_fewer_rows_at_once(
+    tiny_base: Base, cpu: Device, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, *, packed: bool
+) -> None:
+    """With the same loss of each row; of a single row, or where layers are collectives, nothing can be spared."""
+    loaded = load_model(tiny_base, Quantization.NONE, cpu)
+    assert choose_attention(loaded.model, cpu).packs
+    rows = Examples.of(encoder.encode(PlainText(where="x", text="Ahoy! " * (1 + i % 4))) for i in range(9))
+    budget = Budget(tokens=4096, longest=int(rows.lengths.max()), packed=packed)
+    most = int(rows.lengths.max()) * 2
+    taken: list[int] = []
+
+    def limited(model: Any, head: Any, batch: Batch, device: Device) -> torch.Tensor:
+        taken.append(batch.input_ids.numel())
+        if taken[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return token_losses(model, head, batch, device)
+
+    def found(ranks: Ranks = ALONE) -> tuple[float, ...]:
+        return evaluate(loaded.model, loaded.head, rows, cpu, lambda _: None, budget=budget, ranks=ranks).sums
+
+    wanted = found()
+    monkeypatch.setattr("lora_trainer.training.evaluate.token_losses", limited)
+    assert found() == pytest.approx(wanted, abs=1e-4)
+    failed = [tokens for tokens in taken if tokens > most]
+    assert failed == sorted(failed, reverse=True)
+    assert len(failed) < len(taken)
+    with pytest.raises(torch.OutOfMemoryError):
+        found(Ranks(lockstep=True))
+    most = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        found()
+    assert taken[-1] <= rows.lengths.max()
 
 
 def test_only_positions_before_learned_tokens_reach_the_output_embedding(

@@ -201,7 +201,8 @@ def test_a_run_cuts_micro_batches_by_its_model(
     adapted: Any = SimpleNamespace(model=make(*PHI))
     for longest, said in ((8, False), (9, True)):
         caplog.clear()
-        data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=longest), training=some_rows(3))
+        rows = some_rows(3)
+        data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=longest), training=rows, evaluation=rows)
         found = way.way_of(settled, adapted, data, cpu, Ranks(), saved=None, goes_on=False)
         assert found.budget.frequencies == Frequencies(switches=(8,))
         assert any("share no micro-batch" in message for message in caplog.messages) is said

@@ -17,6 +17,7 @@ from lora_trainer.contract.fit.adapter import plan_adapter
 from lora_trainer.contract.fit.devices import Gpu, find_gpu
 from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.fit.settle import settled
+from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import DatasetStats
 from lora_trainer.errors import DoesNotFitError, InternalError
 from lora_trainer.model import options
@@ -69,7 +70,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 def settle_on(device: Device, base: Base, config: TrainConfig | None = None, **options: Any) -> Settled:
     """The run settled on a device, with the tiny model."""
     config, ranks = config or make_config(**AUTO), options.pop("ranks", Ranks())
-    settings = {"kept": None, "reporter": Reporter(None), **options}
+    settings = {"kept": None, "reporter": Reporter(None), "evaluated": 0, **options}
     return settle(config, base, device, STATS, ranks, **settings)
 
 
@@ -115,6 +116,19 @@ def test_a_device_settles_it_as_the_plan_would(tiny_base: Base, gpu: Any) -> Non
         assert found.plan == planned
         assert settled(config, planned).quantization is found.config.quantization
     assert found.config.training == config.training
+
+
+def test_the_longest_held_out_row_is_counted(tiny_base: Base, gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the statistics of the training rows do not have."""
+    counted: list[int] = []
+
+    def planned(*given: Any, **known: Any) -> RunPlan:
+        counted.append(known["evaluated"])
+        return plan_of(*given, **known)
+
+    monkeypatch.setattr(settling, "plan_of", planned)
+    settle_on(gpu("H100", 2**36), tiny_base, evaluated=1000)
+    assert counted == [1000]
 
 
 def test_the_smallest_device_of_all_processes_decides(tiny_base: Base, gpu: Any) -> None:

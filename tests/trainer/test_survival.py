@@ -467,6 +467,13 @@ def test_another_run_goes_on_at_the_row_after_a_last_step_that_was_short(
     assert kept.steps[-1].epoch == 3.0
 
 
+def test_patience_that_ends_at_the_last_step_stops_nothing_early(bench: Bench) -> None:
+    """All steps were done."""
+    bench.evaluate = falling([1.0, 1.2, 1.1])
+    done = bench.training(max_steps=3, eval_steps=1, early_stopping_patience=2).run()
+    assert (done.steps, done.best_step, done.stopped_early) == (3, 1, False)
+
+
 def test_an_evaluation_that_gave_no_number_is_never_the_best(bench: Bench) -> None:
     """No later one would be lower than it."""
     bench.evaluate = falling([math.nan, 1.0, 1.2])

@@ -4,14 +4,22 @@ import dataclasses
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from lora_trainer.contract.config import Quantization
 from lora_trainer.model import turns
+from lora_trainer.model.device import Device
+from lora_trainer.model.sharding import weight_bytes
 from lora_trainer.model.turns import copied_bytes, free_memory, in_turn, readers
-from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.places.base_shape import parameters_in
+from lora_trainer.places.model_folder import weights_in
+from lora_trainer.ranks.collectives import ALONE, Ranks
+from lora_trainer.result.merged import _unquantized_bytes, rounding
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,3 +102,20 @@ def test_a_system_without_proc_has_all_of_its_memory(tmp_path: Path) -> None:
     """A Mac does not say what is free."""
     total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal:"))
     assert free_memory(tmp_path, tmp_path / "none") == 1024 * int(total.split()[1])
+
+
+def test_weights_that_a_folder_has_twice_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mistral's repositories repeat them in a file of its own names, which Transformers does not read."""
+    base: Any = SimpleNamespace(folder=tmp_path)
+    device = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
+    monkeypatch.setattr(turns, "free_memory", lambda: 400)
+    ranks = dataclasses.replace(ALONE, local_world=4)
+
+    def counted() -> tuple[object, ...]:
+        taken = weight_bytes(weights_in(tmp_path), torch.float32, Quantization.NONE), parameters_in(tmp_path, "x")
+        return *taken, _unquantized_bytes(base, device), rounding(base, device), readers(tmp_path, torch.float32, ranks)
+
+    save_file({"a.experts.0.weight": torch.zeros(40)}, tmp_path / "model.safetensors")
+    alone = counted()
+    save_file({"w1.experts.0.weight": torch.zeros(40).bfloat16()}, tmp_path / "consolidated.safetensors")
+    assert counted() == alone == (160, 40, 160, "fp32", 2)

@@ -150,7 +150,8 @@ def test_where_one_process_cannot_pack_none_does(
 def way_on(device: Device, ranks: Ranks = ALONE, *, saved: Saved | None, goes_on: bool = False) -> Any:
     """Of a run with rows of up to 8 tokens."""
     settled: Any = SimpleNamespace(config=make_config(), plan=None)
-    data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=8), training=some_rows(*3 * [8]))
+    rows = some_rows(*3 * [8])
+    data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=8), training=rows, evaluation=rows)
     adapted: Any = SimpleNamespace(model=SimpleNamespace(config=LlamaConfig()))
     return way.way_of(settled, adapted, data, device, ranks, saved=saved, goes_on=goes_on)
 
@@ -224,7 +225,7 @@ def test_flex_attention_is_taken_where_it_proves_itself_and_later_only_where_it_
     saved = None if kept is None else Saved(checkpoint=checkpoint, record=record, own=True)
     settled: Any = SimpleNamespace(config=make_config(training={"kernels": kernels}), plan=None)
     rows = some_rows(100, 100, 50, 60)
-    data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=100), training=rows)
+    data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=100), training=rows, evaluation=rows)
     adapted: Any = SimpleNamespace(model=SimpleNamespace(config=LlamaConfig()))
     chosen = way.way_of(settled, adapted, data, cpu, Ranks(), saved=saved, goes_on=saved is not None)
     assert chosen.attention == attention

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.fit_models import LLAMA_2_13B, MIXTRAL, MODELS, PHI_MOE, Config, llama
+from tests.unit.fit_models import GEMMA_2, LLAMA_2_13B, MIXTRAL, MODELS, PHI_MOE, Config, llama
 from tests.unit.test_fit_choice import run
 
 from lora_trainer.contract.config import (
@@ -456,3 +456,16 @@ def test_more_memory_never_refuses_what_less_did_not(
             assert more.fits
             assert held[1] <= held[0]
             assert held[1] < held[0] or (more.tokens_per_second or 0) >= (few.tokens_per_second or 0)
+
+
+def test_a_held_out_row_that_is_longer_than_the_training_s_is_counted() -> None:
+    """It is evaluated alone, before the first step: where that does not fit, the run does not. No longer than rows are
+    cut, and one that the training's exceed changes nothing."""
+    long = run(training=TrainingConfig(max_sequence_length=32768))
+    without = plan("T4", long, GEMMA_2, longest=256)
+    assert without.fits
+    assert plan("T4", long, GEMMA_2, longest=256, evaluated=256) == without
+    assert plan("T4", long, GEMMA_2, longest=256, evaluated=16384).fits is False
+    short = replace(long, training=TrainingConfig(max_sequence_length=256))
+    assert plan("T4", short, GEMMA_2, longest=256, evaluated=16384).fits
+    assert plan("T4", long, longest=256, evaluated=512).peak_bytes == plan("T4", long, longest=256).peak_bytes

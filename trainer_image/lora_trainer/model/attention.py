@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from lora_trainer.errors import GpuUnfitError, InternalError, explain, one_sentence
+from lora_trainer.model import windows
 from lora_trainer.model.device import Device, sent
 from lora_trainer.model.isolation import agree, apart, traced
 from lora_trainer.model.loading import set_training
@@ -24,10 +25,14 @@ from lora_trainer.model.rounding import Found, drawn_like, objection, wider
 from lora_trainer.ranks.collectives import ALONE, Ranks
 
 _SEEN = "in a pack, this kind of model would let them see each other"
+_MASKED = "this kind of model says in masks alone, which packs have none of, how far tokens see"
+_UNLIKE = "this kind of model does not compute its logits with attention over packs"
 _OTHERWISE = "in a pack, this kind of model computes other logits than for each row alone"
 
-NAME = "isolated"
-"""Under which Transformers knows `attend`. It makes no masks for names that it has no mask function for."""
+NAME, _TRIED = "isolated", "isolated-tried"
+"""Under which Transformers, which makes no masks for the first, knows `attend`, and while that is tried."""
+_KNOWN = frozenset({"position_ids", "cache_position"})
+"""Tensors that layers pass on and that attention needs not."""
 
 PROBE_LENGTHS = (9, 12, 5)
 """Of the rows that a model is tried with."""
@@ -80,17 +85,19 @@ def attend(
     s_aux: torch.Tensor | None = None,
     segments: Segments | None = None,
     compute: "Computed | None" = None,
-    **_others: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention, within each of `segments` where the one row of the batch is a pack. Transformers' interface.
 
     Shapes: `query` (rows, heads, tokens, size), `key` and `value` (rows, key heads, tokens, size), result (rows,
     tokens, heads, size). `sliding_window` is how many tokens a token sees, itself included; `softcap` bounds scores by
     a tanh (arXiv 2408.00118, section 2); `s_aux` are learned sinks, one score for each head; `compute` computes a pack.
-    Raises `ValueError` for what is not causal, or comes with a mask.
+    Raises `ValueError` for what is not causal, or comes with a mask or another tensor that says what is seen.
     """
     if attention_mask is not None or not getattr(module, "is_causal", True):
         raise ValueError("isolated attention is causal and takes no mask")
+    if unknown := [name for name, given in others.items() if isinstance(given, torch.Tensor) and name not in _KNOWN]:
+        raise ValueError(f"isolated attention takes no {unknown[0]}")
     kind = Kind(scaling=scaling, dropout=dropout, window=sliding_window, softcap=softcap, sinks=s_aux)
     if segments is None:
         return causal(query, key, value, kind).transpose(1, 2), None
@@ -257,10 +264,10 @@ def _explicit(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind:
     return nn.functional.dropout(weights, kind.dropout) @ value
 
 
-def choose_attention(model: Any, device: Device, ranks: Ranks = ALONE) -> Attention:
-    """Make `model` use `attend` where that gives its own logits, and try whether its rows can be packed. It is in
-    evaluation mode afterwards. Where its layers are divided over `ranks`, all of these call it, and find the same of
-    its logits.
+def choose_attention(model: Any, device: Device, ranks: Ranks = ALONE, longest: int | None = None) -> Attention:
+    """Make `model` use `attend` where that gives its own logits for rows of up to `longest` tokens, None for any, and
+    try whether its rows can be packed. It is in evaluation mode afterwards. Where its layers are divided over `ranks`,
+    all of these call it, and find the same of its logits.
 
     Tried and not looked up: recurrent layers, convolutions, positions that a model counts itself and arguments that it
     does not pass on all let rows of a pack see each other, in ways that no list of kinds keeps up with. Raises what
@@ -272,29 +279,33 @@ def choose_attention(model: Any, device: Device, ranks: Ranks = ALONE) -> Attent
     set_training(model, on=False)
     # What is trained whole is fp32 beside 16-bit weights, which only autocast brings together.
     with torch.no_grad(), device.autocast(), each_token_alone(model):
-        return _chosen(model, device.torch_device, ranks if ranks.lockstep else ALONE)
+        return _chosen(model, device.torch_device, ranks if ranks.lockstep else ALONE, longest)
 
 
-def _chosen(model: Any, device: torch.device, ranks: Ranks) -> Attention:
+def _chosen(model: Any, device: torch.device, ranks: Ranks, longest: int | None) -> Attention:
     before = model.config._attn_implementation
-    if _has_chunks(model):
+    if windows.has_chunks(model):
         return Attention(kernel=str(before), packs=False, unpacked=_SEEN)
     ids = probe_tokens(model, device)
     alone = _alone(model, ids, before)
     try:
-        model.set_attn_implementation(NAME)
+        masked = windows.register(_TRIED, attend)
+        name = _TRIED if windows.has_effect(model, longest) else NAME
+        model.set_attn_implementation(name)
         rows = partial(rows_alone, model, ids)
-        if model.config._attn_implementation == NAME and agree(model, rows, rows(), alone, ranks):
+        taken = model.config._attn_implementation == name and agree(model, rows, rows(), alone, ranks)
+        if taken and not masked:
+            model.set_attn_implementation(NAME)
             calls: dict[Hashable, Call] = {}
             segments = replace(segments_of(PROBE_LENGTHS, device), calls=calls)
-            unpacked = _SEEN if _has_memory(model) else trouble_in(model, ids, alone, segments, ranks)
+            unpacked = _SEEN if windows.has_memory(model) else trouble_in(model, ids, alone, segments, ranks)
             against = next((found for call in calls.values() if (found := objection_to(call)) is not None), None)
             if against is None:
                 kernel = "sdpa" if unpacked else "+".join(sorted(segments.kernels))
                 return Attention(kernel=kernel, packs=not unpacked, unpacked=unpacked)
             unpacked, broken = f"the kernel for packs computes wrong results on this device: {against}", True
         else:
-            unpacked, broken = "this kind of model does not compute its logits with attention over packs", False
+            unpacked, broken = _MASKED if masked else _UNLIKE, False
     except (TypeError, ValueError, RuntimeError) as error:
         unpacked, broken = _why(error)
     model.set_attn_implementation(before)
@@ -348,17 +359,6 @@ def _alone(model: Any, ids: torch.Tensor, implementation: str) -> list[torch.Ten
         found = rows_alone(model, ids)
         model.set_attn_implementation(implementation)
         return found
-
-
-def _has_chunks(model: Any) -> bool:
-    """Whether tokens attend within chunks of fixed positions (Llama 4), which only the model's own masks say."""
-    return getattr(model.config.get_text_config(), "attention_chunk_size", None) is not None
-
-
-def _has_memory(model: Any) -> bool:
-    """Whether rows could see each other in a way that a few tokens or weights near 0 do not show: by convolutions, as
-    in all recurrent layers."""
-    return any(isinstance(module, nn.Conv1d) for module in model.modules())
 
 
 def probe_tokens(model: Any, device: torch.device) -> torch.Tensor:

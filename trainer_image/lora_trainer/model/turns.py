@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from lora_trainer.places.model_folder import weights_in
 from lora_trainer.ranks.collectives import Ranks
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ _SHARE = 0.8
 def readers(folder: Path, dtype: torch.dtype, ranks: Ranks) -> int:
     """How many processes of each node may read the model in `folder` as `dtype` at a time, the same on all processes:
     as many as the node with least memory has room for. A collective."""
-    copied = copied_bytes(folder.glob("*.safetensors"), dtype)
+    copied = copied_bytes(weights_in(folder), dtype)
     most = max(1, int(_SHARE * free_memory() / copied)) if copied else ranks.local_world
     found = min(ranks.gather(min(most, ranks.local_world), int))
     if found < ranks.local_world:

@@ -9,7 +9,7 @@ from lora_trainer.contract.fit.positions import Positions, positions_of
 from lora_trainer.contract.fit.reading import MOST_CHARACTERS, ShapeError, read_json
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.errors import ConfigError, one_sentence
-from lora_trainer.places.model_folder import read_tensors, weight_files
+from lora_trainer.places.model_folder import read_tensors, weights_in
 
 CONFIG = "config.json"
 
@@ -30,9 +30,7 @@ def positions_in(folder: Path) -> Positions | None:
 
 def parameters_in(folder: Path, address: str) -> int:
     """How many numbers the files of weights in a folder hold. Raises `ConfigError` for those that cannot be read."""
-    names = [path.name for path in folder.glob("*.safetensors")]
-    stored = [entry for name in weight_files(folder, names) for entry in read_tensors(folder / name, address)]
-    return sum(entry.values for entry in stored)
+    return sum(entry.values for path in weights_in(folder) for entry in read_tensors(path, address))
 
 
 def read_config(path: Path) -> Mapping[str, Any]:

@@ -177,3 +177,9 @@ def weight_files(folder: Path, names: Collection[str]) -> tuple[str, ...]:
         return tuple(sorted(set(shards)))
     every = sorted(name for name in names if name.endswith(".safetensors") and not name.startswith("consolidated"))
     return (_WEIGHTS,) if _WEIGHTS in every else tuple(every)
+
+
+def weights_in(folder: Path) -> tuple[Path, ...]:
+    """The files of a folder that Transformers reads a model's weights from, and not those that repeat them."""
+    names = [path.name for path in folder.glob("*.safetensors")]
+    return tuple(folder / name for name in weight_files(folder, names))

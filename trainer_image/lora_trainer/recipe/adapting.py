@@ -12,6 +12,7 @@ from lora_trainer.model.loading import Adapted, adapt, load_model
 from lora_trainer.model.sharding import device_bytes, divided_over, mesh_over, on_cpu, shard, weight_bytes
 from lora_trainer.model.turns import in_turn, readers
 from lora_trainer.places.base import Base
+from lora_trainer.places.model_folder import weights_in
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.recipe.settling import Settled
 from lora_trainer.training.state import trainable
@@ -29,7 +30,7 @@ def adapted_on_all(
         check_room(device.torch_device, device.name, room_bytes(plan))
     over = divided_over(
         plan=plan,
-        weight_bytes=weight_bytes(base.folder.glob("*.safetensors"), device.dtype, config.quantization, linear),
+        weight_bytes=weight_bytes(weights_in(base.folder), device.dtype, config.quantization, linear),
         # Of the smallest GPU, as of `settle`: all must find the same.
         device_bytes=min(ranks.gather(device_bytes(device), int | None), key=lambda size: size or 0),
         ranks=ranks,

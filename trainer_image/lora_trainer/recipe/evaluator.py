@@ -20,11 +20,17 @@ from lora_trainer.training.trend import Interim
 log = logging.getLogger(__name__)
 
 
-def budget_for(config: TrainConfig, training: Budget) -> Budget:
+def budget_for(config: TrainConfig, training: Budget, device: Device) -> Budget:
     """Packed as the training is. INT8 finds outliers over a whole batch: only in the very batches of the verification,
     which pads, do the same weights give the same loss."""
-    packed = training.packed and config.quantization is not Quantization.INT8
-    return evaluation_budget(config.training.micro_batch_size, training.longest, training.frequencies, packed=packed)
+    return evaluation_budget(
+        config.training.micro_batch_size,
+        training.longest,
+        training.frequencies,
+        device.torch_device,
+        trained=training.tokens,
+        packed=training.packed and config.quantization is not Quantization.INT8,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

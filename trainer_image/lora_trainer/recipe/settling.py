@@ -48,13 +48,14 @@ def settle(
     *,
     reporter: Reporter,
     kept: Quantization | None,
+    evaluated: int,
 ) -> Settled:
     """Settle a run on the smallest of its processes' devices; all of them call it, and find the same. The plan is
     reported where preflight made none, and where it refuses.
 
     `kept` is the quantization of the checkpoint that the run goes on from: it wins over what the device would have, and
-    what has been trained before is tried on any device. Raises `DoesNotFitError`, on all processes, where preflight
-    would have done so for this device.
+    what has been trained before is tried on any device. `evaluated` are the tokens of the longest held-out row. Raises
+    `DoesNotFitError`, on all processes, where preflight would have done so for this device.
     """
     gpu = min(ranks.gather(gpu_of(device), Gpu | None), key=lambda gpu: gpu.memory_bytes if gpu else 0)
     if config.quantization is Quantization.AUTO and kept is not None:
@@ -62,14 +63,14 @@ def settle(
         config = replace(config, quantization=kept)
     try:
         shape = shape_in(base.folder, config.model.uri)
-        plan = _plan(config, shape, stats, gpu)
+        plan = _plan(config, shape, stats, gpu, evaluated)
     except (ShapeError, AdapterError, ConfigError) as error:
         log.warning("what the run takes is not estimated: %s", error)
         return Settled(config=_by_weights(config, base, device, gpu), plan=None)
     # Without one it is possible: `check_options` has said so before.
     chosen = plan.quantization not in {config.quantization, Quantization.NONE}
     if chosen and not _possible(config, plan.quantization, base, device):
-        plan = _plan(_quantized(config, Quantization.NONE), shape, stats, gpu)
+        plan = _plan(_quantized(config, Quantization.NONE), shape, stats, gpu, evaluated)
     _log(config, plan)
     refused = plan.fits is False and kept is None
     if refused or config.planned is None:
@@ -123,7 +124,7 @@ def _quantized(config: TrainConfig, quantization: Quantization) -> TrainConfig:
     return replace(config, quantization=quantization) if config.quantization is Quantization.AUTO else config
 
 
-def _plan(config: TrainConfig, shape: Shape, stats: DatasetStats, gpu: Gpu | None) -> RunPlan:
+def _plan(config: TrainConfig, shape: Shape, stats: DatasetStats, gpu: Gpu | None, evaluated: int) -> RunPlan:
     """The plan for the device, in the way that was planned before where that fits it, too."""
     if gpu is None:
         config = replace(config, device=replace(config.device, gpus=0))
@@ -138,6 +139,7 @@ def _plan(config: TrainConfig, shape: Shape, stats: DatasetStats, gpu: Gpu | Non
             rows=stats.train_samples,
             learned_share=min(1.0, stats.target_tokens / max(1, stats.train_tokens)),
             longest=stats.longest_tokens,
+            evaluated=evaluated,
             gpu=gpu,
             micro_batch_tokens=tokens,
         )

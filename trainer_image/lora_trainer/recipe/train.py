@@ -109,7 +109,14 @@ def run_training(
         _look_at_data(config, base, data, encoder, reporter)
 
         settled = settle(
-            config, base, device, data.stats, group, reporter=reporter, kept=saved.quantization if saved else None
+            config,
+            base,
+            device,
+            data.stats,
+            group,
+            reporter=reporter,
+            kept=saved.quantization if saved else None,
+            evaluated=int(data.evaluation.lengths.max()),
         )
         config = settled.config
         ours = _agreed(
@@ -144,7 +151,7 @@ def run_training(
         evaluation = Evaluator(
             adapted=adapted,
             data=data,
-            budget=budget_for(config, way.budget),
+            budget=budget_for(config, way.budget, device),
             device=device,
             ranks=ranks,
             alive=narrator.alive,

@@ -49,7 +49,8 @@ def way_of(
     """Let the model compute so; all processes call it. `saved` is the checkpoint that the run begins with; it `goes_on`
     where it takes more of that than the weights, and then its packs stay as they were cut."""
     config = settled.config
-    attention = _agreed(choose_attention(adapted.model, device, ranks), ranks)
+    longest = max(int(rows.lengths.max()) for rows in (data.training, data.evaluation))
+    attention = _agreed(choose_attention(adapted.model, device, ranks, longest), ranks)
     kept = saved.budget_tokens if saved and goes_on else None
     budget = _micro_batches(settled, adapted, attention, data.stats.longest_tokens, device, kept=kept)
     kernel, left_out = attention.kernel, None

@@ -110,8 +110,13 @@ def _evaluated(record: RunRecord, adapted: Adapted, device: Device, rows: Evalua
             Reason.RESUME_MISMATCH,
         )
     model, head, examples = adapted.model, adapted.head, rows.examples
-    longest = record.dataset.longest_tokens
-    budget = evaluation_budget(config.training.micro_batch_size, longest, frequencies_of(model))
+    budget = evaluation_budget(
+        config.training.micro_batch_size,
+        record.dataset.longest_tokens,
+        frequencies_of(model),
+        device.torch_device,
+        trained=record.resolved.micro_batch_tokens,
+    )
     after = evaluate(model, head, examples, device, lambda _rows: None, budget=budget)
     return after, measure_noise(model, head, examples, device, lambda _rows: None, first=after, budget=budget)
 

@@ -17,6 +17,7 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Loaded, load_model
 from lora_trainer.model.rope import frequencies_of
 from lora_trainer.places.base import Base
+from lora_trainer.places.model_folder import weights_in
 from lora_trainer.ranks.cpus import cpu_threads
 from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.evaluate import evaluate
@@ -40,8 +41,13 @@ class Bench:
         loaded = load_model(model, Quantization.NONE, self.device)
         if adapt is not None:
             adapt(loaded, self.device)
-        longest, frequencies = manifest.dataset.longest_tokens, frequencies_of(loaded.model)
-        budget = evaluation_budget(manifest.config.training.micro_batch_size, longest, frequencies)
+        budget = evaluation_budget(
+            manifest.config.training.micro_batch_size,
+            manifest.dataset.longest_tokens,
+            frequencies_of(loaded.model),
+            self.device.torch_device,
+            trained=manifest.resolved.micro_batch_tokens,
+        )
         return evaluate(loaded.model, loaded.head, self.examples, self.device, lambda rows: None, budget=budget).loss
 
     def expected(self, base: Base, adapter: Path, manifest: Manifest) -> float:
@@ -78,7 +84,7 @@ def first_rows(examples: Examples, tokens: int) -> Examples:
 
 
 def _unquantized_bytes(base: Base, device: Device) -> int:
-    files = base.folder.glob("*.safetensors")
+    files = weights_in(base.folder)
     size = torch.empty(0, dtype=device.dtype).element_size()
     return sum(torch.Size(entry.shape).numel() * size for file in files for entry in read_entries(file))
 
@@ -89,7 +95,7 @@ def _free_bytes(device: Device) -> int:
 
 def rounding(base: Base, device: Device) -> str:
     """The coarser of the types that the model's files and the computation have: fp32, or bf16 for 16 bits."""
-    types = {entry.dtype for file in base.folder.glob("*.safetensors") for entry in read_entries(file)}
+    types = {entry.dtype for file in weights_in(base.folder) for entry in read_entries(file)}
     return "fp32" if types == {"F32"} and device.dtype == torch.float32 else "bf16"
 
 

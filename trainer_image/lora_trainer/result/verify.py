@@ -20,6 +20,7 @@ from lora_trainer.model.sharding import device_bytes, fits_divided, mesh_over, o
 from lora_trainer.model.turns import in_turn, readers
 from lora_trainer.places.base import Base
 from lora_trainer.places.hub import Hub
+from lora_trainer.places.model_folder import weights_in
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.ranks.group import join, local_rank
@@ -149,8 +150,13 @@ def _measured(claim: _Claim, way: _Way, done: Callable[[int], None]) -> _Found:
             shard(loaded.model, device, way.mesh)
         elif way.streamed:
             stream(loaded.model, device)
-    frequencies = frequencies_of(loaded.model)
-    budget = evaluation_budget(config.training.micro_batch_size, manifest.dataset.longest_tokens, frequencies)
+    budget = evaluation_budget(
+        config.training.micro_batch_size,
+        manifest.dataset.longest_tokens,
+        frequencies_of(loaded.model),
+        device.torch_device,
+        trained=manifest.resolved.micro_batch_tokens,
+    )
     model, head = loaded.model, loaded.head
     found = evaluate(model, head, examples, device, done, budget=budget, ranks=ranks)
     tokens = int(examples.targets.sum())
@@ -179,7 +185,7 @@ def _tolerance(manifest: Manifest, noise: float | None, here: Device, tokens: in
 
 def _hold(base: Base, device: Device, processes: int) -> bool:
     """Whether the GPUs of these processes hold the base model between them."""
-    size = weight_bytes(base.folder.glob("*.safetensors"), device.dtype, Quantization.NONE)
+    size = weight_bytes(weights_in(base.folder), device.dtype, Quantization.NONE)
     fits = fits_divided(size, device_bytes(device), processes)
     if not fits:
         log.warning("this node's GPUs do not hold the base model: its layers come to them one by one, for each batch")

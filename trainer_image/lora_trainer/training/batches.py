@@ -195,8 +195,16 @@ def token_budget(device: torch.device) -> int:
 
 
 def evaluation_budget(
-    micro_batch_size: int | None, longest: int, frequencies: Frequencies, *, packed: bool = False
+    micro_batch_size: int | None,
+    longest: int,
+    frequencies: Frequencies,
+    device: torch.device,
+    *,
+    trained: int | None,
+    packed: bool = False,
 ) -> Budget:
-    """That of an evaluation: no more than a micro-batch of the training where the user limited it to save memory."""
+    """That of an evaluation: no more than a micro-batch of the training where the user limited it to save memory, and
+    on a GPU not where the plan did so either, which has `trained` tokens; None is what earlier releases say of it."""
     budget = Budget.of(micro_batch_size, longest, packed=packed)
-    return replace(budget, tokens=min(TOKEN_BUDGET, budget.tokens), frequencies=frequencies)
+    most = TOKEN_BUDGET if trained is None or device.type == "cpu" else min(TOKEN_BUDGET, trained)
+    return replace(budget, tokens=min(most, budget.tokens), frequencies=frequencies)

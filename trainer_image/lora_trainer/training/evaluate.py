@@ -1,8 +1,9 @@
 """Loss over rows with its standard error, and how sure an improvement is."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Example
+from lora_trainer.errors import out_of_memory
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import set_input_casts, set_training
 from lora_trainer.ranks.activity import Counter
@@ -19,6 +21,7 @@ from lora_trainer.training.loss import token_losses
 from lora_trainer.training.standard_error import ratio_standard_error
 from lora_trainer.training.stopping import Interrupted, Stop
 
+log = logging.getLogger(__name__)
 ASK_EVERY = 4
 """Batches after which processes ask each other whether one was asked to stop: a collective makes all of them wait for
 the slowest, and a batch of a large model takes seconds, of a grace period of two minutes."""
@@ -73,7 +76,8 @@ def evaluate(
 ) -> Evaluation:
     """Loss of every row, in batches within `budget`, shared out over the processes; the same on each.
 
-    `done` is called with the number of this process's rows after each batch. With `stop`, raises `Interrupted` on all
+    Where memory does not suffice for a batch, its rows come in smaller ones: that changes the last digits alone. `done`
+    is called with the number of this process's rows after each batch. With `stop`, raises `Interrupted` on all
     processes where one of them was asked to stop.
     """
     known = examples if isinstance(examples, Examples) else Examples.of(examples)
@@ -85,12 +89,10 @@ def evaluate(
     with _evaluated(model), torch.no_grad():
         for part in _passes(len(parts), ranks, stop):
             rows = [mine[position] for position in parts[part]] if part < len(parts) else []
-            batch = collate([examples[row] for row in rows] or [IDLE], device.torch_device, packed=budget.packed)
-            losses = token_losses(model, head, batch, device).double()
-            totals = torch.zeros(max(1, len(rows)), dtype=torch.float64, device=device.torch_device).index_add_(
-                0, batch.rows, losses
-            )
-            sums.update(zip(rows, totals.tolist(), strict=False))
+            given = [examples[row] for row in rows] or [IDLE]
+            # Layers that are collectives are called as often by every process.
+            totals, budget = _totals(model, head, given, device, budget, halves=not ranks.lockstep)
+            sums.update(zip(rows, totals, strict=False))
             counter(len(sums))
             done(len(sums))
     for others in ranks.gather({str(row): total for row, total in sums.items()}, Mapping[str, float]):
@@ -99,6 +101,49 @@ def evaluate(
     return Evaluation(
         sums=tuple(sums[row] for row in range(len(examples))), tokens=counts, rows=tuple(known.rows.tolist())
     )
+
+
+def _totals(
+    model: Any, head: nn.Module, examples: Sequence[Example], device: Device, budget: Budget, *, halves: bool
+) -> tuple[list[float], Budget]:
+    """Summed loss of each of these rows, and the budget that sufficed: where memory does not, and it `halves`, there
+    are fewer rows at once, as in a step."""
+    totals = [0.0] * len(examples)
+    left = list(range(len(examples)))
+    while left:
+        part = [left[row] for row in micro_batches([examples[row].length for row in left], budget)[0]]
+        given = [examples[row] for row in part]
+        found: list[float] | None = None
+        try:
+            found = _at_once(model, head, given, device, packed=budget.packed)
+        except Exception as error:
+            if not halves or len(part) == 1 or not out_of_memory(error):
+                raise
+        if found is None:
+            # Without the error, whose frames hold on to memory.
+            budget = _halved(budget, given)
+            device.give_back()
+            continue
+        for row, total in zip(part, found, strict=True):
+            totals[row] = total
+        left = [row for row in left if row not in part]
+    return totals, budget
+
+
+def _at_once(model: Any, head: nn.Module, examples: Sequence[Example], device: Device, *, packed: bool) -> list[float]:
+    batch = collate(examples, device.torch_device, packed=packed)
+    losses = token_losses(model, head, batch, device).double()
+    totals = torch.zeros(len(examples), dtype=torch.float64, device=device.torch_device)
+    found: list[float] = totals.index_add_(0, batch.rows, losses).tolist()
+    return found
+
+
+def _halved(budget: Budget, examples: Sequence[Example]) -> Budget:
+    """Half of what these rows took together."""
+    lengths = [example.length for example in examples]
+    taken = sum(lengths) if budget.packed else len(lengths) * max(lengths)
+    log.warning("out of memory with %d tokens of an evaluation at once: continuing with %d", taken, taken // 2)
+    return replace(budget, tokens=taken // 2)
 
 
 @contextlib.contextmanager

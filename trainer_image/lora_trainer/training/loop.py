@@ -229,8 +229,7 @@ class Training:
     def _halve(self, number: int, trouble: Exception | None) -> None:
         """Let micro-batches hold half, or where one row alone was too much, recompute activations if the run leaves
         that open. Raises `CudaOutOfMemoryError` where neither helps."""
-        peak = self.device.peak_memory_bytes()
-        halved = self.budget.halved()
+        peak, halved = self.device.peak_memory_bytes(), self.budget.halved()
         if halved is None and self.adapted.may_recompute:
             log.warning(
                 "step %d: out of memory (peak %.2f GiB) with one row: continuing with recomputed activations",
@@ -346,7 +345,8 @@ class Training:
             self.best = copy_of(self.parameters) if self.ranks.is_main else None
         elif best is not None:
             waited = dataclasses.replace(best, waited=best.waited + 1)
-            self.course = dataclasses.replace(self.course, best=waited, stopped_early=waited.waited >= patience)
+            early = waited.waited >= patience and step < self.total
+            self.course = dataclasses.replace(self.course, best=waited, stopped_early=early)
 
     def _save_is_due(self) -> bool:
         # A good state makes no room for one that may be spoilt.

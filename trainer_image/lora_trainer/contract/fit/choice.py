@@ -53,12 +53,13 @@ class Load:
     """What is known of the rows: tokens of the longest one, None for as many as a row may have, and the share of a
     micro-batch's tokens that is `learned` at least. All of them may be, and are counted so; only what does not fit with
     that share surely does not. `p95` is the length that 95 % of the rows do not exceed, None where not known. `tokens`
-    limits a micro-batch further, where an earlier plan did."""
+    limits a micro-batch further, where an earlier plan did. `evaluated` has the longest held-out row."""
 
     longest: int | None = None
     learned: float = 1.0
     p95: int | None = None
     tokens: int | None = None
+    evaluated: int = 0
 
     def row(self, config: TrainConfig) -> int:
         """Most tokens of a row."""
@@ -125,6 +126,7 @@ def setting_of(
         selective=manner is ActivationCheckpointing.SELECTIVE,
         tokens=micro_batch_tokens(config, longest, load.tokens, CPU_TOKEN_BUDGET if gpu is None else budget),
         row=longest,
+        evaluated=min(training.max_sequence_length, load.evaluated),
         packs=kernel and training.packing is Packing.ENABLED,
         cpu=gpu is None,
         fp32=fp32,

@@ -292,7 +292,11 @@ def _forward_bytes(run: Run) -> float:
 
 
 def _evaluation(run: Run) -> Iterator[Moment]:
-    """Nothing is kept there. A CPU evaluates with a GPU's number of tokens."""
-    tokens = max(run.setting.tokens, TOKEN_BUDGET) if run.setting.cpu else run.setting.tokens
+    """Nothing is kept there. A CPU evaluates with a GPU's number of tokens; a row longer than those comes alone."""
+    setting = run.setting
+    if setting.evaluated > setting.row:
+        most, longest = max(setting.tokens, setting.evaluated), setting.evaluated
+        run = replace(run, setting=replace(setting, tokens=most, row=longest))
+    tokens = max(run.setting.tokens, TOKEN_BUDGET) if setting.cpu else run.setting.tokens
     yield Moment(activations=0.0, working=_forward_bytes(run) * tokens + _summed(run), copies=_copies(run))
     yield Moment(activations=0.0, working=_loss_bytes(run))

@@ -49,6 +49,7 @@ def plan_of(
     rows: int | None = None,
     learned_share: float = 1.0,
     longest: int | None = None,
+    evaluated: int = 0,
     p95: int | None = None,
     gpu: Gpu | None = None,
     micro_batch_tokens: int | None = None,
@@ -57,11 +58,13 @@ def plan_of(
     """The plan of a run for `gpu`, or where that is None for the GPU that its configuration tells, if any.
 
     `tokens` and `rows` are those of the training data, None where not known; `learned_share` is the part of all tokens
-    that is learned, `longest` the longest row in tokens (None for `maxSequenceLength`), `p95` what 95 % of the rows
-    have at most, `share` of the GPU's peak what times assume. `micro_batch_tokens` limits a micro-batch as an earlier
-    plan did. Total: what does not fit has a plan, too, with `fits` False and the sentence as its `reason`.
+    that is learned, `longest` the longest row in tokens (None for `maxSequenceLength`), `evaluated` the longest of the
+    rows that are held out, `p95` what 95 % of the rows have at most, `share` of the GPU's peak what times assume.
+    `micro_batch_tokens` limits a micro-batch as an earlier plan did. Total: what does not fit has a plan, too, with
+    `fits` False and the sentence as its `reason`.
     """
-    shape, load = doubtful(shape, adapter), Load(longest=longest, p95=p95, tokens=micro_batch_tokens)
+    load = Load(longest=longest, p95=p95, tokens=micro_batch_tokens, evaluated=evaluated)
+    shape = doubtful(shape, adapter)
     if tokens is not None and rows:
         # Some row has at least as many learned tokens as all have in the mean, and may be the longest.
         load = replace(load, learned=learned_share * min(1.0, tokens / rows / load.row(config)))
