@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,8 +71,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 def settle_on(device: Device, base: Base, config: TrainConfig | None = None, **options: Any) -> Settled:
     """The run settled on a device, with the tiny model."""
     config, ranks = config or make_config(**AUTO), options.pop("ranks", Ranks())
-    settings = {"kept": None, "reporter": Reporter(None), "evaluated": 0, **options}
-    return settle(config, base, device, STATS, ranks, **settings)
+    data: Any = SimpleNamespace(stats=STATS, longest_evaluated=options.pop("evaluated", 0))
+    return settle(config, base, device, data, ranks, **{"kept": None, "reporter": Reporter(None), **options})
 
 
 def demand(base: Base, config: TrainConfig, quantization: Quantization) -> int:

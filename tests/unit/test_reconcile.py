@@ -463,9 +463,7 @@ async def test_a_further_attempt_rests_on_the_resource_as_it_is_whatever_was_rea
     """The Job of a run that has waited too long turns out to be gone, which asks for another attempt; its user has
     suspended the run meanwhile."""
     waits = [condition_object("PodsReady", "False", since=NOW - timedelta(hours=1))]
-    world = World(
-        spec={"pendingTimeoutSeconds": 60}, status={"attempt": 1, "jobName": job_name(), "conditions": waits}
-    )
+    world = World(spec={"pendingTimeoutSeconds": 60}, status={"attempt": 1, "jobName": job_name(), "conditions": waits})
     world.server.job = None
     world.server.finetune = make_manifest(spec={"suspend": True}, status=world.server.finetune["status"])
     world.server.finetune["metadata"]["resourceVersion"] = "99"

@@ -52,6 +52,11 @@ class Data:
     stats: DatasetStats
     with_tools: int = 0
 
+    @property
+    def longest_evaluated(self) -> int:
+        """The tokens of the longest row that is evaluated."""
+        return int(self.evaluation.lengths.max())
+
 
 def log_data(data: Data, encoder: Encoder) -> None:
     """Log what there is to train on, and the first row of it."""

@@ -14,7 +14,6 @@ from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.fit.reading import ShapeError
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.contract.summary import DatasetStats
 from lora_trainer.data.counts import positions_suffice
 from lora_trainer.data.dataset import Data
 from lora_trainer.errors import ConfigError, DoesNotFitError
@@ -43,19 +42,18 @@ def settle(
     config: TrainConfig,
     base: Base,
     device: Device,
-    stats: DatasetStats,
+    data: Data,
     ranks: Ranks,
     *,
     reporter: Reporter,
     kept: Quantization | None,
-    evaluated: int,
 ) -> Settled:
     """Settle a run on the smallest of its processes' devices; all of them call it, and find the same. The plan is
     reported where preflight made none, and where it refuses.
 
     `kept` is the quantization of the checkpoint that the run goes on from: it wins over what the device would have, and
-    what has been trained before is tried on any device. `evaluated` are the tokens of the longest held-out row. Raises
-    `DoesNotFitError`, on all processes, where preflight would have done so for this device.
+    what has been trained before is tried on any device. Raises `DoesNotFitError`, on all processes, where preflight
+    would have done so for this device.
     """
     gpu = min(ranks.gather(gpu_of(device), Gpu | None), key=lambda gpu: gpu.memory_bytes if gpu else 0)
     if config.quantization is Quantization.AUTO and kept is not None:
@@ -63,14 +61,14 @@ def settle(
         config = replace(config, quantization=kept)
     try:
         shape = shape_in(base.folder, config.model.uri)
-        plan = _plan(config, shape, stats, gpu, evaluated)
+        plan = _plan(config, shape, data, gpu)
     except (ShapeError, AdapterError, ConfigError) as error:
         log.warning("what the run takes is not estimated: %s", error)
         return Settled(config=_by_weights(config, base, device, gpu), plan=None)
     # Without one it is possible: `check_options` has said so before.
     chosen = plan.quantization not in {config.quantization, Quantization.NONE}
     if chosen and not _possible(config, plan.quantization, base, device):
-        plan = _plan(_quantized(config, Quantization.NONE), shape, stats, gpu, evaluated)
+        plan = _plan(_quantized(config, Quantization.NONE), shape, data, gpu)
     _log(config, plan)
     refused = plan.fits is False and kept is None
     if refused or config.planned is None:
@@ -124,8 +122,9 @@ def _quantized(config: TrainConfig, quantization: Quantization) -> TrainConfig:
     return replace(config, quantization=quantization) if config.quantization is Quantization.AUTO else config
 
 
-def _plan(config: TrainConfig, shape: Shape, stats: DatasetStats, gpu: Gpu | None, evaluated: int) -> RunPlan:
+def _plan(config: TrainConfig, shape: Shape, data: Data, gpu: Gpu | None) -> RunPlan:
     """The plan for the device, in the way that was planned before where that fits it, too."""
+    stats = data.stats
     if gpu is None:
         config = replace(config, device=replace(config.device, gpus=0))
     adapter = plan_adapter(config.lora, shape)
@@ -139,7 +138,7 @@ def _plan(config: TrainConfig, shape: Shape, stats: DatasetStats, gpu: Gpu | Non
             rows=stats.train_samples,
             learned_share=min(1.0, stats.target_tokens / max(1, stats.train_tokens)),
             longest=stats.longest_tokens,
-            evaluated=evaluated,
+            evaluated=data.longest_evaluated,
             gpu=gpu,
             micro_batch_tokens=tokens,
         )

@@ -109,14 +109,7 @@ def run_training(
         _look_at_data(config, base, data, encoder, reporter)
 
         settled = settle(
-            config,
-            base,
-            device,
-            data.stats,
-            group,
-            reporter=reporter,
-            kept=saved.quantization if saved else None,
-            evaluated=int(data.evaluation.lengths.max()),
+            config, base, device, data, group, reporter=reporter, kept=saved.quantization if saved else None
         )
         config = settled.config
         ours = _agreed(
