@@ -176,7 +176,8 @@ def test_blocks_that_layers_select_are_not_lost() -> None:
     heads = {"shared_intermediate_size": 48, "head_dim": 16, "rotary_dim": 8}
     config = MiniMaxM3VLTextConfig(**{**SIZES, "max_position_embeddings": 256, **sparse, **kinds, **more, **heads})
     torch.manual_seed(0)
-    model, ids = MiniMaxM3VLForCausalLM(config).eval(), torch.arange(96)[None] * 7 % 101
+    made: Any = MiniMaxM3VLForCausalLM(config)
+    model, ids = made.eval(), torch.arange(96)[None] * 7 % 101
     wanted = model(input_ids=ids, use_cache=False).logits
     found = choose_attention(model, DEVICE)
     assert not found.packs
