@@ -85,3 +85,13 @@ def test_a_refusal_outlasts_another_change_of_the_same_object() -> None:
     assert world.changes.held_back(KEY, [DEADLINE]) == (True, DENIED)
     world.now_s += 60
     assert world.changes.refused(KEY) == ()
+
+
+def test_a_suspension_that_is_refused_alone_leaves_the_refusal_of_the_whole() -> None:
+    """Both would be sent at every look."""
+    world = World()
+    whole = Patch(name="tone-1", body={"metadata": {"labels": {"a": "b"}, "uid": "job-1"}, "spec": {"suspend": True}})
+    for change in (whole, SUSPEND):
+        world.changes.sent(KEY, change, DENIED)
+    assert world.changes.refused(KEY) == (whole, SUSPEND)
+    assert world.changes.held_back(KEY, [whole]) == (True, DENIED)

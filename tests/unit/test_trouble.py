@@ -89,9 +89,26 @@ PODS = {
         ["unbound immediate", "kubectl describe pvc"],
     ),
     "the volume is on another node": (
+        unscheduled("0/2 nodes are available: 2 node(s) didn't match PersistentVolume's node affinity."),
+        Reason.VOLUME_NOT_READY,
+        ["node affinity", "kubectl describe pv shows the zone or node", "make a claim where the GPUs are"],
+    ),
+    "the volume is on another node, by Kubernetes 1.32": (
         unscheduled("0/2 nodes are available: 2 node(s) had volume node affinity conflict."),
         Reason.VOLUME_NOT_READY,
-        ["volume node affinity", "kubectl describe pv shows the zone or node", "make a claim where the GPUs are"],
+        ["volume node affinity", "make a claim where the GPUs are"],
+    ),
+    "the volume is in another zone": (
+        unscheduled("0/2 nodes are available: 2 node(s) had no available volume zone."),
+        Reason.VOLUME_NOT_READY,
+        ["make a claim where the GPUs are"],
+    ),
+    "the volume is gone": (
+        unscheduled(
+            "0/2 nodes are available: 2 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)."
+        ),
+        Reason.VOLUME_NOT_READY,
+        ["kubectl describe pvc"],
     ),
     "the image cannot be pulled": (
         waiting_pod("ImagePullBackOff", 'Back-off pulling image "registry.example/no:1"'),

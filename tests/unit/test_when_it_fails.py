@@ -78,7 +78,7 @@ def waits() -> list[Status]:
     return [
         waiting(unscheduled(taint)),
         waiting(unscheduled('persistentvolumeclaim "adapters" not found')),
-        waiting(unscheduled("0/4 nodes are available: 4 node(s) had volume node affinity conflict.")),
+        waiting(unscheduled("0/4 nodes are available: 4 node(s) didn't match PersistentVolume's node affinity.")),
         waiting(waiting_pod("ImagePullBackOff", pulled)),
         waiting(waiting_pod("CreateContainerConfigError", 'secret "hf-token" not found')),
         creation_failed(exceeded),

@@ -20,12 +20,16 @@ _PULL_REASONS = {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "Regis
 _CREATE_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CreatePodSandboxError"}
 _REASONS_OF_THE_KUBELET = {"ContainersNotReady", "ReadinessGatesNotReady", "PodCompleted", "PodFailed"}
 _VOLUME_EVENTS = {"FailedMount", "FailedAttachVolume", "FailedMapVolume"}
+# The scheduler's of Kubernetes 1.32, and of 1.34 (volumebinding/binder.go, volumezone/volume_zone.go).
+_OUT_OF_REACH = ("volume node affinity", "persistentvolume's node affinity", "no available volume zone")
 _VOLUME_TERMS = (
     "persistentvolumeclaim",
     "persistent volume",
-    "volume node affinity",
     "volume binding",
     "volumes to bind",
+    "non-existent pv",
+    "enough free storage",
+    *_OUT_OF_REACH,
 )
 RUN_LIMIT = "mostUnfinishedRunsPerNamespace"
 _MISSING_OBJECT = re.compile(r'(secrets?|configmaps?) "([^"]+)" not found', re.IGNORECASE)
@@ -226,9 +230,13 @@ def _unscheduled(pod: PodView) -> Finding | None:
     claim = _MISSING_CLAIM.search(scheduled.message)
     if claim:
         return _missing_claim(pod, claim[1], scheduled.since)
-    if any(term in scheduled.message.lower() for term in _VOLUME_TERMS):
-        out_of_reach = "volume node affinity" in scheduled.message
-        remedy = _MOVE_DATA if out_of_reach else "look with kubectl describe pvc why the claim is not bound"
+    lower = scheduled.message.lower()
+    if any(term in lower for term in _VOLUME_TERMS):
+        remedy = (
+            _MOVE_DATA
+            if any(term in lower for term in _OUT_OF_REACH)
+            else "look with kubectl describe pvc why the claim is not bound"
+        )
         which = f"the volume of its claims ({', '.join(pod.claims)})" if pod.claims else "a volume"
         return _finding(Reason.VOLUME_NOT_READY, f"Pod {pod.name} waits for {which}: {said}", remedy, scheduled.since)
     fitting = "add a node that fits, or ask for less in spec.resources and spec.scheduling of a new LoRAFineTune"

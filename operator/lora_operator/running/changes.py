@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lora_operator.cluster.cache import Key
 from lora_operator.views.model import Patch, Rejection, soonest
 
-# Kind and name of an object, and the fields of its spec that a change is about.
+# Kind and name of an object, and the fields that a change is about.
 _Place = tuple[str, str, frozenset[str]]
 
 
@@ -108,4 +108,4 @@ class Changes:
 
 
 def _place(patch: Patch) -> _Place:
-    return patch.kind, patch.name, frozenset(patch.body.get("spec", ()))
+    return patch.kind, patch.name, frozenset((*patch.body.get("metadata", ()), *patch.body.get("spec", ())))
