@@ -232,11 +232,8 @@ def _unscheduled(pod: PodView) -> Finding | None:
         return _missing_claim(pod, claim[1], scheduled.since)
     lower = scheduled.message.lower()
     if any(term in lower for term in _VOLUME_TERMS):
-        remedy = (
-            _MOVE_DATA
-            if any(term in lower for term in _OUT_OF_REACH)
-            else "look with kubectl describe pvc why the claim is not bound"
-        )
+        look = "look at the claim with kubectl describe pvc: it is not bound, or its volume is gone or full"
+        remedy = _MOVE_DATA if any(term in lower for term in _OUT_OF_REACH) else look
         which = f"the volume of its claims ({', '.join(pod.claims)})" if pod.claims else "a volume"
         return _finding(Reason.VOLUME_NOT_READY, f"Pod {pod.name} waits for {which}: {said}", remedy, scheduled.since)
     fitting = "add a node that fits, or ask for less in spec.resources and spec.scheduling of a new LoRAFineTune"
