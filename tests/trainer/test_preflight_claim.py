@@ -91,7 +91,7 @@ def test_a_preflight_ends_where_the_claim_has_too_little_room(
     ],
 )
 def test_a_training_is_refused_only_for_what_it_surely_writes(
-    tmp_path: Path, free: Any, spec: dict[str, Any], saved: int, step: int, least: int
+    tmp_path: Path, free: Any, *, spec: dict[str, Any], saved: int, step: int, least: int
 ) -> None:
     """Of 100 steps, checkpoints of 10 bytes, and a result of 7, of which the adapter is 3."""
     config, plan = (
@@ -134,7 +134,7 @@ def test_what_a_checkpoint_removes_for_itself_counts_as_free_and_stays_until_the
     ],
 )
 def test_the_remedy_is_one_that_makes_room(
-    tmp_path: Path, free: Any, merge: str, checkpoint: int, saved: int, remedy: str | None
+    tmp_path: Path, free: Any, *, merge: str, checkpoint: int, saved: int, remedy: str | None
 ) -> None:
     """Beside more space."""
     plan = make_plan(checkpoint_bytes=checkpoint, claim_bytes=3 * checkpoint + 20, adapter_file_bytes=3)
