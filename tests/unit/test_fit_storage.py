@@ -16,6 +16,8 @@ SHAPE = shape_of(llama())
 TRAINED = 41_943_040
 """Of Llama-3-8B at rank 16 on all linear layers."""
 MODEL = 2 * SHAPE.parameters
+HEAD = SHAPE.head[1]
+"""Its parameters, of which PiSSA takes no start values."""
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,11 @@ MODEL = 2 * SHAPE.parameters
         ({"checkpoint": {"keep": 1}}, 480 * MIB, (2 * 480 + 160) * MIB),
         ({"training": {"evalSteps": 5, "earlyStoppingPatience": 2}}, 640 * MIB, (3 * 640 + 160) * MIB),
         ({"lora": {"init": "PiSSA"}}, 640 * MIB, (3 * 640 + 320) * MIB),
+        (
+            {"lora": {"init": "PiSSA", "modulesToSave": ["lm_head"]}},
+            640 * MIB + 12 * HEAD,
+            (3 * 640 + 320) * MIB + 40 * HEAD,
+        ),
         ({"output": {"uri": "pvc://a/b", "merge": "Both"}}, 480 * MIB, (3 * 480 + 160) * MIB + MODEL),
         (
             {"output": {"uri": "pvc://a/b", "merge": "Merged", "mergePrecision": "FP32"}},

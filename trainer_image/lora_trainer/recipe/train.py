@@ -232,8 +232,8 @@ def _check_claim(settled: Settled, workshop: Workshop, rows: int, saved: Saved |
     """The first process sees the volume; a full one would end the run hours later."""
     if ranks.is_main and workshop.folder and settled.plan:
         step, seen = (saved.checkpoint.step, saved.rows) if saved else (0, 0)
-        total, make_room = total_steps(settled.config.training, rows, step, seen), workshop.make_room
-        check_room(settled.config, settled.plan, workshop.folder, step=step, total=total, make_room=make_room)
+        total = total_steps(settled.config.training, rows, step, seen)
+        check_room(settled.config, settled.plan, workshop.folder, step=step, total=total)
 
 
 def _go_on(training: Training, saved: Saved, record: RunRecord, reporter: Reporter, *, goes_on: bool) -> None:

@@ -208,9 +208,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def discard_partial(folder: Path) -> None:
     """Remove what a killed trainer left half written or half removed."""
-    for path in folder.iterdir():
-        if path.name.startswith(".step-"):
-            shutil.rmtree(path, ignore_errors=True)
+    for path in partial_folders(folder):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def partial_folders(folder: Path) -> list[Path]:
+    """What a killed trainer left half written or half removed."""
+    return [path for path in folder.iterdir() if path.name.startswith(".step-")]
 
 
 def step_name(step: int) -> str:
