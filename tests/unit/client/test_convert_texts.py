@@ -175,8 +175,8 @@ def test_a_command_with_its_options_in_a_file_is_answered_with_the_file(text: st
     [
         ("axolotl train 'my config.yml'", "my config.yml: lora convert 'my config.yml' converts them"),
         (
-            "python x.py 'a b.yml' --note 'a lr=1'",
-            "a b.yml: lora convert 'a b.yml' converts them; write the command's own options (note) into that file first",
+            "python x.py 'a b.yml' --n 'a lr=1'",
+            "a b.yml: lora convert 'a b.yml' converts them; write the command's own options (n) into that file first",
         ),
         ("trl sft --config $CFG", "$CFG: lora convert FILE converts them, where FILE is what $CFG stands for"),
         (
