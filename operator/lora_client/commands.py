@@ -339,7 +339,7 @@ def convert(
     name: Annotated[str, typer.Option(metavar="NAME", help="Name of the run.")] = "converted",
     gpus: Annotated[
         int | None,
-        typer.Option(min=0, max=64, help="GPUs that the tool ran on; default: what its launcher says, else 1."),
+        typer.Option(min=0, max=64, help="GPUs of the tool on a node; default: what its launcher says, else 1."),
     ] = None,
     output: Output = Form.TEXT,
 ) -> None:

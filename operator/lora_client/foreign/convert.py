@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_client.errors import ClientError
 from lora_client.foreign import mapping
-from lora_client.foreign.by_file import file_of, refusal
+from lora_client.foreign.by_file import BESIDE, file_of, has_own_options, refusal
 from lora_client.foreign.mapping import Conversion
 from lora_client.foreign.objective import only_supervised
 from lora_client.foreign.reading import FOREIGN, read
@@ -42,9 +42,9 @@ class Converted:
 
 
 def convert(text: str, *, name: str, tool: str | None = None, gpus: int | None = None) -> Converted:
-    """The run that a configuration describes; `gpus` are those that the tool was started on, None what the
-    configuration says of them. Raises `ClientError` for text that is none, for a command whose options are in a file,
-    and for a run that is not supervised."""
+    """The run that a configuration describes; `gpus` are those of a node that the tool was started on, None what
+    the configuration says of them. Raises `ClientError` for text that is none, for a command whose options are in a
+    file, and for a run that is not supervised."""
     found = read(text)
     options = found.options
     tool = tool or recognised(options)
@@ -53,8 +53,10 @@ def convert(text: str, *, name: str, tool: str | None = None, gpus: int | None =
     title, rules = TOOLS[tool]
     only_supervised(title, options, found.arguments)
     conversion = Conversion(tool=title, options=options)
-    if file := file_of(found.arguments, options):
-        raise refusal(file, found.arguments, gpus or mapping.launched(conversion))
+    file = file_of(found.arguments, options)
+    if file and not has_own_options(found.arguments, options):
+        each, nodes = mapping.launched(conversion)
+        raise refusal(file, found.arguments, gpus or each, nodes)
     try:
         rules(conversion, gpus)
     except (ValueError, TypeError, AttributeError) as error:
@@ -64,6 +66,8 @@ def convert(text: str, *, name: str, tool: str | None = None, gpus: int | None =
     if not conversion.seen & options.keys():
         raise ClientError(_unknown(title, options))
     rest(conversion)
+    if file:
+        conversion.left.append(("first argument", file, BESIDE))
     manifest = mapping.manifest(conversion, name)
     return Converted(
         tool=title,

@@ -5,7 +5,10 @@ from collections.abc import Mapping
 OWN = "is decided here"
 PLACE = "output.uri says where the result goes"
 SCALE = "how several GPUs share the work is decided here, by resources.gpus and nodes"
-LAUNCHED = "lora convert --gpus says on how many GPUs the tool was started, of all nodes together"
+LAUNCHED = (
+    "lora convert --gpus says on how many GPUs of a node the tool was started; for several nodes, set resources.nodes "
+    "and multiply training.effectiveBatchSize by it"
+)
 LOG = "every step is recorded here"
 SAVES = "checkpoint.intervalSteps counts steps, and intervalSeconds the time between two"
 SPEED = "fast paths are taken here where they prove themselves on the device"
@@ -73,6 +76,7 @@ NO_FIELD: Mapping[str, str] = {
     **dict.fromkeys(("accelerate_config", "config_file", "use_deepspeed", "deepspeed_config_file", "use_fsdp"), SCALE),
     **dict.fromkeys(("main_process_ip", "main_process_port", "machine_rank", "multi_gpu", "rdzv_backend"), SCALE),
     **dict.fromkeys(("master_addr", "master_port", "node_rank", "rdzv_endpoint", "rdzv_id", "standalone"), SCALE),
+    **dict.fromkeys(("launcher", "accelerate", "no_accelerate"), SCALE),
     "hub_private_repo": HUB,
     "log_level": LOG,
     "save_first_step": SAVES,

@@ -182,10 +182,10 @@ def batch(c: Conversion, micro: str, gpus: int | None, *, default: int, per_gpu:
         c.set("resources.nodes", nodes, launched[-1])
 
 
-def launched(c: Conversion) -> int:
-    """The GPUs of all nodes by the options of a launcher; 0 where it names none."""
+def launched(c: Conversion) -> tuple[int, int]:
+    """GPUs of a node and nodes by the options of a launcher; no GPUs where it names none."""
     each, nodes, names = _launched(c)
-    return each * nodes if names else 0
+    return (each if names else 0), nodes
 
 
 def _launched(c: Conversion) -> tuple[int, int, tuple[str, ...]]:

@@ -17,7 +17,7 @@ def serve(cluster: Cluster, name: str, kind: str, form: Form) -> None:
     """Print it. Raises `ClientError` where the result cannot be served."""
     _require_known(kind)
     run = cluster.get("lorafinetunes", name)
-    template = _template(cluster, run)
+    template, unread = _template(cluster, run)
     documents = manifests(run, kind, template)
     if form is Form.NAME:
         for document in documents:
@@ -28,7 +28,7 @@ def serve(cluster: Cluster, name: str, kind: str, form: Form) -> None:
     else:
         for document in documents:
             put("---\n" + yaml_text(document))
-    for sentence in [*_of_claims(cluster, documents), *notes(run, template)]:
+    for sentence in [*_of_claims(cluster, documents), *notes(run, template, kind=kind, unread=unread)]:
         note(sentence)
     if kind == "vllm":
         _note_the_way(run)
@@ -37,14 +37,15 @@ def serve(cluster: Cluster, name: str, kind: str, form: Form) -> None:
 def served(cluster: Cluster, run: Object, kind: str) -> list[dict[str, Any]]:
     """The objects that serve a run's adapter. Raises `ClientError` where it cannot be served."""
     _require_known(kind)
-    return manifests(run, kind, _template(cluster, run))
+    return manifests(run, kind, _template(cluster, run)[0])
 
 
-def _template(cluster: Cluster, run: Object) -> Object:
-    """Of the run's Job; empty where that is gone or cannot be read."""
-    with suppress(ApiError):
-        return template_of(cluster, run)
-    return {}
+def _template(cluster: Cluster, run: Object) -> tuple[Object, str]:
+    """Of the run's Job, empty where that is gone; why it cannot be read, empty where it can."""
+    try:
+        return template_of(cluster, run), ""
+    except ApiError as error:
+        return {}, str(error)
 
 
 def _of_claims(cluster: Cluster, documents: Iterable[Object]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from lora_client.views.resources import Object, part, text
 
 _CA_FOLDER = "/etc/lora-ca"
 _REACHES = re.compile(r"HF_\w+|\w+_PROXY|SSL_CERT_FILE|(?:REQUESTS|CURL)_CA_BUNDLE", re.IGNORECASE)
+_OFFLINE = "HF_HUB_OFFLINE"
 _PLACES = {
     "hf": ("hubEndpoint", "HF_ENDPOINT", "huggingface.co"),
     "s3": ("s3Endpoint", "AWS_ENDPOINT_URL_S3", "AWS S3"),
@@ -20,12 +21,13 @@ _PLACES = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubAccess:
     """Variables of a container; the claim with the namespace's cache, empty for none; certificates as a mount and a
-    volume."""
+    volume; whether the training might use the cache alone, and there is none."""
 
     variables: tuple[dict[str, Any], ...] = ()
     cache: str = ""
     mounts: tuple[dict[str, Any], ...] = ()
     volumes: tuple[dict[str, Any], ...] = ()
+    lacks_cache: bool = False
 
 
 def hub_access(run: Object, template: Object, *, cached: bool) -> HubAccess:
@@ -38,11 +40,15 @@ def hub_access(run: Object, template: Object, *, cached: bool) -> HubAccess:
     cache = text(_source(CACHE, mounts, sources), "persistentVolumeClaim", "claimName") if cached else ""
     certificates = _source(_CA_FOLDER, mounts, sources)
     folders = ((CACHE,) if cache else ()) + ((_CA_FOLDER,) if certificates else ())
+    variables = [dict(each) for each in trainer.get("env") or () if _reaches(each, folders)]
+    # Without a cache, a server that may not ask the Hub has no model to load.
+    kept = [each for each in variables if cache or each["name"] != _OFFLINE]
     return HubAccess(
-        variables=tuple(dict(each) for each in trainer.get("env") or () if _reaches(each, folders)),
+        variables=tuple(kept),
         cache=cache,
         mounts=({**mounts[_CA_FOLDER], "readOnly": True},) if certificates else (),
         volumes=(dict(certificates),) if certificates else (),
+        lacks_cache=len(kept) < len(variables),
     )
 
 
@@ -56,9 +62,10 @@ def _reaches(variable: Object, folders: tuple[str, ...]) -> bool:
     return bool(_REACHES.fullmatch(name) and value) and (not value.startswith("/") or value.startswith(folders))
 
 
-def lost_access(run: Object, template: Object, remedy: str) -> str:
-    """What a pod lacks that loads the base model once the run's Job is gone, and what to do; empty where the Job is
-    there, where the defaults name the server, and for a model on a claim."""
+def lost_access(run: Object, template: Object, remedy: str, unread: str = "") -> str:
+    """What a pod lacks that loads the base model once the run's Job is gone, or where it cannot be read (`unread` says
+    why), and what to do; empty where the Job is there, where the defaults name the server, and for a model on a
+    claim."""
     scheme = text(run, "spec", "model", "uri").partition("://")[0]
     if template or scheme not in _PLACES:
         return ""
@@ -67,7 +74,8 @@ def lost_access(run: Object, template: Object, remedy: str) -> str:
         return ""
     secret = text(run, "spec", "model", "secretRef", "name")
     goes = f", with the credentials of Secret {secret}" if secret else ""
+    missing = f"cannot be read ({unread}), which alone names" if unread else "is gone, which alone named"
     return (
-        f"The run's Job is gone, which alone named {variable} and certificates where the chart sets config.{field} and "
+        f"The run's Job {missing} {variable} and certificates where the chart sets config.{field} and "
         f"config.caBundleConfigMap: without them the model is fetched from {elsewhere}{goes}; in that case, {remedy}"
     )

@@ -43,6 +43,11 @@ _SECURITY_CONTEXT = {
 """What the restricted Pod Security Standard wants, at the container, as Knative takes nothing of that at the pod."""
 _HOME = ({"name": "HOME", "value": "/tmp"}, {"name": "USER", "value": "vllm"})  # noqa: S108 - of the container
 """What a user lacks that the image does not know."""
+_NO_CACHE = (
+    "The training was offline (HF_HUB_OFFLINE), and the server has no cache to load the model from: the variable is "
+    "left out, so that the server asks the Hub; if it cannot, copy the model to a claim, mount that, and name its path "
+    "as the model in args"
+)
 _LEAST_LIMIT = 20 * 2**30
 """Bytes of main memory that a server may take at least; vLLM's own guide for Kubernetes gives a 7B model 20 GB."""
 
@@ -56,9 +61,7 @@ def manifests(run: Object, kind: str, template: Object | None = None) -> list[di
         raise ClientError(
             f"The adapter of {name_of(run)} cannot be served: {artifact.get('serving') or 'its status gives no reason'}"
         )
-    # Knative mounts no claim that is written to, as the cache is.
-    access = hub_access(run, template or {}, cached=kind == "vllm") if _by_the_hub(run) else HubAccess()
-    container, volumes = _server(run, place, access)
+    container, volumes = _server(run, place, _access(run, kind, template))
     name = name_of(run)
     metadata = {"name": name, "namespace": namespace_of(run)}
     if kind == "kserve":
@@ -107,11 +110,14 @@ def note_of_claim(name: str, claim: Object | None) -> str:
     )
 
 
-def notes(run: Object, template: Object | None = None) -> list[str]:
-    """What whoever applies them should know, a sentence each: of the model's heads and its length nothing is known."""
+def notes(run: Object, template: Object | None = None, *, kind: str = "vllm", unread: str = "") -> list[str]:
+    """What whoever applies them should know, a sentence each: of the model's heads and its length nothing is known.
+    `unread` says why the run's Job cannot be read."""
     remedy = "add them to env and volumes before you apply this"
-    lost = lost_access(run, template or {}, remedy) if _by_the_hub(run) else ""
+    lost = lost_access(run, template or {}, remedy, unread) if _by_the_hub(run) else ""
     found = [lost] if lost else []
+    if _access(run, kind, template).lacks_cache:
+        found.append(_NO_CACHE)
     resolved, count = _resolved(run), _gpus(run)
     held = str(resolved.get("quantization") or "None")
     if held != "None":
@@ -146,6 +152,11 @@ def notes(run: Object, template: Object | None = None) -> list[str]:
         "not been tested with it: where it does not start, remove securityContext, and on OpenShift only the ids in it"
     )
     return found
+
+
+def _access(run: Object, kind: str, template: Object | None) -> HubAccess:
+    # Knative mounts no claim that is written to, as the cache is.
+    return hub_access(run, template or {}, cached=kind == "vllm") if _by_the_hub(run) else HubAccess()
 
 
 def _by_the_hub(run: Object) -> bool:

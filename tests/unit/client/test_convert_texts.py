@@ -6,7 +6,7 @@ import pytest
 
 from lora_client.errors import ClientError
 from lora_client.foreign.convert import convert
-from lora_client.foreign.elsewhere import SCALE
+from lora_client.foreign.elsewhere import LAUNCHED, SCALE
 from lora_client.foreign.reading import read
 from lora_client.foreign.tools import TOOLS
 
@@ -156,6 +156,9 @@ HANDBOOK = "accelerate launch --config_file a/zero3.yaml --num_processes 8 scrip
         ("llamafactory-cli train x/llama3.yaml lora_rank=16", "x/llama3.yaml", "lora_rank"),
         ("FORCE_TORCHRUN=1 llamafactory-cli train x.json", "x.json", ""),
         ("torchrun --nproc_per_node 4 --master_port 1 src/train.py x.yaml", "x.yaml --gpus 4", ""),
+        ("axolotl train c.yml --launcher torchrun -- --nproc_per_node=8", "c.yml --gpus 8", ""),
+        ("python sft.py r/qlora.yaml --lora_r 8 --learning_rate 1e-4", "r/qlora.yaml", "lora_r, learning_rate"),
+        (f"{SFT} --lora_r 8 --config x.yaml", "x.yaml", "model_name_or_path, use_peft, lora_alpha, lora_r"),
     ],
 )
 def test_a_command_with_its_options_in_a_file_is_answered_with_the_file(text: str, command: str, own: str) -> None:
@@ -165,6 +168,63 @@ def test_a_command_with_its_options_in_a_file_is_answered_with_the_file(text: st
     file = command.partition(" ")[0]
     first = f"; write the command's own options ({own}) into that file first" if own else ""
     assert str(error.value) == f"The command reads its options from {file}: lora convert {command} converts them{first}"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("axolotl train 'my config.yml'", "my config.yml: lora convert 'my config.yml' converts them"),
+        (
+            "python x.py 'a b.yml' --n 'a lr=1'",
+            "a b.yml: lora convert 'a b.yml' converts them; write the command's own options (n) into that file first",
+        ),
+        ("trl sft --config $CFG", "$CFG: lora convert FILE converts them, where FILE is what $CFG stands for"),
+        (
+            "axolotl train $DIR/a.yml",
+            "$DIR/a.yml: lora convert FILE converts them, where FILE is what $DIR/a.yml stands for",
+        ),
+    ],
+)
+def test_the_file_is_named_as_the_shell_would_take_it(text: str, says: str) -> None:
+    """Its name may hold blanks, or be known to the shell alone."""
+    with pytest.raises(ClientError) as error:
+        convert(text, name="x")
+    assert str(error.value) == f"The command reads its options from {says}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "torchrun --nnodes 2 --nproc_per_node 8 -m trl.scripts.sft --config sft.yaml",
+        "accelerate launch --num_machines 2 --num_processes 16 train.py sft.yaml",
+    ],
+)
+def test_a_command_of_several_nodes_asks_for_the_gpus_of_one(text: str) -> None:
+    """`--gpus` becomes resources.gpus, which a node has; the rest is said."""
+    with pytest.raises(ClientError) as error:
+        convert(text, name="x")
+    assert str(error.value).endswith(
+        "lora convert sft.yaml --gpus 8 converts them; then set resources.nodes: 2 and multiply "
+        "training.effectiveBatchSize by 2"
+    )
+    left = convert(f"torchrun --nnodes 2 --nproc_per_node 8 sft.py {SFT[8:]}", name="x", gpus=8).left
+    assert {why for name, _, why in left if name in ("nnodes", "nproc_per_node")} == {LAUNCHED}
+
+
+@pytest.mark.parametrize("model", ["model_name_or_path", "base_model"])
+@pytest.mark.parametrize("own", ["--lora_r 16", "--learning_rate 1e-4"])
+def test_a_script_with_a_run_of_its_own_is_converted_beside_a_file(model: str, own: str) -> None:
+    """The file is most likely the data, into which nobody should write options."""
+    found = convert(f"python finetune.py data/train.json --{model} a/b {own}", name="x")
+    assert found.manifest["spec"]["model"]["uri"] == "hf://a/b"
+    assert [value for name, value, _ in found.left if name == "first argument"] == ["data/train.json"]
+
+
+def test_the_value_of_an_option_is_no_file_of_options() -> None:
+    """Though it is the first argument, and ends like one."""
+    found = convert("python x.py --dataset_path=x.json --lora_r 16", name="x")
+    assert found.manifest["spec"]["lora"]["rank"] == 16
+    assert not [value for name, value, _ in found.left if name == "first argument"]
 
 
 @pytest.mark.parametrize("text", [f"python prepare.py config.yaml && {SFT}", f"{SFT} --report_to none --out x.yaml"])

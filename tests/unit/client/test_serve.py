@@ -223,7 +223,7 @@ def test_a_cache_on_the_adapters_claim_is_the_same_volume() -> None:
     ]
 
 
-MIRROR: Object = {"hub_endpoint": "https://hub.example.com", "ca_bundle_config_map": "ca", "offline": True}
+MIRROR: Object = {"hub_endpoint": "https://hub.example.com", "ca_bundle_config_map": "ca"}
 LOST = "The run's Job is gone, which alone named HF_ENDPOINT and certificates"
 
 
@@ -236,7 +236,7 @@ def test_a_server_asks_the_mirror_that_the_run_s_job_names(kind: str, capsys: py
     printed = capsys.readouterr()
     spec = next(yaml.safe_load_all(printed.out))["spec"]
     pod = spec["predictor"] if kind == "kserve" else spec["template"]["spec"]
-    assert plain_of(pod).items() >= {"HF_ENDPOINT": "https://hub.example.com", "HF_HUB_OFFLINE": "1"}.items()
+    assert plain_of(pod).items() >= {"HF_ENDPOINT": "https://hub.example.com"}.items()
     assert plain_of(pod)["SSL_CERT_FILE"] == "/etc/lora-ca/ca.crt"
     (mount,) = (mount for mount in pod["containers"][0]["volumeMounts"] if mount["mountPath"] == "/etc/lora-ca")
     assert [v["configMap"]["name"] for v in pod["volumes"] if v["name"] == mount["name"]] == ["ca"]
@@ -261,6 +261,33 @@ def test_without_the_job_it_is_noted_where_the_token_goes(change: Object, kept: 
     assert all(
         "fetched from huggingface.co, with the credentials of Secret hf-token; in that case, add" in n for n in found
     )
+
+
+def test_a_job_that_may_not_be_read_is_not_said_to_be_gone(capsys: pytest.CaptureFixture[str]) -> None:
+    """What it names is missing all the same."""
+    serve(ServedRun(resource(status=finished()), mode=""), "tone", "vllm", Form.TEXT)
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if "The run's Job" in line)
+    assert "The run's Job cannot be read (" in said
+    assert "), which alone names HF_ENDPOINT and certificates where the chart sets" in said
+    assert "add them to env and volumes" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "claim", "offline"),
+    [("vllm", "lora-cache", True), ("kserve", "lora-cache", False), ("vllm", "", False), ("kserve", "", False)],
+)
+def test_a_server_is_offline_only_with_a_cache(
+    kind: str, claim: str, offline: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without one it has no model to load, and a note says what to do."""
+    job = rendered({}, dataclasses.replace(CONFIG, offline=True, cache_claim=claim))
+    cluster = ServedRun(resource(status=finished()), jobs=[{**job, "metadata": {"name": "tone-abcde-1"}}])
+    serve(cluster, "tone", kind, Form.TEXT)
+    printed = capsys.readouterr()
+    spec = next(yaml.safe_load_all(printed.out))["spec"]
+    pod = spec["predictor"] if kind == "kserve" else spec["template"]["spec"]
+    assert ("HF_HUB_OFFLINE" in plain_of(pod)) == offline
+    assert ("The training was offline (HF_HUB_OFFLINE), and the server has no cache" in printed.err) != offline
 
 
 def test_a_merged_model_needs_no_hub() -> None:
