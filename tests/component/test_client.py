@@ -282,20 +282,21 @@ def test_the_python_interface_has_the_same_verbs(stage: Stage, user: Person) -> 
         LoRAClient(backend="docker")
 
 
-def claim(stage: Stage) -> None:
-    """The claim that a run's adapter lies on."""
+def claims(stage: Stage) -> None:
+    """The claims that a run's adapter and its model lie on."""
     spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
-    stage.cluster.apply(
-        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "adapters"}, "spec": spec},
-        namespace=stage.namespace,
-    )
+    for name in ("adapters", "data"):
+        stage.cluster.apply(
+            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec},
+            namespace=stage.namespace,
+        )
 
 
 @pytest.mark.parametrize("verb", [("pull", "tone"), ("ask", "tone", "Who are you?")])
 def test_ctrl_c_leaves_no_pod_behind(stage: Stage, user: Person, verb: tuple[str, ...], tmp_path: Path) -> None:
     """The pod is as restricted as the strictest namespace wants it, and gone once the command ends."""
     stage.cluster.kubectl("label", "namespace", stage.namespace, "pod-security.kubernetes.io/enforce=restricted")
-    claim(stage)
+    claims(stage)
     finish(stage)
     with user.start(*verb) as process:
         before = {pod["metadata"]["name"] for pod in stage.objects("pods")}

@@ -37,7 +37,6 @@ MADE_S = 1.0
 _POLL_S = 1.0
 _LOOK_AT_EVENTS_S = 10.0
 _LOOKS = 3
-_KEEP_THE_JOB = "lora pull copies the adapter, and a longer ttlSecondsAfterFinished keeps the Jobs of further runs"
 
 
 @contextmanager
@@ -48,7 +47,10 @@ def helper(cluster: Cluster, run: Object, need: Need, *, start_s: float = START_
     manifest = pod(run, template, place, need)
     if node := _node(cluster, claims_of(manifest["spec"])):
         manifest = pod(run, template, place, need, node)
-    if need.model and (lost := lost_access(run, template, _KEEP_THE_JOB)):
+    keep = (
+        f"lora pull {run['metadata']['name']} copies the adapter, and a longer ttlSecondsAfterFinished keeps the Jobs"
+    )
+    if need.model and (lost := lost_access(run, template, f"{keep} of further runs")):
         note(lost)
     _sweep(cluster)
     # Chosen here: whoever is interrupted before the answer comes has to know what to delete.
