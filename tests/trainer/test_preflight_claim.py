@@ -41,16 +41,21 @@ def test_a_claim_is_measured_against_the_plan(workplace: Workplace, free: Any) -
     free.free = 2**30
     tiny = preflight(make_config(), volumes, Hub()).plan
     assert tiny is not None
-    plan = dataclasses.replace(tiny, checkpoint_bytes=2**30, claim_bytes=4 * 2**30)
+    plan = dataclasses.replace(tiny, checkpoint_bytes=2**30, claim_bytes=4 * 2**30, seconds=2000)
     on_data = make_config(output=ON_DATA)
-    expected = r"a checkpoint and the result take 2\.0 GiB of PersistentVolumeClaim data, which has 1\.0 GiB free, and "
-    with pytest.raises(StorageError, match=expected + r"the run takes up to 4\.0 GiB in all: .* the claim$"):
+    expected = r"takes at least 2\.0 GiB of PersistentVolumeClaim data, which has 1\.0 GiB free, and up to 4\.0 GiB in "
+    with pytest.raises(StorageError, match=expected + r"all: 3 checkpoints of 1\.0 GiB at a time .* the claim$"):
         check_claim(on_data, plan, volumes)
     check_claim(make_config(output={"uri": "pvc://elsewhere/tone"}), plan, volumes)
     check_claim(make_config(output={"uri": "s3://adapters/tone"}), plan, volumes)
     check_claim(on_data, dataclasses.replace(plan, spread=GUESSED), volumes)
     free.free = 2 * 2**30
     check_claim(on_data, plan, volumes)
+    long = dataclasses.replace(plan, seconds=3000)
+    with pytest.raises(StorageError, match=r"takes at least 3\.0 GiB .* with a lower checkpoint\.keep$"):
+        check_claim(on_data, long, volumes)
+    free.free = 3 * 2**30
+    check_claim(on_data, long, volumes)
 
 
 @pytest.mark.parametrize("room", [0, 2**40])
@@ -74,14 +79,16 @@ def test_a_preflight_ends_where_the_claim_has_too_little_room(
 @pytest.mark.parametrize(
     ("spec", "saved", "step", "least"),
     [
-        pytest.param({}, 0, 0, 17, id="one checkpoint, and the result"),
-        pytest.param(
-            {"checkpoint": {"intervalSteps": 20}}, 0, 0, 17, id="checkpoints wait while the loss is suspicious"
-        ),
+        pytest.param({}, 0, 0, 17, id="a short run: one checkpoint, and the result"),
+        pytest.param({"checkpoint": {"intervalSteps": 25}}, 0, 0, 17, id="about as many checkpoints as are kept"),
+        pytest.param({"checkpoint": {"intervalSteps": 20}}, 0, 0, 30, id="more checkpoints than are kept"),
+        pytest.param({"checkpoint": {"intervalSeconds": 200}}, 0, 0, 30, id="more by the clock"),
+        pytest.param({"checkpoint": {"intervalSeconds": 200}}, 0, 60, 17, id="fewer in what is left"),
+        pytest.param({"checkpoint": {"intervalSteps": 20}}, 1, 4, 20, id="resumed early"),
         pytest.param({"checkpoint": {"keep": 1}}, 0, 0, 27, id="of the plan's sum the rest is the result"),
         pytest.param({}, 0, 40, 17, id="from another run's state"),
         pytest.param({}, 1, 40, 10, id="resumed: the next, beside which the oldest may go"),
-        pytest.param({}, 5, 40, 10, id="more than are kept"),
+        pytest.param({"checkpoint": {"intervalSteps": 5}}, 5, 40, 10, id="more than are kept"),
         pytest.param({}, 2, 100, 0, id="the last step is saved"),
         pytest.param(STOPS_EARLY, 0, 0, 17, id="early stopping: one is saved at the end"),
         pytest.param(STOPS_EARLY, 1, 40, 0, id="early stopping: it may have stopped"),
@@ -96,7 +103,7 @@ def test_a_training_is_refused_only_for_what_it_surely_writes(
     """Of 100 steps, checkpoints of 10 bytes, and a result of 7, of which the adapter is 3."""
     config, plan = (
         make_config(**spec),
-        make_plan(checkpoint_bytes=10, claim_bytes=37, adapter_file_bytes=3, seconds=9999),
+        make_plan(checkpoint_bytes=10, claim_bytes=37, adapter_file_bytes=3, seconds=1000),
     )
     for number in range(saved):
         (tmp_path / f"step-{number:08}").mkdir()

@@ -361,7 +361,7 @@ def test_too_little_room_ends_a_training_before_it_loads_weights(workplace: Work
     others = full_volume / "others"
     others.write_bytes(bytes(shutil.disk_usage(full_volume).free - 2**17))
     attempt = finish(place)
-    said = "a checkpoint and the result take 0.0 GiB of PersistentVolumeClaim adapters, which has 0.0 GiB free"
+    said = "takes at least 0.0 GiB of PersistentVolumeClaim adapters, which has 0.0 GiB free"
     refused(attempt, ExitCode.STORAGE, Reason.STORAGE_FULL, said)
     others.unlink()
     assert finish(place).process.exitcode == 0

@@ -1,6 +1,7 @@
 """Whether the claim of a run's checkpoints has room for what the run surely writes there, before it has trained for
-that. No run that would end well is refused: how many checkpoints it saves, beside the last step's, is not known. They
-follow the clock, wait while the loss is suspicious, and end with an early stop."""
+that. How many checkpoints it saves is not known: they follow the clock, wait while the loss is suspicious, and end with
+an early stop. A run much longer than it takes to save all that are there at a time counts with these, a shorter one
+with its last alone."""
 
 import shutil
 from pathlib import Path
@@ -16,6 +17,9 @@ from lora_trainer.errors import StorageError
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.training.checkpoint import checkpoint_folders, partial_folders
 
+_AMPLE = 1.5
+"""How many times as long as that: the plan's time assumes 40 % of a GPU's peak, and few runs reach 60 %."""
+
 
 def check_claim(config: TrainConfig, plan: RunPlan, volumes: Volumes) -> None:
     """Look whether there is room for a run that begins, where the claim is mounted for something else.
@@ -24,7 +28,7 @@ def check_claim(config: TrainConfig, plan: RunPlan, volumes: Volumes) -> None:
     """
     claim = checkpoint_claim(config)
     if claim is not None and (volumes.claims / claim).is_dir():
-        _check(config, plan, shutil.disk_usage(volumes.claims / claim).free)
+        _check(config, plan, shutil.disk_usage(volumes.claims / claim).free, most=_at_a_time(config, plan, 0, None))
 
 
 def check_room(config: TrainConfig, plan: RunPlan, folder: Path, *, step: int, total: int) -> None:
@@ -37,26 +41,36 @@ def check_room(config: TrainConfig, plan: RunPlan, folder: Path, *, step: int, t
     if checkpoint_claim(config) is not None and not may_be_over:
         going = (*folders_in(folder), *partial_folders(folder))
         size = sum(path.lstat().st_size for place in going for path in place.rglob("*"))
-        free = shutil.disk_usage(folder).free + size
-        _check(config, plan, free, resumed=bool(checkpoint_folders(folder)))
+        saved, most = len(checkpoint_folders(folder)), _at_a_time(config, plan, step, total)
+        _check(config, plan, shutil.disk_usage(folder).free + size, most=most, saved=saved)
 
 
-def _check(config: TrainConfig, plan: RunPlan, free: int, *, resumed: bool = False) -> None:
-    """Of a run with checkpoints the next one alone counts: the oldest goes before the result comes."""
-    result = 0 if resumed else _result_bytes(config, plan)
-    needed = plan.checkpoint_bytes + result
+def _at_a_time(config: TrainConfig, plan: RunPlan, step: int, total: int | None) -> int:
+    """How many checkpoints are surely there at a time, in a training that begins after `step`."""
+    often, patience = config.checkpoint, config.training.early_stopping_patience
+    by_steps = (total - step) / often.interval_steps if total and often.interval_steps else 0.0
+    by_time = (plan.seconds or 0) * ((total - step) / total if total else 1.0) / often.interval_s
+    most = often.keep + 1
+    return most if patience is None and max(by_steps, by_time) >= _AMPLE * most else 1
+
+
+def _check(config: TrainConfig, plan: RunPlan, free: int, *, most: int, saved: int = 0) -> None:
+    """Of a run with `saved` checkpoints the result needs no room: the oldest goes before it comes."""
+    one, keep = plan.checkpoint_bytes, config.checkpoint.keep
+    new, result = max(most - saved, 1), 0 if saved else _result_bytes(config, plan)
+    needed = max(new * one, min(new, keep) * one + result)
     if free >= needed or plan.spread >= GUESSED:
         return
-    what = "the next checkpoint takes" if resumed else "a checkpoint and the result take"
     change = ""
-    if resumed and config.checkpoint.keep > 1:
+    if keep > 1 and (saved or new > 1):
         change = ", or create a new LoRAFineTune with a lower checkpoint.keep"
-    elif config.output.merge is Merge.MERGED and result > plan.checkpoint_bytes:
+    elif config.output.merge is Merge.MERGED and result > one:
         change = ", or create a new LoRAFineTune with output.merge: Adapter"
     raise StorageError(
-        f"{what} {gib(needed)} of PersistentVolumeClaim {checkpoint_claim(config)}, which has "
-        f"{gib(free)} free, and the run takes up to {gib(plan.claim_bytes)} in all: free space or enlarge the claim"
-        f"{change}",
+        f"the run takes at least {gib(needed)}{' more' * bool(saved)} of PersistentVolumeClaim "
+        f"{checkpoint_claim(config)}, which has {gib(free)} free, and up to {gib(plan.claim_bytes)} in all: {keep + 1} "
+        f"checkpoints of {gib(one)} at a time (checkpoint.keep is {keep}) and the result; free space or enlarge the "
+        f"claim{change}",
         Reason.STORAGE_FULL,
     )
 
