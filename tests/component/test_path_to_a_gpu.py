@@ -102,7 +102,8 @@ def of_the_readme(folder: Path) -> Shown:
 def of_the_quickstart(folder: Path) -> Shown:
     """Its steps until the run is watched, and files by the names it gives them; the tolerations of docs/install.md."""
     page = "docs/quickstart.md"
-    steps, _, _ = (REPOSITORY / page).read_text().partition("\n4. Watch it.")
+    steps, watched, _ = (REPOSITORY / page).read_text().partition("\n4. Watch it")
+    assert watched
     shown = blocks_of(page, steps)
     for each in (found for found in shown if found.language == "yaml"):
         before = "\n".join(steps.splitlines()[: each.line])
