@@ -228,6 +228,29 @@ async def test_a_job_that_has_lost_labels_is_not_made_a_second_time(labels: dict
     assert world.server.patches() == 1
 
 
+@pytest.mark.parametrize("during", ["/jobs/", "/pods"])
+async def test_a_label_that_is_lost_while_a_job_is_read_ends_no_run(
+    during: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch reports it as a deletion, which the read of a moment ago does not confirm: the Job is read once more."""
+    world = World(spec={"maxRetries": 0}, status={"attempt": 1, "jobName": job_name()})
+    world.strip({}, "30")
+    world.server.patched = make_job_object(version="50")
+    ask, lost = world.server.request, iter(["40"])
+
+    async def request(method: str, path: str, *more: Any, **options: Any) -> Object:
+        if method == "GET" and during in path and (version := next(lost, "")):
+            world.strip({}, version)
+        return await ask(method, path, *more, **options)
+
+    monkeypatch.setattr(world.server, "request", request)
+    await world.turn()
+    assert next(lost, "") == ""
+    assert world.condition("Failed")["status"] == "Unknown"
+    assert world.condition("Complete")["reason"] == "Pending"
+    assert not [line for line in world.server.asked if line.startswith("POST")]
+
+
 @pytest.mark.parametrize("spec", [{"suspend": True}, {"maxRetries": 0}, {"activeDeadlineSeconds": 9000}])
 async def test_a_change_that_is_due_hides_no_job_that_has_lost_its_labels(spec: Object) -> None:
     """The answer to the patch lacks them, too: no second Job, no end of the run while its first Job goes on."""

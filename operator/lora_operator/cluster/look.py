@@ -84,20 +84,27 @@ def _most_telling(pods: tuple[PodView, ...], jobs: Iterable[JobView]) -> tuple[P
 
 async def read_live(
     cache: Cache, api: Api, finetune: FineTune, job_names: Iterable[str], *, resource: bool = True, pods: bool = True
-) -> None:
+) -> dict[str, str]:
     """Read these Jobs of a resource and, with `pods`, their pods from the API server into the cache, and with
     `resource` that itself.
 
     Jobs are read by name and pods by the Job controller's own labels, so that nobody hides one by taking ours off. A
     list of pods, for which the API server goes over all of a namespace, is spared where it could show nothing new.
-    Raises `ApiError` or `UnreachableError`.
+    Returns the uid of each Job by its name, empty where there is none of the resource's: a watch that reports a lost
+    label as a deletion while this reads, or soon after, takes a Job out of the cache that is there. Raises `ApiError`
+    or `UnreachableError`.
     """
     job_names = tuple(job_names)
     if resource:
         await read_finetune(cache, api, finetune)
-    strangers = {await _read_job(cache, api, finetune, name) for name in job_names} - {""}
+    found, strangers = {}, set[str]()
+    for name in job_names:
+        uid, is_ours = await _read_job(cache, api, finetune, name)
+        found[name] = uid if is_ours else ""
+        strangers |= set() if is_ours else {uid}
     if pods and not _knows_all_pods(cache, finetune, job_names):
         await _read_pods(cache, api, finetune, job_names, strangers)
+    return found
 
 
 def _knows_all_pods(cache: Cache, finetune: FineTune, job_names: tuple[str, ...]) -> bool:
@@ -139,17 +146,17 @@ async def is_locked_out(api: Api, key: Key) -> bool:
     return False
 
 
-async def _read_job(cache: Cache, api: Api, finetune: FineTune, name: str) -> str:
-    """Read a Job into the cache; the uid of one that somebody else made by this name, or empty."""
+async def _read_job(cache: Cache, api: Api, finetune: FineTune, name: str) -> tuple[str, bool]:
+    """Read a Job into the cache; its uid, empty where there is none, and whether it is not a stranger's."""
     place = Key(finetune.namespace, name)
     uid, before = cache.jobs.uid_at(place), cache.jobs.version
     stored = await _get(api.get(JOBS, finetune.namespace, name))
     if stored is None:
         cache.jobs.mark_deleted(place, uid)
-        return ""
+        return "", True
     cache.jobs.put(stored, as_of=before)
     ours = finetune.uid in {owner_of(stored)[1], (stored["metadata"].get("labels") or {}).get(UID_LABEL)}
-    return "" if ours else str(stored["metadata"]["uid"])
+    return str(stored["metadata"]["uid"]), ours
 
 
 async def _read_pods(
