@@ -232,7 +232,7 @@ async def test_a_job_that_has_lost_labels_is_not_made_a_second_time(labels: dict
 async def test_a_label_that_is_lost_while_a_job_is_read_ends_no_run(
     during: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The watch reports it as a deletion, which the read of a moment ago does not confirm: the Job is read once more."""
+    """The watch reports it as a deletion, which the read of a moment ago does not confirm: it is read once more."""
     world = World(spec={"maxRetries": 0}, status={"attempt": 1, "jobName": job_name()})
     world.strip({}, "30")
     world.server.patched = make_job_object(version="50")
