@@ -24,7 +24,7 @@ from lora_operator.cluster import child_events
 from lora_operator.cluster.api import JOBS, SERVICES, ApiError, UnreachableError
 from lora_operator.cluster.cache import Key
 from lora_operator.cluster.carry_out import TryAgainError
-from lora_operator.views.names import MANAGED_BY_LABEL, PREFLIGHT, SUSPEND_ANNOTATION, TRAIN
+from lora_operator.views.names import GROUP, MANAGED_BY_LABEL, PREFLIGHT, SUSPEND_ANNOTATION, TRAIN
 from lora_operator.views.wording import instant
 
 
@@ -249,6 +249,29 @@ async def test_a_label_that_is_lost_while_a_job_is_read_ends_no_run(
     assert world.condition("Failed")["status"] == "Unknown"
     assert world.condition("Complete")["reason"] == "Pending"
     assert not [line for line in world.server.asked if line.startswith("POST")]
+
+
+@pytest.mark.parametrize("labels", [{}, None], ids=["no labels", "our labels"])
+@pytest.mark.parametrize("controller", [("example.com/v1", "Pipeline"), (f"{GROUP}/v1alpha1", "LoRAFineTune"), None])
+async def test_a_job_that_somebody_else_makes_by_the_name_of_one_that_is_gone_holds_up_no_verdict(
+    controller: tuple[str, str] | None, labels: Object | None
+) -> None:
+    """Whatever it carries, the cache has none of the run's by its uid, however often it is read."""
+    world = World(spec={"maxRetries": 0}, status={"attempt": 1, "jobName": job_name()})
+    (job,) = world.cache.jobs
+    world.cache.jobs.mark_deleted(Key(NAMESPACE, job.name), job.uid)
+    forged = make_job_object(version="50")
+    forged["spec"]["template"]["metadata"]["labels"] = {}
+    forged["metadata"] |= {"uid": "another", "ownerReferences": []}
+    if labels is not None:
+        forged["metadata"]["labels"] = labels
+    if controller is not None:
+        owner = {"apiVersion": controller[0], "kind": controller[1], "name": "other", "uid": "other-uid"}
+        forged["metadata"]["ownerReferences"] = [{**owner, "controller": True}]
+    world.server.job = forged
+    await world.turn()
+    assert world.condition("Failed")["reason"] == "BackoffLimitExceeded"
+    assert len(world.server.asked) <= 4
 
 
 @pytest.mark.parametrize("spec", [{"suspend": True}, {"maxRetries": 0}, {"activeDeadlineSeconds": 9000}])

@@ -90,18 +90,17 @@ async def read_live(
 
     Jobs are read by name and pods by the Job controller's own labels, so that nobody hides one by taking ours off. A
     list of pods, for which the API server goes over all of a namespace, is spared where it could show nothing new.
-    Returns the uid of each Job by its name, empty where there is none of the resource's: a watch that reports a lost
-    label as a deletion while this reads, or soon after, takes a Job out of the cache that is there. Raises `ApiError`
-    or `UnreachableError`.
+    Returns by name the uid by which the cache is to know each Job, empty where it is to know none: a watch that
+    reports a lost label as a deletion while this reads, or soon after, takes a Job out of the cache that is there.
+    Raises `ApiError` or `UnreachableError`.
     """
     job_names = tuple(job_names)
     if resource:
         await read_finetune(cache, api, finetune)
     found, strangers = {}, set[str]()
     for name in job_names:
-        uid, is_ours = await _read_job(cache, api, finetune, name)
-        found[name] = uid if is_ours else ""
-        strangers |= set() if is_ours else {uid}
+        found[name], stranger = await _read_job(cache, api, finetune, name)
+        strangers |= {stranger} - {""}
     if pods and not _knows_all_pods(cache, finetune, job_names):
         await _read_pods(cache, api, finetune, job_names, strangers)
     return found
@@ -146,17 +145,21 @@ async def is_locked_out(api: Api, key: Key) -> bool:
     return False
 
 
-async def _read_job(cache: Cache, api: Api, finetune: FineTune, name: str) -> tuple[str, bool]:
-    """Read a Job into the cache; its uid, empty where there is none, and whether it is not a stranger's."""
+async def _read_job(cache: Cache, api: Api, finetune: FineTune, name: str) -> tuple[str, str]:
+    """Read a Job into the cache; the uid by which it is to be known there, and that of one that somebody else made by
+    this name. Each is empty where there is none."""
     place = Key(finetune.namespace, name)
     uid, before = cache.jobs.uid_at(place), cache.jobs.version
     stored = await _get(api.get(JOBS, finetune.namespace, name))
     if stored is None:
         cache.jobs.mark_deleted(place, uid)
-        return "", True
+        return "", ""
     cache.jobs.put(stored, as_of=before)
-    ours = finetune.uid in {owner_of(stored)[1], (stored["metadata"].get("labels") or {}).get(UID_LABEL)}
-    return str(stored["metadata"]["uid"]), ours
+    uid, owner = str(stored["metadata"]["uid"]), owner_of(stored)
+    is_ours = finetune.uid in {owner[1], (stored["metadata"].get("labels") or {}).get(UID_LABEL)}
+    # Somebody else's is none to the cache, or another run's, whatever its labels say.
+    known = uid if owner == (finetune.name, finetune.uid) else cache.jobs.uid_at(place)
+    return known, "" if is_ours else uid
 
 
 async def _read_pods(
