@@ -415,3 +415,29 @@ def test_a_job_that_lost_its_controller_gets_no_other_one_beside_it(*, restarted
         assert _reasons(world) == ["Pending"]
     finally:
         world.close()
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_an_operator_that_is_started_looks_for_the_pod_that_the_status_names(*, ended: bool) -> None:
+    """It is being deleted, so that its Job does not count it as active, and it has lost a label: a list has it not."""
+    world = World(Lucky())
+    try:
+        world.start_operator()
+        world.life.client.post(world.life.path("lorafinetunes"), run_of("tone"))
+        world.pass_time(2)
+        world.controllers.catch_up()
+        world.life.start_pod()
+        world.pass_time(5)
+        (pod,) = world.server.all("pods")
+        path = world.life.path("pods", pod["metadata"]["name"])
+        world.life.client.patch(path, {"metadata": {"labels": {UID_LABEL: "other"}}})
+        world.life.client.delete(path)
+        world.controllers.catch_up()
+        world.pass_time(5)
+        if ended:
+            world.life.succeed()
+        world.settle()
+        assert _reasons(world) == ["Publishing" if ended else "Restarting"]
+        world.restart_at_rest()
+    finally:
+        world.close()

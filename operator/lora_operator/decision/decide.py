@@ -34,7 +34,7 @@ from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.stages.train import TRAIN, failed_before_deletion
 from lora_operator.decision.status import Facts, Status, acceptance, final_status, ongoing_status, refreshed_status
 from lora_operator.decision.trouble import beyond_limit, trouble_of_rejection
-from lora_operator.decision.unseen import rests_on_unseen
+from lora_operator.decision.unseen import misses_pod, rests_on_unseen
 from lora_operator.decision.usage import count_usage
 from lora_operator.decision.verdict import deadline_exceeded, deleted_too_often
 from lora_operator.rendering.render import marks_of, render_job, render_service
@@ -77,7 +77,7 @@ def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: 
     # Beside the rest: a webhook may keep one from being deleted for as long as the run takes, and longer.
     stale = tuple(ObjectRef(kind="Job", name=j.name, uid=j.uid) for j in superseded(case) if not j.deleting)
     plan = dataclasses.replace(plan, delete=(*plan.delete, *stale))
-    read_first, read_for_status = rests_on_unseen(case, plan), makes_none(case)
+    read_first, read_for_status = rests_on_unseen(case, plan), makes_none(case) or misses_pod(case)
     return dataclasses.replace(plan, read_first=read_first, read_for_status=read_for_status, job_names=job_names(case))
 
 

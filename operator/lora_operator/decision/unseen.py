@@ -4,8 +4,10 @@ from lora_operator.decision.case import Case
 from lora_operator.decision.stages.order import latest_job
 from lora_operator.decision.stages.preflight import is_lost, is_unread
 from lora_operator.views.conditions import result_of
+from lora_operator.views.jobs import ending_of
 from lora_operator.views.model import Plan
 from lora_operator.views.pods import has_ended, ignored_by_job
+from lora_operator.views.wording import text_of
 
 _UNSEEN_PODS_S = 30.0
 
@@ -21,6 +23,17 @@ def rests_on_unseen(case: Case, plan: Plan) -> bool:
     cannot_be_undone = fails or bool(plan.patch or plan.delete)
     unseen = is_lost(case) or is_unread(case) or _has_unseen_pods(case)
     return cannot_be_undone or missing or bool(again) or hidden or unseen
+
+
+def misses_pod(case: Case) -> bool:
+    """Whether the status names a pod of a Job that goes on, and none of that Job is known: it may have lost its labels.
+
+    A Job does not count it as active once it is being deleted.
+    """
+    job = latest_job(case)
+    if job is None or ending_of(job) is not None or case.pods_of(job):
+        return False
+    return text_of(case.finetune.status.get("podName")).startswith(f"{job.name}-")
 
 
 def _has_unseen_pods(case: Case) -> bool:
