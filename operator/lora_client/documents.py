@@ -12,9 +12,7 @@ from lora_client.views.words import FIELDS
 from lora_operator.views.wording import printable
 from lora_trainer.contract.manifest import KIND
 from lora_trainer.errors import ConfigError
-from lora_trainer.manifest_file import MOST_CHARACTERS, one_resource, read_documents
-
-_OURS = frozenset(("apiVersion", "kind", "metadata", "spec"))
+from lora_trainer.manifest_file import MOST_CHARACTERS, TOP_FIELDS, one_resource, read_documents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +41,20 @@ def load_document(path: str) -> Document:
     """The one LoRAFineTune of a file. Raises `ClientError`."""
     try:
         documents = read_documents(read_file(path), path)
+        if len(documents) == 1 and _is_of_another_tool(documents[0]):
+            raise ClientError(
+                f"{path} is the configuration of another tool and no {KIND}: "
+                f"lora convert {shlex.quote(path)} -f NEW.yaml makes one from it"
+            )
         resource = one_resource(documents, path)
     except ConfigError as error:
         raise ClientError(str(error)) from error
-    if FIELDS.keys() & resource.keys() and not _OURS & resource.keys():
-        raise ClientError(
-            f"{path} is the configuration of another tool and no {KIND}: "
-            f"lora convert {shlex.quote(path)} -f NEW.yaml makes one from it"
-        )
     others = [d for d in documents if d is not resource and isinstance(d, Mapping)]
     return Document(resource=resource, others=tuple(_title(other) for other in others))
+
+
+def _is_of_another_tool(document: object) -> bool:
+    return isinstance(document, dict) and bool(FIELDS.keys() & document.keys()) and not TOP_FIELDS & document.keys()
 
 
 def _title(document: Mapping[str, Any]) -> str:

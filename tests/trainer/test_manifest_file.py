@@ -7,6 +7,7 @@ from tests.unit.builders import make_manifest
 from lora_trainer.errors import ConfigError
 from lora_trainer.manifest_file import MOST_CHARACTERS, load_manifest
 
+MUST_HOLD_ONE = "must hold one LoRAFineTune (lora-operator.io/v1alpha1); lora init writes one"
 GOOD = """\
 apiVersion: lora-operator.io/v1alpha1
 kind: LoRAFineTune
@@ -70,9 +71,13 @@ def test_a_mistyped_manifest_gets_one_sentence(right: str, wrong: str, sentence:
     ("text", "sentence"),
     [
         ("", "t.yaml holds nothing: must hold one LoRAFineTune (lora-operator.io/v1alpha1)"),
-        ("a\n---\nb", "t.yaml holds no object: must hold one"),
+        ("a\n---\nb", "t.yaml holds no resource: must hold one"),
         (f"{GOOD}---\n{GOOD}", "holds 2 resources of kind LoRAFineTune: must hold one"),
         ("kind: ConfigMap\n---\nkind: Secret", "holds resources of kind ConfigMap, Secret: must hold one"),
+        ("kind: Secret\nstringData: {key: s3cr3t}", f"t.yaml holds a resource of kind Secret: {MUST_HOLD_ONE}"),
+        ("kind: Deployment\nmetadata: {name: a}\nspec: {replicas: 2}", f"of kind Deployment: {MUST_HOLD_ONE}"),
+        ("kind: Config\nusers: [{name: a, user: {token: s3cr3t}}]", f"of kind Config: {MUST_HOLD_ONE}"),
+        ("auths: {registry: {auth: s3cr3t}}", f"t.yaml holds no resource: {MUST_HOLD_ONE}"),
         (
             f"kind: ConfigMap\n---\n{GOOD.replace('LoRAFineTune', 'LoRAFinetune')}",
             'its kind "LoRAFinetune" is written LoRAFineTune',
@@ -87,8 +92,10 @@ def test_a_mistyped_manifest_gets_one_sentence(right: str, wrong: str, sentence:
     ],
 )
 def test_a_file_that_is_no_manifest_gets_a_sentence(text: str, sentence: str) -> None:
-    """However odd it is; what expands without end is not expanded."""
-    assert sentence in refusal(text)
+    """However odd it is; what expands without end is not expanded, and nothing is quoted that may be secret."""
+    refused = refusal(text)
+    assert sentence in refused
+    assert "s3cr3t" not in refused
 
 
 def test_other_documents_merged_keys_and_what_kubectl_prints_are_taken() -> None:

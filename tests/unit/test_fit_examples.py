@@ -105,7 +105,7 @@ def test_the_claim_for_adapters_has_one_size_wherever_it_is_made() -> None:
     """Ten runs of an 8B model, while they train."""
     root = EXAMPLES.parent
     notes = "helm/lora-finetune-operator/templates/NOTES.txt"
-    files = ("examples/quickstart-inputs.yaml", "examples/team.yaml", "docs/install.md", notes)
+    files = ("examples/quickstart-inputs.yaml", "examples/team.yaml", "docs/install.md", "docs/quickstart.md", notes)
     sizes = {file: CLAIM.findall((root / file).read_text(encoding="utf-8")) for file in files}
     assert sizes == {file: ["20Gi"] for file in files}
     assert plan(read("private-data.yaml")[1]).claim_bytes * 10 < 20 * 2**30

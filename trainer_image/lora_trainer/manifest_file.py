@@ -13,6 +13,8 @@ from lora_trainer.errors import ConfigError
 
 MOST_CHARACTERS = 3 * 2**20
 """What the API server takes of one request; a manifest has a few hundred."""
+TOP_FIELDS = frozenset(("apiVersion", "kind", "metadata", "spec"))
+"""Of a manifest."""
 _MERGE, _TIMESTAMP, _INTEGER = (f"tag:yaml.org,2002:{kind}" for kind in ("merge", "timestamp", "int"))
 _FLOAT = "tag:yaml.org,2002:float"
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
@@ -52,24 +54,32 @@ def read_documents(text: str, name: str) -> tuple[Any, ...]:
 
 
 def one_resource(documents: Sequence[Any], name: str) -> Mapping[str, Any]:
-    """The one LoRAFineTune among the documents. A file of one object is taken for it, whatever its kind, so that what
-    is wrong with it can be said field by field. Raises `ConfigError`."""
+    """The one LoRAFineTune among the documents. Raises `ConfigError`.
+
+    A file of one object whose kind is missing or misspelt is taken for it, so that what is wrong with it can be said
+    field by field; anything else may hold secrets, and is neither quoted nor sent.
+    """
     objects = [document for document in documents if isinstance(document, dict)]
     tunes = [document for document in objects if document.get("kind") == KIND]
     if len(tunes) == 1:
         return tunes[0]
-    if len(objects) == len(documents) == 1:
-        return objects[0]
     must = f"must hold one {KIND} ({API_VERSION})"
     if len(tunes) > 1:
         raise ConfigError(
             f"{name} holds {len(tunes)} resources of kind {KIND}: {must}; put each into a file of its own"
         )
-    kinds = [str(document.get("kind")) for document in objects]
+    kinds = [str(document["kind"]) for document in objects if "kind" in document]
     near = nearest(KIND, kinds)
-    hint = f'; its kind "{near}" is written {KIND}' if near else ""
-    what = f"resources of kind {', '.join(kinds)}" if kinds else "no object" if documents else "nothing"
-    raise ConfigError(f"{name} holds {what[:200]}: {must}{hint}")
+    if len(objects) == len(documents) == 1 and (near or (not kinds and TOP_FIELDS & objects[0].keys())):
+        return objects[0]
+    hint = f'; its kind "{near}" is written {KIND}' if near else "; lora init writes one"
+    raise ConfigError(f"{name} holds {_held(documents, kinds)}: {must}{hint}")
+
+
+def _held(documents: Sequence[Any], kinds: Sequence[str]) -> str:
+    if not kinds:
+        return "no resource" if documents else "nothing"
+    return f"{'a resource' if len(kinds) == 1 else 'resources'} of kind {', '.join(kinds)[:200]}"
 
 
 class AliasesError(yaml.MarkedYAMLError):

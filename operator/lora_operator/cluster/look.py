@@ -1,6 +1,7 @@
 """Looking at the children of one LoRAFineTune: what `decide` is given, for the operator's turns and for `explain`."""
 
-from collections.abc import Awaitable, Callable, Container, Iterable
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
 from lora_operator.cluster.api import FINETUNES, JOBS, LEAST_IN_CHUNK, PODS, Api, ApiError, Object, UnreachableError
@@ -18,6 +19,23 @@ MOST_PODS = 512
 # Of a run: it has two or three, but anyone who may create Jobs can make thousands that are a run's by their name and
 # controller reference, each of which may be read, and deleted, in a turn.
 MOST_JOBS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a live read found of a run: by name the uid by which the cache is to know each Job, empty where it is to
+    know none, and the uids of the pods."""
+
+    jobs: Mapping[str, str]
+    pods: frozenset[str]
+
+    def is_in(self, cache: Cache, finetune: FineTune) -> bool:
+        """Whether the cache still knows all of it: a watch that reports a lost label as a deletion, while this was read
+        or since, has dropped what is there."""
+        key, uid = key_of(finetune), finetune.uid
+        jobs = (cache.jobs.uid_at(Key(key.namespace, name)) == job_uid for name, job_uid in self.jobs.items())
+        pods = {pod.uid for pod in (*cache.pods.of(key, uid), *cache.pods.tombstones(key, uid))}
+        return all(jobs) and self.pods <= pods
 
 
 def look(
@@ -84,26 +102,24 @@ def _most_telling(pods: tuple[PodView, ...], jobs: Iterable[JobView]) -> tuple[P
 
 async def read_live(
     cache: Cache, api: Api, finetune: FineTune, job_names: Iterable[str], *, resource: bool = True, pods: bool = True
-) -> dict[str, str]:
+) -> Found:
     """Read these Jobs of a resource and, with `pods`, their pods from the API server into the cache, and with
     `resource` that itself.
 
     Jobs are read by name and pods by the Job controller's own labels, so that nobody hides one by taking ours off. A
     list of pods, for which the API server goes over all of a namespace, is spared where it could show nothing new.
-    Returns by name the uid by which the cache is to know each Job, empty where it is to know none: a watch that
-    reports a lost label as a deletion while this reads, or soon after, takes a Job out of the cache that is there.
     Raises `ApiError` or `UnreachableError`.
     """
     job_names = tuple(job_names)
     if resource:
         await read_finetune(cache, api, finetune)
-    found, strangers = {}, set[str]()
+    found, strangers, listed = {}, set[str](), set[str]()
     for name in job_names:
         found[name], stranger = await _read_job(cache, api, finetune, name)
         strangers |= {stranger} - {""}
     if pods and not _knows_all_pods(cache, finetune, job_names):
-        await _read_pods(cache, api, finetune, job_names, strangers)
-    return found
+        listed = await _read_pods(cache, api, finetune, job_names, strangers)
+    return Found(jobs=found, pods=frozenset(listed))
 
 
 def _knows_all_pods(cache: Cache, finetune: FineTune, job_names: tuple[str, ...]) -> bool:
@@ -164,18 +180,22 @@ async def _read_job(cache: Cache, api: Api, finetune: FineTune, name: str) -> tu
 
 async def _read_pods(
     cache: Cache, api: Api, finetune: FineTune, job_names: tuple[str, ...], strangers: Container[str]
-) -> None:
-    """A Job's pods carry its uid, or it would let go of them. Of a Job that is gone only the name may be known, which a
-    stranger's may have by now."""
+) -> set[str]:
+    """The uids of the pods. A Job's carry its uid, or it would let go of them. Of a Job that is gone only the name may
+    be known, which a stranger's may have by now."""
     key = key_of(finetune)
     uids = {job.name: job.uid for job in cache.jobs.of(key, finetune.uid) if job.name in job_names}
     there, gone = set(uids.values()), set(job_names) - uids.keys()
+    found = set[str]()
     if there:
         listed, version = await _take_pods(cache, api, finetune, _selector(CONTROLLER_UID_LABEL, there))
         cache.pods.keep_only(key, finetune.uid, listed, version, lambda pod: pod.job_uid in there)
+        found |= listed
     if gone:
         listed, version = await _take_pods(cache, api, finetune, _selector(JOB_NAME_LABEL, gone), strangers)
         cache.pods.keep_only(key, finetune.uid, listed, version, lambda pod: pod.job_name in gone)
+        found |= listed
+    return found
 
 
 async def _take_pods(

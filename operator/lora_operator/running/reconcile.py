@@ -12,7 +12,7 @@ from lora_operator.cluster.cache import Cache, Key, key_of
 from lora_operator.cluster.carry_out import TryAgainError, Writer
 from lora_operator.cluster.child_events import ChildEvents
 from lora_operator.cluster.kueue import Kueue
-from lora_operator.cluster.look import is_locked_out, look, read_live
+from lora_operator.cluster.look import Found, is_locked_out, look, read_live
 from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.decision.decide import decide
@@ -40,21 +40,20 @@ _PATIENCE_FAILURES = 2
 class _Turn:
     """What has happened in a turn to the resource with this uid: a refusal, live reads, and a change of a Job.
 
-    `read` are the uids by name, empty for none, of the Jobs that were read, with their pods, and that no write has
-    followed yet; None before such a read. `resource`: the resource was read, too.
+    `read` is what a live read found that no write has followed yet; None before one. `resource`: the resource was read,
+    too.
     """
 
     uid: str
     rejection: Rejection | None = None
-    read: Mapping[str, str] | None = None
+    read: Found | None = None
     resource: bool = False
     patched: bool = False
 
-    def has_read(self, job_names: Iterable[str], known: Callable[[str], str]) -> bool:
-        """Whether all of these Jobs were read, and are still `known` by the uids that they had; reading none is a read,
-        too. What a watch has dropped since may have lost its label alone."""
+    def has_read(self, job_names: Iterable[str], cache: Cache, finetune: FineTune) -> bool:
+        """Whether all of these Jobs were read, with their pods, and are still known; reading none is a read, too."""
         read = self.read
-        return read is not None and all(name in read and known(name) == read[name] for name in job_names)
+        return read is not None and read.jobs.keys() >= set(job_names) and read.is_in(cache, finetune)
 
     def forget_reads(self) -> None:
         """What was read is of a time before a write, or says nothing of a Job that has turned up."""
@@ -195,7 +194,7 @@ class Reconciler:
         The resource that was read may name a later attempt, whose Job was not read: a plan rests on the Jobs that it
         names itself.
         """
-        unread = not turn.has_read(plan.job_names, lambda name: self._cache.jobs.uid_at(Key(key.namespace, name)))
+        unread = not turn.has_read(plan.job_names, self._cache, finetune)
         disputed = unread and self._contention.is_disputed(key, finetune, plan.status)
         # A status alone is guarded by the version of the resource on which it rests.
         resource = not turn.resource and (disputed or bool(plan.create or plan.patch or plan.delete))
@@ -205,8 +204,7 @@ class Reconciler:
                 self._events.read_anew(key)
             # After the verdict it is the Jobs alone that may yet have to be stopped.
             pods = not result_of(finetune.status)
-            found = await read_live(self._cache, self._api, finetune, plan.job_names, resource=resource, pods=pods)
-            turn.read = {**(turn.read or {}), **found}
+            turn.read = await read_live(self._cache, self._api, finetune, plan.job_names, resource=resource, pods=pods)
             turn.resource |= resource
             return True
         if not self._needs_events(key, finetune, plan) or self._watch_events(key, finetune) is None:

@@ -51,6 +51,7 @@ def no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(MANIFEST)
     (tmp_path / "config.json").write_text(CONFIG)
+    (tmp_path / "secret.yaml").write_text("apiVersion: v1\nkind: Secret\nstringData: {token: s3cr3t}\n")
     (tmp_path / "claim.yaml").write_text(MANIFEST.replace("hf://acme/model", "pvc://models/base"))
     (tmp_path / "axolotl.yaml").write_text("base_model: a/b\nlora_r: 8\nwandb_project:\n")
     (tmp_path / "twice.yaml").write_text(f"{MANIFEST}---\n{MANIFEST}")
@@ -73,7 +74,10 @@ def no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["validate", "-f", "none.yaml"], "none.yaml cannot be read (No such file or directory)"),
         (["validate", "-f", "bytes"], "bytes is not text in UTF-8"),
         (["validate", "-f", "twice.yaml"], "holds 2 resources of kind LoRAFineTune"),
-        (["validate", "-f", "config.json"], "does not answer"),
+        (["validate", "-f", "run.yaml"], "does not answer"),
+        (["validate", "-f", "config.json"], "config.json holds no resource: must hold one LoRAFineTune"),
+        (["run", "-f", "secret.yaml"], "secret.yaml holds a resource of kind Secret: must hold one LoRAFineTune"),
+        (["plan", "-f", "secret.yaml", "--config", "config.json"], "of kind Secret: must hold one LoRAFineTune"),
         (["clone", "tone", "--set", "rank"], "--set rank names no field and value"),
         (
             ["clone", "tone", "--set", "scheduling.nodeSelector.nvidia.com/gpu.product=L4"],
@@ -141,6 +145,7 @@ def test_whatever_goes_wrong_is_one_sentence(
     assert main(arguments) == 1
     out, err = capsys.readouterr()
     assert want in err
+    assert "s3cr3t" not in err
     assert out == ""
     assert err.startswith("lora: ")
     assert err.count("\n") == 1
