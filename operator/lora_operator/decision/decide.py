@@ -339,7 +339,8 @@ def _refused(case: Case, finding: Finding) -> Plan:
     plan = _await(case, situation, accepted)
     patient = finding.reason is Reason.NAME_CONFLICT
     again_s = case.config.resync_interval_s if patient else case.config.retry_max_s
-    full = case.observed.rejection is not None and finding.reason is Reason.QUOTA_EXCEEDED
+    rejected = case.observed.rejection
+    full = rejected is not None and rejected.kind == "Job" and finding.reason is Reason.QUOTA_EXCEEDED
     room, due_s = no_longer_needed(case) if full else (), pending_left_s(case, job, pods, situation)
     return dataclasses.replace(plan, delete=room, requeue_after_s=again_s, due_in_s=due_s)
 
