@@ -74,6 +74,7 @@ def test_a_mistyped_manifest_gets_one_sentence(right: str, wrong: str, sentence:
         ("a\n---\nb", "t.yaml holds no resource: must hold one"),
         (f"{GOOD}---\n{GOOD}", "holds 2 resources of kind LoRAFineTune: must hold one"),
         ("kind: ConfigMap\n---\nkind: Secret", "holds resources of kind ConfigMap, Secret: must hold one"),
+        ("kind:\nspec: {}", "kind is missing"),
         ("kind: Secret\nstringData: {key: s3cr3t}", f"t.yaml holds a resource of kind Secret: {MUST_HOLD_ONE}"),
         ("kind: Deployment\nmetadata: {name: a}\nspec: {replicas: 2}", f"of kind Deployment: {MUST_HOLD_ONE}"),
         ("kind: Config\nusers: [{name: a, user: {token: s3cr3t}}]", f"of kind Config: {MUST_HOLD_ONE}"),

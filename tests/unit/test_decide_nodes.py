@@ -115,6 +115,16 @@ def test_a_node_that_is_done_counts_while_a_proxy_keeps_its_pod(removed: int) ->
     assert f"container istio-proxy of pod {done.name} runs on" in condition(plan, "Complete")["message"]
 
 
+def test_a_node_that_its_job_has_counted_before_its_pods_end_is_seen_counts_once() -> None:
+    """Else the pod that the third node lacks would be taken for one that was removed."""
+    finetune = make_finetune(spec={"resources": {"nodes": 3}})
+    job = make_job(spec={"backoffLimit": 6}, status={"active": 1, "succeeded": 1})
+    late = outlasted_pod(0, {"terminated": {"exitCode": 0}}, index=1)
+    plan = plan_for(finetune, jobs=(job,), pods=(running_pod(index=0), late))
+    assert stated(plan, "PodsReady")[0] == "False"
+    assert "2 of 3 pods run" in condition(plan, "Complete")["message"]
+
+
 @pytest.mark.parametrize(("code", "phase"), [(75, "Running"), (0, "Failed")], ids=["failed", "to be made anew"])
 def test_a_node_whose_pod_is_made_anew_is_not_done(code: int, phase: str) -> None:
     """Its trainer has failed, or another container, which fails the pod."""

@@ -98,6 +98,14 @@ def test_a_resumption_goes_alone_where_more_is_refused_and_is_reported_where_it_
         assert f"false again, but Job {job.name} is not resumed yet" in condition(plan, "Suspended")["message"]
 
 
+def test_a_suspended_job_that_is_being_deleted_is_not_said_to_be_resumed() -> None:
+    """No change of it is sent any more, and no condition says why it is late."""
+    job = make_job(spec={"suspend": True}, annotations={"lora-operator.io/suspend": "true"}, deleting=True)
+    plan = plan_for(make_finetune(spec={"suspend": False}), jobs=(job,))
+    assert plan.patch == ()
+    assert "not resumed yet" not in condition(plan, "Suspended")["message"]
+
+
 def test_retries_and_deadline_follow_the_spec() -> None:
     """Also where the deadline is taken away."""
     finetune = make_finetune(spec={"maxRetries": 0})

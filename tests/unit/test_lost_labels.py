@@ -7,7 +7,7 @@ from tests.unit.builders import NAMESPACE, condition_object, job_name, make_job_
 from tests.unit.turns import Object, World, pod_at
 
 from lora_operator.cluster.api import PODS
-from lora_operator.views.names import CONTROLLER_UID_LABEL, JOB_NAME_LABEL
+from lora_operator.views.names import CONTROLLER_UID_LABEL, JOB_NAME_LABEL, SUSPEND_ANNOTATION
 from lora_operator.views.wording import instant
 
 
@@ -105,3 +105,36 @@ async def test_a_pod_that_is_gone_since_it_was_listed_is_read_once_more_and_no_o
     await world.turn()
     assert len(lists) == 2
     assert len([line for line in world.server.asked if line.startswith("POST") and line.endswith("/jobs")]) == 1
+
+
+@pytest.mark.parametrize("kind", ["Job", "Pipeline"])
+@pytest.mark.parametrize("attempt", [1, 2])
+@pytest.mark.parametrize("names_job", [False, True])
+async def test_no_pod_whose_marks_contradict_each_other_holds_up_a_turn(
+    kind: str, attempt: int, names_job: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its label is of one Job, and its owner has the name of another: the list of each has the pod or has it not."""
+    world = World(spec={"suspend": True}, status={"attempt": 1, "jobName": job_name()})
+    world.tell_job(status={"active": 1, "startTime": instant(minutes_ago(58))})
+    suspended = {"annotations": {SUSPEND_ANNOTATION: "true"}, "spec": {"suspend": True}}
+    world.server.patched = make_job_object(version="60", status={"active": 1}, **suspended)
+    forged = pod_at("40", name="forged", attempt=2, phase="Pending", created_at=minutes_ago(5))
+    forged["metadata"]["labels"] |= {CONTROLLER_UID_LABEL: "job-1", JOB_NAME_LABEL: job_name(2) if names_job else ""}
+    owner = {"apiVersion": "example.com/v1", "kind": kind, "name": job_name(attempt), "uid": "nowhere"}
+    forged["metadata"]["ownerReferences"] = [{**owner, "controller": True}]
+    pods = [labelled(running("15")), forged]
+    for pod in pods:
+        world.cache.pods.put(pod)
+    ask, lists = world.server.request, []
+
+    async def request(method: str, path: str, query: Any = None, *more: Any, **options: Any) -> Object:
+        if method != "GET" or path != PODS.path(NAMESPACE):
+            return await ask(method, path, query, *more, **options)
+        lists.append(path)
+        label, _, values = query["labelSelector"].rstrip(")").partition(" in (")
+        found = [pod for pod in pods if pod["metadata"]["labels"].get(label) in values.split(",")]
+        return {"items": found, "metadata": {"resourceVersion": "100"}}
+
+    monkeypatch.setattr(world.server, "request", request)
+    await world.turn()
+    assert (world.server.patches(), len(lists) <= 4) == (1, True)

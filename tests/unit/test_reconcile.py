@@ -17,6 +17,7 @@ from tests.unit.builders import (
     make_pod_object,
     make_summary,
     make_workload_object,
+    minutes_ago,
 )
 from tests.unit.turns import KEY, Object, World, pod_at
 
@@ -272,6 +273,27 @@ async def test_a_job_that_somebody_else_makes_by_the_name_of_one_that_is_gone_ho
     await world.turn()
     assert world.condition("Failed")["reason"] == "BackoffLimitExceeded"
     assert len(world.server.asked) <= 4
+
+
+async def test_what_a_queue_says_of_a_run_that_waits_is_read_live_only_where_it_is_written() -> None:
+    """The run was preempted, and the status names its last pod: a list of the namespace's pods for each message of
+    Kueue would be a thousand of them whenever a thousand runs wait."""
+    world = World(status={"attempt": 1, "jobName": job_name(), "podName": f"{job_name()}-0-abcde"})
+    world.kueue.served = True
+    suspended = condition_object("Suspended", since=minutes_ago(20))
+    world.tell_job(version="21", queue="gpus", spec={"suspend": True}, status={"conditions": [suspended]})
+    evicted = condition_object("Evicted", since=minutes_ago(21), reason="Preempted", message="Preempted")
+    asked = []
+    for number in range(32):
+        message = f"insufficient unused quota, {number} more needed"
+        pending = condition_object("QuotaReserved", "False", reason="Pending", message=message)
+        workload = make_workload_object(pending, evicted)
+        workload["metadata"]["resourceVersion"] = str(100 + number)
+        world.cache.workloads.put(workload)
+        await world.turn()
+        asked.append(len(world.server.asked))
+        world.now_s += 1
+    assert asked[1] == asked[-1] > 0
 
 
 @pytest.mark.parametrize("spec", [{"suspend": True}, {"maxRetries": 0}, {"activeDeadlineSeconds": 9000}])

@@ -68,7 +68,7 @@ def one_resource(documents: Sequence[Any], name: str) -> Mapping[str, Any]:
         raise ConfigError(
             f"{name} holds {len(tunes)} resources of kind {KIND}: {must}; put each into a file of its own"
         )
-    kinds = [str(document["kind"]) for document in objects if "kind" in document]
+    kinds = [str(document["kind"]) for document in objects if document.get("kind")]
     near = nearest(KIND, kinds)
     if len(objects) == len(documents) == 1 and (near or (not kinds and TOP_FIELDS & objects[0].keys())):
         return objects[0]

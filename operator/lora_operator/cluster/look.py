@@ -188,13 +188,13 @@ async def _read_pods(
     there, gone = set(uids.values()), set(job_names) - uids.keys()
     found = set[str]()
     if there:
-        listed, version = await _take_pods(cache, api, finetune, _selector(CONTROLLER_UID_LABEL, there))
-        cache.pods.keep_only(key, finetune.uid, listed, version, lambda pod: pod.job_uid in there)
-        found |= listed
+        found, version = await _take_pods(cache, api, finetune, _selector(CONTROLLER_UID_LABEL, there))
+        cache.pods.keep_only(key, finetune.uid, found, version, lambda pod: pod.job_uid in there)
     if gone:
         listed, version = await _take_pods(cache, api, finetune, _selector(JOB_NAME_LABEL, gone), strangers)
-        cache.pods.keep_only(key, finetune.uid, listed, version, lambda pod: pod.job_name in gone)
+        # Marks of a forged pod may contradict each other: what the first list holds is not dropped for the second.
         found |= listed
+        cache.pods.keep_only(key, finetune.uid, found, version, lambda pod: pod.job_name in gone)
     return found
 
 

@@ -70,7 +70,7 @@ def still_held(state: Finding, job: JobView, place: Place | None, policy: Policy
         ours = workload.suspend_intent is True and not workload.active
     else:
         ours = place is None and job.suspend_intent is True
-    if policy.suspend or not job.suspended or not ours:
+    if policy.suspend or not job.suspended or job.deleting or not ours:
         return state
     what = f"Workload {workload.name}" if workload else f"Job {job.name}"
     message = (

@@ -214,7 +214,7 @@ def nodes_with(is_there: Callable[[PodView], bool], nodes: int, job: JobView, po
     yet to count a pod that a proxy keeps from ending.
     """
     there = {pod.index for pod in pods if is_there(pod) or is_done(pod)}
-    counted = {pod.index for pod in pods if pod.phase == "Succeeded"}
+    counted = {pod.index for pod in pods if is_done(pod) and not pod.outlasting}
     return min(len(there) + max(0, job.succeeded - len(counted)), nodes)
 
 

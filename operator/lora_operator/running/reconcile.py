@@ -130,7 +130,7 @@ class Reconciler:
             observed = await self._observe(key, finetune, turn)
             config = paced(self._config, running=len(self._poller))
             plan = decide(finetune, observed, config, self._now())
-            if self._holds_back(key, plan, turn) or await self._reads_more(key, finetune, plan, turn):
+            if self._holds_back(key, plan, turn) or await self._reads_more(finetune, observed, plan, turn):
                 continue
             with DecisionLine(finetune, plan) as line:
                 if turn.rejection is None or plan.patch:
@@ -188,17 +188,20 @@ class Reconciler:
         turn.rejection = turn.rejection or refusal
         return held
 
-    async def _reads_more(self, key: Key, finetune: FineTune, plan: Plan, turn: _Turn) -> bool:
+    async def _reads_more(self, finetune: FineTune, observed: Observed, plan: Plan, turn: _Turn) -> bool:
         """Whether more had to be read before such a plan may be carried out, so that all is to be decided anew.
 
         The resource that was read may name a later attempt, whose Job was not read: a plan rests on the Jobs that it
         names itself.
         """
+        key = key_of(finetune)
         unread = not turn.has_read(plan.job_names, self._cache, finetune)
         disputed = unread and self._contention.is_disputed(key, finetune, plan.status)
         # A status alone is guarded by the version of the resource on which it rests.
         resource = not turn.resource and (disputed or bool(plan.create or plan.patch or plan.delete))
-        news = plan.read_for_status and not self._writer.is_written(finetune, plan.status)
+        changed = plan.read_for_status and not self._writer.is_written(finetune, plan.status)
+        # Much of it waits, and is replaced until then: each sentence that a queue has for a run.
+        news = changed and self._postponed_s(key, finetune, observed, plan) is None
         if (plan.read_first or news or disputed) and (resource or unread):
             if disputed:
                 self._events.read_anew(key)
