@@ -264,7 +264,8 @@ class Witness:
             if workload is None or "deletionTimestamp" in job["metadata"]:
                 continue
             admitted = condition_of(workload["status"], "QuotaReserved").get("status") == "True"
-            waits = {"SuspendedExternally"} if not workload["spec"]["active"] else {"Queued", "Preempted"}
+            held = "SuspendedByUser" if is_held(workload) else "SuspendedExternally"  # the former while it is refused
+            waits = {held} if not workload["spec"]["active"] else {"Queued", "Preempted"}
             if run["spec"]["suspend"]:
                 assert is_held(workload), f"a run that its user holds is in its queue: {workload}"
                 assert not admitted, f"a run that its user holds has quota: {workload}"

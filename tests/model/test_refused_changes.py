@@ -39,7 +39,7 @@ def _reported(world: World) -> dict[str, str]:
     ("queue", "denied", "suspended"),
     [(False, "backoffLimit", "True"), (True, "backoffLimit", "True"), (False, "suspend", "False")],
 )
-def test_a_suspension_frees_the_gpus_though_another_change_of_the_job_is_denied(
+def test_a_run_is_suspended_and_resumed_though_another_change_of_its_job_is_denied(
     queue: bool, denied: str, suspended: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each change that is denied is tried about once a minute, and the denial is reported."""
@@ -69,5 +69,14 @@ def test_a_suspension_frees_the_gpus_though_another_change_of_the_job_is_denied(
         held = [workload["spec"]["active"] for workload in world.server.all("workloads")]
         assert held == ([False] if queue else [])
         assert sum(request.method == "PATCH" for request in world.network.requests[before:]) <= 20
+        world.life.client.patch(world.life.path("lorafinetunes", "tone"), {"spec": {"suspend": False}})
+        for _ in range(2):
+            world.settle()
+            world.pass_time(60)
+            world.controllers.catch_up()
+        world.settle()
+        assert [job["spec"]["suspend"] for job in world.server.all("jobs")] == [False]
+        assert _reported(world)["Suspended"] == "False"
+        assert [workload["spec"]["active"] for workload in world.server.all("workloads")] == ([True] if queue else [])
     finally:
         world.close()

@@ -264,9 +264,10 @@ def ended_pod(
     return make_pod(**{**said, "state": {"terminated": ended}, **changes})
 
 
-def outlasted_pod(code: int, proxy: Mapping[str, Any]) -> PodView:
+def outlasted_pod(code: int, proxy: Mapping[str, Any], **changes: Any) -> PodView:
     """A pod whose trainer has ended, and into which somebody put a proxy in that state."""
-    document = make_pod_object(phase="Running", state={"terminated": {"exitCode": code, "reason": "Error"}})
+    ended = {"terminated": {"exitCode": code, "reason": "Error"}}
+    document = make_pod_object(**{"phase": "Running", "state": ended, **changes})
     document["status"]["containerStatuses"].append({"name": "istio-proxy", "state": dict(proxy)})
     return parse_pod(document)
 

@@ -17,6 +17,7 @@ from tests.unit.builders import (
     make_pod,
     make_summary,
     minutes_ago,
+    outlasted_pod,
     running_pod,
     with_status,
 )
@@ -99,6 +100,27 @@ def test_a_node_that_is_done_counts_when_its_pod_is_removed(nodes: int, run: int
     plan = plan_for(finetune, jobs=(job,), pods=pods, progress=publishing)
     assert stated(plan) == (("Unknown", "Publishing") if ready else ("False", "PendingTimeout"))
     assert (stated(plan, "PodsReady")[0] == "True") is ready
+
+
+@pytest.mark.parametrize("removed", [0, 1])
+def test_a_node_that_is_done_counts_while_a_proxy_keeps_its_pod(removed: int) -> None:
+    """Its Job has not counted it, but no pod is awaited. Whoever holds its GPUs is named."""
+    spec = {"resources": {"nodes": 2 + removed}, "pendingTimeoutSeconds": 60}
+    publishing = Progress(phase=Phase.PUBLISHING, step=400, total_steps=400)
+    job = make_job(spec={"backoffLimit": 6}, status={"active": 2, "succeeded": removed})
+    first, done = running_pod(index=0), outlasted_pod(0, {"running": {}}, index=1)
+    plan = plan_for(make_finetune(spec=spec), jobs=(job,), pods=(first, done), progress=publishing)
+    assert (stated(plan), stated(plan, "PodsReady")[0]) == (("Unknown", "Publishing"), "True")
+    assert (plan.due_in_s, plan.status["podName"]) == (None, first.name)
+    assert f"container istio-proxy of pod {done.name} runs on" in condition(plan, "Complete")["message"]
+
+
+@pytest.mark.parametrize(("code", "phase"), [(75, "Running"), (0, "Failed")], ids=["failed", "to be made anew"])
+def test_a_node_whose_pod_is_made_anew_is_not_done(code: int, phase: str) -> None:
+    """Its trainer has failed, or another container, which fails the pod."""
+    job, first = make_job(spec={"backoffLimit": 6}), running_pod(index=0)
+    other = outlasted_pod(code, {"terminated": {"exitCode": 1}}, index=1, phase=phase)
+    assert stated(plan_for(TWO, jobs=(job,), pods=(first, other)), "PodsReady")[0] == "False"
 
 
 REFUSED = 'pods "support-tone-3" is forbidden: exceeded quota: gpus, used: requests.nvidia.com/gpu=24'

@@ -347,11 +347,16 @@ def test_how_one_ended_counts_though_its_job_is_deleted_before_that_was_read() -
 
 
 @pytest.mark.parametrize(
-    ("message", "goes"), [("exceeded quota: jobs, used: count/jobs.batch=1", True), ("denied the request", False)]
+    ("kind", "message", "goes"),
+    [
+        ("Job", "exceeded quota: jobs, used: count/jobs.batch=1", True),
+        ("Job", "denied the request", False),
+        ("Service", "exceeded quota: services, used: services=5", False),
+    ],
 )
-def test_its_ended_job_makes_room_where_a_quota_refuses_the_training(message: str, goes: bool) -> None:
+def test_its_ended_job_makes_room_where_a_quota_refuses_the_training(kind: str, message: str, goes: bool) -> None:
     """Once the status has what it found; else a run would wait for its own preflight, and runs for each other's."""
-    refusal = Rejection(kind="Job", name=job_name(), code=403, reason="Forbidden", message=message)
+    refusal = Rejection(kind=kind, name=job_name(), code=403, reason="Forbidden", message=message)
     first = plan_for(finetune(), jobs=(looked(),), pods=(reporting_pod(),), rejection=refusal)
     assert (stated(first, "PreflightPassed")[0], first.delete) == ("True", ())
     stored = with_status(finetune(), first.status)

@@ -23,7 +23,7 @@ from tests.unit.builders import (
 
 from lora_operator.decision.decide import decide
 from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import FineTune, Observed, Patch, Plan
+from lora_operator.views.model import FineTune, Observed, Patch, Plan, Rejection
 from lora_operator.views.names import QUEUE_LABEL, SUSPEND_ANNOTATION
 from lora_operator.views.observe import parse_workload
 from lora_operator.views.wording import instant
@@ -294,6 +294,17 @@ def test_the_training_job_waits_where_a_run_was_suspended_during_its_preflight()
     over = dataclasses.replace(finished_job(stage="preflight"), queue="gpus")
     plan = plan_for(held, jobs=(over,))
     assert (plan.create, stated(plan, "Complete")[1]) == ((), "SuspendedByUser")
+
+
+def test_a_run_whose_return_to_its_queue_is_refused_says_so() -> None:
+    """It was nobody else who deactivated the Workload."""
+    rejection = Rejection(kind="Workload", name="job-job-1", code=422, reason="Invalid", message="no")
+    workload = make_workload(PENDING, active=False, intent="true")
+    (back,) = plan_for(run(maxRetries=5), jobs=(held_job(),), workloads=(workload,), rejection=rejection).patch
+    assert (back.kind, back.body["spec"]) == ("Workload", {"active": True})
+    plan = plan_for(run(maxRetries=5), jobs=(held_job(),), workloads=(workload,), rejection=rejection, refused=(back,))
+    assert (plan.patch, stated(plan, "Suspended")[:2]) == ((), ("True", "SuspendedByUser"))
+    assert "false again, but Workload job-job-1 is not resumed yet" in stated(plan, "Suspended")[2]
 
 
 def test_a_job_that_was_made_before_the_label_stays_out_of_the_queue() -> None:

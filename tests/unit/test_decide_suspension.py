@@ -1,6 +1,7 @@
 """What the operator does where a run is suspended or another mutable field changes."""
 
 from tests.unit.builders import (
+    job_name,
     make_finetune,
     make_job,
     minutes_ago,
@@ -10,6 +11,7 @@ from tests.unit.builders import (
 from tests.unit.plans import ATTEMPTED, condition, plan_for, stated
 from tests.unit.world import World
 
+from lora_operator.views.model import Rejection
 from lora_operator.views.wording import instant
 
 
@@ -78,6 +80,22 @@ def test_a_suspension_by_somebody_else_is_reported_and_not_fought() -> None:
     assert plan.patch == ()
     assert stated(plan, "Suspended") == ("True", "SuspendedExternally")
     assert plan.requeue_after_s is None
+
+
+def test_a_resumption_goes_alone_where_more_is_refused_and_is_reported_where_it_is_refused_itself() -> None:
+    """It was nobody else who suspended the Job."""
+    rejection = Rejection(kind="Job", name=job_name(), code=422, reason="Invalid", message="no")
+    job = make_job(spec={"suspend": True}, annotations={"lora-operator.io/suspend": "true"})
+    finetune = make_finetune(spec={"suspend": False, "maxRetries": 5})
+    (alone,) = plan_for(finetune, jobs=(job,), rejection=rejection).patch
+    assert alone.body == {
+        "metadata": {"annotations": {"lora-operator.io/suspend": "false"}},
+        "spec": {"suspend": False},
+    }
+    for facts in ({"rejection": rejection, "refused": (alone,)}, {"undone": plan_for(finetune, jobs=(job,)).patch}):
+        plan = plan_for(finetune, jobs=(job,), **facts)
+        assert (plan.patch, stated(plan, "Suspended")) == ((), ("True", "SuspendedByUser"))
+        assert f"false again, but Job {job.name} is not resumed yet" in condition(plan, "Suspended")["message"]
 
 
 def test_retries_and_deadline_follow_the_spec() -> None:

@@ -16,6 +16,7 @@ from tests.unit.builders import (
     make_pod,
     make_summary,
     minutes_ago,
+    outlasted_pod,
     running_pod,
     waiting_pod,
     with_status,
@@ -132,6 +133,24 @@ WAITING: dict[str, tuple[FineTune, JobView, tuple[PodView, ...], float | None]] 
         job_since(50),
         (make_pod(created_at=minutes_ago(8)), make_pod(index=1, created_at=minutes_ago(1))),
         120,
+    ),
+    "of several nodes, since a pod was made, where the other node is done": (
+        with_status(make_finetune(spec=OF_TWO_NODES), ready_since(50).status),
+        job_since(50),
+        (make_pod(created_at=minutes_ago(1)), ended_pod(0, index=1, ended_at=minutes_ago(40))),
+        540,
+    ),
+    "of several nodes, since a pod was made, where the other node is done and its pod removed": (
+        with_status(make_finetune(spec=OF_TWO_NODES), ready_since(50).status),
+        make_job(status={"startTime": instant(minutes_ago(50)), "succeeded": 1}),
+        (make_pod(created_at=minutes_ago(1)),),
+        540,
+    ),
+    "of several nodes, since a pod was made, where a proxy keeps the other, which is done": (
+        with_status(make_finetune(spec=OF_TWO_NODES), ready_since(50).status),
+        job_since(50),
+        (make_pod(created_at=minutes_ago(1)), outlasted_pod(0, {"running": {}}, index=1)),
+        540,
     ),
     "since its pod was made, where that before was drained unseen": (
         ready_since(50),

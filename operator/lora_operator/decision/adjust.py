@@ -4,11 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from lora_operator.decision.quota import Place
 from lora_operator.rendering.render import suspend_annotation
 from lora_operator.views.budget import Used, backoff_limit, seconds_left
+from lora_operator.views.conditions import Finding
 from lora_operator.views.model import JobView, Patch
 from lora_operator.views.names import RELABELLED_ANNOTATION
 from lora_operator.views.request import Policy
+from lora_trainer.contract.reasons import Reason
 
 MOST_RELABELLED = 3
 
@@ -51,12 +54,30 @@ def adjust(
 
 
 def suspension_alone(patch: Patch | None) -> Patch | None:
-    """The part of a patch that suspends the Job, where the whole was refused; None where it suspends nothing."""
-    if patch is None or not patch.body.get("spec", {}).get("suspend"):
+    """The part of a patch that suspends or resumes the Job, where the whole was refused; None where it does neither."""
+    suspend = patch.body.get("spec", {}).get("suspend") if patch is not None else None
+    if patch is None or suspend is None:
         return None
     return Patch(
-        name=patch.name, body={"metadata": {"annotations": suspend_annotation(True)}, "spec": {"suspend": True}}
+        name=patch.name, body={"metadata": {"annotations": suspend_annotation(suspend)}, "spec": {"suspend": suspend}}
     )
+
+
+def still_held(state: Finding, job: JobView, place: Place | None, policy: Policy) -> Finding:
+    """The state, except that of a Job which the operator suspended and has yet to resume: nobody else holds that."""
+    workload = place.workload if place else None
+    if workload is not None:
+        ours = workload.suspend_intent is True and not workload.active
+    else:
+        ours = place is None and job.suspend_intent is True
+    if policy.suspend or not job.suspended or not ours:
+        return state
+    what = f"Workload {workload.name}" if workload else f"Job {job.name}"
+    message = (
+        f"spec.suspend is false again, but {what} is not resumed yet: if this lasts, condition Accepted or "
+        "status.advice says why"
+    )
+    return dataclasses.replace(state, reason=Reason.SUSPENDED_BY_USER, message=message)
 
 
 def has_lost_labels(job: JobView) -> bool:

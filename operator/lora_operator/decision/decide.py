@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from lora_operator.decision.adjust import adjust, adjusted, suspension_alone
+from lora_operator.decision.adjust import adjust, adjusted, still_held, suspension_alone
 from lora_operator.decision.advice import advise
 from lora_operator.decision.case import Case, read_case
 from lora_operator.decision.checkpoint import checkpoint_saved
@@ -147,6 +147,8 @@ def _go_on(case: Case, stage: Stage, job: JobView) -> Plan:
         job, place, patches = _adjust(case, stage, job, place)
     scene = _scene(case, stage, job, place)
     situation = assess(scene)
+    state = still_held(situation.state, job, place, case.request.policy)
+    situation = dataclasses.replace(situation, state=state)
     if stage.trains and any(map(claims_success, scene.pods)):
         # Its Job has yet to count it, unless it is being deleted and never will: nothing gives the run up meanwhile.
         proof = proven_success(scene.pods, case.evidence) if job.deleting else None
@@ -162,14 +164,13 @@ def _adjust(
 ) -> tuple[JobView, Place | None, tuple[Patch, ...]]:
     """The patches that the spec's mutable part asks for, and what they make of the Job and of its place in a queue.
 
-    A suspension, which frees GPUs, goes first, and alone where something else of the Job was refused.
+    A suspension, which frees GPUs, goes first. It goes alone where something else of the Job was refused, and so does
+    its end: else the run would be held for as long as the refusal lasts.
     """
     policy, observed = case.request.policy, case.observed
     left_out, marks = observed.undone, marks_of(case.finetune, job.attempt, job.stage)
     change = adjust(job, policy, stage.pods(case), case.spent.run_s, marks)
     if observed.rejection is not None:
-        if not policy.suspend:
-            return job, place, ()
         left_out, change = (*left_out, *observed.refused), suspension_alone(change)
     holding = hold(place, policy) if place is not None else None
     wanted = (holding, change) if policy.suspend else (change, holding)
@@ -339,7 +340,8 @@ def _refused(case: Case, finding: Finding) -> Plan:
     plan = _await(case, situation, accepted)
     patient = finding.reason is Reason.NAME_CONFLICT
     again_s = case.config.resync_interval_s if patient else case.config.retry_max_s
-    full = case.observed.rejection is not None and finding.reason is Reason.QUOTA_EXCEEDED
+    rejected = case.observed.rejection
+    full = rejected is not None and rejected.kind == "Job" and finding.reason is Reason.QUOTA_EXCEEDED
     room, due_s = no_longer_needed(case) if full else (), pending_left_s(case, job, pods, situation)
     return dataclasses.replace(plan, delete=room, requeue_after_s=again_s, due_in_s=due_s)
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from lora_operator.decision.case import Case
 from lora_operator.decision.proof import Verdict, claims_success
-from lora_operator.decision.situation import Scene, Situation
+from lora_operator.decision.situation import Scene, Situation, nodes_with
 from lora_operator.decision.verdict import deadline_exceeded, out_of_retries
 from lora_operator.views import names
 from lora_operator.views.budget import is_spent
@@ -90,12 +90,13 @@ def _waiting_since(case: Case, job: JobView | None, pods: Sequence[PodView]) -> 
         moments.extend(_ends(case, job))
         moments.append(job.started_at or job.created_at)
         # No condition says when a pod of an early stage ceased to run. And one that was drained is gone, maybe unseen:
-        # the next is made when the last has ended. Of several nodes, once all have a pod, the first of those that wait.
-        one_by_one = case.request.pod.nodes == 1
-        moments.extend(pod.created_at for pod in pods if one_by_one or pod.stage != names.TRAIN)
-        living = [pod for pod in pods if not has_ended(pod)]
-        if len({pod.index for pod in living}) == case.request.pod.nodes:
-            moments.append(min((pod.created_at for pod in living if not is_running(pod)), default=None))
+        # the next is made when the last has ended. Of several nodes, once all that are not done have a pod, the first
+        # of those that wait.
+        nodes = case.request.pod.nodes
+        moments.extend(pod.created_at for pod in pods if nodes == 1 or pod.stage != names.TRAIN)
+        if nodes_with(lambda pod: not has_ended(pod), nodes, job, pods) == nodes:
+            waiting = (pod.created_at for pod in pods if not has_ended(pod) and not is_running(pod))
+            moments.append(min(waiting, default=None))
     held = previous_condition(case.finetune, Type.SUSPENDED)
     if held.get("status") == "True" or (job is not None and suspension_of(job) is not None):
         moments.append(case.now)  # let go just now, of which neither the status nor the Job's start says yet

@@ -17,6 +17,7 @@ from lora_operator.views.pods import (
     condition_of,
     failures_of,
     has_ended,
+    is_done,
     is_running,
     leader_first,
     newest_first,
@@ -184,7 +185,7 @@ def _with_pod(scene: Scene, pod: PodView) -> Situation:
         work = scene.stage.at_work(pod)
         return Situation(state=dataclasses.replace(work, message=work.message + _after(failures)), pod=pod)
     if is_running(pod) and _running_nodes(scene) == scene.nodes:
-        return Situation(state=_running(scene, failures), pod=pod, running=True)
+        return Situation(state=_but_held(_running(scene, failures), scene.pods), pod=pod, running=True)
     return Situation(state=_awaited(scene, pod, failures), pod=pod)
 
 
@@ -198,23 +199,23 @@ def _awaited(scene: Scene, pod: PodView, failures: Sequence[Finding]) -> Finding
 
 def _running_nodes(scene: Scene) -> int:
     """Nodes whose pod runs, or has done its part: the first one verifies and publishes when the others have ended."""
-    return _nodes_with(scene, is_running)
+    return nodes_with(is_running, scene.nodes, scene.job, scene.pods)
 
 
 def _lacks_pods(scene: Scene) -> bool:
     """Whether the Job has yet to make the pod of a node."""
-    return _nodes_with(scene, lambda pod: not has_ended(pod)) < scene.nodes
+    return nodes_with(lambda pod: not has_ended(pod), scene.nodes, scene.job, scene.pods) < scene.nodes
 
 
-def _nodes_with(scene: Scene, is_there: Callable[[PodView], bool]) -> int:
-    """Nodes with such a pod, and those that are done.
+def nodes_with(is_there: Callable[[PodView], bool], nodes: int, job: JobView, pods: Sequence[PodView]) -> int:
+    """Of so many nodes those with such a pod, and those that are done.
 
-    The machine of one that is done may be scaled down, and its pod removed with it: the Job has counted that.
+    The machine of one that is done may be scaled down, and its pod removed with it: the Job has counted that. It has
+    yet to count a pod that a proxy keeps from ending.
     """
-    there = {pod.index for pod in scene.pods if is_there(pod)}
-    done = {pod.index for pod in scene.pods if pod.phase == "Succeeded"}
-    removed = max(0, scene.job.succeeded - len(done))
-    return min(len(there | done) + removed, scene.nodes)
+    there = {pod.index for pod in pods if is_there(pod) or is_done(pod)}
+    counted = {pod.index for pod in pods if pod.phase == "Succeeded"}
+    return min(len(there) + max(0, job.succeeded - len(counted)), nodes)
 
 
 def _restarting(scene: Scene, failure: Finding) -> Finding:

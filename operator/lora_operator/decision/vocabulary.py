@@ -35,8 +35,8 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "Nothing.",
     ),
     Reason.SUSPENDED_BY_USER: Explanation(
-        "`spec.suspend` is true: no pod runs and no GPU is held.",
-        "Set `spec.suspend` to false to resume.",
+        "`spec.suspend` is true, or the Job is yet to be resumed: no pod runs and no GPU is held.",
+        "Set `spec.suspend` to false to resume. Where it is false, see the condition `Accepted`.",
     ),
     Reason.SUSPENDED_EXTERNALLY: Explanation(
         "The Job is suspended, though not by `spec.suspend`: a queue holds it, or a person.",

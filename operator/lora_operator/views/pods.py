@@ -22,6 +22,11 @@ def is_running(pod: PodView) -> bool:
     return pod.trainer.running and not has_ended(pod)
 
 
+def is_done(pod: PodView) -> bool:
+    """Whether the trainer has done its node's part, though a proxy may keep the pod from being counted yet."""
+    return pod.phase == "Succeeded" or (pod.trainer.exit_code == ExitCode.OK and pod.phase != "Failed")
+
+
 def was_disrupted(pod: PodView) -> bool:
     """Whether the cluster took the pod away: drained, preempted, evicted. Such an end does not count as a failure."""
     return condition_of(pod, "DisruptionTarget").status == "True"
