@@ -1,6 +1,7 @@
 """Operators in memory: the real shell on the model's API server, with a network that can fail."""
 
 import asyncio
+import copy
 import enum
 import random
 from collections.abc import Callable, Mapping
@@ -53,6 +54,7 @@ class Fault(enum.Enum):
     CRASH_BEFORE = "the operator dies before it is sent"
     CRASH_AFTER = "it is carried out, and the operator has died"
     MEANWHILE = "something else happens first"
+    OVERTAKEN = "something else happens before its answer arrives, and the watches bring it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +110,10 @@ class Network:
         if fault is Fault.ANSWER_LOST:
             await asyncio.sleep(REQUEST_TIMEOUT_S)
             raise UnreachableError("the answer was lost")
+        if fault is Fault.OVERTAKEN:
+            answer = copy.deepcopy(answer)
+            self.meanwhile()
+            await asyncio.sleep(0.01)
         await asyncio.sleep(0)
         return answer
 

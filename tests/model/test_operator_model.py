@@ -97,9 +97,13 @@ class ClusterLife(RuleBasedStateMachine):
         """The next request that fits goes wrong."""
         self.world.network.faults.append((fault, method))
 
-    @rule(data=st.data(), act=st.sampled_from(ACTS))
-    def meanwhile(self, data: st.DataObject, act: Callable[[Life], None]) -> None:
-        """Something happens between an operator's look and its next write."""
+    @rule(
+        data=st.data(),
+        act=st.sampled_from(ACTS),
+        fault=st.sampled_from([(Fault.MEANWHILE, ""), (Fault.OVERTAKEN, ""), (Fault.OVERTAKEN, "GET")]),
+    )
+    def meanwhile(self, data: st.DataObject, act: Callable[[Life], None], fault: tuple[Fault, str]) -> None:
+        """Something happens between an operator's look and its next write, or before an answer is there."""
         chance = self.chance
 
         def happen() -> None:
@@ -107,7 +111,7 @@ class ClusterLife(RuleBasedStateMachine):
             self.world.life.do(act)
 
         self.world.network.meanwhile = happen
-        self.world.network.faults.append((Fault.MEANWHILE, ""))
+        self.world.network.faults.append(fault)
         self.world.settle()
         self.world.network.meanwhile = lambda: None
 
