@@ -116,8 +116,9 @@ async def test_no_pod_whose_marks_contradict_each_other_holds_up_a_turn(
     """Its label is of one Job, and its owner has the name of another: the list of each has the pod or has it not."""
     world = World(spec={"suspend": True}, status={"attempt": 1, "jobName": job_name()})
     world.tell_job(status={"active": 1, "startTime": instant(minutes_ago(58))})
-    suspended = {"annotations": {SUSPEND_ANNOTATION: "true"}, "spec": {"suspend": True}}
-    world.server.patched = make_job_object(version="60", status={"active": 1}, **suspended)
+    world.server.patched = make_job_object(
+        version="60", status={"active": 1}, annotations={SUSPEND_ANNOTATION: "true"}, spec={"suspend": True}
+    )
     forged = pod_at("40", name="forged", attempt=2, phase="Pending", created_at=minutes_ago(5))
     forged["metadata"]["labels"] |= {CONTROLLER_UID_LABEL: "job-1", JOB_NAME_LABEL: job_name(2) if names_job else ""}
     owner = {"apiVersion": "example.com/v1", "kind": kind, "name": job_name(attempt), "uid": "nowhere"}
