@@ -37,7 +37,7 @@ from lora_trainer.contract.advice.rules import (
     of_estimate,
     spoken,
 )
-from lora_trainer.contract.config import DatasetFormat, DeviceConfig, Quantization, TrainConfig
+from lora_trainer.contract.config import DatasetFormat, DeviceConfig, Quantization, TrainConfig, TrainingConfig
 from lora_trainer.contract.fit.positions import Positions
 from lora_trainer.contract.preflight import Preflight
 from lora_trainer.contract.run_plan import RunPlan
@@ -477,6 +477,14 @@ ANY_FLOAT = st.floats(allow_nan=True, allow_infinity=True)
     ),
     preflight=None,
     plan=make_plan(quantization=Quantization.NF4, micro_batch_tokens=1024),
+    mixture=False,
+)
+@example(
+    config=dataclasses.replace(
+        make_config(), training=TrainingConfig(epochs=None, max_steps=1, effective_batch_size=0)
+    ),
+    preflight=make_preflight(),
+    plan=None,
     mixture=False,
 )
 def test_advice_before_a_training_is_total(

@@ -108,7 +108,7 @@ def _several_epochs(facts: Facts) -> Values | None:
     epochs, steps = training.epochs, None
     if epochs is None and rows is not None and training.max_steps is not None:
         epochs = training.max_steps * training.effective_batch_size / max(1, rows.training)
-        steps = rows.training // training.effective_batch_size
+        steps = rows.training // max(1, training.effective_batch_size)
     if epochs is None or epochs <= 1:
         return None
     return {"epochs": f"{epochs:.3g}", **({"steps": str(steps)} if steps else {})}
