@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 MOST_ROUNDS = 5
+MOST_REFUSED = 2
+"""Changes of a turn: all that is wanted of a Job, then its suspension or the end of that alone."""
 
 
 def index_of(pod: Object) -> int:
@@ -55,7 +57,7 @@ class World:
         """The resource as the operator reads it."""
         return parse_finetune(copy.deepcopy(self.finetune))
 
-    def observed(self, *, rejection: Rejection | None = None) -> Observed:
+    def observed(self, *, rejection: Rejection | None = None, refused: tuple[Patch, ...] = ()) -> Observed:
         """Everything that there is, with no lag."""
         running = any(self.state_of(pod) == "running" for pod in self.pods.values())
         return Observed(
@@ -63,6 +65,7 @@ class World:
             pods=tuple(self.pod_views()),
             progress=self.progress if running else None,
             rejection=rejection,
+            refused=refused,
         )
 
     def job_views(self) -> list[JobView]:
@@ -90,7 +93,10 @@ class World:
         if (plan.create or plan.patch) and self.refusal is not None:
             code, message = self.refusal
             rejection = Rejection(kind="Job", name="x", code=code, reason="", message=message)
-            plan = decide(self.view(), self.observed(rejection=rejection), self.config, self.now)
+            refused: tuple[Patch, ...] = ()
+            for _ in range(MOST_REFUSED):
+                refused += plan.patch
+                plan = decide(self.view(), self.observed(rejection=rejection, refused=refused), self.config, self.now)
             assert not plan.create
             assert not plan.patch
         self.apply(plan)
