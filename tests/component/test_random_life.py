@@ -91,7 +91,14 @@ class RandomLife:
             self.life.do(act)
         if self.dice.number(0, 1):
             self.sync_queues()
+        self.collect_pods()
         self.witness.look(self.see())
+
+    def collect_pods(self) -> None:
+        """Every 20 seconds the cluster's pod garbage collector fails pods that were deleted before they had a node."""
+        for pod in self.life.objects("pods"):
+            if "deletionTimestamp" in pod["metadata"] and not pod["spec"].get("nodeName"):
+                self.life.note_failure(pod)
 
     def change_queues(self) -> None:
         """Quota comes and goes, and Workloads with it."""

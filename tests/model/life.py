@@ -344,7 +344,7 @@ class Life:
             "finishedAt": self._time(),
         }
         if code:
-            self._note_failure(pod)
+            self.note_failure(pod)
         self._write(pod, "Failed" if code else "Succeeded", {"terminated": ended})
         if "deletionTimestamp" in pod["metadata"]:
             self._finish(pod)
@@ -352,11 +352,12 @@ class Life:
     def _finish(self, pod: Object) -> None:
         """The node is done with a pod that was deleted."""
         if not is_over(pod) and state_of(pod) == "waiting":
-            self._note_failure(pod)
+            self.note_failure(pod)
             self.client.patch(self.path("pods", pod["metadata"]["name"], "status"), {"status": {"phase": "Failed"}})
         self.client.delete(self.path("pods", pod["metadata"]["name"], query="gracePeriodSeconds=0"))
 
-    def _note_failure(self, pod: Object) -> None:
+    def note_failure(self, pod: Object) -> None:
+        """A pod of a run has failed, or is about to."""
         uid = pod["metadata"]["uid"]
         # A Job adopts a forged pod that has its labels, and counts its failure, too.
         self.failed.setdefault(self.forged.get(uid) or run_uid(pod), set()).add(uid)
