@@ -480,6 +480,12 @@ ANY_FLOAT = st.floats(allow_nan=True, allow_infinity=True)
     mixture=False,
 )
 @example(
+    config=dataclasses.replace(make_config(), training=TrainingConfig(effective_batch_size=33, micro_batch_size=0)),
+    preflight=None,
+    plan=None,
+    mixture=False,
+)
+@example(
     config=dataclasses.replace(
         make_config(), training=TrainingConfig(epochs=None, max_steps=1, effective_batch_size=0)
     ),

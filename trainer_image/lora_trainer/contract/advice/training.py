@@ -120,7 +120,7 @@ def _large_batch(facts: Facts) -> Values | None:
     if batch <= most:
         return None
     values = {"batch": count(batch), "smaller": str(most)}
-    if micro is not None and most % micro:
+    if micro and most % micro:
         divided = most - most % micro
         return (
             {**values, "smaller": str(divided)} if divided >= processes and divided else {**values, "micro": str(micro)}
