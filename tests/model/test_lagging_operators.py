@@ -47,6 +47,20 @@ def world() -> Iterator[World]:
     world.close()
 
 
+@pytest.fixture
+def training() -> Iterator[World]:
+    """A cluster with one operator and a run whose pod trains."""
+    world = World(Lucky())
+    world.start_operator()
+    world.life.client.post(world.life.path("lorafinetunes"), run_of("tone"))
+    world.pass_time(2)
+    world.controllers.catch_up()
+    world.life.start_pod()
+    world.pass_time(5)
+    yield world
+    world.close()
+
+
 def _job(world: World) -> Object:
     (job,) = world.server.all("jobs")
     return job
@@ -388,56 +402,36 @@ def test_a_run_beyond_the_limit_begins_when_another_was_deleted_whichever_watch_
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_a_job_that_lost_its_controller_gets_no_other_one_beside_it(*, restarted: bool) -> None:
+def test_a_job_that_lost_its_controller_gets_no_other_one_beside_it(training: World, *, restarted: bool) -> None:
     """Its pod was drained and the next is not made yet, when somebody takes the reference off; perhaps labels, too."""
-    world = World(Lucky())
-    try:
-        world.start_operator()
-        world.life.client.post(world.life.path("lorafinetunes"), run_of("tone"))
-        world.pass_time(2)
-        world.controllers.catch_up()
-        world.life.start_pod()
-        world.pass_time(5)
-        world.life.disrupt()
-        world.life.stop_all()
-        world.life.disown()
-        if restarted:
-            world.life.strip_labels()
-            world.operators[0].kill()
-        world.settle()
-        world.pass_time(60)
-        world.check()
-        (job,) = world.server.all("jobs")
-        assert [owner["controller"] for owner in job["metadata"]["ownerReferences"]] == [True]
-        world.controllers.catch_up()
-        world.pass_time(60)
-        world.check_rest()
-        assert _reasons(world) == ["Pending"]
-    finally:
-        world.close()
+    training.life.disrupt()
+    training.life.stop_all()
+    training.life.disown()
+    if restarted:
+        training.life.strip_labels()
+        training.operators[0].kill()
+    training.settle()
+    training.pass_time(60)
+    training.check()
+    (job,) = training.server.all("jobs")
+    assert [owner["controller"] for owner in job["metadata"]["ownerReferences"]] == [True]
+    training.controllers.catch_up()
+    training.pass_time(60)
+    training.check_rest()
+    assert _reasons(training) == ["Pending"]
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_an_operator_that_is_started_looks_for_the_pod_that_the_status_names(*, ended: bool) -> None:
+def test_an_operator_that_is_started_looks_for_the_pod_that_the_status_names(training: World, *, ended: bool) -> None:
     """It is being deleted, so that its Job does not count it as active, and it has lost a label: a list has it not."""
-    world = World(Lucky())
-    try:
-        world.start_operator()
-        world.life.client.post(world.life.path("lorafinetunes"), run_of("tone"))
-        world.pass_time(2)
-        world.controllers.catch_up()
-        world.life.start_pod()
-        world.pass_time(5)
-        (pod,) = world.server.all("pods")
-        path = world.life.path("pods", pod["metadata"]["name"])
-        world.life.client.patch(path, {"metadata": {"labels": {UID_LABEL: "other"}}})
-        world.life.client.delete(path)
-        world.controllers.catch_up()
-        world.pass_time(5)
-        if ended:
-            world.life.succeed()
-        world.settle()
-        assert _reasons(world) == ["Publishing" if ended else "Restarting"]
-        world.restart_at_rest()
-    finally:
-        world.close()
+    (pod,) = training.server.all("pods")
+    path = training.life.path("pods", pod["metadata"]["name"])
+    training.life.client.patch(path, {"metadata": {"labels": {UID_LABEL: "other"}}})
+    training.life.client.delete(path)
+    training.controllers.catch_up()
+    training.pass_time(5)
+    if ended:
+        training.life.succeed()
+    training.settle()
+    assert _reasons(training) == ["Publishing" if ended else "Restarting"]
+    training.restart_at_rest()
