@@ -80,7 +80,7 @@ test: servers
 	@$(MAKE) --no-print-directory lint
 	@$(PYTEST) -n $(WORKERS) tests
 
-# A part that fails keeps no other from running: all of them take two hours and a half.
+# A part that fails keeps no other from running: all of them take two hours.
 soak: servers
 	@$(MAKE) --no-print-directory --keep-going soak-generated soak-lives soak-cluster
 
