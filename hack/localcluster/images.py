@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import http.client
 import json
@@ -22,7 +23,7 @@ from localcluster.imagespec import IMAGES, PUBLIC_BASE, Image, stage, tag
 from localcluster.processes import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from localcluster.console import Console
 
@@ -69,7 +70,6 @@ class LocalBuilder:
 
     def build(self, image: Image) -> str:
         """Build unless the very content is built; returns the image's tag."""
-        base = base_image(self.day)
         name = self._local_name(image)
         wanted = name.rpartition(":")[2]
         if self._has(name):
@@ -79,11 +79,25 @@ class LocalBuilder:
         log = self.folder / f"{image.repository}.log"
         with self.console.step(f"build image {image.repository}:{wanted}", log=log):
             log.unlink(missing_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder / "tmp") as folder:
-                stage(image, settings.REPOSITORY, Path(folder))
-                arguments = build_arguments(image, name, base, Path(folder))
-                twice(lambda: self._buildah(arguments, log), self.console)
+            self._build(image, name, log)
         return wanted
+
+    def build_shared(self, images: Iterable[Image]) -> None:
+        """Build what images of one Dockerfile begin with, before they are built at the same time.
+
+        Each of them would make it for itself. Of two Buildah always finds the same one, so that a later build of the
+        image with the other one finds none of its layers: PyTorch would be installed a second time.
+        """
+        for image in {(each.dockerfile, each.shared): each for each in images if each.shared}.values():
+            log = self.folder / f"{image.repository}-{image.shared}.log"
+            log.unlink(missing_ok=True)
+            self._build(dataclasses.replace(image, target=image.shared), "", log)
+
+    def _build(self, image: Image, name: str, log: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=self.folder / "tmp") as folder:
+            stage(image, settings.REPOSITORY, Path(folder))
+            arguments = build_arguments(image, name, base_image(self.day), Path(folder))
+            twice(lambda: self._buildah(arguments, log), self.console)
 
     def remove_older(self, repository: str, image_tag: str) -> None:
         """Remove an image's other builds, a release's or the local cluster's; layers that a kept one shares stay.
@@ -187,16 +201,18 @@ def _debootstrap(archive: Path, log: Path) -> None:
 
 
 def build_arguments(image: Image, name: str, base: str, context: Path) -> tuple[str, ...]:
-    """What Buildah is asked to do, without what depends on the user's storage."""
+    """What Buildah is asked to do, without what depends on the user's storage. Nothing is named without a `name`."""
     host = []
     if _PIP_CONFIGURATION.exists():
         host.append(f"--secret=id=pip.conf,src={_PIP_CONFIGURATION}")
     if _CERTIFICATES.exists():
         host.append(f"--volume={_CERTIFICATES.parent}:{_CERTIFICATES.parent}:ro")
     return (
-        *("build", "--layers", "--isolation=chroot", "--network=host", *host),
+        # Else a failed build leaves its container, of the trainer's image with 6 GB.
+        *("build", "--layers", "--force-rm", "--isolation=chroot", "--network=host", *host),
         *([f"--target={image.target}"] if image.target else ()),
-        *(f"--build-arg=BASE_IMAGE={base}", f"--file={context / image.dockerfile}", f"--tag={name}"),
+        *(f"--build-arg=BASE_IMAGE={base}", f"--file={context / image.dockerfile}"),
+        *([f"--tag={name}"] if name else ()),
         str(context),
     )
 
@@ -220,6 +236,7 @@ def build_all(names: Sequence[str], builder: LocalBuilder) -> dict[str, str]:
         complete = builder.has_all(names)
         if not complete:
             builder.prepare()
+            builder.build_shared(IMAGES[name] for name in names)
         with ThreadPoolExecutor() as pool:
             tags = dict(zip(names, pool.map(lambda name: builder.build(IMAGES[name]), names), strict=True))
         if not complete:

@@ -24,7 +24,8 @@ EPOCH_S = 315532800
 class Image:
     """One image: its Dockerfile, with the stage of it that is built (the last one where there is none), and the files
     and folders that it copies, relative to the repository. `machine` are those of Debian packages of the machine that
-    builds it, which the Dockerfile finds in the folder of that name.
+    builds it, which the Dockerfile finds in the folder of that name. `shared` is the stage that other images of the
+    Dockerfile begin with too.
 
     `first_build_gib` is the free disk that its first build and its way to the node take.
     """
@@ -36,6 +37,7 @@ class Image:
     first_build_gib: int
     target: str = ""
     machine: tuple[str, ...] = ()
+    shared: str = ""
 
 
 # What holds a run's folder, without the rest of the trainer.
@@ -66,6 +68,7 @@ TRAINER = Image(
     inputs=("requirements/trainer.txt", "trainer_image/lora_trainer", *_ACCEPTANCE),
     # torch and CUDA: 6 GB in Buildah's storage and on the node, and 3 GB packed in the registry and on the node.
     first_build_gib=22,
+    shared="base",
 )
 PREFLIGHT = Image(
     name="preflight",
@@ -74,6 +77,7 @@ PREFLIGHT = Image(
     inputs=("requirements/preflight.txt", "trainer_image/lora_trainer"),
     first_build_gib=2,
     target="preflight",
+    shared="base",
 )
 SCRIPTED_TRAINER = Image(
     name="test-trainer",

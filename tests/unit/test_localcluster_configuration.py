@@ -319,6 +319,7 @@ def test_the_small_image_is_a_stage_of_the_trainers_file() -> None:
         r"^FROM \S+ AS (\w+)$", (settings.REPOSITORY / "trainer_image/Dockerfile").read_text(), re.MULTILINE
     )
     assert stages == ["base", "preflight", "trainer"]
+    assert {imagespec.PREFLIGHT.shared, imagespec.TRAINER.shared} == {"base"}
 
 
 def test_pip_sees_the_machines_settings_only_where_there_are_some(

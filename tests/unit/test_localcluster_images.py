@@ -18,7 +18,8 @@ case $1 in
 inspect) case "$(last "$@")" in LOCAL_BASE) exit 0 ;; *) exit 1 ;; esac ;;
 images) name=$(last "$@" | sed s/--filter=reference=//); echo "$name:old"; echo "$name:release-old" ;;
 build) case "$*" in *--tag=localhost/lora-operator:*) sleep 1 ;; esac
-  log "build on $(echo "$*" | sed 's/.*BASE_IMAGE=//; s/ .*//')" ;;
+  case "$*" in *--tag=*) what=build ;; *) what="build the stage $(echo "$*" | sed 's/.*--target=//; s/ .*//')" ;; esac
+  log "$what on $(echo "$*" | sed 's/.*BASE_IMAGE=//; s/ .*//')" ;;
 commit) log "commit $(last "$@")" ;;
 rmi) log "$*" ;;
 esac
@@ -53,12 +54,21 @@ def test_no_image_is_removed_while_another_one_is_built(tmp_path: Path, programs
     tags = images.build_all(["preflight", "operator"], images.LocalBuilder(cache=tmp_path, console=Console()))
     assert set(tags) == {"preflight", "operator"}
     assert (programs / "log").read_text().splitlines() == [
+        f"build the stage base on {LOCAL_BASE}",
         f"build on {LOCAL_BASE}",
         f"build on {LOCAL_BASE}",
         "rmi localhost/lora-preflight:old",
         "rmi localhost/lora-operator:old",
         "rmi localhost/lora-base:old",
     ]
+
+
+def test_what_two_images_begin_with_is_built_once_and_before_them(tmp_path: Path, programs: Path) -> None:
+    """Else both would make it at the same time, and a later build would find the layers of one of them alone."""
+    images.build_all(["trainer", "preflight"], images.LocalBuilder(cache=tmp_path, console=Console()))
+    first, *others = (programs / "log").read_text().splitlines()[:3]
+    assert first == f"build the stage base on {LOCAL_BASE}"
+    assert others == [f"build on {LOCAL_BASE}"] * 2
 
 
 def test_a_release_is_built_on_the_packages_of_its_day(tmp_path: Path, programs: Path) -> None:
@@ -71,6 +81,7 @@ def test_a_release_is_built_on_the_packages_of_its_day(tmp_path: Path, programs:
     assert (programs / "log").read_text().splitlines() == [
         "mmdebstrap",
         f"commit {base}",
+        f"build the stage base on {base}",
         f"build on {base}",
         f"build on {base}",
         "rmi localhost/lora-preflight:release-old",
