@@ -105,7 +105,7 @@ class _Operator:
             before = self._before.get(run.name)
             if before is not None and before.status != run.status:
                 changed += 1
-                self._metrics.observe(before, Observed(), run.status)
+                self._metrics.runs.observe(before, Observed(), run.status)
                 self._metrics.reconcile_seconds.observe(0.002 * (1 + changed % 10))
         self._before = {run.name: run for run in finetunes}
         self._metrics.reconciles.labels("success").inc(changed)

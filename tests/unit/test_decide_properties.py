@@ -345,7 +345,7 @@ def test_an_object_without_measure_costs_a_sentence(text: str, keys: set[str] | 
 def _counted(before: dict[str, Any], observed: Observed, status: dict[str, Any]) -> dict[str, str]:
     """The reason or cause under which each counter of runs' ends and restarts has counted something."""
     registry = CollectorRegistry()
-    Metrics(registry).observe(make_finetune(status=before), observed, status)
+    Metrics(registry).runs.observe(make_finetune(status=before), observed, status)
     samples = [sample for family in registry.collect() for sample in family.samples]
     named = ("lorafinetune_finished_total", "lorafinetune_restarts_total")
     return {s.name: s.labels.get("reason") or s.labels["cause"] for s in samples if s.name in named}

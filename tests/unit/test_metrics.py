@@ -59,7 +59,7 @@ def test_series_with_known_labels_are_there_before_the_first_event() -> None:
 def test_a_namespace_has_its_counters_before_anything_is_counted_there() -> None:
     """From a run's first status on, which is before it trains."""
     registry = CollectorRegistry()
-    Metrics(registry).observe(make_finetune(), Observed(), {})
+    Metrics(registry).runs.observe(make_finetune(), Observed(), {})
     used = {"namespace": NAMESPACE, "useful": "false"}
     assert registry.get_sample_value("lorafinetune_gpu_seconds_total", used) == 0.0
     for loss in Loss:
@@ -76,17 +76,17 @@ def test_an_hour_after_its_last_run_a_namespace_has_no_counters_and_begins_anew_
         samples = [sample for family in registry.collect() for sample in family.samples]
         return {sample.labels["namespace"] for sample in samples if "namespace" in sample.labels}
 
-    metrics.begin_at_zero(["brief", "lasting"])
-    metrics.finished.labels("brief", "failed", "Unknown").inc()
-    metrics.restarts.labels("brief", "Evicted").inc()
-    metrics.keep(["lasting"], 1000)
-    metrics.keep(["lasting"], 4600)
+    metrics.runs.begin_at_zero(["brief", "lasting"])
+    metrics.runs.finished.labels("brief", "failed", "Unknown").inc()
+    metrics.runs.restarts.labels("brief", "Evicted").inc()
+    metrics.runs.keep(["lasting"], 1000)
+    metrics.runs.keep(["lasting"], 4600)
     assert shown() == {"brief", "lasting"}
-    metrics.observe(make_finetune(), Observed(), {})
-    metrics.keep(["lasting"], 4601)
+    metrics.runs.observe(make_finetune(), Observed(), {})
+    metrics.runs.keep(["lasting"], 4601)
     assert shown() == {NAMESPACE, "lasting"}
-    metrics.begin_at_zero(["brief"])
-    metrics.keep(["lasting"], 8202)
+    metrics.runs.begin_at_zero(["brief"])
+    metrics.runs.keep(["lasting"], 8202)
     assert shown() == {"brief", "lasting"}
     used = {"namespace": "brief", "useful": "true"}
     assert registry.get_sample_value("lorafinetune_gpu_seconds_total", used) == 0.0

@@ -20,8 +20,8 @@ def test_labels_of_series_that_are_born_later_are_the_declared_ones() -> None:
     """The page cannot read them off a series that does not exist."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    metrics.finished.labels("n", "failed", "r").inc()
-    metrics.restarts.labels("n", "c").inc()
+    metrics.runs.finished.labels("n", "failed", "r").inc()
+    metrics.runs.restarts.labels("n", "c").inc()
     families = {family.name: family for family in registry.collect()}
     for name in ("lorafinetune_finished", "lorafinetune_restarts"):
         labels = ", ".join(f"`{label}`" for label in families[name].samples[0].labels)

@@ -25,16 +25,16 @@ async def test_what_is_counted_at_first_is_shown_once_a_scrape_has_seen_0_or_the
     for of, name, value in ((gc, "freeze", lambda: None), (operate, "FIRST_SCRAPE_S", 3600.0 if ends else 0.05)):
         monkeypatch.setattr(of, name, value)
     operator = make_operator()
-    operator.metrics.begin_at_zero([NAMESPACE])
+    operator.metrics.runs.begin_at_zero([NAMESPACE])
     leading = asyncio.create_task(operate._lead(operator))
     try:
         await asyncio.sleep(0)  # until it waits for the first of its parts
         assert operator.working
-        operator.metrics._add(operator.metrics.gpu_seconds.labels(*USELESS.values()).inc, 7)
+        operator.metrics.runs._add(operator.metrics.runs.gpu_seconds.labels(*USELESS.values()).inc, 7)
         assert counted(operator) == 0.0
         await (operate._wind_down(operator) if ends else asyncio.sleep(0.2))
         assert counted(operator) == 7.0
-        operator.metrics._add(operator.metrics.gpu_seconds.labels(*USELESS.values()).inc, 2)
+        operator.metrics.runs._add(operator.metrics.runs.gpu_seconds.labels(*USELESS.values()).inc, 2)
         assert counted(operator) == 9.0
     finally:
         leading.cancel()

@@ -94,7 +94,7 @@ async def test_a_list_of_everything_shows_which_namespaces_have_runs_no_more(mon
     operator = make_operator()
     operator.cache.finetunes.put(make_manifest())
     operator.begin_work()
-    operator.metrics.begin_at_zero(["left"])
+    operator.metrics.runs.begin_at_zero(["left"])
     operator.forget()
     assert {"left" in labels for _, labels in shown(operator)} == {True, False}
     begun = operator.api.clock.now()

@@ -85,10 +85,10 @@ def test_counters_follow_the_steps() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     old = ended_pod(137, reason="OOMKilled", name="old", phase="Failed", created_at=TRAINS)
-    metrics.observe(make_finetune(), Observed(pods=(old,)), going(podName="old"))
-    metrics.observe(make_finetune(status=going(podName="old")), Observed(pods=(old,)), going(podName="new"))
-    metrics.observe(make_finetune(status=going()), Observed(), ended("DatasetInvalid"))
-    metrics.observe(make_finetune(status=ended("DatasetInvalid")), Observed(), ended("DatasetInvalid"))
+    metrics.runs.observe(make_finetune(), Observed(pods=(old,)), going(podName="old"))
+    metrics.runs.observe(make_finetune(status=going(podName="old")), Observed(pods=(old,)), going(podName="new"))
+    metrics.runs.observe(make_finetune(status=going()), Observed(), ended("DatasetInvalid"))
+    metrics.runs.observe(make_finetune(status=ended("DatasetInvalid")), Observed(), ended("DatasetInvalid"))
     labels = {"namespace": NAMESPACE, "result": "failed", "reason": "DatasetInvalid"}
     assert registry.get_sample_value("lorafinetune_finished_total", labels) == 1.0
     assert registry.get_sample_value("lorafinetune_run_duration_seconds_sum", {"result": "failed"}) == 1800.0

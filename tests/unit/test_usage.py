@@ -178,8 +178,8 @@ class Watched:
         """A new process, in a new pod: it knows the namespaces that have runs, and is first scraped after its turns."""
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
-        self.metrics.hold()
-        self.metrics.begin_at_zero([] if self.is_deleted else [NAMESPACE])
+        self.metrics.runs.hold()
+        self.metrics.runs.begin_at_zero([] if self.is_deleted else [NAMESPACE])
 
     def look(self) -> None:
         """Until the operator rests."""
@@ -187,9 +187,9 @@ class Watched:
             before, observed = self.world.view(), self.world.observed()
             plan = self.world.step()
             if plan.status.get("_") == "changed":
-                self.metrics.observe(before, observed, self.world.status)
+                self.metrics.runs.observe(before, observed, self.world.status)
         self.prometheus.scrape(self.registry)
-        self.metrics.release()
+        self.metrics.runs.release()
         self.prometheus.scrape(self.registry)
 
     def trainers(self) -> list[Any]:
@@ -221,7 +221,7 @@ class Watched:
         assert (self.world.jobs, self.world.pods) == ({}, {})
         self.look()
         self.is_deleted = True
-        self.metrics.keep([], self.world.now.timestamp())
+        self.metrics.runs.keep([], self.world.now.timestamp())
         self.prometheus.scrape(self.registry)
 
 
@@ -275,10 +275,10 @@ def test_a_status_whose_write_failed_is_counted_with_the_one_that_follows() -> N
     later = {
         "usage": {"usefulGpuSeconds": 9, "wastedGpuSeconds": 4, "lostSteps": {"error": 3}, "countedUntil": instant(NOW)}
     }
-    metrics.observe(finetune, Observed(), later)
-    metrics.observe(with_status(finetune, later), Observed(), later)
+    metrics.runs.observe(finetune, Observed(), later)
+    metrics.runs.observe(with_status(finetune, later), Observed(), later)
     more = {"usage": {**later["usage"], "usefulGpuSeconds": 11, "countedUntil": instant(NOW + timedelta(seconds=1))}}
-    metrics.observe(with_status(finetune, later), Observed(), more)
+    metrics.runs.observe(with_status(finetune, later), Observed(), more)
     counted = {
         useful: registry.get_sample_value("lorafinetune_gpu_seconds_total", {"namespace": NAMESPACE, "useful": useful})
         for useful in ("true", "false")

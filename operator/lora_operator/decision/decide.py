@@ -10,15 +10,14 @@ from datetime import datetime
 from typing import Any
 
 from lora_operator.decision.adjust import adjust, adjusted, still_held, suspension_alone
-from lora_operator.decision.advice import advise
 from lora_operator.decision.case import Case, read_case
-from lora_operator.decision.checkpoint import checkpoint_saved
 from lora_operator.decision.expiry import expired_objects, may_go_on_unseen, on_the_way_out
+from lora_operator.decision.facts import milestones, resolution, with_counts, without_quota
 from lora_operator.decision.give_up import give_up, has_no_time_left, pending_left_s, waited_too_long
 from lora_operator.decision.notices import notices, recreated
 from lora_operator.decision.progress import follow_progress, next_question_s, stalled_since
 from lora_operator.decision.proof import Verdict, claims_success, proven_success
-from lora_operator.decision.quota import Place, held, hold, no_quota, place_of, quota_reserved, waits_for_user
+from lora_operator.decision.quota import Place, held, hold, place_of, quota_reserved, waits_for_user
 from lora_operator.decision.results import resolved_by_request
 from lora_operator.decision.situation import (
     Scene,
@@ -28,14 +27,13 @@ from lora_operator.decision.situation import (
     awaiting_superseded,
     held_by_user,
 )
-from lora_operator.decision.stages.order import STAGES, job_names, latest_job, makes_none, reached, superseded
-from lora_operator.decision.stages.preflight import advised, findings, no_longer_needed, planned
+from lora_operator.decision.stages.order import job_names, latest_job, makes_none, reached, superseded
+from lora_operator.decision.stages.preflight import no_longer_needed, planned
 from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.stages.train import TRAIN, failed_before_deletion
 from lora_operator.decision.status import Facts, Status, acceptance, final_status, ongoing_status, refreshed_status
 from lora_operator.decision.trouble import beyond_limit, trouble_of_rejection
 from lora_operator.decision.unseen import misses_pod, rests_on_unseen
-from lora_operator.decision.usage import count_usage
 from lora_operator.decision.verdict import deadline_exceeded, deleted_too_often
 from lora_operator.rendering.render import marks_of, render_job, render_service
 from lora_operator.views.conditions import (
@@ -50,7 +48,6 @@ from lora_operator.views.conditions import (
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.jobs import is_of
 from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView, soonest
-from lora_operator.views.names import QUEUE_LABEL
 from lora_operator.views.observe import parse_job
 from lora_operator.views.pods import is_running, leader_first
 from lora_operator.views.wording import block_of, sentence
@@ -240,7 +237,7 @@ def _watch(case: Case, scene: Scene, situation: Situation, resolved: Status | No
     answer = observed.progress if _reporter(scene.stage, job, scene.pods) else None
     facts = Facts(
         milestones=(
-            *_milestones(case, situation.state, scene.progress),
+            *milestones(case, situation.state, scene.progress),
             *((quota_reserved(place, situation.state),) if place else ()),
         ),
         attempt=job.attempt if trains else case.children.attempt,
@@ -248,14 +245,14 @@ def _watch(case: Case, scene: Scene, situation: Situation, resolved: Status | No
         job=job,
         resumed_by_others=place.resumed_by_others if place else job.suspend_intent is True and not job.suspended,
         pod=_shown_pod(case, situation) if trains else None,
-        resolved=resolved or _resolved(case),
+        resolved=resolved or resolution(case),
         found_out=answer.resolved if answer else None,
         progress=dict(scene.progress),
     )
     accepted = acceptance(job.name)
     if observed.rejection is not None:
         accepted = Condition(type=Type.ACCEPTED, holds=False, finding=trouble_of_rejection(observed.rejection))
-    status = ongoing_status(case.finetune, accepted, situation, _with_counts(case, facts, situation.state), case.now)
+    status = ongoing_status(case.finetune, accepted, situation, with_counts(case, facts, situation.state), case.now)
     plan = Plan(status=status, create=_service_again(case, scene, situation), events=notices(case.finetune, status))
     if situation.running and situation.pod is not None:
         wait_s = next_question_s(scene.progress, config.progress_interval_s, case.now)
@@ -304,15 +301,15 @@ def _end(case: Case, verdict: Verdict, accepted: Condition | None = None) -> Pla
     pods = leader_first(case.children.pods)
     progress = block_of(case.finetune.status, "progress")
     facts = Facts(
-        milestones=(*_milestones(case, verdict.finding, progress, verdict), *_without_quota(case, verdict.finding)),
+        milestones=(*milestones(case, verdict.finding, progress, verdict), *without_quota(case, verdict.finding)),
         attempt=case.children.attempt,
         job_name=case.job_name,
         job=job,
         pod=pods[0] if pods else None,
-        resolved=_resolved(case),
+        resolved=resolution(case),
         progress=dict(progress),
     )
-    counted = _with_counts(case, facts, verdict.finding, verdict)
+    counted = with_counts(case, facts, verdict.finding, verdict)
     accepted = accepted or acceptance(job.name if job else case.job_name)
     status = final_status(case.finetune, accepted, verdict, counted, case.now)
     return Plan(status=status, events=notices(case.finetune, status))
@@ -324,7 +321,7 @@ def _invalid(case: Case) -> Plan:
     remedy = "create a new LoRAFineTune with a corrected spec"
     finding = Finding(reason=Reason.CONFIG_INVALID, message=f"{sentence(message, _LONGEST_PROBLEMS)}: {remedy}")
     accepted = Condition(type=Type.ACCEPTED, holds=False, finding=finding)
-    facts = _with_counts(case, Facts(attempt=case.children.attempt, job_name=case.job_name), finding)
+    facts = with_counts(case, Facts(attempt=case.children.attempt, job_name=case.job_name), finding)
     status = final_status(case.finetune, accepted, Verdict(succeeded=False, finding=finding), facts, case.now)
     return Plan(status=status, events=notices(case.finetune, status))
 
@@ -358,39 +355,12 @@ def _await(case: Case, situation: Situation, accepted: Condition | None = None) 
     """No Job is there, and none is made for now."""
     progress = follow_progress(case.finetune, None, None, case.now)
     facts = Facts(
-        milestones=(*_milestones(case, situation.state, progress), *_without_quota(case, situation.state)),
+        milestones=(*milestones(case, situation.state, progress), *without_quota(case, situation.state)),
         attempt=case.children.attempt,
         job_name=case.job_name,
         pod=situation.pod,
         progress=progress,
     )
-    facts = _with_counts(case, facts, situation.state)
+    facts = with_counts(case, facts, situation.state)
     status = ongoing_status(case.finetune, accepted or acceptance(case.job_name), situation, facts, case.now)
     return Plan(status=status, events=notices(case.finetune, status), requeue_after_s=case.config.pending_check_s)
-
-
-def _with_counts(case: Case, facts: Facts, state: Finding, verdict: Verdict | None = None) -> Facts:
-    """With what was found out beforehand and counted over all attempts, and the advice that follows."""
-    usage = count_usage(case, facts.progress, verdict)
-    counted = dataclasses.replace(facts, spent=case.spent, retries=case.retries, usage=usage, findings=findings(case))
-    return dataclasses.replace(counted, advice=advise(case, state, *advised(case)))
-
-
-def _milestones(
-    case: Case, state: Finding, progress: Mapping[str, Any], verdict: Verdict | None = None
-) -> tuple[Condition, ...]:
-    conditions = [stage.condition(case, state, verdict) for stage in STAGES]
-    conditions.append(checkpoint_saved(case.request.train, progress, verdict))
-    return tuple(condition for condition in conditions if condition is not None)
-
-
-def _without_quota(case: Case, state: Finding) -> tuple[Condition, ...]:
-    """The condition QuotaReserved where no Job goes on; nothing for a run that is in no queue."""
-    job = latest_job(case)
-    queue = job.queue if job else case.request.pod.queue_labels.get(QUEUE_LABEL)
-    return (no_quota(state, queue),) if queue else ()
-
-
-def _resolved(case: Case) -> Status:
-    """What was resolved stays, unless a crash came before the first status of the run, or of the Job that trains."""
-    return case.resolved or resolved_by_request(case.request, case.rendered_image)

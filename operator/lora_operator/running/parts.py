@@ -71,7 +71,7 @@ class Operator:
             poller=self.poller,
             events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=time.monotonic, wake=self.wake),
             poster=self.poster,
-            count=metrics.observe,
+            count=metrics.runs.observe,
             now=self.api.clock.now,
             over_limit=self.run_limit.exceeded_by,
             looked_at=self.run_limit.update,
@@ -102,7 +102,7 @@ class Operator:
     def forget(self) -> None:
         """Drop what is kept of pods, and of namespaces, that a list of everything has shown to be gone."""
         self.poller.keep_only({pod.uid for pod in self.cache.pods})
-        self.metrics.keep({place.namespace for place in self.cache.finetunes.places()}, self._now_s())
+        self.metrics.runs.keep({place.namespace for place in self.cache.finetunes.places()}, self._now_s())
 
     def trouble(self) -> str:
         """Why the process is of no use any more; empty where all is well."""
@@ -146,7 +146,7 @@ class Operator:
         for key in {*self.cache.pods.owners_of_tombstones(), *self.cache.jobs.owners_of_tombstones()}:
             drop_stored(self.cache, key)
         places = self.cache.finetunes.places()
-        self.metrics.begin_at_zero({place.namespace for place in places})
+        self.metrics.runs.begin_at_zero({place.namespace for place in places})
         for key in places:
             self.wake(key)
         if self.config.run_metrics:
