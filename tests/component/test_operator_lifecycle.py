@@ -104,7 +104,7 @@ def test_retries_are_counted_over_a_deleted_job(stage: Stage, faults: Proofs) ->
         assert status(stage)["attempt"] == 2
 
 
-@pytest.mark.fault("B2.pressure")
+@pytest.mark.fault("B23")
 def test_a_node_that_evicts_every_pod_does_not_do_so_for_ever(stage: Stage, faults: Proofs) -> None:
     """The Job ignores each such end and would go on; the operator counts them, and stops it."""
     stage.start()
@@ -119,9 +119,15 @@ def test_a_node_that_evicts_every_pod_does_not_do_so_for_ever(stage: Stage, faul
         set_condition(stage, pod, "DisruptionTarget", "True", reason="TerminationByKubelet", message=stated)
         stage.end_pod(pod, 143)
         eventually(partial(_has_counted, stage, number), "it is counted")
-    faults.saw("B2.pressure", Run(stage=stage, name="tone"), cause="ephemeral-storage")
+    run = Run(stage=stage, name="tone")
+    faults.saw("B23.pressure", run, cause="ephemeral-storage")
     assert [advice["code"] for advice in status(stage)["advice"]] == ["NodePressure"]
-    eventually(partial(gone, stage.api, stage.path("jobs", job["metadata"]["name"])), "the Job is stopped")
+    ended = faults.remember(run)
+    with faults.proving("B23.stopped"):
+        eventually(partial(gone, stage.api, stage.path("jobs", job["metadata"]["name"])), "the Job is stopped")
+        run.be_looked_at()
+        assert run.jobs == []
+    faults.kept("B23.verdict", ended)
 
 
 def _has_deadline(stage: Stage, path: str, seconds: int) -> bool:

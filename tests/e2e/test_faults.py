@@ -8,7 +8,6 @@ from tests.e2e.support import (
     CLAIM,
     LONG,
     MODEL,
-    PATIENCE_S,
     SLOW,
     condition,
     finetune,
@@ -35,6 +34,7 @@ def test_a_broken_row_ends_the_run_with_file_and_line(installed: Installed, name
     assert (complete, reason) == ("False", "DatasetInvalid")
     assert "train.jsonl" in message
     assert "line 3" in message
+    assert [c["reason"] for c in ended["conditions"] if c["type"] == "CheckpointSaved"] == ["DatasetInvalid"]
     assert "Traceback" not in json.dumps(ended)
     assert len(pods(client, namespace)) == 1
 
@@ -44,9 +44,11 @@ def test_a_missing_model_ends_the_run_with_its_name(installed: Installed, namesp
     """The Hub has no such repository."""
     client = installed.client
     client.apply(CLAIM, rows(), finetune("nobody", model={"uri": "hf://nobody/no-such-model"}), namespace=namespace)
-    complete, reason, message = verdict(wait_end(client, namespace, "nobody"))
+    ended = wait_end(client, namespace, "nobody")
+    complete, reason, message = verdict(ended)
     assert (complete, reason) == ("False", "ModelNotFound")
     assert "nobody/no-such-model" in message
+    assert [c["reason"] for c in ended["conditions"] if c["type"] == "CheckpointSaved"] == ["ModelNotFound"]
 
 
 @pytest.mark.fault("B15.node")
@@ -84,6 +86,8 @@ def test_a_missing_config_map_is_named(installed: Installed, namespace: str) -> 
     client.apply(CLAIM, finetune("no-rows"), namespace=namespace)
     missing = wait_reason(client, namespace, "no-rows", "PodsReady", "ConfigMapNotFound")
     assert "rows" in missing["message"]
+    client.apply(rows(), namespace=namespace)
+    assert verdict(wait_end(client, namespace, "no-rows"))[:2] == ("True", "Succeeded")
 
 
 @pytest.mark.fault("B12.node")
@@ -117,7 +121,7 @@ def test_deleting_a_running_resource_frees_its_pod(installed: Installed, namespa
     client.apply(CLAIM, long_rows(), finetune("doomed", **LONG), namespace=namespace)
     wait_reason(client, namespace, "doomed", "Complete", "Training")
     pod = pods(client, namespace)[0]["metadata"]["name"]
-    client.kubectl("delete", "lft", "doomed", f"--namespace={namespace}", "--cascade=foreground", timeout_s=PATIENCE_S)
+    client.kubectl("delete", "lft", "doomed", f"--namespace={namespace}", "--cascade=background")
     client.wait(f"pod/{pod}", "delete", namespace=namespace, timeout_s=60)
     assert client.get("pvc", "adapters", f"--namespace={namespace}")["status"]["phase"] == "Bound"
 

@@ -130,6 +130,8 @@ def newcomer(installed: Installed, namespace: str, tiny_model: Path, tmp_path: P
     assert record is not None
     assert record.registry_port is not None
     builder = images.LocalBuilder(cache=settings.cache_directory(), console=Console())
+    # What the registry has the storage may lack, after a build of other content: there would be no layers to find.
+    images.build_all([each.name for each in (OPERATOR, TRAINER, PREFLIGHT)], builder)
     # There is Python, and no client before the README's commands install one.
     programs = tmp_path / "programs"
     programs.mkdir()

@@ -216,13 +216,29 @@ def _others_marks(before: Moment, now: Moment) -> list[str]:
     found = []
     for name, was in before.finetunes.items():
         found += _lost_marks(was, now.finetunes[name])
-        theirs = {c["type"]: c for c in was["status"]["conditions"] if c["type"] not in set(Type)}
-        still = {c["type"]: c for c in now.finetunes[name]["status"]["conditions"]}
-        found += [f"{kind} of {name} is {still.get(kind)}" for kind, c in theirs.items() if still.get(kind) != c]
     jobs = {job["metadata"]["uid"]: job for job in now.all_jobs()}
     for job in before.all_jobs():
         found += _lost_marks(job, jobs.get(job["metadata"]["uid"], {"metadata": {"name": job["metadata"]["name"]}}))
     return found
+
+
+def _others_conditions(before: Moment, now: Moment) -> list[str]:
+    was, is_now = (
+        {
+            (name, c["type"]): c
+            for name, finetune in moment.finetunes.items()
+            for c in finetune["status"]["conditions"]
+            if c["type"] not in set(Type)
+        }
+        for moment in (before, now)
+    )
+    if not was:
+        return ["there was no condition of somebody else"]
+    return [
+        f"{key} was {condition} and is {is_now.get(key)}"
+        for key, condition in was.items()
+        if is_now.get(key) != condition
+    ]
 
 
 def _lost_marks(was: Object, is_now: Object) -> list[str]:
@@ -245,4 +261,5 @@ HELD: Mapping[Kept, Callable[[Moment, Moment], list[str]]] = {
     Kept.MEMORY: _memory,
     Kept.OTHERS_OBJECT: _others_object,
     Kept.OTHERS_MARKS: _others_marks,
+    Kept.OTHERS_CONDITIONS: _others_conditions,
 }

@@ -55,14 +55,15 @@ class Kept(enum.Enum):
     JOBS = "The Jobs and what they specify"
     VERDICT = "The verdict"
     RETRIES = "No retry is used up: `maxRetries` holds for the run's own errors"
-    CLAIMS = "The claims and what lies on them"
+    CLAIMS = "The claims: none is deleted or changed"
     BEGINS = "The run begins once it may, in its first attempt"
     ENDS_WELL = "The run ends as it would have"
     ONE_WRITER = "One writer at a time: no two of a run's pods live at once"
     NO_WRITES = "The operator writes nothing"
     MEMORY = "The operator's memory grows by less than 8 MiB"
     OTHERS_OBJECT = "Somebody else's object, untouched"
-    OTHERS_MARKS = "Labels, annotations and conditions that others have put there"
+    OTHERS_MARKS = "Labels and annotations that others have put there"
+    OTHERS_CONDITIONS = "Conditions that others have put there"
 
     @property
     def key(self) -> str:

@@ -8,13 +8,14 @@ _WEIGHTS = Shown(key="weights", says="The trained weights on the checkpoint volu
 _NO_RETRY = Shown(key="no-retry", says="No retry is spent on it: there is no second pod")
 
 
-def _ends(key: str, reason: Reason, when: str = "") -> Sees:
-    """A verdict with the trainer's own sentence, in every condition that speaks of the end."""
+def _ends(key: str, reason: Reason, when: str = "", *, saved: bool = True) -> Sees:
+    """A verdict with the trainer's own sentence, in every condition that speaks of the end; `saved` where a checkpoint
+    is left."""
     conditions = {"Failed": ("True", reason), "Complete": ("False", reason), "ArtifactPublished": ("False", reason)}
     return Sees(
         key=key,
         when=when,
-        conditions={**conditions, "CheckpointSaved": ("True", None)},
+        conditions={**conditions, "CheckpointSaved": ("True", None) if saved else ("False", reason)},
         says=("{sentence}",),
         event=("Warning", reason),
     )
@@ -87,15 +88,15 @@ ROWS = (
         id="C5",
         fault="The data set is missing, empty, broken or in a form that was not promised",
         sees=(
-            _ends("invalid", Reason.DATASET_INVALID),
-            _ends("missing", Reason.DATASET_NOT_FOUND, "it does not exist"),
-            _ends("denied", Reason.DATASET_ACCESS_DENIED, "it may not be read"),
+            _ends("invalid", Reason.DATASET_INVALID, saved=False),
+            _ends("missing", Reason.DATASET_NOT_FOUND, "it does not exist", saved=False),
+            _ends("denied", Reason.DATASET_ACCESS_DENIED, "it may not be read", saved=False),
             Shown(
                 key="sentence",
                 says="The sentence names the file, the line and what is wrong with it",
                 by="by the trainer",
             ),
-            Shown(key="node", says="The same from a real data set", by="on a node, with the real trainer"),
+            Shown(key="node", says="The same from a broken row", by="on a node, with the real trainer"),
         ),
         keeps=(
             _NO_RETRY,
@@ -110,13 +111,13 @@ ROWS = (
         id="C6",
         fault="The model is not there, may not be read, or is of a kind that cannot be trained",
         sees=(
-            _ends("missing", Reason.MODEL_NOT_FOUND),
-            _ends("denied", Reason.MODEL_ACCESS_DENIED, "it may not be read"),
-            _ends("kind", Reason.CONFIG_INVALID, "it cannot be trained"),
+            _ends("missing", Reason.MODEL_NOT_FOUND, saved=False),
+            _ends("denied", Reason.MODEL_ACCESS_DENIED, "it may not be read", saved=False),
+            _ends("kind", Reason.CONFIG_INVALID, "it cannot be trained", saved=False),
             Shown(key="sentence", says="The sentence names the model", by="by the trainer"),
             Shown(
                 key="node",
-                says="The same, before a pod that trains exists where the model is fetched first",
+                says="The same from a missing model, before a pod that trains exists where the model is fetched first",
                 by="on a node, with the real trainer",
             ),
         ),
@@ -143,16 +144,16 @@ ROWS = (
         id="C8",
         fault="The loss is no number, or goes up for good",
         sees=(
-            _ends("non-finite", Reason.NON_FINITE_LOSS),
-            _ends("diverged", Reason.LOSS_DIVERGED, "it goes up for good"),
-            Shown(key="sentence", says="The sentence names the step", by="by the trainer"),
+            _ends("non-finite", Reason.NON_FINITE_LOSS, "after a checkpoint"),
+            _ends("diverged", Reason.LOSS_DIVERGED, "it goes up for good, after a checkpoint"),
+            Shown(key="sentence", says="The sentence names the step at which it ended the run", by="by the trainer"),
         ),
         keeps=(_NO_RETRY, Shown(key="checkpoint", says="The last good checkpoint", by="by the trainer")),
     ),
     Row(
         id="C9",
         fault="The volume fills up during a checkpoint",
-        sees=(_again("again"), _ends("last", Reason.STORAGE_FULL, "without a retry left")),
+        sees=(_again("again"), _ends("last", Reason.STORAGE_FULL, "without a retry left, after a checkpoint")),
         keeps=(
             Kept.ENDS_WELL,
             Shown(key="checkpoint", says="The last valid checkpoint", by="by the trainer"),
@@ -162,7 +163,7 @@ ROWS = (
         id="C10",
         fault="A checkpoint is cut short or damaged",
         sees=(
-            _ends("invalid", Reason.CHECKPOINT_INVALID, "none is whole"),
+            _ends("invalid", Reason.CHECKPOINT_INVALID, "none is whole", saved=False),
             Shown(key="falls-back", says="The trainer goes on from the one before", by="by the trainer"),
         ),
         keeps=(
@@ -187,7 +188,7 @@ ROWS = (
         id="C12",
         fault="A run is to go on from the checkpoint of other data or of another configuration",
         sees=(
-            _ends("mismatch", Reason.RESUME_MISMATCH),
+            _ends("mismatch", Reason.RESUME_MISMATCH, saved=False),
             Shown(key="sentence", says="The sentence names the field and both values", by="by the trainer"),
         ),
         keeps=(_NO_RETRY,),

@@ -52,7 +52,7 @@ ROWS = (
                 metric_does="does not count",
             ),
         ),
-        keeps=(Kept.OTHERS_MARKS, Kept.ONE_JOB, Kept.ENDS_WELL),
+        keeps=(Kept.OTHERS_MARKS, Kept.OTHERS_CONDITIONS, Kept.ONE_JOB, Kept.ENDS_WELL),
     ),
     Row(
         id="A4",
@@ -69,7 +69,7 @@ ROWS = (
     ),
     Row(
         id="A5",
-        fault="A watch gets 410 Gone, or etcd was compacted, while a Job is deleted",
+        fault="A watch gets 410 Gone, or events are lost, while a Job is deleted",
         sees=(Sees(key="recreated", event=("Warning", Reason.JOB_RECREATED), says=("{job}",)),),
         keeps=(
             Shown(key="relist", says="The list with which a watch is restarted shows that the Job does not exist"),
@@ -80,7 +80,7 @@ ROWS = (
     Row(
         id="A6",
         fault="A watch breaks: errors 403, 410, 429 and 500 in the stream, a cut, half a document",
-        sees=(Shown(key="restart", says="At worst a restart of the operator, which ends with exit code 1"),),
+        sees=(Shown(key="restart", says="Nothing: the operator watches again, and does not end"),),
         keeps=(
             Shown(key="served", says="A new run gets its Job and its verdict after each of them"),
             Shown(
@@ -98,13 +98,13 @@ ROWS = (
             Sees(
                 key="stands-still",
                 when="until the watch is restarted",
-                metric="lora_operator_watch_last_event_timestamp_seconds",
+                metric='lora_operator_watch_last_event_timestamp_seconds{{resource="{resource}"}}',
                 metric_does="stands still",
             ),
             Sees(
                 key="moves",
                 when="afterwards",
-                metric="lora_operator_watch_last_event_timestamp_seconds",
+                metric='lora_operator_watch_last_event_timestamp_seconds{{resource="{resource}"}}',
                 metric_does="goes on",
             ),
         ),
@@ -186,8 +186,13 @@ ROWS = (
             ),
             Sees(
                 key="left-out",
-                when="from the start, in one namespace of several",
+                when="from the start, in one namespace of several, to list or watch runs, Jobs or pods",
                 metric='lora_operator_left_out_namespace{{namespace="{namespace}"}}',
+                log=("may not {right} in namespace {namespace}:",),
+            ),
+            Sees(
+                key="named",
+                when="any other, from the start, in one namespace of several",
                 log=("may not {right} in namespace {namespace}:",),
             ),
             Sees(

@@ -46,13 +46,6 @@ ROWS = (
             Sees(
                 key="counts", when="then a new pod", conditions={"PodsReady": ("True", None)}, retries={"preempted": 1}
             ),
-            Sees(
-                key="pressure",
-                when="a node that evicts every pod of a run, more often than `maxRetries`",
-                conditions={"Failed": ("True", Reason.BACKOFF_LIMIT_EXCEEDED)},
-                says=("{cause}",),
-                advice="NodePressure",
-            ),
         ),
         keeps=(
             Kept.RETRIES,

@@ -83,7 +83,7 @@ ROWS = (
         ),
         keeps=(
             Kept.BEGINS,
-            Shown(key="restricted", says="A namespace that enforces `restricted` takes a run's pod as it is"),
+            Shown(key="restricted", says="A namespace that enforces `restricted` takes a run's pods as they are"),
         ),
     ),
     Row(
@@ -237,7 +237,7 @@ ROWS = (
     ),
     Row(
         id="B21",
-        fault="Of several nodes one gets no pod",
+        fault="Of several nodes the pod of one does not come up",
         sees=(
             Sees(
                 key="waits",
@@ -288,6 +288,22 @@ ROWS = (
                 says="The Job and its pods are the run's without their labels, or with changed ones, too: "
                 "by owner reference, name and uid",
             ),
+        ),
+    ),
+    Row(
+        id="B23",
+        fault="A node that is short of disk or memory evicts the pods of a run, more often than `maxRetries`",
+        sees=(
+            Sees(
+                key="pressure",
+                conditions={"Failed": ("True", Reason.BACKOFF_LIMIT_EXCEEDED)},
+                says=("{cause}",),
+                advice="NodePressure",
+            ),
+        ),
+        keeps=(
+            Shown(key="stopped", says="No GPU is held afterwards: the Job is gone, and no other is made"),
+            Kept.VERDICT,
         ),
     ),
 )

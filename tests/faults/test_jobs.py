@@ -215,7 +215,9 @@ def test_labels_and_annotations_that_others_put_on_the_job_are_left_there(stage:
     assert metadata["annotations"].items() >= theirs["annotations"].items()
 
 
-@pytest.mark.fault("B22.relabelled", "B22.put-back", "B22.labels", "B22.advice", "B22.one-job", "B22.ends-well")
+@pytest.mark.fault(
+    "B22.relabelled", "B22.put-back", "B22.others-marks", "B22.labels", "B22.advice", "B22.one-job", "B22.ends-well"
+)
 def test_a_job_whose_labels_are_taken_off_again_and_again_stays_the_runs(stage: Stage, faults: Proofs) -> None:
     """Three times they are put back; then advice says so, and the next operator too reads the Job by its name."""
     stage.start(resyncIntervalSeconds=1)
@@ -228,9 +230,12 @@ def test_a_job_whose_labels_are_taken_off_again_and_again_stays_the_runs(stage: 
     with faults.proving("B22.put-back"):
         for _ in range(_TIMES):
             _strip(stage, path, ours)
+            theirs = faults.remember(run)
             eventually(lambda: ours.items() <= stage.api.get(path)["metadata"]["labels"].items(), "they are put back")
             run.be_looked_at()
             faults.saw("B22.relabelled", since=before)
+            faults.kept("B22.others-marks", theirs)
+            assert stage.api.get(path)["metadata"]["labels"]["team"] == "search"
     _strip(stage, path, ours)
     faults.saw("B22.advice", run)
     run.be_looked_at()

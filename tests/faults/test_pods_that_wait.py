@@ -10,7 +10,7 @@ from tests.component.stage import Stage, node_metadata
 from tests.faults.one_run import begin, free_of_claims
 from tests.faults.proofs import Proofs
 
-from lora_operator.views.names import TRAINER_CONTAINER
+from lora_operator.views.names import PREFLIGHT, TRAINER_CONTAINER
 
 IMAGE = "registry.example/lora-trainer:test"
 NOT_FOUND = f'failed to pull and unpack image "{IMAGE}": failed to resolve reference "{IMAGE}": {IMAGE}: not found'
@@ -54,6 +54,8 @@ def test_an_image_name_that_is_none_ends_the_run_at_once(shared: Stage, faults: 
     ended = faults.remember(run)
     with faults.proving("B11.stopped"):
         eventually(lambda: not run.jobs, "the Job is gone, which would wait for ever")
+        run.be_looked_at()
+        assert run.jobs == []
     faults.kept("B11.verdict", ended)
 
 
@@ -110,6 +112,9 @@ def test_a_limit_range_is_reported_with_the_field_that_may_ask_for_less(stage: S
     stage.api.delete(stage.path("limitranges", "small"))
     with faults.proving("B14.restricted"):
         faults.kept("B14.begins", waiting)
+        looked, several = begin(stage, "b14-looked", preflight="Run"), begin(stage, "b14-two", resources={"nodes": 2})
+        eventually(lambda: looked.children("pods", PREFLIGHT), "the preflight has its pod")
+        eventually(lambda: len(several.pods) == 2, "each of two nodes has its pod")
 
 
 @pytest.mark.fault("B14.standard")
@@ -231,6 +236,8 @@ def test_of_several_nodes_the_one_that_is_missing_is_named_and_the_others_do_not
     with faults.proving("B21.freed"):
         eventually(lambda: not run.jobs, "the Job is gone, and with it the three pods that held GPUs")
         eventually(lambda: all(p["metadata"].get("deletionTimestamp") for p in run.pods), "the pods are ended")
+        run.be_looked_at()
+        assert run.jobs == []
     faults.kept("B21.verdict", ended)
 
 

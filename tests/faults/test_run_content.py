@@ -23,17 +23,19 @@ SAVED = SavedState(uri="pvc://adapters/tone/checkpoints", step=800)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """How the trainer ends, with its exit code and sentence; `retries` where another pod would follow."""
+    """How the trainer ends, with its exit code and sentence; `retries` where another pod would follow. `saved` where it
+    leaves a checkpoint: none before it trains, or without one that is whole."""
 
     code: int
     reason: Reason
     says: str
     retries: int = 3
+    saved: bool = True
 
     @property
     def message(self) -> str:
         """The termination message."""
-        return Summary(reason=self.reason, message=self.says, checkpoint=SAVED).to_message()
+        return Summary(reason=self.reason, message=self.says, checkpoint=SAVED if self.saved else None).to_message()
 
 
 UPLOAD = (
@@ -42,16 +44,25 @@ UPLOAD = (
 )
 ENDS: Mapping[str, End] = {
     "C5.invalid": End(
-        code=65, reason=Reason.DATASET_INVALID, says="chats.jsonl, line 17: missing field 'output': add it"
+        code=65, reason=Reason.DATASET_INVALID, says="chats.jsonl, line 17: missing field 'output': add it", saved=False
     ),
     "C5.missing": End(
-        code=66, reason=Reason.DATASET_NOT_FOUND, says="pvc://data/chats.jsonl: no such file: correct it"
+        code=66, reason=Reason.DATASET_NOT_FOUND, says="pvc://data/chats.jsonl: no such file: correct it", saved=False
     ),
-    "C5.denied": End(code=77, reason=Reason.DATASET_ACCESS_DENIED, says="hf://acme/chats is private: name a token"),
-    "C6.missing": End(code=66, reason=Reason.MODEL_NOT_FOUND, says="hf://acme/modle is not on the Hub: correct it"),
-    "C6.denied": End(code=77, reason=Reason.MODEL_ACCESS_DENIED, says="hf://acme/model is gated: accept its licence"),
+    "C5.denied": End(
+        code=77, reason=Reason.DATASET_ACCESS_DENIED, says="hf://acme/chats is private: name a token", saved=False
+    ),
+    "C6.missing": End(
+        code=66, reason=Reason.MODEL_NOT_FOUND, says="hf://acme/modle is not on the Hub: correct it", saved=False
+    ),
+    "C6.denied": End(
+        code=77, reason=Reason.MODEL_ACCESS_DENIED, says="hf://acme/model is gated: accept its licence", saved=False
+    ),
     "C6.kind": End(
-        code=64, reason=Reason.CONFIG_INVALID, says="hf://acme/model is a T5: only causal models are trained"
+        code=64,
+        reason=Reason.CONFIG_INVALID,
+        says="hf://acme/model is a T5: only causal models are trained",
+        saved=False,
     ),
     "C8.non-finite": End(code=70, reason=Reason.NON_FINITE_LOSS, says="step 812: the loss is NaN: lower learningRate"),
     "C8.diverged": End(
@@ -61,10 +72,15 @@ ENDS: Mapping[str, End] = {
         code=74, reason=Reason.STORAGE_FULL, says="pvc://adapters needs 12 MiB more: enlarge the claim", retries=0
     ),
     "C10.invalid": End(
-        code=78, reason=Reason.CHECKPOINT_INVALID, says="no checkpoint of 3 is whole: step-400 lacks a file"
+        code=78,
+        reason=Reason.CHECKPOINT_INVALID,
+        says="no checkpoint of 3 is whole: step-400 lacks a file",
+        saved=False,
     ),
     "C11.last": End(code=74, reason=Reason.UPLOAD_FAILED, says=UPLOAD, retries=0),
-    "C12.mismatch": End(code=78, reason=Reason.RESUME_MISMATCH, says="lora.rank was 16 and is 32: create a fresh run"),
+    "C12.mismatch": End(
+        code=78, reason=Reason.RESUME_MISMATCH, says="lora.rank was 16 and is 32: create a fresh run", saved=False
+    ),
     "C13.denied": End(
         code=77, reason=Reason.OUTPUT_ACCESS_DENIED, says="hf://acme/tone: 401: publish again with a new token"
     ),
@@ -92,14 +108,14 @@ ENDS: Mapping[str, End] = {
 def test_what_the_trainer_says_at_its_end_is_the_verdict(
     shared: Stage, faults: Proofs, promise: str, no_retry: str
 ) -> None:
-    """At once, in conditions, Event and STATE, without another pod; the last checkpoint is where it was said to be."""
+    """At once, in conditions, Event and STATE, without another pod; a last checkpoint is where it was said to be."""
     end = ENDS[promise]
     run = begin(shared, promise.lower().replace(".", "-"), maxRetries=end.retries)
     pod = run.running_pod()
     shared.end_pod(pod, end.code, end.message)
     said = faults.saw(promise, run, sentence=end.says)
     assert "{" not in said, "it is the sentence of the summary, not its text"
-    assert run.status["checkpoint"]["step"] == 800
+    assert run.status.get("checkpoint", {}).get("step") == (800 if end.saved else None)
     assert end.says in run.wait_event(end.reason.value)
     assert "artifact" not in run.status
     with faults.proving(*filter(None, [no_retry])):

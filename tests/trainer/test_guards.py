@@ -65,7 +65,7 @@ def test_a_loss_that_goes_up_for_good_ends_the_run() -> None:
     calm, guard = [3.0, 2.0, 1.5, *[1.0] * 30], LossGuard()
     observe([*calm, *[10.0] * DIVERGED_STEPS], guard)
     with pytest.raises(
-        NonFiniteLossError, match=r"the loss went from 1\.\d+ up to \d\.\d+ and stayed up for 20"
+        NonFiniteLossError, match=r"the loss went from 1\.\d+ up to \d\.\d+ and stayed up for 20 steps, until step \d+"
     ) as ended:
         observe([10.0] * 10, guard)
     assert (ended.value.reason, ended.value.code) == (Reason.LOSS_DIVERGED, 70)
@@ -88,6 +88,7 @@ def test_losses_of_a_healthy_run_never_end_it(losses: list[float]) -> None:
     assert guard.lowest == pytest.approx(min(losses), abs=3.0)
 
 
+@pytest.mark.fault("C8.checkpoint")
 def test_no_good_state_is_replaced_while_the_loss_is_up() -> None:
     """The guard says so from the first step above its threshold."""
     suspicious: list[bool] = []

@@ -141,6 +141,7 @@ def test_a_model_that_cannot_be_had_is_reported(
         find(server, tmp_path, uri, **environment)
     assert caught.value.reason is reason
     assert sentence in str(caught.value)
+    assert uri.removeprefix("hf://") in str(caught.value)
     assert "hf_" not in str(caught.value)
 
 

@@ -344,6 +344,7 @@ def test_a_model_that_cannot_be_trained_is_reported(
     with pytest.raises(kind) as caught:
         _load(Volumes(claims=tmp_path), cpu)
     assert sentence in str(caught.value)
+    assert "models/tiny" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -21,7 +21,7 @@ from tests.unit.builders import (
     running_pod,
     with_status,
 )
-from tests.unit.plans import condition, plan_for, stated
+from tests.unit.plans import ATTEMPTED, condition, plan_for, stated
 
 from lora_operator.decision.decide import decide
 from lora_operator.views.model import Observed, PodView, Rejection
@@ -458,6 +458,29 @@ def test_a_failed_run_says_where_its_last_checkpoint_lies() -> None:
     assert plan.status["checkpoint"] == {"uri": saved.uri, "step": 120}
     assert stated(plan, "CheckpointSaved") == ("True", "CheckpointSaved")
     assert saved.uri in condition(plan, "CheckpointSaved")["message"]
+
+
+def test_a_run_none_of_whose_checkpoints_is_whole_promises_none() -> None:
+    """Though its progress has noted the last one."""
+    progress = {"checkpointStep": 120, "checkpointTime": instant(NOW)}
+    finetune = make_finetune(status={**ATTEMPTED, "progress": progress})
+    message = make_summary(Reason.CHECKPOINT_INVALID, "no checkpoint of 3 is whole").to_message()
+    job = finished_job("Failed", reason="PodFailurePolicy", failed=1)
+    plan = plan_for(finetune, jobs=(job,), pods=(ended_pod(78, message),))
+    assert stated(plan, "CheckpointSaved") == ("False", "CheckpointInvalid")
+    assert "No checkpoint is left" in condition(plan, "CheckpointSaved")["message"]
+
+
+def test_a_run_that_may_not_resume_is_not_said_to_have_had_no_checkpoint_ever() -> None:
+    """An earlier attempt may have saved one that nobody asked it for; what was noted of it stays."""
+    message = make_summary(Reason.RESUME_MISMATCH, "lora.rank was 16 and is 32").to_message()
+    jobs, pods = (finished_job("Failed", reason="PodFailurePolicy", failed=1),), (ended_pod(78, message),)
+    plan = plan_for(make_finetune(status=ATTEMPTED), jobs=jobs, pods=pods)
+    assert stated(plan, "CheckpointSaved") == ("False", "ResumeMismatch")
+    assert condition(plan, "CheckpointSaved")["message"] == "This attempt has saved no checkpoint"
+    progress = {"checkpointStep": 120, "checkpointTime": instant(NOW)}
+    noted = plan_for(make_finetune(status={**ATTEMPTED, "progress": progress}), jobs=jobs, pods=pods)
+    assert stated(noted, "CheckpointSaved") == ("True", "CheckpointSaved")
 
 
 def test_a_run_that_ends_before_its_first_checkpoint_promises_none() -> None:

@@ -1,6 +1,5 @@
 """What the operator does where a run is suspended or another mutable field changes."""
 
-import pytest
 from tests.unit.builders import (
     job_name,
     make_finetune,
@@ -12,7 +11,7 @@ from tests.unit.builders import (
 from tests.unit.plans import ATTEMPTED, condition, plan_for, stated
 from tests.unit.world import World
 
-from lora_operator.views.model import PodView, Rejection
+from lora_operator.views.model import Rejection
 from lora_operator.views.wording import instant
 
 
@@ -105,20 +104,6 @@ def test_a_suspended_job_that_is_being_deleted_is_not_said_to_be_resumed() -> No
     plan = plan_for(make_finetune(spec={"suspend": False}), jobs=(job,))
     assert plan.patch == ()
     assert "not resumed yet" not in condition(plan, "Suspended")["message"]
-
-
-@pytest.mark.parametrize(
-    ("suspend", "pods", "state"),
-    [(False, (), "Restarting"), (False, (running_pod(),), "Restarting"), (True, (), "SuspendedByUser")],
-)
-def test_a_suspended_job_that_is_being_deleted_is_not_said_to_be_held_by_somebody_else(
-    *, suspend: bool, pods: tuple[PodView, ...], state: str
-) -> None:
-    """Nobody can resume it: the next Job follows when a finalizer lets it go, unless the user holds the run."""
-    job = make_job(spec={"suspend": True}, deleting=True)
-    plan = plan_for(make_finetune(spec={"suspend": suspend}), jobs=(job,), pods=pods)
-    assert stated(plan) == ("Unknown", state)
-    assert stated(plan, "Suspended")[0] == str(suspend)
 
 
 def test_retries_and_deadline_follow_the_spec() -> None:

@@ -10,6 +10,11 @@ from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.reasons import Reason
 
+_WITHOUT = {
+    Reason.CHECKPOINT_INVALID: "No checkpoint is left that can be resumed from",
+    Reason.RESUME_MISMATCH: "This attempt has saved no checkpoint",
+}
+
 
 def checkpoint_saved(
     train: TrainConfig | None, progress: Mapping[str, Any], verdict: Verdict | None = None
@@ -23,7 +28,8 @@ def checkpoint_saved(
         return None
     claim = checkpoint_claim(train)
     step, saved_at = progress.get("checkpointStep"), parse_instant(progress.get("checkpointTime"))
-    if step is not None and claim is not None:
+    unusable = verdict is not None and verdict.finding.reason is Reason.CHECKPOINT_INVALID
+    if step is not None and claim is not None and not unusable:
         message = f"Step {step} is saved on PersistentVolumeClaim {claim}"
         return _saved(Finding(reason=Reason.CHECKPOINT_SAVED, message=message, since=saved_at))
     if claim is None:
@@ -33,7 +39,8 @@ def checkpoint_saved(
         )
         finding = Finding(reason=Reason.NO_CHECKPOINT_CLAIM, message=message)
     elif verdict is not None:
-        finding = Finding(reason=verdict.finding.reason, message="The run ended before its first checkpoint")
+        message = _WITHOUT.get(verdict.finding.reason, "The run ended before its first checkpoint")
+        finding = Finding(reason=verdict.finding.reason, message=message)
     else:
         every = f"{train.checkpoint.interval_s} s"
         steps = train.checkpoint.interval_steps

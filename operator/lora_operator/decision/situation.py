@@ -72,8 +72,7 @@ def assess(scene: Scene) -> Situation:
     pods = newest_first(scene.pods)
     living = _telling(scene, [pod for pod in leader_first(scene.pods) if not has_ended(pod)])
     newest = living or (pods[0] if pods else None)
-    holds_the_next = scene.request.policy.suspend or scene.place is not None
-    if scene.job.suspended and (holds_the_next or not scene.job.deleting):
+    if scene.job.suspended:
         return Situation(state=_suspended(scene, living), pod=newest)
     if scene.job.deleting:
         message = f"Job {scene.job.name} is being deleted; a new one follows when its pod has stopped"

@@ -205,7 +205,7 @@ CONDITIONS: Mapping[Type, tuple[Statement, ...]] = {
         Statement(status="True", meaning="A valid checkpoint exists", reasons=frozenset({Reason.CHECKPOINT_SAVED})),
         Statement(
             status="False",
-            meaning="There is none yet, there is no claim for one, or the run ended before it",
+            meaning="There is none yet, there is no claim for one, none is whole, or the run ended before it",
             reasons=STATES[Group.FAILED] | {Reason.PENDING, Reason.NO_CHECKPOINT_CLAIM, Reason.SUCCEEDED},
         ),
     ),
