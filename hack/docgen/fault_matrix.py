@@ -26,7 +26,8 @@ Each promise has a number, and each test the numbers of those that it asserts. T
 same data, and a test that ends without having asserted each of its promises fails. What you see is there within
 {WITHIN_S} s, unless another time is given; tests share their machine with others, and fail after {BUSY} times as long.
 Where a promise ends in parentheses, tests of that kind assert it in their own way: the trainer's, or those on a node
-that runs pods. State is that of `kubectl get`: the reason of condition `Complete`.
+that runs pods. State is that of `kubectl get`: the reason of condition `Complete`. Runs are on one node and
+have a claim for checkpoints where nothing else is said.
 
 The tests of the operator run on a real API server with its controllers. Where a fault lies between the two, a
 [proxy](../tests/faults/proxy.py) in the way injects it: error codes, cut and frozen streams, lost events, stale

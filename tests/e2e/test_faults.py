@@ -34,7 +34,9 @@ def test_a_broken_row_ends_the_run_with_file_and_line(installed: Installed, name
     assert (complete, reason) == ("False", "DatasetInvalid")
     assert "train.jsonl" in message
     assert "line 3" in message
-    assert [c["reason"] for c in ended["conditions"] if c["type"] == "CheckpointSaved"] == ["DatasetInvalid"]
+    stated = {c["type"]: (c["status"], c["reason"]) for c in ended["conditions"]}
+    assert stated["Failed"] == ("True", "DatasetInvalid")
+    assert stated["ArtifactPublished"] == stated["CheckpointSaved"] == ("False", "DatasetInvalid")
     assert "Traceback" not in json.dumps(ended)
     assert len(pods(client, namespace)) == 1
 

@@ -42,9 +42,13 @@ def test_the_quickstart_is_complete(finished: dict[str, Any]) -> None:
 
 
 @pytest.mark.fault("C16.node")
-def test_the_status_tells_what_was_really_used(finished: dict[str, Any]) -> None:
-    """The pinned revision, the device, exact parameter counts, and the split of the data."""
+def test_the_status_tells_what_was_really_used(
+    installed: Installed, finished: dict[str, Any], module_namespace: str
+) -> None:
+    """The pinned revision, the image, the device, exact parameter counts, and the split of the data."""
     resolved = finished["status"]["resolved"]
+    job = installed.client.get("job", finished["status"]["jobName"], f"--namespace={module_namespace}")
+    assert resolved["image"] == job["spec"]["template"]["spec"]["containers"][0]["image"]
     assert resolved["device"] == "cpu"
     assert len(resolved["modelRevision"]) == 40
     # All seven linear layers of 30 blocks: r L [(C+Q) + 2(C+KV) + (Q+C) + 3(C+I)], C=Q=576, KV=192, I=1536.
@@ -109,6 +113,7 @@ def lora(kubeconfig: Path, *arguments: str, stdin: str = "") -> str:
     return done.stdout
 
 
+@pytest.mark.fault("C16.node")
 def test_the_client_copies_the_adapter_asks_it_and_leaves_no_pod(
     finished: dict[str, Any], installed: Installed, editor: Path, module_namespace: str, tmp_path: Path
 ) -> None:
@@ -119,6 +124,10 @@ def test_the_client_copies_the_adapter_asks_it_and_leaves_no_pod(
     lora(editor, "pull", name, str(folder), *here)
     manifest = (folder / "manifest.json").read_bytes()
     assert f"sha256:{hashlib.sha256(manifest).hexdigest()}" == finished["status"]["artifact"]["digest"]
+    made, used = json.loads(manifest), finished["status"]["resolved"]
+    assert used["modelRevision"] == made["base_revision"]
+    assert used["datasetFingerprint"] == made["resolved"]["dataset_fingerprint"]
+    assert used["seed"] == made["config"]["training"]["seed"]
     assert (folder / "adapter_model.safetensors").is_file()
     asked = "How do I dry a wet sail?\nWhich shoes are best for a wet deck?\n"
     answers = [json.loads(line) for line in lora(editor, "ask", name, "-o", "json", *here, stdin=asked).splitlines()]
@@ -172,18 +181,22 @@ def test_helm_test_finds_the_installation_whole(installed: Installed) -> None:
 
 
 @pytest.mark.fault("C3.node")
-def test_a_second_run_onto_the_same_output_takes_a_folder_of_its_own(installed: Installed, namespace: str) -> None:
-    """Nothing is overwritten: the second artefact lies beside the first, and its uri says so."""
+def test_a_run_made_again_under_its_name_takes_a_folder_of_its_own(installed: Installed, namespace: str) -> None:
+    """Nothing is overwritten: the second artefact lies beside the first, its uri says so, and both answer."""
     client = installed.client
     client.apply(CLAIM, rows(), namespace=namespace)
     uris = []
-    for name in ("first", "second"):
-        client.apply(finetune(name, output={"uri": "pvc://adapters/shared"}), namespace=namespace)
-        ended = wait_end(client, namespace, name)
+    for seed in (1, 2):
+        client.apply(
+            finetune("again", output={"uri": "pvc://adapters/shared"}, training={"seed": seed}), namespace=namespace
+        )
+        ended = wait_end(client, namespace, "again")
         assert verdict(ended)[:2] == ("True", "Succeeded")
         uris.append(ended["artifact"]["uri"])
+        client.kubectl("delete", "lft", "again", f"--namespace={namespace}")
     assert uris[0] == "pvc://adapters/shared"
     assert uris[1].startswith("pvc://adapters/shared-")
+    assert all(installed.ask(namespace, uri) for uri in uris)
 
 
 def test_a_quantized_run_completes(installed: Installed, namespace: str) -> None:

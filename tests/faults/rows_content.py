@@ -4,7 +4,7 @@ from tests.faults.promises import Kept, Row, Sees, Shown
 
 from lora_trainer.contract.reasons import Reason
 
-_WEIGHTS = Shown(key="weights", says="The trained weights on the checkpoint volume", by="by the trainer")
+_WEIGHTS = Shown(key="weights", says="The trained weights, on the claim for checkpoints", by="by the trainer")
 _NO_RETRY = Shown(key="no-retry", says="No retry is spent on it: there is no second pod")
 
 
@@ -93,7 +93,7 @@ ROWS = (
             _ends("denied", Reason.DATASET_ACCESS_DENIED, "it may not be read", saved=False),
             Shown(
                 key="sentence",
-                says="The sentence names the file, the line and what is wrong with it",
+                says="The sentence names the file, the line where it is about one, and what is wrong",
                 by="by the trainer",
             ),
             Shown(key="node", says="The same from a broken row", by="on a node, with the real trainer"),
@@ -102,7 +102,7 @@ ROWS = (
             _NO_RETRY,
             Shown(
                 key="before",
-                says="The data is read before a model is loaded, so that no GPU has computed anything",
+                says="The data is read before a model is loaded: a GPU is tried, and computes nothing else",
                 by="by the trainer",
             ),
         ),
@@ -174,12 +174,13 @@ ROWS = (
     Row(
         id="C11",
         fault="The upload of the adapter fails half-way",
-        sees=(_again("again"), _ends("last", Reason.UPLOAD_FAILED, "without a retry left")),
+        sees=(_again("again"), _ends("last", Reason.UPLOAD_FAILED, "without a retry left, after a checkpoint")),
         keeps=(
             Kept.ENDS_WELL,
             Shown(
                 key="published",
-                says="Publication is tried again and the training is not; nothing half is left",
+                says="Publication is tried again and the training is not, with a claim for checkpoints; what is left "
+                "half has no manifest, and no upload stays unfinished",
                 by="by the trainer",
             ),
         ),
@@ -197,7 +198,7 @@ ROWS = (
         id="C13",
         fault="The token is revoked before the adapter is published",
         sees=(
-            _ends("denied", Reason.OUTPUT_ACCESS_DENIED),
+            _ends("denied", Reason.OUTPUT_ACCESS_DENIED, "after a checkpoint"),
             Shown(key="token", says="A token that is revoked before the end is named as denied", by="by the trainer"),
         ),
         keeps=(_NO_RETRY, _WEIGHTS),
@@ -255,14 +256,18 @@ ROWS = (
             ),
         ),
         keeps=(
-            Shown(key="equal", says="Equal specs give equal values in all that was used"),
-            Shown(key="manifest", says="The adapter's manifest says the same", by="by the trainer"),
+            Shown(key="equal", says="Equal specs give equal values in all that the spec and its defaults fix"),
+            Shown(
+                key="manifest",
+                says="The adapter's manifest names the model's revision, the data's fingerprint and the configuration",
+                by="by the trainer",
+            ),
             Shown(key="node", says="The values are those that were used", by="on a node, with the real trainer"),
         ),
     ),
     Row(
         id="C17",
-        fault="A hundred runs fail at once",
+        fault="A hundred runs fail at once, while no operator runs",
         sees=(
             Shown(key="verdicts", says="Every verdict in its status, with its own reason and sentence"),
             Sees(key="counted", metric='lorafinetune_finished_total{{namespace="{namespace}"'),

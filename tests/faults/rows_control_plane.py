@@ -27,7 +27,8 @@ ROWS = (
                 says="Status, children and all that was made are those of an undisturbed run, whichever write of it "
                 "the operator is killed at, before and after the server's answer. Left out are statuses that three "
                 "undisturbed runs do not share, `Pending` where it is not written again, and further Events of a "
-                "reason; in `make test` also repeated writes, and all Events but one for each crash",
+                "reason; in `make test` also repeated writes, and all Events but one for each crash. Not compared are "
+                "Events, of which a crash may lose one for good, times, `runSeconds`, `usage` and `observedGeneration`",
             ),
             Shown(key="node", says="Pod and verdict", by="on a node, with the real trainer"),
         ),
@@ -122,13 +123,13 @@ ROWS = (
             Kept.VERDICT,
             Kept.ONE_JOB,
             Kept.ENDS_WELL,
-            Shown(key="no-deletion", says="Nothing is deleted on a stale view"),
+            Shown(key="no-deletion", says="Nothing of a run that goes on is deleted on a stale view"),
         ),
     ),
     Row(
         id="A9",
         fault="A watch loses events and nobody notices",
-        sees=(Shown(key="resync", says="Every change, at the latest at the next resync"),),
+        sees=(Shown(key="resync", says="Every change, by a resync"),),
         keeps=(Kept.ONE_JOB, Kept.ENDS_WELL),
     ),
     Row(
@@ -172,7 +173,7 @@ ROWS = (
         keeps=(
             Kept.ENDS_WELL,
             Kept.ONE_JOB,
-            Shown(key="patience", says="No request comes again before the time that the server asks for"),
+            Shown(key="patience", says="No request comes again before the time that the server asks for, up to 300 s"),
         ),
     ),
     Row(
@@ -213,7 +214,7 @@ ROWS = (
     ),
     Row(
         id="A14",
-        fault="An admission policy, a webhook or a quota refuses the Job, or a policy a change of it",
+        fault="An admission policy, a webhook (played by a proxy) or a quota refuses the Job, or a policy its change",
         sees=(
             Sees(
                 key="policy",
@@ -278,9 +279,14 @@ ROWS = (
             Kept.ENDS_WELL,
             Shown(
                 key="back",
-                says="All of it too where an operator of the release before takes over from this one",
+                says="All of it too where an operator of the release before takes over from this one, for specs that "
+                "it knows: [a rollback](upgrade.md) ends others, such as those with `quantization: Auto`",
             ),
-            Shown(key="recorded", says="Runs of every kind that an earlier release left behind are taken over"),
+            Shown(
+                key="recorded",
+                says="Runs that an earlier release left behind are taken over: in training, on several nodes too, "
+                "retried, recreated, suspended and done",
+            ),
             Shown(
                 key="node", says="Pod and verdict over two upgrades by the chart", by="on a node, with the real trainer"
             ),
@@ -289,7 +295,7 @@ ROWS = (
     Row(
         id="A18",
         fault="The operator's clock is two hours wrong",
-        sees=(Shown(key="times", says="The API server's times: no age is negative, no metric either"),),
+        sees=(Shown(key="times", says="The API server's times: no age is negative, and active seconds count"),),
         keeps=(
             Shown(key="deadlines", says="Deadline, patience and time to live of an hour are not over"),
             Kept.ONE_JOB,
@@ -315,7 +321,7 @@ ROWS = (
         fault="The namespace ends, with the operator there or not",
         sees=(Shown(key="quiet", says="Nothing: at most a few refusals in the operator's metrics, and no exception"),),
         keeps=(
-            Shown(key="ends", says="The namespace ends: nothing of ours holds it up, and nothing new is made in it"),
+            Shown(key="ends", says="The namespace ends: nothing of ours holds it up"),
             Shown(key="again", says="A namespace of the same name starts afresh, and others go on"),
         ),
     ),

@@ -183,7 +183,16 @@ ROWS = (
                 event=("Warning", Reason.NODE_LOST),
             ),
         ),
-        keeps=(Kept.ONE_WRITER, Kept.PODS, Kept.RETRIES, Kept.ONE_JOB, Kept.ENDS_WELL),
+        keeps=(
+            Kept.ONE_WRITER,
+            Kept.PODS,
+            Kept.ONE_JOB,
+            Kept.ENDS_WELL,
+            Shown(
+                key="retries",
+                says="No retry is used up by a node that is lost or comes back; a lost container alone uses one",
+            ),
+        ),
     ),
     Row(
         id="B8",
@@ -237,6 +246,11 @@ ROWS = (
             Shown(
                 key="code", says="A GPU that was given and is not there ends the trainer with 72", by="by the trainer"
             ),
+            Shown(
+                key="cuda",
+                says="So does a CUDA error of a broken GPU; one of a GPU or driver that does not fit ends it with 64",
+                by="by the trainer",
+            ),
         ),
         keeps=(Kept.ONE_JOB, Kept.ENDS_WELL),
     ),
@@ -246,7 +260,7 @@ ROWS = (
         sees=(
             Sees(
                 key="stalled",
-                when="while it stands still",
+                when="while it stands still, and does not end itself",
                 state=Reason.STALLED,
                 says=("no step since", "from its last checkpoint"),
             ),
@@ -269,7 +283,7 @@ ROWS = (
         keeps=(
             Kept.ONE_JOB,
             Kept.ENDS_WELL,
-            Shown(key="checkpoint", says="Its state: it is saved, and the trainer ends with 75", by="by the trainer"),
+            Shown(key="checkpoint", says="The last checkpoint; the trainer ends with 75", by="by the trainer"),
         ),
     ),
 )

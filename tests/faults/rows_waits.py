@@ -114,7 +114,7 @@ ROWS = (
     ),
     Row(
         id="B16",
-        fault="A volume is not bound, or cannot be attached or mounted",
+        fault="A claim is missing or not bound, or its volume cannot be attached or mounted",
         sees=(
             Sees(
                 key="unbound",
@@ -133,7 +133,9 @@ ROWS = (
         keeps=(
             Kept.CLAIMS,
             Kept.BEGINS,
-            Shown(key="node", says="The run ends well then", by="on a node, with the real trainer"),
+            Shown(
+                key="node", says="With a claim that is made later it ends well", by="on a node, with the real trainer"
+            ),
         ),
     ),
     Row(
@@ -179,7 +181,13 @@ ROWS = (
         sees=(
             Shown(
                 key="unconfirmed",
-                says="With a pod that is left, whose success the Job had not counted: another attempt",
+                says="With a pod that is left, whose success nobody has seen its Job count: another attempt",
+            ),
+            Sees(
+                key="beside",
+                when="a pod that the Job has not counted says that it succeeded, and the one that it counted says "
+                "nothing",
+                conditions={"Failed": ("True", Reason.RESULT_UNKNOWN), "Complete": ("False", Reason.RESULT_UNKNOWN)},
             ),
             Sees(
                 key="again",
@@ -200,7 +208,7 @@ ROWS = (
     ),
     Row(
         id="B20",
-        fault="A pod is deleted by force and its container lives on",
+        fault="Another container of the run still writes to its folder, as that of a pod deleted by force may",
         sees=(
             Sees(
                 key="again",

@@ -83,7 +83,7 @@ def test_a_policy_that_denies_the_job_is_quoted_and_the_run_begins_when_it_goes(
 
 
 @pytest.mark.fault("A14.policy", "A14.begins")
-@pytest.mark.parametrize("code", [401, 404, 409, 429])
+@pytest.mark.parametrize("code", [401, 403, 404, 409, 429])
 def test_a_webhook_that_denies_the_job_is_quoted_whatever_code_it_chose(
     stage: Stage, faults: Proofs, code: int
 ) -> None:

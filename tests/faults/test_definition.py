@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 from tests.component.cluster_acts import make_claim
 from tests.component.conftest import serve_definition
+from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.component.stage import Stage, gone
 from tests.conftest import own_control_plane
@@ -108,6 +109,11 @@ def _writes_nothing(run: Run, faults: Proofs) -> None:
     faults.kept("A15.no-writes", at_rest)
 
 
+def _is_unready_with(operator: OperatorProcess, remedy: str) -> bool:
+    status, text = operator.get("/readyz")
+    return status == 503 and remedy in text
+
+
 @pytest.mark.fault("A16")
 def test_a_definition_that_is_deleted_and_installed_again_is_waited_for(
     control_plane: Client, stage: Stage, faults: Proofs
@@ -132,7 +138,8 @@ def test_a_definition_that_is_deleted_and_installed_again_is_waited_for(
         assert "Traceback" not in operator.text()
         with faults.proving("A16.waits"):
             waiting = stage.start(wait=False)
-            eventually(lambda: remedy in waiting.get("/readyz")[1], "the next operator says what it waits for")
+            says_so = partial(_is_unready_with, waiting, remedy)
+            eventually(says_so, "the next operator is unready, and says what it waits for")
             assert waiting.get("/healthz")[0] == 200
             install_definition(control_plane, stage, DEFINITION)
             waiting.wait_ready()
@@ -140,6 +147,7 @@ def test_a_definition_that_is_deleted_and_installed_again_is_waited_for(
             again.running_pod()
             assert waiting.text().count(remedy) == 1
         with faults.proving("A16.gone"):
+            assert gone(stage.api, stage.path("lorafinetunes", "a16"))
             # The garbage collector looks for new kinds twice a minute, and for owners that are gone among known ones.
             eventually(partial(gone, stage.api, stage.path("jobs", job["metadata"]["name"])), "the Job is gone")
         faults.kept("A16.claims", before)

@@ -20,7 +20,8 @@ def test_a_restored_etcd_ends_the_operator_once_and_what_the_backup_holds_goes_o
     stage: Stage, faults: Proofs, tmp_path: Path
 ) -> None:
     """After the backup a run ends, one is deleted and one is created; the restore undoes all three."""
-    first = stage.start(staleListSeconds=2, resyncIntervalSeconds=1)
+    proxy = stage.proxy()
+    first = stage.start(proxy=proxy, staleListSeconds=2, resyncIntervalSeconds=1)
     ended, deleted = begin(stage, "ended"), begin(stage, "deleted")
     for run in (ended, deleted):
         run.running_pod()
@@ -41,8 +42,9 @@ def test_a_restored_etcd_ends_the_operator_once_and_what_the_backup_holds_goes_o
     eventually(lambda: first.process.poll() is not None, "the operator has ended")
     assert first.process.returncode == 1
     faults.saw("A21.ends", text=first.text().splitlines()[-1])
-    second = stage.start(staleListSeconds=2, resyncIntervalSeconds=1)
+    second = stage.start(proxy=proxy, staleListSeconds=2, resyncIntervalSeconds=1)
     with faults.proving("A21.undone"):
+        assert len(proxy.made("create jobs", about="undone")) == 1
         assert gone(stage.api, stage.path("lorafinetunes", "undone"))
         assert len(stage.objects("jobs")) == 2
     new = begin(stage, "new")

@@ -1,5 +1,6 @@
 """C2 to C13: what becomes of a run by what it holds, how its trainer ends, and what its user does to it."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,8 @@ from lora_operator.views.pods import has_ended
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import SavedState, Summary
 
+# Within this time the Job controller makes the pod that it wants: it looks at a Job once a second at most.
+_JOB_CONTROLLER_S = 3.0
 SAVED = SavedState(uri="pvc://adapters/tone/checkpoints", step=800)
 
 
@@ -129,6 +132,7 @@ def test_what_passes_is_tried_again_in_the_same_job(shared: Stage, faults: Proof
     ends = {"C7": away, "C9": ENDS["C9.last"], "C11": ENDS["C11.last"]}
     runs = {row: begin(shared, f"{row.lower()}-again") for row in ends}
     firsts = {row: run.running_pod() for row, run in runs.items()}
+    before = faults.remember(*runs.values())
     for row, end in ends.items():
         shared.end_pod(firsts[row], end.code, end.message, in_s=SEEN_S)
         # Until the next pod is there.
@@ -138,7 +142,7 @@ def test_what_passes_is_tried_again_in_the_same_job(shared: Stage, faults: Proof
         run.running_pod(other_than=firsts[row])
         faults.kept(f"{row}.ends-well", faults.remember(run))
         run.wait_retries(error=1)
-    assert len(faults.kept("C7.one-job", faults.remember(*runs.values())).all_jobs()) == 3
+    assert len(faults.kept("C7.one-job", before).all_jobs()) == 3
 
 
 @pytest.mark.fault("C16.resolved", "C16.equal")
@@ -242,9 +246,11 @@ def test_of_many_toggles_of_suspend_the_last_one_holds(
         if number == 49:
             # The Job controller may have missed all wishes before, and would let the pod go on for the last one.
             eventually(partial(_that_stops, run), "the pod is stopped for one of them")
-    faults.kept("C4.one-writer", before)
     held = toggles % 2 == 1
     run.wait("Suspended", "True" if held else "False")
+    eventually(lambda: run.job()["spec"]["suspend"] is held, "the Job has heard the last wish")
+    time.sleep(_JOB_CONTROLLER_S)
+    faults.kept("C4.one-writer", before)
     finish_deletion(stage, first)
     if held:
         eventually(lambda: not run.pods, "no pod is left")

@@ -160,17 +160,21 @@ def test_a_hub_that_stays_busy_is_transient(server: HubServer, tmp_path: Path) -
     """After a bounded number of attempts: the Job may try again later."""
     server.inject(Fault(path="/api/models/org/tiny*", status=503, times=None))
     waits: list[float] = []
-    with pytest.raises(TransientError, match="the Hub answered 503"):
+    with pytest.raises(TransientError, match="the Hub answered 503") as caught:
         find_base("hf://org/tiny", Volumes(), waiting_client(server, tmp_path, waits))
+    assert (caught.value.code, caught.value.reason) == (75, Reason.RESTARTING)
     assert len(waits) == 3
 
 
 @pytest.mark.fault("C7.asks")
 def test_a_hub_that_is_not_there_is_transient(tmp_path: Path) -> None:
     """Nobody listens."""
-    hub = Hub(environment={"HF_ENDPOINT": "http://127.0.0.1:9"}, cache=tmp_path, sleep=lambda seconds: None)
-    with pytest.raises(TransientError, match="the Hub cannot be reached"):
+    waits: list[float] = []
+    hub = Hub(environment={"HF_ENDPOINT": "http://127.0.0.1:9"}, cache=tmp_path, sleep=waits.append)
+    with pytest.raises(TransientError, match="the Hub cannot be reached") as caught:
         hub.repository(HubUri(repo="org/tiny"), Role.MODEL)
+    assert (caught.value.code, caught.value.reason) == (75, Reason.RESTARTING)
+    assert waits
 
 
 def test_a_data_set_that_is_not_there_has_its_own_reason(server: HubServer, tmp_path: Path) -> None:

@@ -87,6 +87,10 @@ def test_a_publication_that_fails_costs_no_training(
     assert "output.secretRef" in denied.summary.message
     assert not [name for name in stored(client, "out/") if name.endswith("manifest.json")]
     trained = read_manifest(workplace.claims / "adapters" / kept)
+    once_more = attempt()
+    assert "an earlier attempt finished the training" in once_more.log
+    assert once_more.summary.checkpoint == denied.summary.checkpoint
+    assert denied.summary.checkpoint is not None
 
     proxy.faults.replace([])
     published = attempt()

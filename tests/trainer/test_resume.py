@@ -196,7 +196,8 @@ def test_a_changed_configuration_or_data_set_is_refused(workplace: Workplace, do
     refused(finish(changed), ExitCode.CHECKPOINT_INVALID, Reason.RESUME_MISMATCH, sentence)
     again = place_of(workplace)
     tiny.write_jsonl(workplace.claims / "data/train.jsonl", tiny.chats(41))
-    refused(finish(again), ExitCode.CHECKPOINT_INVALID, Reason.RESUME_MISMATCH, "has dataset (content)")
+    told = ("has dataset (content)", "this run has")
+    refused(finish(again), ExitCode.CHECKPOINT_INVALID, Reason.RESUME_MISMATCH, *told)
     assert done.checkpoint_steps() == [4, 6]
 
 
@@ -462,9 +463,12 @@ def test_a_training_that_stands_still_is_ended_with_75_and_its_state_kept(
     document = json.loads(config.read_text(encoding="utf-8"))
     config.write_text(json.dumps({**document, "stall_timeout_s": 30}), encoding="utf-8")
 
+    kept = list[str]()
+
     def stop() -> None:
         until(lambda: bool(states(workplace)), "a state")
         forked.stages[-1].send_signal(signal.SIGSTOP)
+        kept.append(states(workplace)[-1])
 
     stopper = threading.Thread(target=stop)
     stopper.start()
@@ -472,5 +476,5 @@ def test_a_training_that_stands_still_is_ended_with_75_and_its_state_kept(
     stopper.join()
     assert (done.status, done.summary.reason) == (int(ExitCode.TRANSIENT), Reason.STALLED)
     assert "reported no progress for" in done.summary.message
-    assert states(workplace)
+    assert states(workplace)[-1:] == kept
     assert workplace.adapters() == []

@@ -320,7 +320,7 @@ def test_rows_go_once_the_training_is_done(workplace: Workplace, monkeypatch: py
         verified.append((folder / NAME).exists())
         raise StageFailedError(Failure(code=75, reason=reason_of(75), message="it failed"))
 
-    monkeypatch.setattr(Supervisor, "_is_complete", lambda *_: True)
+    monkeypatch.setattr("lora_trainer.host.supervisor.is_complete", lambda *_: True)
     monkeypatch.setattr(Supervisor, "_verify", fail)
     settings = Settings(volumes=volumes, port=None, work=workplace.root)
     assert Supervisor(config=config, settings=settings).run().code == ExitCode.TRANSIENT

@@ -181,6 +181,7 @@ def test_a_place_whose_objects_may_not_be_removed_is_published_to(
     assert "team/out/merged/model.safetensors" in names(admin)
 
 
+@pytest.mark.fault("C11.published")
 def test_the_manifest_comes_last(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
     """Whoever finds it finds everything that it lists."""
     folder = write_adapter(tmp_path / "staged")

@@ -353,6 +353,7 @@ def test_the_manifest_tells_the_whole_story(adapter: tuple[Path, Volumes]) -> No
     assert manifest.config == make_config(quantization="None"), "what Auto became on a CPU"
     assert manifest.base_model == "pvc://models/tiny"
     assert manifest.base_revision == manifest.resolved.model_revision
+    assert manifest.resolved.dataset_fingerprint == load_samples(make_config(), adapter[1], Hub()).fingerprint
     assert manifest.measured.eval_loss_after < manifest.measured.eval_loss_before
     assert {"torch", "transformers", "peft", "bitsandbytes"} <= set(manifest.versions)
     files = ["README.md", "adapter_config.json", WEIGHTS, "held_out_rows.json", "loss.png", "metrics.jsonl"]

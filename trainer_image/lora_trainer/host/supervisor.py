@@ -93,6 +93,7 @@ class Supervisor:
     verification: Verification | None = None
     published: Published | None = None
     workspace: Workspace | None = None
+    trained_steps: int | None = None
     stages: Stages | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
     watch: StallWatch = field(init=False)
@@ -211,7 +212,7 @@ class Supervisor:
                     workspace.discard_rows()
                 raise
             finally:
-                if not self._is_complete(workspace.staged):
+                if not is_complete(workspace.staged, self.config.run.uid):
                     lock.check()
                     workspace.discard_staged()
 
@@ -225,7 +226,7 @@ class Supervisor:
         return Ending(code=int(ExitCode.OK), summary=Summary(reason=Reason.SUCCEEDED, message=message))
 
     def _work(self, stages: Stages, workspace: Workspace, lock: Lock) -> Ending:
-        if self._is_complete(workspace.staged):
+        if is_complete(workspace.staged, self.config.run.uid):
             log.info("an earlier attempt finished the training: continuing from its result")
         else:
             self._train(stages, workspace, lock)
@@ -236,6 +237,7 @@ class Supervisor:
         result = self._merged(stages, workspace, lock)
         finish(result, workspace.folder / LOG, self.verification)
         manifest = read_manifest(result)
+        self.trained_steps = manifest.measured.steps
         with _kept(workspace, "verified result", result.name):
             stages.insist("publish", "--folder", result)
         _tidy(workspace, lock)
@@ -243,9 +245,6 @@ class Supervisor:
 
     def _verify(self, stages: Stages, folder: Path) -> None:
         stages.insist("verify", "--folder", folder, sharded=read_manifest(folder).resolved.sharded)
-
-    def _is_complete(self, folder: Path) -> bool:
-        return is_complete(folder, self.config.run.uid)
 
     def _train(self, stages: Stages, workspace: Workspace, lock: Lock) -> None:
         if _is_remote(self.config):
@@ -285,7 +284,7 @@ class Supervisor:
         wanted = self.config.output.merge
         if wanted is Merge.ADAPTER or read_manifest(workspace.staged).merge_failure is not None:
             return workspace.staged
-        if self._is_complete(workspace.merged):
+        if is_complete(workspace.merged, self.config.run.uid):
             return workspace.merged
 
         def begin() -> None:
@@ -366,7 +365,7 @@ class Supervisor:
 
     def _saved_state(self) -> SavedState | None:
         """The last checkpoint that this attempt wrote or went on from, unless that is another run's."""
-        step = self.progress.checkpoint_step or self.progress.resumed_step
+        step = self.progress.checkpoint_step or self.progress.resumed_step or self.trained_steps
         if step is None or self.workspace is None or self.workspace.uri is None:
             return None
         if not (self.workspace.folder / step_name(step)).is_dir():
