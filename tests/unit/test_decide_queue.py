@@ -20,6 +20,7 @@ from tests.unit.builders import (
     running_pod,
     with_status,
 )
+from tests.unit.world import World
 
 from lora_operator.decision.decide import decide
 from lora_operator.views.config import OperatorConfig
@@ -350,6 +351,26 @@ def test_the_wait_before_the_start_that_a_stale_cache_shows_again_was_no_preempt
     )
     then = plan_for(with_status(run(), running.status), jobs=(waiting,), workloads=(make_workload(PENDING),))
     assert "retries" not in then.status
+
+
+def test_a_job_that_is_made_again_waits_in_its_queue_for_the_first_time() -> None:
+    """Its pod outlived the one before, so that the run was active until then: nothing was preempted."""
+    world = World()
+    world.edit(maxRetries=0, preflight="Run")
+    world.finetune["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
+    world.settle()
+    (name,) = world.jobs
+    world.suspend_job(name, value=False)
+    world.job_controller()
+    world.settle()
+    world.pass_time(1)
+    world.delete_job(name, orphan=True)
+    world.settle()
+    world.job_controller()
+    world.pods.clear()
+    world.settle()
+    assert world.condition("Suspended") == ("True", "Queued")
+    assert "retries" not in world.status
 
 
 @pytest.mark.parametrize(("said", "intent"), [(True, "true"), (True, "false"), (False, "true")])

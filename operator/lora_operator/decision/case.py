@@ -128,13 +128,16 @@ def _newest(jobs: Iterable[JobView]) -> JobView | None:
 
 
 def _was_held_since(active_since: datetime | None, jobs: Iterable[JobView]) -> bool:
-    """Whether the run's newest Job is suspended, and has stopped its pods, after the run became active.
+    """Whether the run's newest Job is suspended, and has stopped its pods, after the run became active by it.
 
-    A stale cache shows the suspension from before; one in the same second costs the run nothing.
+    A stale cache shows the suspension from before; one in the same second costs the run nothing. A Job that was made
+    again waits in its queue for the first time.
     """
     job = _newest(jobs)
     held = suspension_of(job) if job is not None and job.suspended else None
-    return bool(held and held.since and active_since and held.since > active_since)
+    if job is None or held is None or held.since is None or active_since is None:
+        return False
+    return job.created_at <= active_since < held.since
 
 
 def _held_by_user(
