@@ -270,7 +270,7 @@ ROWS = (
         fault="A hundred runs fail at once, while no operator runs",
         sees=(
             Shown(key="verdicts", says="Every verdict in its status, with its own reason and sentence"),
-            Sees(key="counted", metric='lorafinetune_finished_total{{namespace="{namespace}"'),
+            Sees(key="counted", metric='lorafinetune_finished_total{{result="failed"}}'),
         ),
         keeps=(
             Shown(key="writes", says="At most twelve writes and five Events for a run"),

@@ -229,7 +229,7 @@ class ModelOperator:
             poller=self.poller,
             events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=loop.time, wake=self.wake),
             poster=self.poster,
-            count=METRICS.runs.observe,
+            count=METRICS.status_written,
             now=now,
             over_limit=self.run_limit.exceeded_by,
             looked_at=self.run_limit.update,

@@ -71,7 +71,7 @@ class Operator:
             poller=self.poller,
             events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=time.monotonic, wake=self.wake),
             poster=self.poster,
-            count=metrics.runs.observe,
+            count=metrics.status_written,
             now=self.api.clock.now,
             over_limit=self.run_limit.exceeded_by,
             looked_at=self.run_limit.update,
@@ -100,9 +100,8 @@ class Operator:
         ]
 
     def forget(self) -> None:
-        """Drop what is kept of pods, and of namespaces, that a list of everything has shown to be gone."""
+        """Drop what is kept of pods that a list of everything has shown to be gone."""
         self.poller.keep_only({pod.uid for pod in self.cache.pods})
-        self.metrics.runs.keep({place.namespace for place in self.cache.finetunes.places()}, self._now_s())
 
     def trouble(self) -> str:
         """Why the process is of no use any more; empty where all is well."""
