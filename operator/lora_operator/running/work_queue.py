@@ -59,7 +59,10 @@ class WorkQueue(Generic[K]):
 
     def add(self, key: K) -> None:
         """Want work on the key now, or as soon as the wait is over that somebody asked for."""
-        self.add_after(key, 0)
+        if key in self._not_before:
+            self.add_after(key, 0)
+        else:
+            self._line_up(key)
 
     def add_after(self, key: K, delay_s: float) -> None:
         """Want work on the key after a while; an earlier wish that is already known stays."""
