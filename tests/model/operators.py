@@ -22,12 +22,12 @@ from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.cluster.reflector import Reflector
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.pacing import MOST_PROGRESS_PER_S, Pacing
+from lora_operator.running.priority import is_urgent
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.running.resync import resync
 from lora_operator.running.run_limit import RunLimit
 from lora_operator.running.standby import drop_stored
 from lora_operator.running.supervision import OperatorFailedError, run_together
-from lora_operator.running.urgency import rank_of
 from lora_operator.running.watch import sources_of
 from lora_operator.running.work_queue import WorkQueue
 from lora_operator.running.workers import run_worker
@@ -205,9 +205,8 @@ class ModelOperator:
         self.queue: WorkQueue[Key] = WorkQueue(
             base_s=config.retry_base_s,
             max_s=config.retry_max_s,
-            clock=loop.time,
             random=random.Random(number).random,  # noqa: S311 - jitter is no secret
-            rank=lambda key: rank_of(self.cache, key),
+            is_urgent=lambda key: is_urgent(self.cache, key),
             group=lambda key: key.namespace,
             workers=config.workers,
         )
@@ -275,7 +274,7 @@ class ModelOperator:
             drop_stored(self.cache, key)
         for key in self.cache.finetunes.places():
             self.wake(key)
-        parts = {"timers": self.queue.run_timers(), "event poster": self.poster.run()}
+        parts = {"event poster": self.poster.run()}
         workers = {
             f"worker {number}": run_worker(self.queue, self.cache, self.reconciler, METRICS)
             for number in range(self.workers)
@@ -370,7 +369,7 @@ class ModelOperator:
         store: Store[Any] = getattr(self.cache, {"lorafinetunes": "finetunes"}.get(plural, plural))
         owner = store.remove(document) if kind == "DELETED" else store.put(document)
         if owner is not None:
-            self.wake(owner)
+            self.network.loop.call_soon(self.wake, owner)
 
 
 def _is_selected(plural: str, document: Object) -> bool:

@@ -110,7 +110,6 @@ async def _lead(operator: Operator) -> None:
     logger.info("ready to work on %d LoRAFineTunes", len(operator.cache.finetunes))
     queue, reconciler = operator.queue, operator.reconciler
     parts = {
-        "timers": queue.run_timers(),
         "event poster": operator.poster.run(),
         **({"lease": election.keep()} if election is not None else {}),
         **{

@@ -21,11 +21,11 @@ from lora_operator.running.metrics import Metrics
 from lora_operator.running.object_metrics import ObjectCollector
 from lora_operator.running.own_pod import own_identity, own_namespace
 from lora_operator.running.pacing import MOST_PROGRESS_PER_S, Pacing, shortest_interval_s
+from lora_operator.running.priority import is_urgent
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.running.run_limit import RunLimit
 from lora_operator.running.self_check import SelfCheckError
 from lora_operator.running.standby import drop_stored
-from lora_operator.running.urgency import NEW, rank_of
 from lora_operator.running.watch import sources_of
 from lora_operator.running.work_queue import WorkQueue
 from lora_operator.views.config import OperatorConfig
@@ -48,7 +48,7 @@ class Operator:
             base_s=config.retry_base_s,
             max_s=config.retry_max_s,
             random=random.Random().random,  # noqa: S311 - jitter is no secret
-            rank=lambda key: rank_of(self.cache, key),
+            is_urgent=lambda key: is_urgent(self.cache, key),
             group=lambda key: key.namespace,
             workers=config.workers,
         )
@@ -162,7 +162,7 @@ class Operator:
         return self.api.clock.now().timestamp()
 
     def _hurried(self) -> bool:
-        return self.queue.is_waiting(NEW)
+        return self.queue.has_urgent
 
     def _make_election(self) -> Election | None:
         config = self.config
