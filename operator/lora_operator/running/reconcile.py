@@ -75,13 +75,9 @@ class Reconciler:
         poster: EventPoster,
         count: Callable[[FineTune, Observed, Mapping[str, Any]], None],
         now: Callable[[], datetime],
-        over_limit: Callable[[Key], int | None] = lambda _: None,
-        looked_at: Callable[[Key], None] = lambda _: None,
         pacing: Pacing,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._over_limit = over_limit
-        self._looked_at = looked_at
         self._pacing = pacing
         self._api = api
         self._cache = cache
@@ -105,13 +101,6 @@ class Reconciler:
         `failures` is how often in a row the turn has failed before. Raises `ApiError`, `UnreachableError` or
         `TryAgainError` where it is to be tried again.
         """
-        try:
-            return await self._reconcile(key, failures)
-        finally:
-            # What a turn has read or written is no news when a watch brings it: so nobody else says so.
-            self._looked_at(key)
-
-    async def _reconcile(self, key: Key, failures: int) -> float | None:
         turn = _Turn(uid="")
         for _ in range(_MOST_ROUNDS):
             finetune = self._cache.finetunes.get(key)
@@ -224,7 +213,6 @@ class Reconciler:
             ask=self._poller.latest,
             kueue=self._kueue.served,
             rejection=turn.rejection,
-            over_limit=self._over_limit(key),
         )
         self._crowds.note(key, observed)
         return replace(observed, undone=self._changes.undone(key), refused=self._changes.refused(key))
