@@ -21,7 +21,6 @@ from lora_operator.decision.trouble import KNOWN_FROM_EVENTS
 from lora_operator.running import logs
 from lora_operator.running.changes import Changes
 from lora_operator.running.contention import Contention
-from lora_operator.running.crowds import Crowds
 from lora_operator.running.decision_log import DecisionLine
 from lora_operator.running.pacing import SCHEDULER_S, Pacing, paced
 from lora_operator.running.transitions import has_just_ended
@@ -93,7 +92,6 @@ class Reconciler:
         self._changes = Changes(
             clock, uid_of=self._writer.uid_of, first_s=config.retry_max_s, longest_s=config.resync_interval_s
         )
-        self._crowds = Crowds()
 
     async def reconcile(self, key: Key, *, failures: int = 0) -> float | None:
         """Bring the cluster to where the resource wants it; return the seconds until the next look, None for no need.
@@ -110,7 +108,6 @@ class Reconciler:
                 self._events.forget(key)
                 self._contention.forget(key)
                 self._changes.forget(key)
-                self._crowds.forget(key)
                 self._pacing.forget(key)
                 return None
             if finetune.uid != turn.uid:
@@ -214,7 +211,6 @@ class Reconciler:
             kueue=self._kueue.served,
             rejection=turn.rejection,
         )
-        self._crowds.note(key, observed)
         return replace(observed, undone=self._changes.undone(key), refused=self._changes.refused(key))
 
     def _needs_events(self, key: Key, finetune: FineTune, plan: Plan) -> bool:
