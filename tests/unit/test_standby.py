@@ -119,17 +119,6 @@ async def test_a_hand_over_doubles_no_series() -> None:
     assert shown(waiting) == before
 
 
-async def test_the_limit_of_runs_is_known_before_the_first_turn() -> None:
-    """Whichever run is looked at first after a start, those beyond the limit are the same."""
-    operator = make_operator(most_unfinished_runs_per_namespace=1)
-    for name in ("b", "a"):
-        manifest = make_manifest()
-        manifest["metadata"] |= {"name": name, "uid": f"uid-{name}"}
-        operator.cache.finetunes.put(manifest)
-    operator.begin_work()
-    assert [operator.run_limit.exceeded_by(Key(NAMESPACE, name)) for name in "ab"] == [None, 1]
-
-
 class Followed:
     """What is followed of a kind in a namespace, as far as it has come."""
 
