@@ -61,7 +61,6 @@ TITLES = {
         "Runs that failed in the time shown, the latest first",
         "Tokens trained on",
         "GPU hours of the hour before",
-        "Steps lost in the hour before, by cause",
         "Turns by result",
         "Duration of a turn",
         "Requests to the API server",

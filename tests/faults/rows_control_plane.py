@@ -28,7 +28,7 @@ ROWS = (
                 "the operator is killed at, before and after the server's answer. Left out are statuses that three "
                 "undisturbed runs do not share, `Pending` where it is not written again, and further Events of a "
                 "reason; in `make test` also repeated writes, and all Events but one for each crash. Not compared are "
-                "Events, of which a crash may lose one for good, times, `runSeconds`, `usage` and `observedGeneration`",
+                "Events, of which a crash may lose one for good, times, `runSeconds` and `observedGeneration`",
             ),
             Shown(key="node", says="Pod and verdict", by="on a node, with the real trainer"),
         ),

@@ -89,22 +89,6 @@ def shown(operator: Operator) -> list[tuple[str, str]]:
     ]
 
 
-async def test_a_list_of_everything_shows_which_namespaces_have_runs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An hour later their counters are gone; those of a namespace with a run stay, though nothing happens to it."""
-    operator = make_operator()
-    operator.cache.finetunes.put(make_manifest())
-    operator.begin_work()
-    operator.metrics.runs.begin_at_zero(["left"])
-    operator.forget()
-    assert {"left" in labels for _, labels in shown(operator)} == {True, False}
-    begun = operator.api.clock.now()
-    monkeypatch.setattr(operator.api.clock, "now", lambda: begun + timedelta(hours=1, seconds=1))
-    operator.forget()
-    left = [labels for name, labels in shown(operator) if name.startswith("lorafinetune_gpu_seconds")]
-    assert left
-    assert all(f"'{NAMESPACE}'" in labels for labels in left)
-
-
 async def test_a_hand_over_doubles_no_series() -> None:
     """The next leader shows what the last one did, and that one was the only one until its process ended."""
     leader, waiting = make_operator(), make_operator()
@@ -114,7 +98,7 @@ async def test_a_hand_over_doubles_no_series() -> None:
     before = shown(leader)
     assert shown(waiting) == []
     assert len(before) == len(set(before)) > 10
-    assert {"lorafinetune_info", "lorafinetune_gpu_seconds_total"} <= {name for name, _ in before}
+    assert {"lorafinetune_info", "lorafinetune_attempts"} <= {name for name, _ in before}
     waiting.begin_work()
     assert shown(waiting) == before
 

@@ -140,9 +140,7 @@ class Operator:
         self.working = True
         for key in {*self.cache.pods.owners_of_tombstones(), *self.cache.jobs.owners_of_tombstones()}:
             drop_stored(self.cache, key)
-        places = self.cache.finetunes.places()
-        self.metrics.runs.begin_at_zero({place.namespace for place in places})
-        for key in places:
+        for key in self.cache.finetunes.places():
             self.wake(key)
         if self.config.run_metrics:
             # Not before: of two processes that report the same runs, sums would count each run twice.
