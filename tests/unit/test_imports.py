@@ -257,10 +257,3 @@ def test_modules_form_no_cycle(package: str) -> None:
         name: {i for i in imports(path) if i in known and i not in {name, package}} for name, path in known.items()
     }
     assert list(graphlib.TopologicalSorter(graph).static_order())
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_no_module_has_more_than_400_lines(package: str) -> None:
-    """One file has one reason to change; a longer one has two."""
-    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules(package).items()}
-    assert {name: length for name, length in lengths.items() if length > 400} == {}
