@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, TextIO
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as examples
-from tests.faults.recording import RESULTS, FaultRecorder, commit, unasserted
 
 from localcluster import client, lifecycle, settings
 from localcluster.client import HACK_CLUSTER, Client, CommandError
@@ -137,30 +136,6 @@ def _namespace(on: Client, request: pytest.FixtureRequest) -> Iterator[str]:
             print(_describe(on, name))
     finally:
         on.kubectl("delete", "namespace", name, "--wait=false")
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Record on demand: an ordinary run leaves the working tree as it is."""
-    parser.addoption(
-        "--record-faults", action="store_true", help=f"note outcomes of the fault matrix in {RESULTS.name}"
-    )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """The process that hears of every test records, not its workers."""
-    if hasattr(config, "workerinput"):
-        return
-    if config.getoption("--record-faults"):
-        config.pluginmanager.register(FaultRecorder(RESULTS, commit()), "fault-recorder")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """A test of the fault matrix that has not asserted all that its marks name has proven nothing."""
-    result = yield
-    left = unasserted(pyfuncitem)
-    assert not left, f"marked as proven, and not asserted: {', '.join(left)}"
-    return result
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

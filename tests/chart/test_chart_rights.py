@@ -70,7 +70,6 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.fault("A13.granted")
 @pytest.mark.parametrize("values", VARIANTS, ids=json.dumps)
 def test_whatever_the_values_the_operators_account_is_granted_its_list_and_nothing_more(
     render: Render, values: dict[str, Any]
