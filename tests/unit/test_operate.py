@@ -1,14 +1,13 @@
 """What a process does from its first turn on, and when it ends."""
 
 import asyncio
-import gc
 
 import pytest
 from tests.unit.builders import NAMESPACE
-from tests.unit.test_standby import make_operator
+from tests.unit.test_standby import operator_with
 
 from lora_operator.running import operate
-from lora_operator.running.parts import Operator
+from lora_operator.running.operator import Operator
 
 USELESS = {"namespace": NAMESPACE, "useful": "false"}
 
@@ -22,11 +21,10 @@ async def test_what_is_counted_at_first_is_shown_once_a_scrape_has_seen_0_or_the
     monkeypatch: pytest.MonkeyPatch, *, ends: bool
 ) -> None:
     """And what is counted later, at once."""
-    for of, name, value in ((gc, "freeze", lambda: None), (operate, "FIRST_SCRAPE_S", 3600.0 if ends else 0.05)):
-        monkeypatch.setattr(of, name, value)
-    operator = make_operator()
+    monkeypatch.setattr(operate, "FIRST_SCRAPE_S", 3600.0 if ends else 0.05)
+    operator = operator_with()
     operator.metrics.runs.begin_at_zero([NAMESPACE])
-    leading = asyncio.create_task(operate._lead(operator))
+    leading = asyncio.create_task(operate.lead(operator))
     try:
         await asyncio.sleep(0)  # until it waits for the first of its parts
         assert operator.working
