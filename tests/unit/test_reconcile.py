@@ -446,20 +446,6 @@ async def test_a_sentence_that_changes_alone_waits_a_minute() -> None:
     assert world.condition("Complete")["reason"] == "VolumeNotReady"
 
 
-async def test_a_run_beyond_its_namespaces_limit_gets_its_job_when_there_is_room() -> None:
-    """Until then nothing is made for it, and it says why."""
-    world = World()
-    world.cache.jobs.remove(world.server.job or {})
-    world.server.job, world.over_limit = None, 3
-    assert await world.turn() is None
-    assert world.condition("Accepted")["reason"] == "QuotaExceeded"
-    posts = [line for line in world.server.asked if line.startswith("POST") and "events" not in line]
-    assert posts == []
-    world.over_limit = None
-    await world.turn()
-    assert f"POST {JOBS.path(NAMESPACE)}" in world.server.asked
-
-
 async def test_the_more_trainings_report_the_later_each_is_asked_again() -> None:
     """A thousand of them write 20 statuses a second at most; the end of one is another's gain."""
     world = World(status={"attempt": 1, "jobName": job_name(), "progress": {"lastUpdateTime": instant(NOW)}})
