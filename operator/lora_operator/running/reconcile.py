@@ -21,7 +21,7 @@ from lora_operator.decision.trouble import KNOWN_FROM_EVENTS
 from lora_operator.running import logs
 from lora_operator.running.changes import Changes
 from lora_operator.running.contention import Contention
-from lora_operator.running.decision_log import DecisionLine
+from lora_operator.running.logs import DecisionLine
 from lora_operator.running.pacing import SCHEDULER_S, Pacing, paced
 from lora_operator.views.conditions import has_just_ended, result_of, state_of
 from lora_operator.views.config import OperatorConfig
