@@ -14,8 +14,8 @@ _HEAD = """\
 `kubectl get lft` shows the state of a run in the column STATE. The state is the reason of the condition `Complete`.
 `kubectl describe lft NAME` shows all conditions and an Event for each change of the state. Events and metric labels use
 the same reasons. [When it fails](when-it-fails.md) goes by symptom. [`lora explain NAME`](client.md) shows what
-the operator sees and decides; an administrator's `lora-operator explain NAMESPACE/NAME` in [the operator's
-pod](operations.md#why-does-this-run-wait) also knows the cluster's settings.
+Jobs, pods and queue say; an administrator's `lora-operator explain NAMESPACE/NAME` in [the operator's
+pod](operations.md#why-does-this-run-wait) also shows what the operator plans.
 
 ## States
 

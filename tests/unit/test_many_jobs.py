@@ -14,7 +14,6 @@ from tests.unit.builders import (
     make_job,
     make_job_object,
 )
-from tests.unit.test_explain import explained
 from tests.unit.turns import Object, World
 
 from lora_operator.cluster.api import ApiError
@@ -124,12 +123,6 @@ def test_a_job_that_goes_on_is_not_left_out_for_one_that_is_on_its_way_out() -> 
     cache.jobs.put(make_job_object(attempt=MANY, uid="going", version="9"))
     observed = look(cache, make_finetune(status={"attempt": 1}), events=(), ask=lambda _: Answer())
     assert "going" in {job.uid for job in observed.jobs}
-
-
-def test_the_explanation_says_that_jobs_are_left_out() -> None:
-    """As many as there are more."""
-    observed = Observed(jobs=(make_job(),), jobs_left_out=7)
-    assert any(note.startswith("7 more Jobs") for note in explained(make_finetune(), observed)["notes"])
 
 
 def test_a_job_by_another_name_is_not_deleted_with_a_finished_run() -> None:

@@ -23,7 +23,6 @@ from tests.unit.builders import (
     make_summary,
     running_pod,
 )
-from tests.unit.test_explain import explained
 from tests.unit.test_retries import count_pods
 from tests.unit.turns import World
 
@@ -240,13 +239,6 @@ async def test_a_run_with_more_pods_is_seen_to_run() -> None:
     fill(world.cache, MANY)
     await world.turn()
     assert world.condition("PodsReady")["status"] == "True"
-
-
-def test_the_explanation_says_that_pods_are_left_out() -> None:
-    """As many as there are more."""
-    observed = Observed(jobs=GOING, pods=(running_pod(),), pods_left_out=7)
-    assert any(note.startswith("7 more pods") for note in explained(make_finetune(), observed)["notes"])
-    assert not any("more pods" in note for note in explained(make_finetune(), Observed(jobs=GOING))["notes"])
 
 
 def test_pods_that_no_job_counts_are_no_ends_of_the_run() -> None:

@@ -1,4 +1,4 @@
-"""What each reason means and what to do about it: for docs/states.md and `lora-operator explain`."""
+"""What each reason means and what to do about it: for docs/states.md."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
