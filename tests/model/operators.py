@@ -21,7 +21,7 @@ from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.cluster.reflector import Reflector
 from lora_operator.running.metrics import Metrics
-from lora_operator.running.pacing import MOST_PROGRESS_PER_S, Pacing
+from lora_operator.running.debounce import MOST_PROGRESS_PER_S, Debounce
 from lora_operator.running.priority import is_urgent
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.running.resync import resync
@@ -232,7 +232,7 @@ class ModelOperator:
             now=now,
             over_limit=self.run_limit.exceeded_by,
             looked_at=self.run_limit.update,
-            pacing=Pacing(loop.time, config.status_delay_s),
+            debounce=Debounce(loop.time, config.status_delay_s),
             clock=loop.time,
         )
         self.workers = config.workers
@@ -290,11 +290,11 @@ class ModelOperator:
         """It has got the Lease."""
         self._led.set()
 
-    def wake(self, key: Key, after_s: float = 0) -> None:
+    def wake(self, key: Key) -> None:
         """Have a run looked at; while it does not lead, nobody would: as `parts.Operator` does."""
         if self.leads:
             self.run_limit.update(key)
-            self.queue.add_after(key, after_s)
+            self.queue.add(key)
         else:
             drop_stored(self.cache, key)
 

@@ -74,7 +74,7 @@ def test_two_operators_do_not_overwrite_each_others_status_when_the_watch_of_one
     world.settle()
     world.operators[0].deaf.add("jobs")
     world.life.suspend_job()
-    world.settle()
+    world.pass_time(5)
     writes = len([request for request in world.network.requests if request.writes])
     world.pass_time(60)
     assert len([request for request in world.network.requests if request.writes]) == writes
@@ -432,6 +432,6 @@ def test_an_operator_that_is_started_looks_for_the_pod_that_the_status_names(tra
     training.pass_time(5)
     if ended:
         training.life.succeed()
-    training.settle()
+    training.pass_time(5)
     assert _reasons(training) == ["Publishing" if ended else "Restarting"]
     training.restart_at_rest()

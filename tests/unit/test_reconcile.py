@@ -278,7 +278,8 @@ async def test_a_job_that_somebody_else_makes_by_the_name_of_one_that_is_gone_ho
 async def test_what_a_queue_says_of_a_run_that_waits_is_read_live_only_where_it_is_written() -> None:
     """The run was preempted, and the status names its last pod: a list of the namespace's pods for each message of
     Kueue would be a thousand of them whenever a thousand runs wait."""
-    world = World(status={"attempt": 1, "jobName": job_name(), "podName": f"{job_name()}-0-abcde"})
+    named = {"attempt": 1, "jobName": job_name(), "podName": f"{job_name()}-0-abcde"}
+    world = World(status=named, status_delay_s=60)
     world.kueue.served = True
     suspended = condition_object("Suspended", since=minutes_ago(20))
     world.tell_job(version="21", queue="gpus", spec={"suspend": True}, status={"conditions": [suspended]})
@@ -368,14 +369,14 @@ async def test_the_pod_that_follows_is_looked_at_without_the_one_that_is_gone() 
     world.lose_pod(_drained("7"), "watch")
     world.cache.pods.put(pod_at("8", name="second", phase="Pending"))
     wait_s = await world.turn()
-    assert (world.condition("Complete")["reason"], wait_s) == ("Evicted", 1.0)
-    world.now_s += 1
+    assert (world.condition("Complete")["reason"], wait_s) == ("Evicted", CONFIG.status_delay_s)
+    world.now_s += CONFIG.status_delay_s
     wait_s = await world.turn()
     assert (world.condition("Complete")["reason"], "of pod second" in world.condition("Complete")["message"]) == (
         "Pending",
         True,
     )
-    assert wait_s != 1.0
+    assert wait_s != CONFIG.status_delay_s
 
 
 @pytest.mark.parametrize(("unknown", "counted"), [("", 120.0), ("usage", 0.0)])
@@ -422,46 +423,18 @@ def statuses(world: World) -> int:
     return sum(line.startswith("PUT") for line in world.server.asked)
 
 
-async def test_the_first_status_waits_for_the_scheduler() -> None:
-    """A Job, its pod and what the scheduler says of that cost one status and one look less."""
-    world = World()
-    assert await world.turn() == 1.0
-    world.now_s = 0.4
-    assert await world.turn() == pytest.approx(0.6)
-    assert statuses(world) == 0
+async def test_what_comes_within_a_moment_costs_one_status() -> None:
+    """A Job, its pod and what the scheduler says of that."""
+    world = World(status_delay_s=2)
+    assert await world.turn() == 2.0
+    world.now_s = 0.5
     world.tell_pod("0/5 nodes are available: 5 Insufficient nvidia.com/gpu.", "21")
+    assert await world.turn() == 1.5
+    assert statuses(world) == 0
+    world.now_s = 2.0
     await world.turn()
     assert statuses(world) == 1
     assert world.condition("Complete")["reason"] == "Unschedulable"
-
-
-async def test_the_first_status_waits_a_second_and_no_longer() -> None:
-    """A scheduler may be away."""
-    world = World()
-    await world.turn()
-    world.now_s = 1.0
-    await world.turn()
-    assert statuses(world) == 1
-    assert world.condition("Complete")["reason"] == "Pending"
-
-
-async def test_a_sentence_that_changes_alone_waits_a_minute() -> None:
-    """The scheduler counts nodes anew each few seconds; the next reason is told at once."""
-    world = World()
-    world.tell_pod("0/5 nodes are available: 5 Insufficient nvidia.com/gpu.", "21")
-    await world.turn()
-    for seconds in range(0, 60, 10):
-        world.now_s = seconds
-        world.tell_pod(f"0/5 nodes are available: {seconds} are busy.", str(22 + seconds))
-        assert await world.turn() == 60 - seconds
-    assert statuses(world) == 1
-    world.now_s = 60.0
-    await world.turn()
-    assert statuses(world) == 2
-    assert "50 are busy" in world.condition("Complete")["message"]
-    world.tell_pod('persistentvolumeclaim "adapters" not found', "99")
-    await world.turn()
-    assert world.condition("Complete")["reason"] == "VolumeNotReady"
 
 
 async def test_a_run_beyond_its_namespaces_limit_gets_its_job_when_there_is_room() -> None:
@@ -556,17 +529,6 @@ async def test_an_end_that_the_answer_to_a_patch_shows_is_read_live_once_more() 
     patched = next(number for number, line in enumerate(world.server.asked) if line.startswith("PATCH"))
     assert f"GET {JOBS.path(NAMESPACE, job_name())}" in world.server.asked[patched:]
     assert world.condition("Failed")["status"] == "True"
-
-
-@pytest.mark.parametrize("spoken", [True, False])
-async def test_the_first_status_of_a_run_in_a_queue_waits_for_what_the_queue_says(*, spoken: bool) -> None:
-    """Kueue speaks within a moment of the Job, and its reason is worth more than that it has yet to speak."""
-    world = World()
-    world.tell_job("30", queue="gpus", spec={"suspend": True})
-    pending = condition_object("QuotaReserved", "False", reason="Pending", message="no quota")
-    world.cache.workloads.put(make_workload_object(*([pending] if spoken else [])))
-    await world.turn()
-    assert ("jobName" in world.server.finetune.get("status", {})) == spoken
 
 
 @pytest.mark.parametrize("code", [401, 402, 404, 409, 410, 412, 429, 451])

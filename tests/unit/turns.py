@@ -22,7 +22,7 @@ from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.running.metrics import Metrics
-from lora_operator.running.pacing import Pacing
+from lora_operator.running.debounce import Debounce
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.views.names import TRAIN
 
@@ -107,7 +107,14 @@ class Poller(ProgressPoller):
 class World:
     """A run with its Job and its pod, and the reconciler that looks after it."""
 
-    def __init__(self, *, spec: Object | None = None, status: Object | None = None, stage: str = TRAIN) -> None:
+    def __init__(
+        self,
+        *,
+        spec: Object | None = None,
+        status: Object | None = None,
+        stage: str = TRAIN,
+        status_delay_s: float = 0.0,
+    ) -> None:
         manifest = make_manifest(spec=spec, status=status)
         self.registry = CollectorRegistry()
         self.now_s = 0.0
@@ -129,7 +136,7 @@ class World:
             count=Metrics(self.registry).runs.observe,
             now=lambda: NOW,
             over_limit=lambda _: self.over_limit,
-            pacing=Pacing(lambda: self.now_s, 60),
+            debounce=Debounce(lambda: self.now_s, status_delay_s),
             clock=lambda: self.now_s,
         )
 

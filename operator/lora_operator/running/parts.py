@@ -17,10 +17,10 @@ from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.cluster.reflector import Reflector
 from lora_operator.cluster.server_clock import wall_clock
+from lora_operator.running.debounce import MOST_PROGRESS_PER_S, Debounce, progress_interval_s
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.object_metrics import ObjectCollector
 from lora_operator.running.own_pod import own_identity, own_namespace
-from lora_operator.running.pacing import MOST_PROGRESS_PER_S, Pacing, shortest_interval_s
 from lora_operator.running.priority import is_urgent
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.running.run_limit import RunLimit
@@ -54,7 +54,7 @@ class Operator:
         )
         self.run_limit = RunLimit(config.most_unfinished_runs_per_namespace, self.cache, self.queue.add)
         self.poller = ProgressPoller(
-            interval_s=lambda running: shortest_interval_s(config, running),
+            interval_s=lambda running: progress_interval_s(config, running),
             timeout_s=config.progress_timeout_s,
             most_per_s=MOST_PROGRESS_PER_S,
             wake=self.wake,
@@ -75,7 +75,7 @@ class Operator:
             now=self.api.clock.now,
             over_limit=self.run_limit.exceeded_by,
             looked_at=self.run_limit.update,
-            pacing=Pacing(time.monotonic, config.status_delay_s),
+            debounce=Debounce(time.monotonic, config.status_delay_s),
         )
         self.election = self._make_election()
         self.namespaces: tuple[str, ...] = config.namespaces
@@ -132,11 +132,11 @@ class Operator:
             oldest[reflector.plural] = min(oldest.get(reflector.plural, heard_s), heard_s)
         return oldest
 
-    def wake(self, key: Key, after_s: float = 0) -> None:
+    def wake(self, key: Key) -> None:
         """Have a run looked at. While this process stands by nobody would, and keys of deleted runs would pile up."""
         if self.working:
             self.run_limit.update(key)
-            self.queue.add_after(key, after_s)
+            self.queue.add(key)
         elif not self.unready():  # before the first lists are complete a run may only seem to be gone
             drop_stored(self.cache, key)
 

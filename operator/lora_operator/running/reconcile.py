@@ -22,8 +22,8 @@ from lora_operator.running import logs
 from lora_operator.running.changes import Changes
 from lora_operator.running.contention import Contention
 from lora_operator.running.crowds import Crowds
+from lora_operator.running.debounce import Debounce, progress_interval_s
 from lora_operator.running.decision_log import DecisionLine
-from lora_operator.running.pacing import SCHEDULER_S, Pacing, paced
 from lora_operator.running.transitions import has_just_ended
 from lora_operator.views.conditions import result_of, state_of
 from lora_operator.views.config import OperatorConfig
@@ -77,12 +77,12 @@ class Reconciler:
         now: Callable[[], datetime],
         over_limit: Callable[[Key], int | None] = lambda _: None,
         looked_at: Callable[[Key], None] = lambda _: None,
-        pacing: Pacing,
+        debounce: Debounce,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._over_limit = over_limit
         self._looked_at = looked_at
-        self._pacing = pacing
+        self._debounce = debounce
         self._api = api
         self._cache = cache
         self._kueue = kueue
@@ -122,14 +122,13 @@ class Reconciler:
                 self._contention.forget(key)
                 self._changes.forget(key)
                 self._crowds.forget(key)
-                self._pacing.forget(key)
+                self._debounce.forget(key)
                 return None
             if finetune.uid != turn.uid:
                 # What was read of an earlier resource by this name, or was refused to it, says nothing of this one.
                 turn = _Turn(uid=finetune.uid)
             observed = await self._observe(key, finetune, turn)
-            config = paced(self._config, running=len(self._poller))
-            plan = decide(finetune, observed, config, self._now())
+            plan = decide(finetune, observed, self._paced_config(), self._now())
             if self._holds_back(key, plan, turn) or await self._reads_more(finetune, observed, plan, turn):
                 continue
             with DecisionLine(finetune, plan) as line:
@@ -137,7 +136,7 @@ class Reconciler:
                     patient = failures >= _PATIENCE_FAILURES
                     if not await self._create_and_patch(finetune, plan, turn, line, patient=patient):
                         continue
-                postponed_s, again_s = self._postponed_s(key, finetune, observed, plan), None
+                postponed_s, again_s = self._postponed_s(key, finetune, plan), None
                 if postponed_s is None:
                     if not await self._write_status(finetune, observed, plan, line):
                         turn = _Turn(uid=finetune.uid)
@@ -153,19 +152,22 @@ class Reconciler:
         """Whether a 401 is about the operator: a webhook may answer with it, too, about one object."""
         return await is_locked_out(self._api, key)
 
-    def _postponed_s(self, key: Key, finetune: FineTune, observed: Observed, plan: Plan) -> float | None:
+    def _paced_config(self) -> OperatorConfig:
+        interval_s = progress_interval_s(self._config, len(self._poller))
+        same = interval_s == self._config.progress_interval_s
+        return self._config if same else replace(self._config, progress_interval_s=interval_s)
+
+    def _postponed_s(self, key: Key, finetune: FineTune, plan: Plan) -> float | None:
         """Seconds that the status and its Events wait; None where they are due.
 
         It is as after a crash at this point: the next turn finds the same, and writes the same status.
         """
         if self._writer.is_written(finetune, plan.status):
-            self._pacing.forget(key)
+            self._debounce.forget(key)
             return None
         if self._events.is_in_line(key) and self._needs_events(key, finetune, plan):
             return self._config.pending_check_s  # sooner once they are read
-        scheduled = any(condition.type == "PodScheduled" for pod in observed.pods for condition in pod.conditions)
-        placed = scheduled or any(workload.conditions for workload in observed.workloads)
-        return self._pacing.delay_s(key, finetune.status, plan.status, placed=placed) or None
+        return self._debounce.wait_s(key, finetune.status, plan.status) or None
 
     def _acknowledge(self, key: Key, observed: Observed, plan: Plan) -> float | None:
         """The status accounts for what is gone; a claim of success, and the Job for it, are kept until the verdict.
@@ -180,7 +182,7 @@ class Reconciler:
             self._cache.jobs.acknowledge(key)
             return None
         acknowledged = self._cache.pods.acknowledge(key, (pod.uid for pod in observed.pods if not claims_success(pod)))
-        return SCHEDULER_S if acknowledged else None
+        return self._config.status_delay_s if acknowledged else None
 
     def _holds_back(self, key: Key, plan: Plan, turn: _Turn) -> bool:
         """Whether a change is wanted that the cluster has just refused or undone, so that all is to be decided anew."""
@@ -201,7 +203,7 @@ class Reconciler:
         resource = not turn.resource and (disputed or bool(plan.create or plan.patch or plan.delete))
         changed = plan.read_for_status and not self._writer.is_written(finetune, plan.status)
         # Much of it waits, and is replaced until then: each sentence that a queue has for a run.
-        news = changed and self._postponed_s(key, finetune, observed, plan) is None
+        news = changed and self._postponed_s(key, finetune, plan) is None
         if (plan.read_first or news or disputed) and (resource or unread):
             if disputed:
                 self._events.read_anew(key)
@@ -279,7 +281,7 @@ class Reconciler:
             return False
         line.wrote_status()
         key = key_of(finetune)
-        self._pacing.forget(key)
+        self._debounce.forget(key)
         stored = self._cache.finetunes.get(key)
         self._contention.wrote(key, finetune, stored)
         # What an older definition leaves out of it would be counted anew at each status.

@@ -46,7 +46,7 @@ class OperatorConfig:
     most_unfinished_runs_per_namespace   those beyond wait for an older one to end; 0 is no limit
     run_metrics             a set of series for each LoRAFineTune, beside those of the operator
     progress_interval_s     how often a running pod is asked for its progress, and the status written
-    status_delay_s          how long a status in which only sentences differ may wait
+    status_delay_s          how long a status waits for more, unless it ends the run or counts something
     pending_check_s         how often a pod that does not start is looked at, its events included
     resync_interval_s       how often everything is listed anew
     watch_inactivity_s      a watch that is silent for so long is restarted; the API server speaks once a minute
@@ -110,7 +110,7 @@ class OperatorConfig:
     run_metrics: bool = True
     progress_interval_s: float = 15.0
     progress_timeout_s: float = 2.0
-    status_delay_s: float = 60.0
+    status_delay_s: float = 2.0
     pending_check_s: float = 10.0
     resync_interval_s: float = 300.0
     watch_inactivity_s: float = 70.0
