@@ -20,12 +20,11 @@ from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.cluster.reflector import Reflector
-from lora_operator.running.metrics import Metrics
 from lora_operator.running.debounce import MOST_PROGRESS_PER_S, Debounce
+from lora_operator.running.metrics import Metrics
 from lora_operator.running.priority import is_urgent
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.running.resync import resync
-from lora_operator.running.run_limit import RunLimit
 from lora_operator.running.standby import drop_stored
 from lora_operator.running.supervision import OperatorFailedError, run_together
 from lora_operator.running.watch import sources_of
@@ -210,7 +209,6 @@ class ModelOperator:
             group=lambda key: key.namespace,
             workers=config.workers,
         )
-        self.run_limit = RunLimit(config.most_unfinished_runs_per_namespace, self.cache, self.queue.add)
         self.poller = ModelPoller(
             interval_s=lambda _: config.progress_interval_s,
             timeout_s=2.0,
@@ -230,8 +228,6 @@ class ModelOperator:
             poster=self.poster,
             count=METRICS.runs.observe,
             now=now,
-            over_limit=self.run_limit.exceeded_by,
-            looked_at=self.run_limit.update,
             debounce=Debounce(loop.time, config.status_delay_s),
             clock=loop.time,
         )
@@ -293,7 +289,6 @@ class ModelOperator:
     def wake(self, key: Key) -> None:
         """Have a run looked at; while it does not lead, nobody would: as `parts.Operator` does."""
         if self.leads:
-            self.run_limit.update(key)
             self.queue.add(key)
         else:
             drop_stored(self.cache, key)

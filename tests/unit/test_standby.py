@@ -89,22 +89,6 @@ def shown(operator: Operator) -> list[tuple[str, str]]:
     ]
 
 
-async def test_a_list_of_everything_shows_which_namespaces_have_runs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An hour later their counters are gone; those of a namespace with a run stay, though nothing happens to it."""
-    operator = make_operator()
-    operator.cache.finetunes.put(make_manifest())
-    operator.begin_work()
-    operator.metrics.runs.begin_at_zero(["left"])
-    operator.forget()
-    assert {"left" in labels for _, labels in shown(operator)} == {True, False}
-    begun = operator.api.clock.now()
-    monkeypatch.setattr(operator.api.clock, "now", lambda: begun + timedelta(hours=1, seconds=1))
-    operator.forget()
-    left = [labels for name, labels in shown(operator) if name.startswith("lorafinetune_gpu_seconds")]
-    assert left
-    assert all(f"'{NAMESPACE}'" in labels for labels in left)
-
-
 async def test_a_hand_over_doubles_no_series() -> None:
     """The next leader shows what the last one did, and that one was the only one until its process ended."""
     leader, waiting = make_operator(), make_operator()
@@ -114,20 +98,9 @@ async def test_a_hand_over_doubles_no_series() -> None:
     before = shown(leader)
     assert shown(waiting) == []
     assert len(before) == len(set(before)) > 10
-    assert {"lorafinetune_info", "lorafinetune_gpu_seconds_total"} <= {name for name, _ in before}
+    assert {"lorafinetune_info", "lorafinetune_attempts"} <= {name for name, _ in before}
     waiting.begin_work()
     assert shown(waiting) == before
-
-
-async def test_the_limit_of_runs_is_known_before_the_first_turn() -> None:
-    """Whichever run is looked at first after a start, those beyond the limit are the same."""
-    operator = make_operator(most_unfinished_runs_per_namespace=1)
-    for name in ("b", "a"):
-        manifest = make_manifest()
-        manifest["metadata"] |= {"name": name, "uid": f"uid-{name}"}
-        operator.cache.finetunes.put(manifest)
-    operator.begin_work()
-    assert [operator.run_limit.exceeded_by(Key(NAMESPACE, name)) for name in "ab"] == [None, 1]
 
 
 class Followed:

@@ -21,8 +21,8 @@ from lora_operator.cluster.child_events import ChildEvents
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
-from lora_operator.running.metrics import Metrics
 from lora_operator.running.debounce import Debounce
+from lora_operator.running.metrics import Metrics
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.views.names import TRAIN
 
@@ -118,7 +118,6 @@ class World:
         manifest = make_manifest(spec=spec, status=status)
         self.registry = CollectorRegistry()
         self.now_s = 0.0
-        self.over_limit: int | None = None
         self.poller = Poller(
             interval_s=lambda _: 15, timeout_s=1, most_per_s=18, wake=lambda _: None, clock=lambda: 0.0
         )
@@ -135,7 +134,6 @@ class World:
             poster=EventPoster(self.server, now=lambda: NOW, instance="test"),
             count=Metrics(self.registry).runs.observe,
             now=lambda: NOW,
-            over_limit=lambda _: self.over_limit,
             debounce=Debounce(lambda: self.now_s, status_delay_s),
             clock=lambda: self.now_s,
         )

@@ -22,7 +22,6 @@ from lora_operator.running.metrics import Metrics, count_requests
 from lora_operator.running.parts import Operator
 from lora_operator.running.prepare import prepare, wait_for_namespaces
 from lora_operator.running.resync import resync
-from lora_operator.running.run_metrics import FIRST_SCRAPE_S
 from lora_operator.running.self_check import check_definition
 from lora_operator.running.supervision import OperatorFailedError, end_within, run_together
 from lora_operator.running.watch import kopf_settings, register
@@ -104,8 +103,6 @@ async def _lead(operator: Operator) -> None:
     election = operator.election
     if election is not None:
         await election.acquire()
-    operator.metrics.runs.hold()
-    asyncio.get_running_loop().call_later(FIRST_SCRAPE_S, operator.metrics.runs.release)
     operator.begin_work()
     logger.info("ready to work on %d LoRAFineTunes", len(operator.cache.finetunes))
     queue, reconciler = operator.queue, operator.reconciler
@@ -127,8 +124,6 @@ async def _lead(operator: Operator) -> None:
 
 async def _wind_down(operator: Operator) -> None:
     """Take no more work, and finish what was begun: its writes and their Events, within reason."""
-    # A last scrape may come meanwhile.
-    operator.metrics.runs.release()
     operator.queue.close()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_STOP_S):

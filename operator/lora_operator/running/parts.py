@@ -23,7 +23,6 @@ from lora_operator.running.object_metrics import ObjectCollector
 from lora_operator.running.own_pod import own_identity, own_namespace
 from lora_operator.running.priority import is_urgent
 from lora_operator.running.reconcile import Reconciler
-from lora_operator.running.run_limit import RunLimit
 from lora_operator.running.self_check import SelfCheckError
 from lora_operator.running.standby import drop_stored
 from lora_operator.running.watch import sources_of
@@ -52,7 +51,6 @@ class Operator:
             group=lambda key: key.namespace,
             workers=config.workers,
         )
-        self.run_limit = RunLimit(config.most_unfinished_runs_per_namespace, self.cache, self.queue.add)
         self.poller = ProgressPoller(
             interval_s=lambda running: progress_interval_s(config, running),
             timeout_s=config.progress_timeout_s,
@@ -73,8 +71,6 @@ class Operator:
             poster=self.poster,
             count=metrics.runs.observe,
             now=self.api.clock.now,
-            over_limit=self.run_limit.exceeded_by,
-            looked_at=self.run_limit.update,
             debounce=Debounce(time.monotonic, config.status_delay_s),
         )
         self.election = self._make_election()
@@ -135,7 +131,6 @@ class Operator:
     def wake(self, key: Key) -> None:
         """Have a run looked at. While this process stands by nobody would, and keys of deleted runs would pile up."""
         if self.working:
-            self.run_limit.update(key)
             self.queue.add(key)
         elif not self.unready():  # before the first lists are complete a run may only seem to be gone
             drop_stored(self.cache, key)
@@ -145,9 +140,7 @@ class Operator:
         self.working = True
         for key in {*self.cache.pods.owners_of_tombstones(), *self.cache.jobs.owners_of_tombstones()}:
             drop_stored(self.cache, key)
-        places = self.cache.finetunes.places()
-        self.metrics.runs.begin_at_zero({place.namespace for place in places})
-        for key in places:
+        for key in self.cache.finetunes.places():
             self.wake(key)
         if self.config.run_metrics:
             # Not before: of two processes that report the same runs, sums would count each run twice.
