@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from tests.model.server import FOREGROUND, ORPHAN, TRACKING, Object, Server, labels_of
+from tests.model.ttl import delete_expired
 
 from lora_operator.views.names import CONTROLLER_UID_LABEL, INDEX_LABEL, JOB_NAME_LABEL
 from lora_operator.views.wording import instant, parse_instant
@@ -48,6 +49,7 @@ class Controllers:
             before = self._server.version
             self.sync_jobs()
             self.sync_queues()
+            delete_expired(self._server, self._now())
             self.collect_garbage()
             if self._server.version == before:
                 return

@@ -10,7 +10,7 @@ from lora_operator.cluster.api import JOBS, Api, ApiError, Resource, Unreachable
 from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.carry_out import TryAgainError, Writer
 from lora_operator.cluster.kueue import Kueue
-from lora_operator.views.model import ObjectRef, Patch
+from lora_operator.views.model import Patch
 from lora_operator.views.names import child_labels, child_name
 from lora_trainer.contract.manifest import API_VERSION, KIND
 
@@ -254,18 +254,3 @@ async def test_a_status_of_a_resource_that_went_is_forgotten_with_it() -> None:
     writer, cache = make_writer(ScriptedApi(status=NOT_FOUND))
     assert not await writer.write_status(FINETUNE, {})
     assert cache.finetunes.get(KEY) is None
-
-
-@pytest.mark.parametrize(
-    ("found", "deleted"),
-    [(job(), ["u"]), (job(owner_uid="other"), []), (NOT_FOUND, [])],
-    ids=["ours", "theirs", "gone"],
-)
-async def test_what_is_named_without_its_uid_is_deleted_only_if_it_is_ours(
-    found: Object | ApiError, deleted: list[str]
-) -> None:
-    """Nothing that a user owns is deleted."""
-    api = ScriptedApi(get=found)
-    writer, _ = make_writer(api)
-    await writer.delete(FINETUNE, ObjectRef(kind="Service", name="j", uid=""))
-    assert api.deleted == deleted

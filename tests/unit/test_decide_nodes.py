@@ -393,15 +393,6 @@ def test_a_service_that_was_refused_is_tried_again() -> None:
     assert condition(again, "Accepted")["status"] == "True"
 
 
-def test_the_time_to_live_takes_the_service_too() -> None:
-    """It is not watched, so the Job goes last."""
-    pods = (ended_pod(0, make_summary().to_message()),)
-    done = plan_for(TWO, jobs=(finished_job(),), pods=pods)
-    spec = {"resources": {"nodes": 2}, "ttlSecondsAfterFinished": 0}
-    plan = plan_for(with_status(make_finetune(spec=spec), done.status), jobs=(finished_job(),))
-    assert [ref.kind for ref in plan.delete] == ["Service", "Job"]
-
-
 # Checkpoints
 
 

@@ -391,14 +391,14 @@ def test_its_progress_is_not_that_of_the_training() -> None:
     assert plan.ask_progress is None
 
 
-def test_the_time_to_live_takes_it_with_the_rest() -> None:
-    """It is kept until then."""
+def test_its_job_gets_the_time_to_live_with_the_rest() -> None:
+    """Once there is a verdict."""
     pods = (ended_pod(0, make_summary().to_message()),)
     done = plan_for(finetune(), jobs=(looked(), finished_job()), pods=pods)
-    assert done.delete == ()
-    expired = with_status(finetune(ttlSecondsAfterFinished=0), done.status)
-    gone = plan_for(expired, jobs=(looked(), finished_job()), pods=pods).delete
-    assert [(ref.kind, ref.name) for ref in gone] == [("Job", PREFLIGHT), ("Job", job_name())]
+    assert (done.delete, done.patch) == ((), ())
+    ended = with_status(finetune(ttlSecondsAfterFinished=0), done.status)
+    plan = plan_for(ended, jobs=(looked(), finished_job()), pods=pods)
+    assert ([patch.name for patch in plan.patch], plan.delete) == ([PREFLIGHT, job_name()], ())
 
 
 def test_a_pod_that_has_ended_waits_for_its_job_to_say_so() -> None:

@@ -275,14 +275,18 @@ def test_whatever_somebody_wrote_into_the_status_is_survived(junk: Any) -> None:
 
 
 def test_the_time_to_live_is_that_with_which_the_run_began() -> None:
-    """A Job that ended ten minutes ago goes after the default of then, unless the resource says something now."""
+    """A Job gets the default of then, unless the resource says something now."""
     ended = {"conditions": [{"type": "Complete", "status": "True"}], "completionTime": instant(minutes_ago(10))}
-    for kept, gone in (({"ttlSecondsAfterFinished": 600}, True), ({}, False)):
+
+    def ttl_of(plan: Plan) -> list[int]:
+        return [patch.body["spec"]["ttlSecondsAfterFinished"] for patch in plan.patch]
+
+    for kept, wanted in (({"ttlSecondsAfterFinished": 600}, [600]), ({}, [])):
         status = {**ended, "resolved": {"rank": 16, "pod": {"cpu": "1", **kept}}}
-        assert bool(plan_of(make_finetune(status=status), OTHER, jobs=(finished_job(),)).delete) is gone
+        assert ttl_of(plan_of(make_finetune(status=status), OTHER, jobs=(finished_job(),))) == wanted
     status = {**ended, "resolved": {"pod": {"ttlSecondsAfterFinished": 600}}}
     longer = make_finetune(spec={"ttlSecondsAfterFinished": 900}, status=status)
-    assert plan_of(longer, OTHER, jobs=(finished_job(),)).delete == ()
+    assert ttl_of(plan_of(longer, OTHER, jobs=(finished_job(),))) == [900]
 
 
 def test_devices_and_disk_beside_the_gpus_are_asked_for() -> None:

@@ -145,7 +145,7 @@ def test_an_ended_run_says_that_its_verdict_stands() -> None:
         "The run has ended, and its verdict never changes: line 3 is no JSON; "
         "what is left of its attempt is cleaned up now"
     )
-    assert document["plans"]["delete"]
+    assert document["plans"]["patch"]
 
 
 def test_the_advice_of_the_status_is_repeated() -> None:

@@ -132,9 +132,9 @@ def test_the_explanation_says_that_jobs_are_left_out() -> None:
     assert any(note.startswith("7 more Jobs") for note in explained(make_finetune(), observed)["notes"])
 
 
-def test_a_job_by_another_name_is_not_deleted_with_a_finished_run() -> None:
+def test_a_job_by_another_name_is_left_alone_after_the_end() -> None:
     """The operator did not make it."""
     job = make_job()
-    finetune = make_finetune(spec={"ttlSecondsAfterFinished": 0}, status=ENDED)
+    finetune = make_finetune(status=ENDED)
     named = Observed(jobs=(job, dataclasses.replace(job, uid="other", name="other-1")))
     assert [target.name for target in decide(finetune, named, CONFIG, NOW).delete] == [job.name]

@@ -22,7 +22,7 @@ from tests.unit.builders import (
 from tests.unit.turns import KEY, Object, World, pod_at
 
 from lora_operator.cluster import child_events
-from lora_operator.cluster.api import JOBS, SERVICES, ApiError, UnreachableError
+from lora_operator.cluster.api import JOBS, ApiError, UnreachableError
 from lora_operator.cluster.cache import Key
 from lora_operator.cluster.carry_out import TryAgainError
 from lora_operator.views.names import GROUP, MANAGED_BY_LABEL, PREFLIGHT, SUSPEND_ANNOTATION, TRAIN
@@ -533,27 +533,29 @@ async def test_only_a_read_that_is_refused_tells_that_the_credentials_are(
     assert await world.reconciler.is_locked_out(KEY) is locked_out
 
 
-@pytest.mark.parametrize("refused", ["jobs", "services"])
+@pytest.mark.parametrize("refused", [TRAIN, PREFLIGHT])
 async def test_a_deletion_that_is_refused_keeps_no_other(refused: str) -> None:
     """Least of all that of a Job that holds GPUs; and the turn is tried again."""
     ended = {"conditions": [condition_object("Failed", reason="PendingTimeout")], "attempt": 1, "jobName": job_name()}
-    world = World(spec={"resources": {"nodes": 2}}, status=ended)
+    world = World(status=ended)
+    stages = (TRAIN, PREFLIGHT)
+    jobs = {JOBS.path(NAMESPACE, job_name(1, stage)): world.tell_job("21", stage=stage) for stage in stages}
     deleted = []
 
     async def request(method: str, path: str, *args: Any, **others: Any) -> Object:
         if method == "DELETE":
             deleted.append(path)
-            if f"/{refused}/" in path:
+            if path == JOBS.path(NAMESPACE, job_name(1, refused)):
                 raise ApiError(403, "Forbidden", "no right")
             return {}
-        if path.startswith(SERVICES.path(NAMESPACE)):
-            return make_job_object()
+        if path in jobs:
+            return jobs[path]
         return await answer(method, path, *args, **others)
 
     answer, world.server.request = world.server.request, request  # type: ignore[method-assign] # a server in between
     with pytest.raises(ApiError, match="no right"):
         await world.turn()
-    assert set(deleted) == {JOBS.path(NAMESPACE, job_name()), SERVICES.path(NAMESPACE, job_name())}
+    assert set(deleted) == jobs.keys()
 
 
 async def test_what_was_read_before_a_conflict_is_read_again_before_the_verdict() -> None:

@@ -200,7 +200,7 @@ spec:
 # Names for the pods of a run on several nodes.
 - apiGroups: [""]
   resources: [services]
-  verbs: [get, create, delete]
+  verbs: [get, create]
 - apiGroups: [""]
   resources: [events]
   verbs: [list, create]

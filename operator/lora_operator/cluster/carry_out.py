@@ -10,7 +10,7 @@ from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.look import read_finetune
 from lora_operator.cluster.omissions import Omissions
 from lora_operator.views.model import FineTune, ObjectRef, Patch, Rejection
-from lora_operator.views.observe import controller_of, owner_of
+from lora_operator.views.observe import owner_of
 from lora_operator.views.wording import UNANSWERED
 
 # What the API server answers to something that it will not have: bad request, forbidden (rights, quota, pod security,
@@ -151,19 +151,8 @@ class Writer:
         return status == finetune.status or self._omissions.covers(finetune, status)
 
     async def delete(self, finetune: FineTune, target: ObjectRef) -> None:
-        """Delete a child. One that was named without its uid is looked at first: it must be this resource's own."""
-        uid = target.uid or await self._own_uid(finetune, target)
-        if uid:
-            await self._api.delete(BY_KIND[target.kind], finetune.namespace, target.name, uid)
-
-    async def _own_uid(self, finetune: FineTune, target: ObjectRef) -> str:
-        try:
-            stored = await self._api.get(BY_KIND[target.kind], finetune.namespace, target.name)
-        except ApiError as error:
-            if error.code == 404:
-                return ""
-            raise
-        return str(stored["metadata"]["uid"]) if controller_of(stored)[1] == finetune.uid else ""
+        """Delete a child."""
+        await self._api.delete(BY_KIND[target.kind], finetune.namespace, target.name, target.uid)
 
     def _remember(self, kind: str, stored: Object, *, as_of: str = "") -> None:
         if kind == JOBS.kind:

@@ -13,8 +13,9 @@ from lora_operator.decision.adjust import has_lost_labels
 from lora_operator.decision.case import Case
 from lora_operator.decision.retries import Cause
 from lora_operator.decision.stages.train import TRAIN
+from lora_operator.decision.trouble import trouble_of_rejection
 from lora_operator.views.conditions import Finding
-from lora_operator.views.model import Patch, PodView
+from lora_operator.views.model import Observed, Patch, PodView
 from lora_operator.views.pods import condition_of, failure_of, newest_first, was_disrupted, was_short_of_something
 from lora_operator.views.wording import last_line, maps_of, sentence
 from lora_trainer.contract.advice import codes, rules
@@ -38,6 +39,7 @@ class Code(enum.StrEnum):
     OFTEN_PREEMPTED = "OftenPreempted"
     LABELS_REMOVED = "LabelsRemoved"
     CHANGE_UNDONE = "ChangeUndone"
+    CLEANUP_REFUSED = "CleanupRefused"
     IMAGE_CHANGED = "ImageChanged"
 
 
@@ -55,6 +57,20 @@ def advise(case: Case, state: Finding, *reported: codes.Advice) -> list[dict[str
     train = case.request.train
     by_spec = map(_said, rules.spoken(rules.before(train))) if train else ()
     return joined([*by_spec, *_kept(case.finetune.status), *_of_the_cluster(case, state, train)], *reported)
+
+
+def advise_cleanup(status: Mapping[str, Any], observed: Observed) -> list[dict[str, Any]]:
+    """What was advised until the end, and what keeps finished Jobs from their time to live, which comes first."""
+    rejected, of_cleanup = observed.rejection, (Code.CHANGE_UNDONE, Code.CLEANUP_REFUSED)
+    message = (
+        "Have whatever refuses it let the operator set spec.ttlSecondsAfterFinished of Jobs that have ended, or delete "
+        "them: the operator tries again every minute, and the Job stays until then"
+    )
+    found = [
+        *_of_changes(observed.undone),
+        *([_advice(Code.CLEANUP_REFUSED, message, trouble_of_rejection(rejected).message)] if rejected else ()),
+    ]
+    return [*found, *(one for one in maps_of(status.get("advice")) if one.get("code") not in of_cleanup)][: rules.MOST]
 
 
 def joined(known: Iterable[dict[str, Any]], *reported: codes.Advice) -> list[dict[str, Any]]:

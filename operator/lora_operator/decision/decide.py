@@ -10,8 +10,9 @@ from datetime import datetime
 from typing import Any
 
 from lora_operator.decision.adjust import adjust, adjusted, still_held, suspension_alone
+from lora_operator.decision.advice import advise_cleanup
 from lora_operator.decision.case import Case, read_case
-from lora_operator.decision.expiry import expired_objects, may_go_on_unseen, on_the_way_out
+from lora_operator.decision.cleanup import clean_up, may_go_on_unseen, on_the_way_out
 from lora_operator.decision.facts import milestones, resolution, with_counts, without_quota
 from lora_operator.decision.give_up import give_up, has_no_time_left, pending_left_s, waited_too_long
 from lora_operator.decision.notices import notices, recreated
@@ -80,11 +81,12 @@ def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: 
 
 def _after_the_end(finetune: FineTune, observed: Observed, now: datetime) -> Plan:
     """The verdict stands. What is left is to stop a Job that was given up, and the time to live of one that ended."""
-    expired, left_s = expired_objects(finetune, observed, now)
+    patches, given_up = clean_up(finetune, observed)
     jobs, unseen = tuple(job.name for job in observed.jobs if is_of(finetune, job)), may_go_on_unseen(finetune, now)
-    status, names = refreshed_status(finetune), tuple(dict.fromkeys((*jobs, *unseen)))
-    read_first = bool(expired) or not set(unseen).issubset(jobs)
-    return Plan(status=status, delete=expired, requeue_after_s=left_s, read_first=read_first, job_names=names)
+    advice, names = advise_cleanup(finetune.status, observed), tuple(dict.fromkeys((*jobs, *unseen)))
+    status = refreshed_status(finetune, advice)
+    read_first = bool(patches or given_up) or not set(unseen).issubset(jobs)
+    return Plan(status=status, patch=patches, delete=given_up, read_first=read_first, job_names=names)
 
 
 def _begin(case: Case, stage: Stage, job: JobView | None) -> Plan:

@@ -133,12 +133,14 @@ def final_status(finetune: FineTune, accepted: Condition, verdict: Verdict, fact
     return {key: value for key, value in {**status, **blocks}.items() if value != {}}
 
 
-def refreshed_status(finetune: FineTune) -> Status:
-    """A finished run's status, which changes no more except for the generation that it speaks of."""
+def refreshed_status(finetune: FineTune, advice: list[Status]) -> Status:
+    """A finished run's status, which changes no more except for the generation that it speaks of, and its advice."""
+    kept = {key: value for key, value in finetune.status.items() if key != "advice"}
     return {
-        **finetune.status,
+        **kept,
         "observedGeneration": finetune.generation,
         "conditions": refresh_conditions(finetune),
+        **({"advice": advice} if advice else {}),
     }
 
 

@@ -200,7 +200,7 @@ def _why(finetune: FineTune, plan: Plan, message: str) -> str:
     if finetune.deleting:
         return "The resource is being deleted; its Jobs and pods go with it, and nothing is decided any more"
     if is_finished(finetune):
-        rest = "; what is left of its attempt is cleaned up now" if plan.delete else ""
+        rest = "; what is left of its attempt is cleaned up now" if plan.delete or plan.patch else ""
         return f"The run has ended, and its verdict never changes: {message}{rest}"
     return message
 

@@ -127,10 +127,10 @@ class Reconciler:
                     if not await self._write_status(finetune, observed, plan, line):
                         turn = _Turn(uid=finetune.uid)
                         continue
-                    again_s = self._acknowledge(key, observed, plan)
+                    again_s = self._acknowledge(key, finetune, observed, plan)
                 wait_s = await self._finish(key, finetune, plan, line, postponed_s)
                 wait_s = line.next_look_s = soonest(wait_s, again_s)
-            # What follows the end, such as the time to live of the Job, is decided once the verdict is stored.
+            # What follows the end is decided once the verdict is stored.
             return 0.0 if has_just_ended(finetune, plan.status) else wait_s
         raise TryAgainError("the resource changes faster than its status can be written")
 
@@ -155,7 +155,7 @@ class Reconciler:
             return self._config.pending_check_s  # sooner once they are read
         return self._debounce.wait_s(key, finetune.status, plan.status) or None
 
-    def _acknowledge(self, key: Key, observed: Observed, plan: Plan) -> float | None:
+    def _acknowledge(self, key: Key, finetune: FineTune, observed: Observed, plan: Plan) -> float | None:
         """The status accounts for what is gone; a claim of success, and the Job for it, are kept until the verdict.
 
         Returns the seconds until a look without what is gone: the pod that follows may have been seen beside it, and
@@ -163,7 +163,8 @@ class Reconciler:
         """
         if result_of(plan.status):
             self._poller.forget(pod.uid for pod in observed.pods)
-            self._changes.forget(key)
+            if has_just_ended(finetune, plan.status) or not observed.jobs:  # else its Jobs get their time to live
+                self._changes.forget(key)
             self._cache.pods.acknowledge(key)
             self._cache.jobs.acknowledge(key)
             return None

@@ -68,7 +68,7 @@ class JobView:
     reference, back. `owners` are the references of a Job that has none to a controller, else None.
     `managed_by` is the controller that runs it, empty for Kubernetes' own. `waits_by_index`: each node waits for its
     next pod by its own failures, not by those of all. `image` is the trainer's as we rendered it,
-    which admission may have changed.
+    which admission may have changed. `ttl_s`: Kubernetes deletes it so many seconds after it has ended.
     """
 
     name: str
@@ -96,6 +96,7 @@ class JobView:
     managed_by: str = ""
     waits_by_index: bool = False
     image: str = ""
+    ttl_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,7 +248,7 @@ class Patch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectRef:
-    """An object to delete, with the uid it must have; without one (a Service, which is not watched) by name alone."""
+    """An object to delete, with the uid it must have."""
 
     kind: str
     name: str

@@ -1,9 +1,9 @@
-"""After the end: a Job that still goes on is stopped, and one that is old enough is removed.
+"""After the end: a Job that still goes on is stopped, and one that has ended gets its time to live.
 
-The resource, its status, the result and the checkpoints stay. A resource on its way out is left to garbage collection.
+Kubernetes deletes it then. The resource, its status, the result and the checkpoints stay, and Services as long as the
+resource. One on its way out is left to garbage collection, with what it owns.
 """
 
-from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from lora_operator.decision.case import Case
@@ -12,13 +12,11 @@ from lora_operator.decision.stages.preflight import FIRST
 from lora_operator.views.conditions import Type, previous_condition, result_of
 from lora_operator.views.defaults import kept_ttl_s
 from lora_operator.views.jobs import is_ending, is_of
-from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Plan
+from lora_operator.views.model import FineTune, ObjectRef, Observed, Patch, Plan
 from lora_operator.views.names import PREFLIGHT, child_name, job_name
-from lora_operator.views.request import read_nodes, read_policy
+from lora_operator.views.request import read_policy
 from lora_operator.views.wording import integer_of, parse_instant
 
-# Of the last attempts: anyone who may create Jobs can give one the name of attempt 9999.
-_MOST_SERVICES = 16
 _LATELY = timedelta(days=1)
 
 
@@ -37,20 +35,23 @@ def on_the_way_out(case: Case) -> Plan:
     return Plan(status=status, delete=delete, read_first=True, job_names=job_names(case))
 
 
-def expired_objects(
-    finetune: FineTune, observed: Observed, now: datetime
-) -> tuple[tuple[ObjectRef, ...], float | None]:
-    """What is to be deleted now, or the seconds until something is. Only where the verdict is stored already."""
+def clean_up(finetune: FineTune, observed: Observed) -> tuple[tuple[Patch, ...], tuple[ObjectRef, ...]]:
+    """The patches that give Jobs their time to live, and the Jobs that are to be stopped. Only after the verdict.
+
+    Not before: a Job that is gone confirms no success. Without a time to live Jobs keep the one that others gave them.
+    """
     jobs = [job for job in observed.jobs if is_of(finetune, job) and not job.deleting]
     ttl_s = read_policy(finetune.manifest, kept_ttl_s(finetune.status)).ttl_s
-    ended_at = parse_instant(finetune.status.get("completionTime"))
-    left_s = None
-    if ttl_s is not None and ended_at is not None and jobs:
-        left_s = (ended_at + timedelta(seconds=ttl_s) - now).total_seconds()
-    if left_s is not None and left_s <= 0:
-        return tuple(_with_services(finetune, jobs)), None
+    late = [job for job in jobs if is_ending(job) and ttl_s is not None and job.ttl_s != ttl_s]
+    left_out = observed.undone if observed.rejection is None else (*observed.undone, *observed.refused)
+    wanted = (
+        # The uid is a precondition.
+        Patch(name=job.name, body={"metadata": {"uid": job.uid}, "spec": {"ttlSecondsAfterFinished": ttl_s}})
+        for job in late
+    )
     # The operator gave these up; pods that run on would hold their GPUs, and write what nobody looks at.
-    return tuple(_with_services(finetune, [job for job in jobs if not is_ending(job)])), left_s
+    given_up = (ObjectRef(kind="Job", name=job.name, uid=job.uid) for job in jobs if not is_ending(job))
+    return tuple(patch for patch in wanted if patch not in left_out), tuple(given_up)
 
 
 def may_go_on_unseen(finetune: FineTune, now: datetime) -> tuple[str, ...]:
@@ -63,13 +64,3 @@ def may_go_on_unseen(finetune: FineTune, now: datetime) -> tuple[str, ...]:
         return (child_name(finetune.name, finetune.uid, attempt),)
     looked = previous_condition(finetune, Type.PREFLIGHT_PASSED)
     return (job_name(finetune.name, finetune.uid, FIRST, PREFLIGHT),) if looked else ()
-
-
-def _with_services(finetune: FineTune, jobs: Sequence[JobView]) -> Iterator[ObjectRef]:
-    """These Jobs and, before them, their Services: those are not watched, and a Job is what reminds us of them."""
-    if read_nodes(finetune.manifest) > 1:
-        last = max((job.attempt for job in jobs), default=0)
-        for attempt in range(max(1, last + 1 - _MOST_SERVICES), last + 1):
-            yield ObjectRef(kind="Service", name=child_name(finetune.name, finetune.uid, attempt), uid="")
-    for job in jobs:
-        yield ObjectRef(kind="Job", name=job.name, uid=job.uid)
