@@ -129,7 +129,6 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
         require_rendered_image=True,
         stall_timeout_s=900,
         run_metrics=False,
-        leader_election=True,
         lease_name="lora",
         lease_namespace="lora-system",
         lease_duration_s=30,

@@ -96,9 +96,8 @@ def test_whatever_the_values_the_operators_account_is_granted_its_list_and_nothi
     wanted: dict[str, dict[tuple[str, str], set[str]]] = {}
     if values.get("rbac", {}).get("create", True):
         wanted = {place: used_rights() for place in values.get("watch", {}).get("namespaces", [""])}
-        if values.get("replicas", 1) > 1:
-            lease = {("coordination.k8s.io", "leases"): {right.verb for right in LEASE_RIGHTS}}
-            wanted["lora-system"] = {**wanted.get("lora-system", {}), **lease}
+        lease = {("coordination.k8s.io", "leases"): {right.verb for right in LEASE_RIGHTS}}
+        wanted["lora-system"] = {**wanted.get("lora-system", {}), **lease}
     assert granted == wanted
 
 

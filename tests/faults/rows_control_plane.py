@@ -39,6 +39,11 @@ ROWS = (
         sees=(
             Sees(key="nothing", nothing=True),
             Sees(key="retry", metric='lora_operator_reconcile_total{{result="retry"}}'),
+            Sees(
+                key="ends",
+                when="for longer than `renewDeadlineSeconds`: the operator ends, and starts again",
+                log=("The Lease {lease} could not be renewed for 5 s",),
+            ),
         ),
         keeps=(Kept.PODS, Kept.JOBS, Kept.VERDICT, Kept.ENDS_WELL, Kept.ONE_JOB),
     ),
@@ -152,7 +157,7 @@ ROWS = (
         ),
         keeps=(
             Kept.ONE_JOB,
-            Shown(key="without", says="Without leader election too each attempt has one Job, and both come to rest"),
+            Shown(key="restart", says="A container that restarts in its pod leads again at once"),
         ),
     ),
     Row(

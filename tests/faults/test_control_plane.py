@@ -63,7 +63,7 @@ def _uids(objects: list[dict[str, Any]]) -> set[str]:
     return {item["metadata"]["uid"] for item in objects}
 
 
-@pytest.mark.fault("A2")
+@pytest.mark.fault("A2.nothing", "A2.retry", "A2.pods", "A2.jobs", "A2.verdict", "A2.ends-well", "A2.one-job")
 @pytest.mark.parametrize(
     "seconds", [5, pytest.param(30, marks=pytest.mark.soak), pytest.param(120, marks=pytest.mark.soak)]
 )
@@ -110,6 +110,34 @@ def test_an_outage_of_the_api_server_harms_no_run_in_whatever_state(
     assert faults.kept("A2.one-job", before).jobs.keys() == runs.keys()
     assert _uids(stage.objects("jobs")) == _uids(before.all_jobs())
     assert operator.process.poll() is None
+
+
+@pytest.mark.fault("A2.ends", "A2.pods", "A2.jobs", "A2.ends-well")
+def test_an_outage_in_which_the_lease_cannot_be_renewed_ends_the_operator_and_the_next_one_waits(
+    stage: Stage, faults: Proofs
+) -> None:
+    """The next one is not ready until the API server answers, and goes on with the pod that is there."""
+    proxy = stage.proxy()
+    short: dict[str, Any] = {"leaseDurationSeconds": 6, "renewDeadlineSeconds": 5, "retryPeriodSeconds": 0.3}
+    first = stage.start(proxy=proxy, **short)
+    run = begin(stage, "outlasts")
+    run.running_pod()
+    run.wait_told()
+    before = faults.remember(run)
+    away = [proxy.add(Rule(fault=Reset(), what=what)) for what in ("*", "* leases")]
+    proxy.inject(Reset())
+    assert first.end_by_itself() == 1
+    faults.saw("A2.ends", since=before, text=first.text(), lease=f"{stage.namespace}/lora-operator")
+    second = stage.start(proxy=proxy, wait=False, **short)
+    eventually(lambda: "waiting for the API server" in second.text(), "the next one waits")
+    assert second.get("/readyz")[0] == 503
+    for rule in away:
+        rule.lift()
+    second.wait_ready()
+    run.be_looked_at()
+    faults.kept("A2.pods", before)
+    faults.kept("A2.jobs", before)
+    faults.kept("A2.ends-well", before)
 
 
 @pytest.mark.fault("A3.one-job", "A3.ends-well")

@@ -36,6 +36,8 @@ from lora_trainer.contract.progress import Progress
 
 BEGINNING = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 REQUEST_TIMEOUT_S = 30.0
+# A leader that has lost its Lease ends sooner, but what it has sent may still be under way for so long.
+LAG_S = REQUEST_TIMEOUT_S
 WATCHED = ("lorafinetunes", "jobs", "pods", "workloads")
 METRICS = Metrics(CollectorRegistry())
 
@@ -172,7 +174,8 @@ class ModelPoller(ProgressPoller):
 class ModelOperator:
     """One operator process. It hears of changes at once, unless `deaf` to a kind of objects, and until it dies.
 
-    One that does not lead hears of everything, too, and works once it does.
+    One that does not lead hears of everything, too, and works once it does. One that another has taken the Lease from
+    lags: it goes on for a while, and hears nothing of what the other says of the runs.
     """
 
     def __init__(
@@ -190,6 +193,7 @@ class ModelOperator:
         self.network = network
         self.alive = True
         self.leads = False
+        self.lags = False
         self.cache = Cache()
         self.api = ModelApi(network, self)
         self.kueue = Kueue()
@@ -280,12 +284,17 @@ class ModelOperator:
 
     @property
     def has_lease(self) -> bool:
-        """Whether it works on runs, or will as soon as it has listed them."""
-        return self._led.is_set()
+        """Whether it works on runs, or will as soon as it has listed them, and nobody has taken the Lease from it."""
+        return self._led.is_set() and not self.lags
 
     def lead(self) -> None:
         """It has got the Lease."""
         self._led.set()
+
+    def lag(self) -> None:
+        """Another has got the Lease, and this one has yet to find that out."""
+        self.lags = True
+        self.network.loop.call_later(LAG_S, self.kill)
 
     def wake(self, key: Key, after_s: float = 0) -> None:
         """Have a run looked at; while it does not lead, nobody would: as `parts.Operator` does."""
@@ -323,7 +332,8 @@ class ModelOperator:
     # -- watches
 
     def _hear_soon(self, happening: Happening) -> None:
-        if happening.plural in WATCHED and happening.plural not in self.deaf:
+        deaf = self.deaf | {"lorafinetunes"} if self.lags else self.deaf
+        if happening.plural in WATCHED and happening.plural not in deaf:
             self.network.loop.call_soon(self.hear, happening.plural)
 
     def hear(self, plural: str, most: int = 1_000_000) -> None:

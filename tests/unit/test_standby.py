@@ -27,7 +27,7 @@ KEY = Key(NAMESPACE, NAME)
 
 def make_operator(**changes: Any) -> Operator:
     registry = CollectorRegistry()
-    config = dataclasses.replace(CONFIG, **changes)
+    config = dataclasses.replace(CONFIG, lease_namespace=NAMESPACE, **changes)
     return Operator(config, cast("ApiClient", None), Metrics(registry), registry)
 
 

@@ -121,11 +121,6 @@ spec:
   output: {uri: "pvc://adapters/first-run"}
 {{- end -}}
 
-{{/* Not empty where the operators elect a leader. */}}
-{{- define "lora-operator.elects" -}}
-{{- if gt (int .Values.replicas) 1 }}true{{ end -}}
-{{- end -}}
-
 {{/* Values whose names are those of an earlier release, with the present ones: a sentence, or nothing. */}}
 {{- define "lora-operator.renamed" -}}
 {{- $found := list -}}
@@ -166,7 +161,6 @@ spec:
 {{- end -}}
 {{- if not (kindIs "invalid" .Values.trainer.podAnnotations) }}{{ $_ := set $config "podAnnotations" $annotations }}{{ end -}}
 {{- $_ := set $config "namespaces" .Values.watch.namespaces -}}
-{{- $_ := set $config "leaderElection" (include "lora-operator.elects" . | eq "true") -}}
 {{- $_ := set $config "leaseName" (include "lora-operator.fullname" .) -}}
 {{- $_ := set $config "leaseNamespace" .Release.Namespace -}}
 {{- $_ := set $config "httpPort" 8080 -}}

@@ -95,15 +95,13 @@ async def _work(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio
 
 
 async def _lead(operator: Operator) -> None:
-    """Work on runs, with leader election as long as the lease is held."""
+    """Work on runs, as long as the Lease is held."""
     for reflector in operator.reflectors:
         await reflector.listed.wait()
     # What was listed stays: the garbage collector need not walk over all of it again and again.
     gc.collect()
     gc.freeze()
-    election = operator.election
-    if election is not None:
-        await election.acquire()
+    await operator.election.acquire()
     operator.metrics.runs.hold()
     asyncio.get_running_loop().call_later(FIRST_SCRAPE_S, operator.metrics.runs.release)
     operator.begin_work()
@@ -112,7 +110,7 @@ async def _lead(operator: Operator) -> None:
     parts = {
         "timers": queue.run_timers(),
         "event poster": operator.poster.run(),
-        **({"lease": election.keep()} if election is not None else {}),
+        "lease": operator.election.keep(),
         **{
             f"worker {number}": run_worker(queue, operator.cache, reconciler, operator.metrics)
             for number in range(operator.config.workers)
@@ -122,8 +120,7 @@ async def _lead(operator: Operator) -> None:
         await run_together(parts)
     finally:
         await operator.poller.close()
-        if election is not None:
-            await election.release()
+        await operator.election.release()
 
 
 async def _wind_down(operator: Operator) -> None:

@@ -17,5 +17,8 @@ def own_namespace() -> str:
 
 
 def own_identity() -> str:
-    """The pod's name, which no other pod of its namespace has. Outside of a pod a name that no other process has."""
+    """The pod's name, which a container that restarts in its pod has again, and no other pod of its namespace has.
+
+    Outside of a pod a name that no other process has.
+    """
     return os.environ.get("POD_NAME") or f"{socket.gethostname()}-{secrets.token_hex(4)}"

@@ -150,7 +150,7 @@ class Operator:
 
     def leading(self) -> bool:
         """Whether this process is the one that works on runs."""
-        return self.working and (self.election is None or self.election.leading)
+        return self.working and self.election.leading
 
     def _now_s(self) -> float:
         """Seconds since 1970 by the API server's clock, as Prometheus and the status' times have it."""
@@ -159,10 +159,8 @@ class Operator:
     def _hurried(self) -> bool:
         return self.queue.is_waiting(NEW)
 
-    def _make_election(self) -> Election | None:
+    def _make_election(self) -> Election:
         config = self.config
-        if not config.leader_election:
-            return None
         namespace = config.lease_namespace or own_namespace()
         if not namespace:
             raise SelfCheckError(

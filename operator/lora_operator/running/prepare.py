@@ -31,8 +31,7 @@ async def prepare(operator: Operator) -> None:
         try:
             await check_definition(operator.api)
             await _find_out(operator)
-            if operator.election is not None:
-                await check_lease(operator.api, operator.election.namespace, operator.election.name)
+            await check_lease(operator.api, operator.election.namespace, operator.election.name)
             operator.hindrance = ""
             return
         except NoDefinitionError as error:

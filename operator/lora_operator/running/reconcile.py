@@ -20,7 +20,6 @@ from lora_operator.decision.proof import claims_success
 from lora_operator.decision.trouble import KNOWN_FROM_EVENTS
 from lora_operator.running import logs
 from lora_operator.running.changes import Changes
-from lora_operator.running.contention import Contention
 from lora_operator.running.decision_log import DecisionLine
 from lora_operator.running.pacing import SCHEDULER_S, Pacing, paced
 from lora_operator.running.transitions import has_just_ended
@@ -88,7 +87,6 @@ class Reconciler:
         self._count = count
         self._now = now
         self._writer = Writer(api, cache, kueue)
-        self._contention = Contention(clock)
         self._changes = Changes(
             clock, uid_of=self._writer.uid_of, first_s=config.retry_max_s, longest_s=config.resync_interval_s
         )
@@ -106,7 +104,6 @@ class Reconciler:
                 self._cache.pods.acknowledge(key)
                 self._cache.jobs.acknowledge(key)
                 self._events.forget(key)
-                self._contention.forget(key)
                 self._changes.forget(key)
                 self._pacing.forget(key)
                 return None
@@ -182,15 +179,12 @@ class Reconciler:
         """
         key = key_of(finetune)
         unread = not turn.has_read(plan.job_names, self._cache, finetune)
-        disputed = unread and self._contention.is_disputed(key, finetune, plan.status)
         # A status alone is guarded by the version of the resource on which it rests.
-        resource = not turn.resource and (disputed or bool(plan.create or plan.patch or plan.delete))
+        resource = not turn.resource and bool(plan.create or plan.patch or plan.delete)
         changed = plan.read_for_status and not self._writer.is_written(finetune, plan.status)
         # Much of it waits, and is replaced until then: each sentence that a queue has for a run.
         news = changed and self._postponed_s(key, finetune, observed, plan) is None
-        if (plan.read_first or news or disputed) and (resource or unread):
-            if disputed:
-                self._events.read_anew(key)
+        if (plan.read_first or news) and (resource or unread):
             # After the verdict it is the Jobs alone that may yet have to be stopped.
             pods = not result_of(finetune.status)
             turn.read = await read_live(self._cache, self._api, finetune, plan.job_names, resource=resource, pods=pods)
@@ -265,7 +259,6 @@ class Reconciler:
         key = key_of(finetune)
         self._pacing.forget(key)
         stored = self._cache.finetunes.get(key)
-        self._contention.wrote(key, finetune, stored)
         # What an older definition leaves out of it would be counted anew at each status.
         self._count(finetune, observed, stored.status if stored is not None else plan.status)
         return True

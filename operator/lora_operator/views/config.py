@@ -52,8 +52,7 @@ class OperatorConfig:
     watch_stale_s           a watch without any sign of life for so long ends the process
     stale_list_s             lists of a time before what was seen, for so long, end the process
     retry_base_s, -max_s    delays between attempts at a reconcile that failed
-    leader_election         of several operators with the same Lease one works, and the others stand by
-    lease_name, -namespace  of that Lease; an empty namespace means the operator's own
+    lease_name, -namespace  of the Lease whose holder works; an empty namespace means the operator's own
     lease_duration_s        a Lease that was not renewed for so long is taken over
     renew_deadline_s        a leader that could not renew its Lease for so long ends its process
     retry_period_s          how often the Lease is renewed, or looked at by those that stand by
@@ -116,7 +115,6 @@ class OperatorConfig:
     stale_list_s: float = 120.0
     retry_base_s: float = 1.0
     retry_max_s: float = 60.0
-    leader_election: bool = False
     lease_name: str = "lora-operator"
     lease_namespace: str = ""
     lease_duration_s: int = 15
