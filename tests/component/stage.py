@@ -73,15 +73,13 @@ class Stage:
         proxy: FaultProxy | None = None,
         environment: Mapping[str, str] | None = None,
         module: str = "lora_operator",
-        sources: Path = REPOSITORY,
         **changes: Any,
     ) -> OperatorProcess:
         """Start an operator that watches this namespace, with exactly these rights, and those named `elsewhere`.
 
         The namespace "" there stands for the whole cluster, which it then watches. In this namespace is its Lease, too,
         which it takes at once where all that were started before have ended: it is another container of their pod then.
-        With a proxy it reaches the API server through that alone. `module` is what Python runs, `sources` where another
-        operator's code lies, and a setting that is None is one that it does not know.
+        With a proxy it reaches the API server through that alone. `module` is what Python runs.
         """
         granted = {self.namespace: rights, **(elsewhere or {})}
         port = free_port()
@@ -92,7 +90,7 @@ class Stage:
         namespaces = [] if "" in granted else [*granted]
         lease = {"leaseNamespace": self.namespace}
         document = {**QUICK, **lease, "namespaces": namespaces, "httpPort": port, **changes}
-        config.write_text(yaml.safe_dump({key: value for key, value in document.items() if value is not None}))
+        config.write_text(yaml.safe_dump(document))
         log = self.folder / f"operator-{number}.log"
         granted[self.namespace] = (*granted[self.namespace], *LEASE_RIGHTS)
         account, kubeconfig = self.accounts.make(granted, proxy)
@@ -100,7 +98,7 @@ class Stage:
             **os.environ,
             "KUBECONFIG": str(kubeconfig),
             "POD_NAME": pod,
-            "PYTHONPATH": f"{sources}/operator:{sources}/trainer_image",
+            "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image",
             "PYTHONWARNINGS": "error::RuntimeWarning",
             **(environment or {}),
         }

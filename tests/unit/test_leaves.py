@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import enum
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -303,9 +302,3 @@ def _rendered(spec: Spec, site: OperatorConfig) -> str:
     finetune = make_finetune(spec=spec)
     plan = decide(finetune, Observed(), site, NOW)
     return yaml.safe_dump_all([*plan.create, *everything(spec, site)])
-
-
-def test_the_page_of_the_api_names_every_leaf() -> None:
-    """kubectl explain and the page are made from the same definition."""
-    page = (Path(__file__).parents[2] / "docs" / "api-reference.md").read_text()
-    assert [path for path in leaves(SPEC) if f"`{path.rpartition('.')[2]}`" not in page] == []

@@ -307,7 +307,7 @@ def _end(case: Case, verdict: Verdict, accepted: Condition | None = None) -> Pla
         resolved=resolution(case),
         progress=dict(progress),
     )
-    counted = with_counts(case, facts, verdict.finding, verdict)
+    counted = with_counts(case, facts, verdict.finding)
     accepted = accepted or acceptance(job.name if job else case.job_name)
     status = final_status(case.finetune, accepted, verdict, counted, case.now)
     return Plan(status=status, events=notices(case.finetune, status))
