@@ -336,7 +336,7 @@ class ModelOperator:
         store: Store[Any] = getattr(operator.cache, {"lorafinetunes": "finetunes"}.get(plural, plural))
         owner = store.remove(document) if kind == "DELETED" else store.put(document)
         if owner is not None:
-            operator.wake(owner)
+            self.network.loop.call_soon(operator.wake, owner)  # timers need a running loop
 
 
 def _is_selected(plural: str, document: Object) -> bool:
