@@ -32,9 +32,12 @@ def test_default_values_render_the_operator_and_nothing_that_needs_other_operato
         "ServiceAccount": 1,
         "ClusterRole": 3,
         "ClusterRoleBinding": 1,
+        "Role": 1,
+        "RoleBinding": 1,
         "ConfigMap": 1,
         "Service": 1,
         "Deployment": 1,
+        "PodDisruptionBudget": 1,
     }
     cluster_wide = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
     assert {o["metadata"].get("namespace") for o in objects if o["kind"] not in cluster_wide} == {"lora-system"}
