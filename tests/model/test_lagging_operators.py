@@ -240,7 +240,9 @@ def test_a_pod_cannot_be_hidden_by_changing_a_label(label: str, *, restarted: bo
 
 
 def _fail(world: World) -> str:
-    """The pod starts, fails and is counted; its uid."""
+    """The pod that the Job makes after its backoff starts, fails and is counted; its uid."""
+    world.pass_time(20)
+    world.controllers.catch_up()
     (pod,) = world.life._pods("waiting")
     world.life.start_pod()
     world.settle()
