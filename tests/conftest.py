@@ -138,6 +138,8 @@ def _namespace(on: Client, request: pytest.FixtureRequest) -> Iterator[str]:
         on.kubectl("delete", "namespace", name, "--wait=false")
 
 
+# Before pytest-xdist reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave what takes long to the soak; with `-n` a file goes to one worker, and so does the full cluster."""
     long = [] if _IS_SOAK else [item for item in items if item.get_closest_marker("soak")]
