@@ -243,14 +243,6 @@ NEXT: tuple[tuple[dict[str, Any], str], ...] = (
         "needs the PersistentVolumeClaim hub, the PersistentVolumeClaim saves, the LocalQueue gpus.",
     ),
     (
-        {"config": {"cacheClaim": "hub", "defaultMemory": "4Gi"}},
-        "config.cacheClaim is now defaults.cacheClaim, config.defaultMemory, for a pod as a whole, is now defaults.mem",
-    ),
-    (
-        {"config": {"defaultMemory": "4Gi"}},
-        "is now defaults.memoryPerGPU, which is multiplied by the pod's GPUs: the earlier names are read in this",
-    ),
-    (
         {"config": {"caBundleConfigMap": "ca"}, "imagePullSecrets": [{"name": "registry"}]},
         "Each namespace with runs needs the ConfigMap ca with ca.crt, the Secret registry.",
     ),

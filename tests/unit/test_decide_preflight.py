@@ -422,38 +422,6 @@ def test_a_run_that_has_a_training_job_already_is_not_looked_at(status: dict[str
     assert made(plan_for(with_status(finetune(), going.status))) == [("Job", job_name(2))]
 
 
-def test_a_run_that_was_being_prepared_at_an_upgrade_is_looked_at_when_the_old_job_is_gone() -> None:
-    """An earlier release made a Job that only fetched: it is stopped, and no two of the run's Jobs are at work."""
-    old = make_job(stage="prepare")
-    stopping = plan_for(finetune(), jobs=(old,))
-    assert [(ref.name, ref.uid) for ref in stopping.delete] == [(old.name, old.uid)]
-    assert (stopping.create, stopping.read_first) == ((), True)
-    waiting = plan_for(finetune(), jobs=(make_job(stage="prepare", deleting=True),))
-    assert (waiting.create, waiting.delete) == ((), ())
-    assert old.name in condition(waiting, "Complete")["message"]
-    assert made(plan_for(with_status(finetune(), waiting.status))) == [("Job", PREFLIGHT)]
-    skips = plan_for(make_finetune(), jobs=(make_job(stage="prepare", deleting=True),))
-    assert skips.create == ()
-
-
-@pytest.mark.parametrize("kind", ["Complete", "Failed"])
-def test_an_old_job_that_has_ended_is_left_as_it_is(kind: str) -> None:
-    """Until the time to live takes it; what it said is found out again."""
-    ended = finished_job(kind, reason="PodFailurePolicy", stage="prepare")
-    plan = plan_for(finetune(), jobs=(ended,), pods=(ended_pod(66, stage="prepare"),))
-    assert (made(plan), plan.delete) == ([("Job", PREFLIGHT)], ())
-
-
-def test_a_run_whose_data_an_earlier_release_had_fetched_goes_on_to_its_training() -> None:
-    """Its condition holds already, under the reason of that release."""
-    said = {"type": "PreflightPassed", "status": "True", "reason": "Prepared", "message": "All is at hand"}
-    old = with_status(finetune(), {"conditions": [{**said, "lastTransitionTime": instant(minutes_ago(5))}]})
-    plan = plan_for(old, jobs=(finished_job(stage="prepare"),))
-    assert made(plan) == [("Job", job_name())]
-    assert stated(plan, "PreflightPassed") == ("True", "PreflightPassed")
-    assert condition(plan, "PreflightPassed")["message"] == "All is at hand"
-
-
 def test_the_first_row_shows_no_secret_and_keeps_its_blanks() -> None:
     """Whoever may read the run would read a key that stands in its data."""
     preflight = make_report().preflight

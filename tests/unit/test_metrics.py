@@ -245,7 +245,7 @@ def test_the_state_has_a_beginning() -> None:
     assert seconds(stated("Training", stateSince=since)) == minutes_ago(7).timestamp()
     assert seconds({"conditions": stated("Pending")["conditions"]}) == CREATED.timestamp()
     assert seconds(stated("Succeeded", "True", completionTime=ended)) == minutes_ago(3).timestamp()
-    assert seconds(stated("Training")) is None, "an operator of an earlier release did not write it down"
+    assert seconds(stated("Training")) is None
 
 
 def test_the_time_of_activity_goes_on_while_a_run_is_active() -> None:

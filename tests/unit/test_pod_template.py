@@ -154,7 +154,7 @@ def test_services_of_the_site_are_named_in_the_words_of_their_clients() -> None:
     }
     assert plain(trainer({}, SITE)) == expected | COMPILED
     assert plain(container(looking({}, SITE))) == expected
-    offline = dataclasses.replace(CONFIG, offline=True, http_proxy="http://p:1")
+    offline = dataclasses.replace(CONFIG, offline=True, default_environment={"HTTP_PROXY": "http://p:1"})
     assert plain(trainer({}, offline)).items() >= {"HF_HUB_OFFLINE": "1", "HTTP_PROXY": "http://p:1"}.items()
     (volume,) = [v for v in pod_of(rendered({}, SITE))["volumes"] if v["name"] == "ca-bundle"]
     assert volume["configMap"] == {"name": "company-ca", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
@@ -324,8 +324,8 @@ def test_the_pod_of_the_preflight_asks_for_no_gpu_and_for_little_else() -> None:
     assert container(looking({}))["image"] == CONFIG.trainer_image, "where it has none of its own"
     assert (job["spec"]["completions"], job["spec"]["parallelism"], job["spec"]["backoffLimit"]) == (1, 1, 1)
     assert job["metadata"]["name"] == f"{job_name()}-preflight"
-    assert job["metadata"]["labels"]["lora-operator.io/role"] == "prepare"
-    assert job["spec"]["template"]["metadata"]["labels"]["lora-operator.io/role"] == "prepare"
+    assert job["metadata"]["labels"]["lora-operator.io/role"] == "preflight"
+    assert job["spec"]["template"]["metadata"]["labels"]["lora-operator.io/role"] == "preflight"
 
 
 def test_the_pod_of_the_preflight_gets_no_claim_to_write_to_but_the_cache() -> None:

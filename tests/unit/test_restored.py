@@ -1,13 +1,10 @@
 """A resource that came back from a backup of resources: with a new uid, and maybe with the status of the old one."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from prometheus_client import CollectorRegistry
 from tests.unit.builders import (
-    CONFIG,
     NAME,
     NAMESPACE,
     NOW,
@@ -19,14 +16,12 @@ from tests.unit.builders import (
 )
 from tests.unit.plans import finished, plan_for, stated
 
-from lora_operator.decision.decide import decide
 from lora_operator.running.object_metrics import ObjectCollector
 from lora_operator.views import names
-from lora_operator.views.model import Observed, Rejection
+from lora_operator.views.model import Rejection
 from lora_operator.views.observe import parse_finetune
 from lora_operator.views.wording import instant
 
-RECORDED = Path(__file__).resolve().parents[1] / "faults/earlier_release/runs.yaml"
 NEW = {"uid": "99999999-2222-3333-4444-555555555555"}
 TRAINING: dict[str, Any] = {
     "observedGeneration": 1,
@@ -114,12 +109,3 @@ def test_a_long_name_hides_no_uid(length: int) -> None:
         name = names.job_name("a" * length, UID, 9999, stage)
         assert not names.is_of_another(name, UID)
         assert names.is_of_another(name, NEW["uid"])
-
-
-@pytest.mark.parametrize("name", sorted(yaml.safe_load(RECORDED.read_text())))
-def test_a_status_of_an_earlier_release_is_its_own(name: str) -> None:
-    """What the operator of then left goes on."""
-    recorded = yaml.safe_load(RECORDED.read_text())[name]["finetune"]
-    assert recorded["status"]["jobName"]
-    assert parse_finetune(recorded).status == recorded["status"]
-    assert decide(parse_finetune(recorded), Observed(), CONFIG, NOW).status["attempt"] >= 1

@@ -224,16 +224,6 @@ def test_the_newest_that_were_counted_are_kept_also_where_they_are_out_of_sight(
     assert count_pods(retries, GOING, pods[:end]) is retries
 
 
-def test_what_an_earlier_release_has_stored_is_gone_on_from() -> None:
-    """It kept the uids of pods that it saw, and counted no more than the list holds."""
-    pods = [aged(number, MANY, ended_pod(75)) for number in range(MANY)]
-    block = {"error": 9, "counted": ["uid-7", "uid-8"]}
-    found = count_pods(stored_retries({"retries": block}), GOING, pods[7:10])
-    assert (found.of(Cause.ERROR), found.counted) == (10, ("uid-7", "uid-8", "uid-9"))
-    full = {"error": MOST_COUNTED, "counted": [f"uid-{number}" for number in range(MOST_COUNTED)]}
-    assert count_pods(stored_retries({"retries": full}), GOING, pods).of(Cause.ERROR) == MANY
-
-
 @pytest.mark.parametrize("end", [ended_pod(0, make_summary().to_message()), ended_pod(65)], ids=["success", "final"])
 def test_pods_that_their_job_stops_with_its_end_are_no_preemption_before_it_says_so(end: PodView) -> None:
     """The Job controller deletes the pods of the other nodes first; a busy one writes the Job's status much later."""
@@ -277,7 +267,7 @@ def test_of_several_nodes_that_only_blame_each_other_one_counts() -> None:
         ended_pod(76, index=0),
         ended_pod(143, SAVED, index=0),
     ],
-    ids=["an earlier release", "now", "without a word", "told to stop"],
+    ids=["a transient end", "a peer's", "without a word", "told to stop"],
 )
 def test_a_preempted_node_takes_no_retry_from_the_others(follower: PodView) -> None:
     """Its peers end with it: where it saves before it goes, as pods that were told to stop."""

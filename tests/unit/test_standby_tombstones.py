@@ -189,22 +189,6 @@ async def test_a_new_leader_counts_the_ends_that_the_last_one_did_not_live_to_co
     assert (retries["error"], retries["counted"]) == (2, ["uid-of-first", "uid-of-second"])
 
 
-async def test_what_a_leader_of_an_earlier_release_forgot_is_not_counted_by_the_next_leader() -> None:
-    """That kept only uids of pods that it saw; in an upgrade, while both run, this process has seen its list."""
-    watches = Watches(make_operator())
-    watches.tell_status(counting("uid-of-first"))
-    watches.lose_pod("first")
-    forgetful = {**GOING, "retries": {"error": 2, "counted": ["uid-of-second"]}}
-    watches.tell_status(forgetful)
-    watches.lose_pod("third")
-    watches.operator.begin_work()
-    world = World(status=forgetful)
-    world.cache.pods = watches.operator.cache.pods
-    await world.turn()
-    retries = world.server.finetune["status"]["retries"]
-    assert (retries["error"], retries["counted"]) == (3, ["uid-of-second", "uid-of-third"])
-
-
 def test_no_more_ends_of_a_run_are_kept_than_its_status_has_uids() -> None:
     """Else a new leader could not tell which of them are counted."""
     assert MOST_OF_ONE <= MOST_COUNTED < MOST

@@ -434,12 +434,3 @@ def test_the_status_keeps_since_when_the_run_is_in_its_state() -> None:
     failed = Observed(jobs=(make_job(),), pods=(ended_pod(65),))
     ended = decide(with_status(waiting, training), failed, CONFIG, later).status
     assert ended["stateSince"] == instant(minutes_ago(11)), "a failure knows its own time"
-
-
-def test_a_state_that_an_earlier_release_wrote_has_no_beginning() -> None:
-    """An upgrade writes no status for that alone."""
-    pending = Observed(jobs=(make_job(),))
-    written = decide(make_finetune(), pending, CONFIG, NOW).status
-    before = {key: value for key, value in written.items() if key != "stateSince"}
-    assert before != written
-    assert decide(with_status(make_finetune(), before), pending, CONFIG, NOW).status == before
