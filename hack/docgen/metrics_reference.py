@@ -33,13 +33,8 @@ Counted since the operator's process began, when the status that reports it is w
 and what happened while no operator ran is counted when the next one notices it. Of a run that is deleted, what was not
 counted by then is lost.
 
-`lorafinetune_gpu_seconds_total` and `lorafinetune_steps_lost_total` begin with 0 in each namespace that has a run.
-For its first 90 seconds a process shows these and the histograms as 0, and then adds what it has counted: `increase()`
-leaves out the first sample of a new pod, so scrape it each minute at least.
-`lorafinetune_finished_total` and `lorafinetune_restarts_total` have too many reasons for that, and begin with their
-first event, which `increase()` leaves out: take `lorafinetune_completed_timestamp_seconds` and
-`lorafinetune_retries_total` instead. GPU seconds are those for which a pod that trains ran, and come in the steps in
-which it becomes certain what they were for: with each checkpoint that the operator hears of, and at the pod's end.
+`lorafinetune_finished_total` and `lorafinetune_restarts_total` begin with their first event, which `increase()` leaves
+out: take `lorafinetune_completed_timestamp_seconds` and `lorafinetune_retries_total` instead.
 
 An hour after the last run of a namespace was deleted, the series of that namespace end; with its next run they start
 again.
@@ -48,10 +43,10 @@ again.
 _OBJECTS = """
 ## One set of series for each LoRAFineTune
 
-Absent with `runMetrics: false`, for a Prometheus that cannot hold some 25 series for each of them.
+Absent with `runMetrics: false`, for a Prometheus that cannot hold some 26 series for each of them.
 
 Read from the resource at each scrape, and gone with it. A number that is not known has no series. Final values stay
-here for as long as the resource, while a pod's own series end with the pod. A resource has at most 25 of them, and
+here for as long as the resource, while a pod's own series end with the pod. A resource has at most 26 of them, and
 beside those one for each piece of advice (16 at most) and `lorafinetune_retries_total` (4, and after the end those that
 are not 0).
 
@@ -153,7 +148,5 @@ _LABELS = {
     **{f"lora_training_gpu_memory_{kind}_bytes": ("gpu",) for kind in ("allocated", "reserved", "peak")},
     "lorafinetune_finished": ("namespace", "result", "reason"),
     "lorafinetune_restarts": ("namespace", "cause"),
-    "lorafinetune_gpu_seconds": ("namespace", "useful"),
-    "lorafinetune_steps_lost": ("namespace", "cause"),
 }
 """Of metrics whose first series appears with the first event."""

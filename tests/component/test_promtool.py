@@ -24,7 +24,7 @@ def check(text: bytes) -> None:
 def test_every_metric_of_the_operator_is_accepted() -> None:
     """With runs of all kinds, and texts that mean to break the format."""
     registry = CollectorRegistry()
-    Metrics(registry).runs.begin_at_zero(["team-a"])
+    Metrics(registry)
     runs = [make_finetune(status=full_status(kind), metadata={"name": kind}) for kind in ("going", "ended")]
     registry.register(ObjectCollector([*runs, *map(hostile, HOSTILE)]))
     check(b"".join(pieces(registry, "")[1]))

@@ -32,7 +32,6 @@ from tests.unit.world import World
 
 from lora_operator.decision.decide import decide
 from lora_operator.decision.retries import Cause
-from lora_operator.decision.usage import Usage, stored_usage
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.transitions import UNKNOWN_CAUSE
 from lora_operator.views import names
@@ -74,7 +73,6 @@ class Life(RuleBasedStateMachine):
         self.snapshot: Observed | None = None
         self.counts: dict[Cause, int] = {}
         self.run_s = 0
-        self.usage = Usage()
         self.endings = 0
 
     @initialize(
@@ -220,13 +218,7 @@ class Life(RuleBasedStateMachine):
         assert sum(counts.values()) <= self.endings, "more ends than pods that ended and suspensions"
         assert world.status.get("runSeconds", 0) >= self.run_s
         assert world.status.get("runSeconds", 0) <= (world.now - NOW).total_seconds()
-        usage = stored_usage(world.status)
-        assert usage.useful_gpu_s >= self.usage.useful_gpu_s
-        assert usage.wasted_gpu_s >= self.usage.wasted_gpu_s
-        assert all(usage.lost_steps.get(loss, 0) >= steps for loss, steps in self.usage.lost_steps.items())
-        gpus = self.world.finetune["spec"]["resources"]["nodes"]
-        assert usage.useful_gpu_s + usage.wasted_gpu_s <= gpus * (world.now - NOW).total_seconds()
-        self.counts, self.run_s, self.usage = counts, world.status.get("runSeconds", 0), usage
+        self.counts, self.run_s = counts, world.status.get("runSeconds", 0)
         if world.condition("Complete")[0] != "Unknown":
             assert all(world.is_over(job) for job in world.jobs.values()), "a Job goes on without a run"
 

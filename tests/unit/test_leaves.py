@@ -250,7 +250,7 @@ def test_every_setting_of_the_site_that_is_about_runs_changes_what_is_rendered(n
     """The others are about the operator itself: how it watches, asks, retries and logs."""
     itself = {
         "default_ttl_s",  # of a Job that has ended
-        *("most_unfinished_runs_per_namespace", "run_metrics", "status_delay_s"),
+        *("run_metrics", "status_delay_s"),
         *("namespaces", "progress_interval_s", "progress_timeout_s", "pending_check_s", "resync_interval_s"),
         *("leader_election", "lease_name", "lease_namespace", "require_rendered_image"),
         *("lease_duration_s", "renew_deadline_s", "retry_period_s"),

@@ -19,10 +19,9 @@ from tests.unit.builders import (
 )
 
 from lora_operator.cluster.cache import Cache
-from lora_operator.decision.usage import Loss
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.object_metrics import ObjectCollector
-from lora_operator.views.model import FineTune, Observed
+from lora_operator.views.model import FineTune
 from lora_operator.views.wording import instant
 
 DEFINITION = Path(__file__).resolve().parents[2] / "crds/lorafinetunes.yaml"
@@ -56,18 +55,7 @@ def test_series_with_known_labels_are_there_before_the_first_event() -> None:
     assert registry.get_sample_value("lorafinetune_run_duration_seconds_count", {"result": "failed"}) == 0.0
 
 
-def test_a_namespace_has_its_counters_before_anything_is_counted_there() -> None:
-    """From a run's first status on, which is before it trains."""
-    registry = CollectorRegistry()
-    Metrics(registry).runs.observe(make_finetune(), Observed(), {})
-    used = {"namespace": NAMESPACE, "useful": "false"}
-    assert registry.get_sample_value("lorafinetune_gpu_seconds_total", used) == 0.0
-    for loss in Loss:
-        lost = {"namespace": NAMESPACE, "cause": loss.value}
-        assert registry.get_sample_value("lorafinetune_steps_lost_total", lost) == 0.0
-
-
-def test_an_hour_after_its_last_run_a_namespace_has_no_counters_and_begins_anew_with_the_next() -> None:
+def test_an_hour_after_its_last_run_a_namespace_has_no_counters() -> None:
     """Those of a thousand short-lived namespaces would else be there for as long as the process."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
@@ -76,20 +64,14 @@ def test_an_hour_after_its_last_run_a_namespace_has_no_counters_and_begins_anew_
         samples = [sample for family in registry.collect() for sample in family.samples]
         return {sample.labels["namespace"] for sample in samples if "namespace" in sample.labels}
 
-    metrics.runs.begin_at_zero(["brief", "lasting"])
+    metrics.runs.finished.labels("lasting", "failed", "Unknown").inc()
     metrics.runs.finished.labels("brief", "failed", "Unknown").inc()
     metrics.runs.restarts.labels("brief", "Evicted").inc()
-    metrics.runs.keep(["lasting"], 1000)
+    metrics.runs.keep(["brief", "lasting"], 1000)
     metrics.runs.keep(["lasting"], 4600)
     assert shown() == {"brief", "lasting"}
-    metrics.runs.observe(make_finetune(), Observed(), {})
     metrics.runs.keep(["lasting"], 4601)
-    assert shown() == {NAMESPACE, "lasting"}
-    metrics.runs.begin_at_zero(["brief"])
-    metrics.runs.keep(["lasting"], 8202)
-    assert shown() == {"brief", "lasting"}
-    used = {"namespace": "brief", "useful": "true"}
-    assert registry.get_sample_value("lorafinetune_gpu_seconds_total", used) == 0.0
+    assert shown() == {"lasting"}
 
 
 def test_no_label_can_hold_credentials() -> None:
@@ -248,10 +230,12 @@ def test_the_state_has_a_beginning() -> None:
     assert seconds(stated("Training")) is None
 
 
-def test_the_time_of_activity_goes_on_while_a_run_is_active() -> None:
-    """What was counted, and the present period."""
+def test_the_time_of_activity_goes_on_while_a_run_is_active_and_so_does_that_of_its_gpus() -> None:
+    """What was counted, and the present period; of all nodes."""
     status = {"runSeconds": 60, "activeUntil": instant(minutes_ago(30)), "activeSince": instant(minutes_ago(2))}
-    assert series_of(registry_of(make_finetune(status=status)), "lorafinetune_active_seconds") == {(): 180.0}
+    registry = registry_of(make_finetune(spec={"resources": {"gpus": 4, "nodes": 2}}, status=status))
+    assert series_of(registry, "lorafinetune_active_seconds") == {(): 180.0}
+    assert series_of(registry, "lorafinetune_gpu_seconds") == {(): 1440.0}
 
 
 def test_retries_are_counted_by_cause() -> None:
@@ -317,7 +301,7 @@ def full_status(result: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("result", ["going", "ended"])
-def test_a_thousand_resources_have_at_most_25_series_each_and_none_once_they_are_deleted(result: str) -> None:
+def test_a_thousand_resources_have_at_most_26_series_each_and_none_once_they_are_deleted(result: str) -> None:
     """Advice and retries apart; from a store as the operator has it, in which those that are done are packed."""
     cache = Cache()
     manifests = []
@@ -332,7 +316,7 @@ def test_a_thousand_resources_have_at_most_25_series_each_and_none_once_they_are
     for sample in (sample for family in registry.collect() for sample in family.samples):
         if sample.name not in ("lorafinetune_advice", "lorafinetune_retries_total"):
             counts[sample.labels["name"]] = counts.get(sample.labels["name"], 0) + 1
-    assert set(counts.values()) == {25 if result == "ended" else 21}
+    assert set(counts.values()) == {26 if result == "ended" else 22}
     assert len(counts) == 1000
     for manifest in manifests:
         manifest["metadata"]["resourceVersion"] = "2"

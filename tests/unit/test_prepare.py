@@ -14,7 +14,7 @@ from lora_operator.running.self_check import NoDefinitionError
 from lora_operator.running.supervision import OperatorFailedError
 
 if TYPE_CHECKING:
-    from lora_operator.running.parts import Operator
+    from lora_operator.running.operator import Operator
 
 MISSING = NoDefinitionError("The cluster does not know lorafinetunes")
 SILENT = UnreachableError("GET /apis: no answer")

@@ -38,7 +38,7 @@ def hostile(text: str) -> FineTune:
 
 def registry_of(*finetunes: FineTune) -> CollectorRegistry:
     registry = CollectorRegistry()
-    Metrics(registry).runs.begin_at_zero(["team-a"])
+    Metrics(registry)
     registry.register(ObjectCollector(finetunes, NOW.timestamp))
     return registry
 

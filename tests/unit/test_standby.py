@@ -8,12 +8,11 @@ from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from prometheus_client import CollectorRegistry
 from tests.unit.builders import CONFIG, NAME, NAMESPACE, make_manifest
 
+from lora_operator.cluster.api import Api
 from lora_operator.cluster.cache import Key
-from lora_operator.running.metrics import Metrics
-from lora_operator.running.parts import Operator
+from lora_operator.running.operator import Operator, make_operator
 from lora_operator.running.watch import sources_of
 from lora_operator.views.wording import instant
 
@@ -25,15 +24,14 @@ if TYPE_CHECKING:
 KEY = Key(NAMESPACE, NAME)
 
 
-def make_operator(**changes: Any) -> Operator:
-    registry = CollectorRegistry()
-    config = dataclasses.replace(CONFIG, **changes)
-    return Operator(config, cast("ApiClient", None), Metrics(registry), registry)
+def operator_with(**changes: Any) -> Operator:
+    """One with these settings, and an API server that is never asked."""
+    return make_operator(dataclasses.replace(CONFIG, **changes), Api(cast("ApiClient", None)))
 
 
 async def test_news_pile_up_nowhere_and_all_runs_are_looked_at_when_the_work_begins() -> None:
     """Runs that came and went while another process worked are not remembered; a run that is there is."""
-    operator = make_operator()
+    operator = operator_with()
     operator.cache.finetunes.put(make_manifest())
     sources = sources_of(operator.cache, operator.kueue, operator.wake)
     for source in sources:
@@ -48,7 +46,7 @@ async def test_news_pile_up_nowhere_and_all_runs_are_looked_at_when_the_work_beg
 
 async def test_namespaces_take_turns() -> None:
     """A namespace with many runs delays another's by a turn."""
-    operator = make_operator()
+    operator = operator_with()
     operator.begin_work()
     for key in (*(Key("flood", str(number)) for number in range(3)), KEY):
         operator.wake(key)
@@ -57,7 +55,7 @@ async def test_namespaces_take_turns() -> None:
 
 async def test_a_namespace_whose_turns_never_end_leaves_workers_to_others() -> None:
     """Of the 16 that are configured it holds 12."""
-    operator = make_operator(workers=16)
+    operator = operator_with(workers=16)
     operator.begin_work()
     for number in range(40):
         operator.wake(Key("slow", str(number)))
@@ -70,7 +68,7 @@ async def test_a_namespace_whose_turns_never_end_leaves_workers_to_others() -> N
 @pytest.mark.parametrize("shown", [True, False])
 async def test_the_series_of_runs_are_shown_once_the_work_begins_unless_they_are_switched_off(*, shown: bool) -> None:
     """A process that stands by has none, since sums would count each run twice."""
-    operator = make_operator(run_metrics=shown)
+    operator = operator_with(run_metrics=shown)
     operator.cache.finetunes.put(make_manifest())
     whose = {"namespace": NAMESPACE, "name": NAME}
     assert operator.registry.get_sample_value("lorafinetune_attempts", whose) is None
@@ -91,7 +89,7 @@ def shown(operator: Operator) -> list[tuple[str, str]]:
 
 async def test_a_list_of_everything_shows_which_namespaces_have_runs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """An hour later their counters are gone; those of a namespace with a run stay, though nothing happens to it."""
-    operator = make_operator()
+    operator = operator_with()
     operator.cache.finetunes.put(make_manifest())
     operator.begin_work()
     operator.metrics.runs.begin_at_zero(["left"])
@@ -107,27 +105,16 @@ async def test_a_list_of_everything_shows_which_namespaces_have_runs_no_more(mon
 
 async def test_a_hand_over_doubles_no_series() -> None:
     """The next leader shows what the last one did, and that one was the only one until its process ended."""
-    leader, waiting = make_operator(), make_operator()
+    leader, waiting = operator_with(), operator_with()
     for operator in (leader, waiting):
         operator.cache.finetunes.put(make_manifest())
     leader.begin_work()
     before = shown(leader)
     assert shown(waiting) == []
     assert len(before) == len(set(before)) > 10
-    assert {"lorafinetune_info", "lorafinetune_gpu_seconds_total"} <= {name for name, _ in before}
+    assert {"lorafinetune_info", "lorafinetune_attempts"} <= {name for name, _ in before}
     waiting.begin_work()
     assert shown(waiting) == before
-
-
-async def test_the_limit_of_runs_is_known_before_the_first_turn() -> None:
-    """Whichever run is looked at first after a start, those beyond the limit are the same."""
-    operator = make_operator(most_unfinished_runs_per_namespace=1)
-    for name in ("b", "a"):
-        manifest = make_manifest()
-        manifest["metadata"] |= {"name": name, "uid": f"uid-{name}"}
-        operator.cache.finetunes.put(manifest)
-    operator.begin_work()
-    assert [operator.run_limit.exceeded_by(Key(NAMESPACE, name)) for name in "ab"] == [None, 1]
 
 
 class Followed:
@@ -148,7 +135,7 @@ def follow(operator: Operator, *followed: Followed) -> None:
 
 def test_one_watch_among_several_that_is_silent_or_in_the_past_is_trouble() -> None:
     """The sentence names it; before there are watches none is silent, however long the definition is waited for."""
-    operator = make_operator(watch_stale_s=150.0, stale_list_s=120.0)
+    operator = operator_with(watch_stale_s=150.0, stale_list_s=120.0)
     assert operator.trouble() == ""
     fine = Followed("/api/v1/pods", silent_s=150, behind_s=120)
     follow(operator, fine)
@@ -163,7 +150,7 @@ def test_one_watch_among_several_that_is_silent_or_in_the_past_is_trouble() -> N
 
 def test_it_is_ready_with_the_first_list_of_each_kind() -> None:
     """Until then it says what hinders it."""
-    operator = make_operator()
+    operator = operator_with()
     operator.hindrance = "no definition"
     assert operator.unready() == "no definition"
     operator.hindrance = ""
@@ -177,7 +164,7 @@ def test_it_is_ready_with_the_first_list_of_each_kind() -> None:
 
 def test_the_metric_shows_the_most_silent_watch_of_each_kind() -> None:
     """A kind is as fresh as its most silent namespace; one that was never heard is 0."""
-    operator = make_operator()
+    operator = operator_with()
     jobs = [Followed(f"/apis/batch/v1/namespaces/{name}/jobs", silent_s=s) for name, s in (("a", 5), ("b", 60))]
     pods = [Followed(f"/api/v1/namespaces/{name}/pods") for name in "ab"]
     pods[0].quiet_for_s = None
@@ -191,7 +178,7 @@ def test_the_metric_shows_the_most_silent_watch_of_each_kind() -> None:
 @pytest.mark.parametrize("skew", [timedelta(hours=2), timedelta(hours=-2)])
 def test_times_that_metrics_show_are_the_api_servers(skew: timedelta) -> None:
     """Prometheus' clock and the status' times are compared with them: a node with a wrong clock raises no alert."""
-    operator = make_operator()
+    operator = operator_with()
     server = datetime.now(UTC) + skew
     operator.api.clock.saw(format_datetime(server, usegmt=True))
     follow(operator, Followed("/api/v1/pods", silent_s=60))
@@ -206,7 +193,7 @@ def test_times_that_metrics_show_are_the_api_servers(skew: timedelta) -> None:
 
 def test_each_kind_is_followed_in_each_namespace_that_can_be_looked_after() -> None:
     """Everywhere where none is named."""
-    operator = make_operator(namespaces=("a", "b"))
+    operator = operator_with(namespaces=("a", "b"))
     operator.namespaces = ("a",)
     operator.follow()
     assert [one.path.partition("/namespaces/")[2] for one in operator.reflectors] == [
@@ -214,6 +201,6 @@ def test_each_kind_is_followed_in_each_namespace_that_can_be_looked_after() -> N
         "a/jobs",
         "a/pods",
     ]
-    everywhere = make_operator()
+    everywhere = operator_with()
     everywhere.follow()
     assert [one.plural for one in everywhere.reflectors] == ["lorafinetunes", "jobs", "pods"]

@@ -15,13 +15,13 @@ from tests.unit.builders import (
     make_pod_object,
     make_summary,
 )
-from tests.unit.test_standby import Followed, follow, make_operator
+from tests.unit.test_standby import Followed, follow, operator_with
 from tests.unit.turns import KEY, World
 
 from lora_operator.cluster.cache import Key
 from lora_operator.cluster.tombstones import MOST, MOST_OF_ONE
 from lora_operator.decision.retries import MOST_COUNTED
-from lora_operator.running.parts import Operator
+from lora_operator.running.operator import Operator
 from lora_operator.running.watch import sources_of
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def kept(operator: Operator) -> list[str]:
 
 def test_an_end_is_kept_until_a_status_counts_it() -> None:
     """Whichever of the two comes first."""
-    watches = Watches(make_operator())
+    watches = Watches(operator_with())
     watches.tell_status(GOING)
     first = watches.lose_pod("first")
     assert kept(watches.operator) == ["first"]
@@ -106,7 +106,7 @@ def test_an_end_is_kept_until_a_status_counts_it() -> None:
 
 def test_an_end_that_is_counted_explains_another_that_is_not_yet() -> None:
     """Of pods that train together: the second one ended since the first did, and takes no retry of its own."""
-    watches = Watches(make_operator())
+    watches = Watches(operator_with())
     watches.tell_status(counting("uid-of-first"))
     watches.lose_pod("second", index=1)
     watches.lose_pod("first")
@@ -117,7 +117,7 @@ def test_an_end_that_is_counted_explains_another_that_is_not_yet() -> None:
 
 def test_a_success_that_no_verdict_rests_on_yet_is_kept() -> None:
     """Until there is one; then the last state of its Job goes, too."""
-    watches = Watches(make_operator())
+    watches = Watches(operator_with())
     watches.tell_status(GOING)
     message = make_summary().to_message()
     done = {"terminated": {**BOOM, "exitCode": 0, "message": message}}
@@ -133,7 +133,7 @@ def test_a_success_that_no_verdict_rests_on_yet_is_kept() -> None:
 
 def test_of_a_run_that_is_gone_nothing_is_kept() -> None:
     """Neither what went before it nor what goes after it, as its pods do."""
-    watches = Watches(make_operator())
+    watches = Watches(operator_with())
     watches.tell_status(GOING)
     watches.lose_pod("first")
     watches.lose_job()
@@ -147,7 +147,7 @@ def test_of_a_run_that_is_gone_nothing_is_kept() -> None:
 
 def test_before_the_first_lists_are_complete_no_run_is_taken_for_gone() -> None:
     """A pod may go while runs are still being listed: the last leader may not have counted it."""
-    watches = Watches(make_operator())
+    watches = Watches(operator_with())
     follow(watches.operator, Followed("/apis/lora-operator.io/v1alpha1/lorafinetunes"))
     watches.lose_pod("first")
     assert kept(watches.operator) == ["first"]
@@ -158,7 +158,7 @@ def test_before_the_first_lists_are_complete_no_run_is_taken_for_gone() -> None:
 
 def test_what_is_left_of_runs_that_are_gone_goes_when_the_work_begins() -> None:
     """No turn would look after them."""
-    watches = Watches(make_operator())
+    watches = Watches(operator_with())
     follow(watches.operator, Followed("/apis/lora-operator.io/v1alpha1/lorafinetunes"))
     watches.lose_pod("first")
     watches.lose_job()
@@ -169,7 +169,7 @@ def test_what_is_left_of_runs_that_are_gone_goes_when_the_work_begins() -> None:
 
 def test_a_run_by_the_name_of_an_earlier_one_keeps_its_own() -> None:
     """The status that is known may still be the earlier one's."""
-    watches = Watches(make_operator())
+    watches = Watches(operator_with())
     watches.tell_status({**GOING, "conditions": [condition_object("Complete", reason="Succeeded")]}, uid="earlier")
     watches.lose_pod("first")
     assert kept(watches.operator) == ["first"]
@@ -177,7 +177,7 @@ def test_a_run_by_the_name_of_an_earlier_one_keeps_its_own() -> None:
 
 async def test_a_new_leader_counts_the_ends_that_the_last_one_did_not_live_to_count() -> None:
     """And no other."""
-    watches = Watches(make_operator())
+    watches = Watches(operator_with())
     watches.tell_status(counting("uid-of-first"))
     watches.lose_pod("first")
     watches.lose_pod("second")
@@ -197,7 +197,7 @@ def test_no_more_ends_of_a_run_are_kept_than_its_status_has_uids() -> None:
 @pytest.mark.parametrize(("owners", "each", "most"), [(1, 3000, MOST_OF_ONE), (30, 300, MOST), (6000, 1, MOST)])
 def test_however_many_pods_go_so_many_are_kept(owners: int, each: int, most: int) -> None:
     """Of one name, as of a run that is made anew each night, and of all together; the newest of each are kept."""
-    store: Store[PodView] = make_operator().cache.pods
+    store: Store[PodView] = operator_with().cache.pods
     pod = make_pod_object(phase="Failed", state={"terminated": BOOM})
     for number in range(each):
         for owner in range(owners):

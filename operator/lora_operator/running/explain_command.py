@@ -13,14 +13,14 @@ import yaml
 from kubernetes.aio.client.api_client import ApiClient
 
 from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, ApiError, Object, UnreachableError
-from lora_operator.cluster.cache import Cache, Key, key_of
+from lora_operator.cluster.cache import Key, key_of
 from lora_operator.cluster.child_events import read_events, unexplained
-from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.listing import list_into
 from lora_operator.cluster.login import LoginError, load_configuration
 from lora_operator.cluster.look import look, read_live
 from lora_operator.decision.decide import decide
 from lora_operator.running.explain import Document, describe, render
+from lora_operator.running.operator import Operator, make_operator
 from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import Answer, EventView, FineTune, Observed
@@ -86,7 +86,7 @@ async def explain(
     try:
         configuration = await load_configuration()
         async with ApiClient(configuration) as client:
-            document = await _read_and_describe(ReadOnlyApi(client), place, config, notes)
+            document = await _read_and_describe(make_operator(config, ReadOnlyApi(client)), place, notes)
     except LoginError as error:
         raise ExplainError(str(error)) from error
     except UnreachableError as error:
@@ -96,34 +96,35 @@ async def explain(
     sys.stdout.write(visible(FORMS[form](document)))
 
 
-async def _read_and_describe(api: Api, place: Key, config: OperatorConfig, notes: Sequence[str]) -> Document:
+async def _read_and_describe(operator: Operator, place: Key, notes: Sequence[str]) -> Document:
+    api, cache, kueue, config = operator.api, operator.cache, operator.kueue, operator.config
     finetune = parse_finetune(await api.get(FINETUNES, place.namespace, place.name))
-    cache, kueue = Cache(), Kueue()
     query = {"labelSelector": f"{names.UID_LABEL}={finetune.uid}"}
     for resource, store in ((JOBS, cache.jobs), (PODS, cache.pods)):
         await list_into(store, api, resource, namespace=place.namespace, query=query, news=set())
     await kueue.discover(api)
-    unread = await _list_workloads(api, cache, kueue, finetune.namespace) if kueue.served else []
+    unread = await _list_workloads(operator, finetune.namespace) if kueue.served else []
     # What has lost its labels is read by name, as the operator does it.
     await read_live(
-        cache, api, finetune, decide(finetune, _look(cache, kueue, finetune), config, api.clock.now()).job_names
+        cache, api, finetune, decide(finetune, _look(operator, finetune), config, api.clock.now()).job_names
     )
-    events, missing = await _events(api, cache, finetune)
-    observed = _look(cache, kueue, finetune, events)
+    events, missing = await _events(operator, finetune)
+    observed = _look(operator, finetune, events)
     moment = api.clock.now()
     plan = decide(finetune, observed, config, moment)
     return describe(finetune, observed, plan, config=config, now=moment, notes=[*notes, *unread, *missing])
 
 
-def _look(cache: Cache, kueue: Kueue, finetune: FineTune, events: tuple[EventView, ...] = ()) -> Observed:
+def _look(operator: Operator, finetune: FineTune, events: tuple[EventView, ...] = ()) -> Observed:
     """What the operator would see, with a pod's progress as the status has it."""
-    return look(cache, finetune, events=events, ask=lambda _: Answer(), kueue=kueue.served)
+    return look(operator.cache, finetune, events=events, ask=lambda _: Answer(), kueue=operator.kueue.served)
 
 
-async def _list_workloads(api: Api, cache: Cache, kueue: Kueue, namespace: str) -> list[str]:
+async def _list_workloads(operator: Operator, namespace: str) -> list[str]:
     """Read Kueue's Workloads into the cache; a note where they may not be read."""
+    store, kind = operator.cache.workloads, operator.kueue.workloads
     try:
-        await list_into(cache.workloads, api, kueue.workloads, namespace=namespace, query={}, news=set())
+        await list_into(store, operator.api, kind, namespace=namespace, query={}, news=set())
     except ApiError as error:
         if error.code != 403:
             raise
@@ -131,12 +132,12 @@ async def _list_workloads(api: Api, cache: Cache, kueue: Kueue, namespace: str) 
     return []
 
 
-async def _events(api: Api, cache: Cache, finetune: FineTune) -> tuple[tuple[EventView, ...], list[str]]:
+async def _events(operator: Operator, finetune: FineTune) -> tuple[tuple[EventView, ...], list[str]]:
     """The children's Events, and a note where they may not be read: they only explain."""
-    key = key_of(finetune)
+    key, cache = key_of(finetune), operator.cache
     uids = unexplained(cache.jobs.of(key, finetune.uid), cache.pods.of(key, finetune.uid))
     try:
-        return await read_events(api, finetune.namespace, uids), []
+        return await read_events(operator.api, finetune.namespace, uids), []
     except ApiError as error:
         if error.code != 403:
             raise

@@ -212,6 +212,11 @@ def _state_since(finetune: FineTune) -> object:
     return since if seen or since else block_of(finetune.manifest, "metadata").get("creationTimestamp")
 
 
+def _gpu_seconds(finetune: FineTune, now_s: float) -> float | None:
+    active_s, gpus = _active_seconds(finetune, now_s), _requested_gpus(finetune)
+    return None if active_s is None or gpus is None else active_s * gpus
+
+
 def _active_seconds(finetune: FineTune, now_s: float) -> float | None:
     spent = stored_time(finetune.status)
     if spent.active_since is None:
@@ -291,6 +296,12 @@ _FAMILIES = (
         help="How long the run has been active, over all attempts and with the preflight: what activeDeadlineSeconds "
         "limits.",
         read=_active_seconds,
+    ),
+    _Family(
+        name="lorafinetune_gpu_seconds",
+        help="The time for which the run has been active times the GPUs that it asks for. A gauge: take delta(), as "
+        "the end of a period of activity corrects it by some seconds.",
+        read=_gpu_seconds,
     ),
     _Family(
         name="lorafinetune_requested_gpus",

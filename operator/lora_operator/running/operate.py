@@ -13,16 +13,16 @@ import kopf
 from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from lora_operator.cluster.api import ApiError
+from lora_operator.cluster.api import Api, ApiError
 from lora_operator.cluster.lease import RELEASE_S
 from lora_operator.cluster.login import kopf_session, load_configuration
 from lora_operator.cluster.reflector import Reflector
 from lora_operator.running.health import make_application, serving
+from lora_operator.running.identity import own_identity
 from lora_operator.running.metrics import Metrics, count_requests
-from lora_operator.running.parts import Operator
+from lora_operator.running.operator import Operator, make_election, make_operator
 from lora_operator.running.prepare import prepare, wait_for_namespaces
 from lora_operator.running.resync import resync
-from lora_operator.running.run_metrics import FIRST_SCRAPE_S
 from lora_operator.running.self_check import check_definition
 from lora_operator.running.supervision import OperatorFailedError, end_within, run_together
 from lora_operator.running.watch import kopf_settings, register
@@ -43,7 +43,15 @@ async def _operator(config: OperatorConfig) -> AsyncIterator[tuple[Operator, aio
     counting = count_requests(metrics)
     configuration = await load_configuration([counting])
     async with ApiClient(configuration) as client:
-        operator = Operator(config, client, metrics, registry)
+        api, identity = Api(client), own_identity()
+        operator = make_operator(
+            config,
+            api,
+            metrics=metrics,
+            registry=registry,
+            identity=identity,
+            election=make_election(config, api, identity),
+        )
         metrics.queue_depth.set_function(lambda: len(operator.queue))
         metrics.leader.set_function(lambda: float(operator.leading()))
         yield operator, counting
@@ -88,29 +96,30 @@ async def _work(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio
         "watchdog": _watch_over(operator),
         "framework": _run_kopf(operator, counting, stop),
         **{f"watch of {reflector.path}": _follow(operator, reflector) for reflector in operator.reflectors},
-        "lead": _lead(operator),
+        "lead": _lead_once_listed(operator),
         **({"namespaces": wait_for_namespaces(operator)} if operator.left_out else {}),
     }
     await run_together(parts)
 
 
-async def _lead(operator: Operator) -> None:
-    """Work on runs, with leader election as long as the lease is held."""
+async def _lead_once_listed(operator: Operator) -> None:
     for reflector in operator.reflectors:
         await reflector.listed.wait()
     # What was listed stays: the garbage collector need not walk over all of it again and again.
     gc.collect()
     gc.freeze()
+    await lead(operator)
+
+
+async def lead(operator: Operator) -> None:
+    """Work on runs, with leader election as long as the lease is held."""
     election = operator.election
     if election is not None:
         await election.acquire()
-    operator.metrics.runs.hold()
-    asyncio.get_running_loop().call_later(FIRST_SCRAPE_S, operator.metrics.runs.release)
     operator.begin_work()
     logger.info("ready to work on %d LoRAFineTunes", len(operator.cache.finetunes))
     queue, reconciler = operator.queue, operator.reconciler
     parts = {
-        "timers": queue.run_timers(),
         "event poster": operator.poster.run(),
         **({"lease": election.keep()} if election is not None else {}),
         **{
@@ -128,8 +137,6 @@ async def _lead(operator: Operator) -> None:
 
 async def _wind_down(operator: Operator) -> None:
     """Take no more work, and finish what was begun: its writes and their Events, within reason."""
-    # A last scrape may come meanwhile.
-    operator.metrics.runs.release()
     operator.queue.close()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_STOP_S):

@@ -6,7 +6,7 @@ import logging
 import time
 
 from lora_operator.cluster.api import ApiError, UnreachableError
-from lora_operator.running.parts import Operator
+from lora_operator.running.operator import Operator
 from lora_operator.running.self_check import (
     NoDefinitionError,
     can_look_after,

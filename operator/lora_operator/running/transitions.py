@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lora_operator.decision.usage import Usage, stored_usage
 from lora_operator.views.conditions import result_of
 from lora_operator.views.model import FineTune, Observed
 from lora_operator.views.names import TRAIN
@@ -36,16 +35,6 @@ def waited_s(before: FineTune, observed: Observed, status: Mapping[str, Any]) ->
     if before.status.get("podName") or not status.get("podName") or made is None or created is None:
         return None
     return max(0.0, (made - created).total_seconds())
-
-
-def used_since(before: FineTune, status: Mapping[str, Any]) -> Usage:
-    """GPU seconds and steps that the status counts and the one before did not."""
-    earlier, now = stored_usage(before.status), stored_usage(status)
-    return Usage(
-        useful_gpu_s=max(0, now.useful_gpu_s - earlier.useful_gpu_s),
-        wasted_gpu_s=max(0, now.wasted_gpu_s - earlier.wasted_gpu_s),
-        lost_steps={loss: max(0, steps - earlier.lost_steps.get(loss, 0)) for loss, steps in now.lost_steps.items()},
-    )
 
 
 def restart_cause(before: FineTune, observed: Observed, status: Mapping[str, Any]) -> str | None:

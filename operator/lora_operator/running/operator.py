@@ -1,11 +1,11 @@
-"""The parts of an operator, made and wired together; nothing of it runs yet."""
+"""An operator: its parts, as `make_operator` makes and wires them, and what they are to each other."""
 
 import asyncio
 import random
-import socket
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
-from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry
 
 from lora_operator.cluster.api import Api
@@ -14,75 +14,51 @@ from lora_operator.cluster.child_events import ChildEvents
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.lease import Election
 from lora_operator.cluster.post_events import EventPoster
-from lora_operator.cluster.progress_poll import ProgressPoller
+from lora_operator.cluster.progress_poll import ProgressPoller, fetch_progress
 from lora_operator.cluster.reflector import Reflector
 from lora_operator.cluster.server_clock import wall_clock
+from lora_operator.running.identity import Identity, own_identity
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.object_metrics import ObjectCollector
-from lora_operator.running.own_pod import own_identity, own_namespace
 from lora_operator.running.pacing import MOST_PROGRESS_PER_S, Pacing, shortest_interval_s
+from lora_operator.running.priority import is_urgent
 from lora_operator.running.reconcile import Reconciler
-from lora_operator.running.run_limit import RunLimit
 from lora_operator.running.self_check import SelfCheckError
 from lora_operator.running.standby import drop_stored
-from lora_operator.running.urgency import NEW, rank_of
 from lora_operator.running.watch import sources_of
 from lora_operator.running.work_queue import WorkQueue
 from lora_operator.views.config import OperatorConfig
+from lora_trainer.contract.progress import Progress
+
+Clock = Callable[[], float]
+Sleep = Callable[[float], Awaitable[None]]
+Random = Callable[[], float]
+JITTER: Random = random.Random().random  # noqa: S311 - jitter is no secret
 
 
+@dataclass(slots=True, kw_only=True)
 class Operator:
-    """All parts of one operator process."""
+    """All parts of one operator process; nothing of it runs by itself."""
 
-    def __init__(
-        self, config: OperatorConfig, client: ApiClient, metrics: Metrics, registry: CollectorRegistry
-    ) -> None:
-        self.config = config
-        self.cache = Cache()
-        self.metrics = metrics
-        self.registry = registry
-        self.api = Api(client)
-        self.kueue = Kueue()
-        # Jitter needs no secrecy.
-        self.queue: WorkQueue[Key] = WorkQueue(
-            base_s=config.retry_base_s,
-            max_s=config.retry_max_s,
-            random=random.Random().random,  # noqa: S311 - jitter is no secret
-            rank=lambda key: rank_of(self.cache, key),
-            group=lambda key: key.namespace,
-            workers=config.workers,
-        )
-        self.run_limit = RunLimit(config.most_unfinished_runs_per_namespace, self.cache, self.queue.add)
-        self.poller = ProgressPoller(
-            interval_s=lambda running: shortest_interval_s(config, running),
-            timeout_s=config.progress_timeout_s,
-            most_per_s=MOST_PROGRESS_PER_S,
-            wake=self.wake,
-            clock=time.monotonic,
-        )
-        self.poster = EventPoster(
-            self.api, now=self.api.clock.now, instance=socket.gethostname(), hurried=self._hurried
-        )
-        self.reconciler = Reconciler(
-            api=self.api,
-            cache=self.cache,
-            kueue=self.kueue,
-            config=config,
-            poller=self.poller,
-            events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=time.monotonic, wake=self.wake),
-            poster=self.poster,
-            count=metrics.runs.observe,
-            now=self.api.clock.now,
-            over_limit=self.run_limit.exceeded_by,
-            looked_at=self.run_limit.update,
-            pacing=Pacing(time.monotonic, config.status_delay_s),
-        )
-        self.election = self._make_election()
-        self.namespaces: tuple[str, ...] = config.namespaces
-        self.left_out: tuple[str, ...] = ()
-        self.hindrance = ""
-        self.reflectors: list[Reflector] = []
-        self.working = False
+    config: OperatorConfig
+    api: Api
+    cache: Cache
+    kueue: Kueue
+    queue: WorkQueue[Key]
+    poller: ProgressPoller
+    poster: EventPoster
+    reconciler: Reconciler
+    metrics: Metrics
+    registry: CollectorRegistry
+    election: Election | None
+    clock: Clock
+    sleep: Sleep
+    random: Random
+    namespaces: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    hindrance: str = ""
+    reflectors: list[Reflector] = field(default_factory=list)
+    working: bool = False
 
     def follow(self) -> None:
         """Make what follows each kind, in each namespace or everywhere."""
@@ -93,7 +69,9 @@ class Operator:
                 place,
                 silence_s=self.config.watch_inactivity_s,
                 stale_s=self.config.watch_stale_s,
-                random=random.Random().random,  # noqa: S311 - jitter is no secret
+                random=self.random,
+                clock=self.clock,
+                sleep=self.sleep,
             )
             for source in sources_of(self.cache, self.kueue, self.wake)
             for place in self.namespaces or (None,)
@@ -135,7 +113,6 @@ class Operator:
     def wake(self, key: Key, after_s: float = 0) -> None:
         """Have a run looked at. While this process stands by nobody would, and keys of deleted runs would pile up."""
         if self.working:
-            self.run_limit.update(key)
             self.queue.add_after(key, after_s)
         elif not self.unready():  # before the first lists are complete a run may only seem to be gone
             drop_stored(self.cache, key)
@@ -145,9 +122,7 @@ class Operator:
         self.working = True
         for key in {*self.cache.pods.owners_of_tombstones(), *self.cache.jobs.owners_of_tombstones()}:
             drop_stored(self.cache, key)
-        places = self.cache.finetunes.places()
-        self.metrics.runs.begin_at_zero({place.namespace for place in places})
-        for key in places:
+        for key in self.cache.finetunes.places():
             self.wake(key)
         if self.config.run_metrics:
             # Not before: of two processes that report the same runs, sums would count each run twice.
@@ -161,28 +136,106 @@ class Operator:
         """Seconds since 1970 by the API server's clock, as Prometheus and the status' times have it."""
         return self.api.clock.now().timestamp()
 
-    def _hurried(self) -> bool:
-        return self.queue.is_waiting(NEW)
 
-    def _make_election(self) -> Election | None:
-        config = self.config
-        if not config.leader_election:
-            return None
-        namespace = config.lease_namespace or own_namespace()
-        if not namespace:
-            raise SelfCheckError(
-                "leaseNamespace is empty and this process is in no pod, so that nothing says where the Lease is: set it"
-            )
-        return Election(
-            self.api,
-            namespace=namespace,
-            name=config.lease_name,
-            identity=own_identity(),
-            duration_s=config.lease_duration_s,
-            renew_deadline_s=config.renew_deadline_s,
-            retry_s=config.retry_period_s,
-            clock=time.monotonic,
-            sleep=asyncio.sleep,
-            random=random.Random().random,  # noqa: S311 - jitter is no secret
-            now=wall_clock,
+def make_operator(
+    config: OperatorConfig,
+    api: Api,
+    *,
+    metrics: Metrics | None = None,
+    registry: CollectorRegistry | None = None,
+    identity: Identity | None = None,
+    election: Election | None = None,
+    clock: Clock = time.monotonic,
+    sleep: Sleep = asyncio.sleep,
+    random: Random = JITTER,
+    fetch: Callable[[str], Awaitable[Progress]] = fetch_progress,
+) -> Operator:
+    """Make an operator for whatever API server, clock, chance and pods there are; without an election it leads."""
+    registry = registry or CollectorRegistry()
+    metrics = metrics or Metrics(registry)
+    identity = identity or own_identity()
+    cache, kueue = Cache(), Kueue()
+
+    def wake(key: Key, after_s: float = 0) -> None:
+        operator.wake(key, after_s)
+
+    queue: WorkQueue[Key] = WorkQueue(
+        base_s=config.retry_base_s,
+        max_s=config.retry_max_s,
+        random=random,
+        is_urgent=lambda key: is_urgent(cache, key),
+        group=lambda key: key.namespace,
+        workers=config.workers,
+    )
+    poller = ProgressPoller(
+        interval_s=lambda running: shortest_interval_s(config, running),
+        timeout_s=config.progress_timeout_s,
+        most_per_s=MOST_PROGRESS_PER_S,
+        wake=wake,
+        clock=clock,
+        fetch=fetch,
+    )
+    poster = EventPoster(api, now=api.clock.now, instance=identity.name, hurried=lambda: queue.has_urgent)
+    reconciler = Reconciler(
+        api=api,
+        cache=cache,
+        kueue=kueue,
+        config=config,
+        poller=poller,
+        events=ChildEvents(api, interval_s=config.pending_check_s, clock=clock, wake=wake),
+        poster=poster,
+        count=metrics.runs.observe,
+        now=api.clock.now,
+        pacing=Pacing(clock, config.status_delay_s),
+        clock=clock,
+    )
+    operator = Operator(
+        config=config,
+        api=api,
+        cache=cache,
+        kueue=kueue,
+        queue=queue,
+        poller=poller,
+        poster=poster,
+        reconciler=reconciler,
+        metrics=metrics,
+        registry=registry,
+        election=election,
+        clock=clock,
+        sleep=sleep,
+        random=random,
+        namespaces=config.namespaces,
+    )
+    return operator
+
+
+def make_election(
+    config: OperatorConfig,
+    api: Api,
+    identity: Identity,
+    *,
+    clock: Clock = time.monotonic,
+    sleep: Sleep = asyncio.sleep,
+    random: Random = JITTER,
+) -> Election | None:
+    """The candidate that the settings ask for; None where they want no election. Raises `SelfCheckError`."""
+    if not config.leader_election:
+        return None
+    namespace = config.lease_namespace or identity.namespace
+    if not namespace:
+        raise SelfCheckError(
+            "leaseNamespace is empty and this process is in no pod, so that nothing says where the Lease is: set it"
         )
+    return Election(
+        api,
+        namespace=namespace,
+        name=config.lease_name,
+        identity=identity.name,
+        duration_s=config.lease_duration_s,
+        renew_deadline_s=config.renew_deadline_s,
+        retry_s=config.retry_period_s,
+        clock=clock,
+        sleep=sleep,
+        random=random,
+        now=wall_clock,
+    )
