@@ -23,15 +23,8 @@ BOARDS = {file.stem: json.loads(file.read_text()) for file in FILES}
 _FILLED_IN = {"$__rate_interval": "1m", "$__range_s": "3600", "$namespace": "team-a", "$name": "tone"}
 UNSHOWN = {
     "lora_operator_build_info": "in the alert's log",
-    "lorafinetune_status_condition": "the state says as much",
-    "lorafinetune_created_timestamp_seconds": "as the time in the state",
-    "lorafinetune_started_timestamp_seconds": "as the time in the state",
-    "lorafinetune_final_loss": "the curve says as much",
     "lorafinetune_final_eval_loss": "the curve says as much",
-    "lorafinetune_peak_memory_bytes": "the pod's own says as much",
-    "lorafinetune_finished_total": "the states say as much, and begin with the first",
-    "lorafinetune_restarts_total": "lorafinetune_retries_total names the run",
-    "lorafinetune_run_duration_seconds": "runs are of different sizes",
+    "lorafinetune_finished_total": "the states say as much",
     "lora_training_epoch": "the steps say as much",
     "lora_training_phase": "the state says as much",
     "lora_training_samples_total": "the tokens say as much",

@@ -26,9 +26,8 @@ from tests.unit.reached import running
 from lora_operator.cluster.cache import Key
 from lora_operator.decision.decide import decide
 from lora_operator.running import logs
-from lora_operator.running.decision_log import DecisionLine
 from lora_operator.running.explain import describe, render
-from lora_operator.running.logs import FIELDS
+from lora_operator.running.logs import FIELDS, DecisionLine
 from lora_operator.views.model import Observed
 from lora_operator.views.observe import parse_job, parse_pod
 from lora_operator.views.wording import instant

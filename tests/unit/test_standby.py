@@ -79,28 +79,12 @@ async def test_the_series_of_runs_are_shown_once_the_work_begins_unless_they_are
 def shown(operator: Operator) -> list[tuple[str, str]]:
     """Series about runs, by name and labels."""
     samples = (sample for family in operator.registry.collect() for sample in family.samples)
-    kept = ("lorafinetune_run_duration", "lorafinetune_queue_wait")
+    kept = ("lorafinetune_finished", "lorafinetune_queue_wait")
     return [
         (sample.name, str(sorted(sample.labels.items())))
         for sample in samples
         if sample.name.startswith("lorafinetune_") and not sample.name.startswith(kept)
     ]
-
-
-async def test_a_list_of_everything_shows_which_namespaces_have_runs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An hour later their counters are gone; those of a namespace with a run stay, though nothing happens to it."""
-    operator = operator_with()
-    operator.cache.finetunes.put(make_manifest())
-    operator.begin_work()
-    operator.metrics.runs.begin_at_zero(["left"])
-    operator.forget()
-    assert {"left" in labels for _, labels in shown(operator)} == {True, False}
-    begun = operator.api.clock.now()
-    monkeypatch.setattr(operator.api.clock, "now", lambda: begun + timedelta(hours=1, seconds=1))
-    operator.forget()
-    left = [labels for name, labels in shown(operator) if name.startswith("lorafinetune_gpu_seconds")]
-    assert left
-    assert all(f"'{NAMESPACE}'" in labels for labels in left)
 
 
 async def test_a_hand_over_doubles_no_series() -> None:
@@ -111,7 +95,7 @@ async def test_a_hand_over_doubles_no_series() -> None:
     leader.begin_work()
     before = shown(leader)
     assert shown(waiting) == []
-    assert len(before) == len(set(before)) > 10
+    assert len(before) == len(set(before)) > 5
     assert {"lorafinetune_info", "lorafinetune_attempts"} <= {name for name, _ in before}
     waiting.begin_work()
     assert shown(waiting) == before

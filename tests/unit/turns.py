@@ -125,7 +125,7 @@ class World:
             poller=self.poller,
             events=ChildEvents(self.server, interval_s=10, clock=lambda: 0.0),
             poster=EventPoster(self.server, now=lambda: NOW, instance="test"),
-            count=Metrics(self.registry).runs.observe,
+            count=Metrics(self.registry).status_written,
             now=lambda: NOW,
             pacing=Pacing(lambda: self.now_s, 60),
             clock=lambda: self.now_s,

@@ -78,9 +78,8 @@ class Operator:
         ]
 
     def forget(self) -> None:
-        """Drop what is kept of pods, and of namespaces, that a list of everything has shown to be gone."""
+        """Drop what is kept of pods that a list of everything has shown to be gone."""
         self.poller.keep_only({pod.uid for pod in self.cache.pods})
-        self.metrics.runs.keep({place.namespace for place in self.cache.finetunes.places()}, self._now_s())
 
     def trouble(self) -> str:
         """Why the process is of no use any more; empty where all is well."""
@@ -184,7 +183,7 @@ def make_operator(
         poller=poller,
         events=ChildEvents(api, interval_s=config.pending_check_s, clock=clock, wake=wake),
         poster=poster,
-        count=metrics.runs.observe,
+        count=metrics.status_written,
         now=api.clock.now,
         pacing=Pacing(clock, config.status_delay_s),
         clock=clock,

@@ -21,10 +21,9 @@ from lora_operator.decision.trouble import KNOWN_FROM_EVENTS
 from lora_operator.running import logs
 from lora_operator.running.changes import Changes
 from lora_operator.running.contention import Contention
-from lora_operator.running.decision_log import DecisionLine
+from lora_operator.running.logs import DecisionLine
 from lora_operator.running.pacing import SCHEDULER_S, Pacing, paced
-from lora_operator.running.transitions import has_just_ended
-from lora_operator.views.conditions import result_of, state_of
+from lora_operator.views.conditions import has_just_ended, result_of, state_of
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed, Plan, Rejection, soonest
 from lora_operator.views.wording import UNANSWERED, sentence
@@ -266,8 +265,7 @@ class Reconciler:
         self._pacing.forget(key)
         stored = self._cache.finetunes.get(key)
         self._contention.wrote(key, finetune, stored)
-        # What an older definition leaves out of it would be counted anew at each status.
-        self._count(finetune, observed, stored.status if stored is not None else plan.status)
+        self._count(finetune, observed, plan.status)
         return True
 
     async def _delete(self, finetune: FineTune, plan: Plan, line: DecisionLine) -> ApiError | None:
