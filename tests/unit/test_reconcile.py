@@ -1,6 +1,5 @@
 """Turns of one run against an API server in memory: what is read and written, and when it is looked at next."""
 
-import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -19,9 +18,9 @@ from tests.unit.builders import (
     make_workload_object,
     minutes_ago,
 )
+from tests.unit.loop_clock import LoopClock
 from tests.unit.turns import KEY, Object, World, pod_at
 
-from lora_operator.cluster import child_events
 from lora_operator.cluster.api import JOBS, ApiError, UnreachableError
 from lora_operator.cluster.cache import Key
 from lora_operator.cluster.carry_out import TryAgainError
@@ -53,28 +52,21 @@ async def test_what_an_earlier_process_learned_from_events_ends_when_a_pod_witho
     assert world.condition("Complete")["reason"] == "Unschedulable"
 
 
-async def test_what_an_earlier_process_learned_from_events_stays_until_they_are_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Its namespace's line for them is long: the turn goes on without, and the run is looked at once they are there."""
-    monkeypatch.setattr(child_events, "IN_LINE_S", 0.001)
-    monkeypatch.setattr(child_events, "PATIENCE_S", 0.5)
+async def test_what_an_earlier_process_learned_from_events_stays_until_they_are_read() -> None:
+    """The turn goes on without them, and the run is looked at once they are there."""
+    clock = LoopClock()
     stored = {
         "conditions": [condition_object("Complete", "Unknown", reason="QuotaExceeded", message="no quota")],
         "attempt": 1,
         "jobName": job_name(),
     }
     world = World(status=stored)
-    events = world.reconciler._events
-    async with events._slots.slot(NAMESPACE):
-        for _ in range(2):
-            wait_s = await world.turn()
-            assert world.condition("Complete")["reason"] == "QuotaExceeded"
-            assert wait_s is not None
-            assert 0 < wait_s <= 10
-            assert events.is_in_line(KEY)
-    while events.is_in_line(KEY):  # noqa: ASYNC110 - it is woken, and there is no queue
-        await asyncio.sleep(0.001)
+    for _ in range(2):
+        await world.turn()
+        assert world.condition("Complete")["reason"] == "QuotaExceeded"
+    assert world.woken == []
+    await clock.turn(10)
+    assert world.woken == [KEY]
     await world.turn()
     assert world.condition("Complete")["reason"] == "Pending"
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from lora_operator.decision.adjust import adjust, adjusted, still_held, suspension_alone
-from lora_operator.decision.advice import advise_cleanup
+from lora_operator.decision.advice import advise_cleanup, silent_node_due_s
 from lora_operator.decision.case import Case, read_case
 from lora_operator.decision.cleanup import clean_up, may_go_on_unseen, on_the_way_out
 from lora_operator.decision.facts import milestones, resolution, with_counts, without_quota
@@ -259,7 +259,7 @@ def _watch(case: Case, scene: Scene, situation: Situation, resolved: Status | No
         return _with_question(plan, situation.pod, wait_s, config)
     if job.suspended:
         return dataclasses.replace(plan, requeue_after_s=config.retry_max_s if observed.rejection else None)
-    due_s = pending_left_s(case, job, scene.pods, situation)
+    due_s = soonest(pending_left_s(case, job, scene.pods, situation), silent_node_due_s(situation.state, case.now))
     if observed.rejection is not None:  # which nothing takes back but another try
         due_s = soonest(due_s, config.retry_max_s)
     if situation.state.reason is Reason.PREFLIGHT and any(map(is_running, scene.pods)):

@@ -137,7 +137,8 @@ async def _events(operator: Operator, finetune: FineTune) -> tuple[tuple[EventVi
     key, cache = key_of(finetune), operator.cache
     uids = unexplained(cache.jobs.of(key, finetune.uid), cache.pods.of(key, finetune.uid))
     try:
-        return await read_events(operator.api, finetune.namespace, uids), []
+        found = await read_events(operator.api, finetune.namespace, uids)
+        return tuple(event for uid in uids for event in found[uid]), []
     except ApiError as error:
         if error.code != 403:
             raise

@@ -131,6 +131,7 @@ async def lead(operator: Operator) -> None:
         await run_together(parts)
     finally:
         await operator.poller.close()
+        await operator.events.close()
         if election is not None:
             await election.release()
 

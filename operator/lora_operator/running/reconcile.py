@@ -112,7 +112,7 @@ class Reconciler:
             if finetune.uid != turn.uid:
                 # What was read of an earlier resource by this name, or was refused to it, says nothing of this one.
                 turn = _Turn(uid=finetune.uid)
-            observed = await self._observe(key, finetune, turn)
+            observed = self._observe(key, finetune, turn)
             plan = decide(finetune, observed, self._paced_config(), self._now())
             if self._holds_back(key, plan, turn) or await self._reads_more(finetune, observed, plan, turn):
                 continue
@@ -150,8 +150,8 @@ class Reconciler:
         if self._writer.is_written(finetune, plan.status):
             self._debounce.forget(key)
             return None
-        if self._events.is_in_line(key) and self._needs_events(key, finetune, plan):
-            return self._config.pending_check_s  # sooner once they are read
+        if self._needs_events(key, finetune, plan):
+            return self._config.pending_check_s  # it is woken once they are read
         return self._debounce.wait_s(key, finetune.status, plan.status) or None
 
     def _acknowledge(self, key: Key, finetune: FineTune, observed: Observed, plan: Plan) -> float | None:
@@ -190,25 +190,19 @@ class Reconciler:
         changed = plan.read_for_status and not self._writer.is_written(finetune, plan.status)
         # Much of it waits, and is replaced until then: each sentence that a queue has for a run.
         news = changed and self._postponed_s(key, finetune, plan) is None
-        if (plan.read_first or news or disputed) and (resource or unread):
-            if disputed:
-                self._events.read_anew(key)
-            # After the verdict it is the Jobs alone that may yet have to be stopped.
-            pods = not result_of(finetune.status)
-            turn.read = await read_live(self._cache, self._api, finetune, plan.job_names, resource=resource, pods=pods)
-            turn.resource |= resource
-            return True
-        if not self._needs_events(key, finetune, plan) or self._watch_events(key, finetune) is None:
+        if not ((plan.read_first or news or disputed) and (resource or unread)):
             return False
-        self._events.read_anew(key)
-        return not self._events.is_in_line(key)
+        # After the verdict it is the Jobs alone that may yet have to be stopped.
+        pods = not result_of(finetune.status)
+        turn.read = await read_live(self._cache, self._api, finetune, plan.job_names, resource=resource, pods=pods)
+        turn.resource |= resource
+        return True
 
-    async def _observe(self, key: Key, finetune: FineTune, turn: _Turn) -> Observed:
-        events = await self._events.latest(key)
+    def _observe(self, key: Key, finetune: FineTune, turn: _Turn) -> Observed:
         observed = look(
             self._cache,
             finetune,
-            events=events,
+            events=self._events.latest(key),
             ask=self._poller.latest,
             kueue=self._kueue.served,
             rejection=turn.rejection,
@@ -220,9 +214,9 @@ class Reconciler:
         if not plan.watch_events or self._events.has_read(key):
             return False
         before, after = state_of(finetune.status), state_of(plan.status)
-        return before != after and before in KNOWN_FROM_EVENTS
+        return before != after and before in KNOWN_FROM_EVENTS and self._watch_events(key, finetune)
 
-    def _watch_events(self, key: Key, finetune: FineTune) -> float | None:
+    def _watch_events(self, key: Key, finetune: FineTune) -> bool:
         jobs, pods = self._cache.jobs.of(key, finetune.uid), self._cache.pods.of(key, finetune.uid)
         return self._events.watch(key, jobs, pods)
 
@@ -291,9 +285,8 @@ class Reconciler:
             self._poster.post(finetune, event)
         wait_s = plan.requeue_after_s
         if plan.watch_events:
-            news_s = self._watch_events(key, finetune)
-            # All else that a waiting run waits for comes by a watch.
-            wait_s = None if wait_s is None or news_s is None else max(wait_s, news_s)
+            self._watch_events(key, finetune)
+            wait_s = None  # a change of the Events wakes it, and all else that it waits for comes by a watch
         else:
             self._events.forget(key)
         asked_s = self._poller.ask(key, plan.ask_progress) if plan.ask_progress is not None else None
