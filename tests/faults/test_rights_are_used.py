@@ -25,10 +25,7 @@ def test_the_operator_calls_for_each_of_its_rights_and_for_no_other(stage: Stage
     proxy.lose(lambda call, _: call.what in ("watch jobs", "watch pods") and len(proxy.made("create jobs")) < 2)
     proxy.add(Rule(fault=Answer(code=409, reason="Conflict"), what="update lorafinetunes/status", times=1))
     operator = stage.start(
-        rights=(*RIGHTS, *LEASE_RIGHTS),
         proxy=proxy,
-        leaderElection=True,
-        leaseNamespace=stage.namespace,
         retryPeriodSeconds=0.3,
     )
     train_on_two_nodes(stage, proxy)

@@ -10,8 +10,8 @@ from tests.unit.loop_clock import LoopClock, settle
 
 from lora_operator.cluster import child_events
 from lora_operator.cluster.api import LARGEST_CHUNK, Api, ApiError, _ChunkTooLargeError
-from lora_operator.cluster.cache import Key
 from lora_operator.cluster.child_events import MOST_REASONS, ChildEvents, read_events
+from lora_operator.cluster.store import Key
 from lora_operator.views.model import PodView
 
 KEY = Key("team", "tone")

@@ -38,7 +38,7 @@ from lora_trainer.contract.reasons import Reason
 def test_a_missing_job_is_read_by_name_before_another_is_made() -> None:
     """The cache may be behind."""
     plan = plan_for(make_finetune(status=ATTEMPTED))
-    assert (plan.read_first, plan.job_names) == (True, (job_name(1),))
+    assert (plan.verify, plan.job_names) == (True, (job_name(1),))
 
 
 def test_a_deleted_job_is_made_again_as_the_next_attempt() -> None:
@@ -103,7 +103,7 @@ def test_deletions_count_against_max_retries(retries: int, attempt: int, ends: b
 def test_the_pod_of_a_deleted_job_is_waited_for() -> None:
     """Two must never write the same output."""
     pods = (running_pod(job_uid=""),)
-    assert plan_for(make_finetune(status=ATTEMPTED), pods=pods).read_first
+    assert plan_for(make_finetune(status=ATTEMPTED), pods=pods).verify
     plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods)
     assert plan.create == ()
     assert stated(plan) == ("Unknown", "Restarting")
@@ -198,7 +198,7 @@ def test_exit_code_0_without_a_summary_is_never_complete() -> None:
 
 def test_a_finished_job_without_its_pod_is_looked_at_twice() -> None:
     """The pod may not have reached the cache yet, and a verdict is for ever."""
-    assert plan_for(make_finetune(), jobs=(finished_job(),)).read_first
+    assert plan_for(make_finetune(), jobs=(finished_job(),)).verify
     plan = plan_for(make_finetune(), jobs=(finished_job(),))
     assert stated(plan, "Failed") == ("True", "ResultUnknown")
 
@@ -224,7 +224,7 @@ def test_a_verdict_stands_whatever_is_observed_later() -> None:
         plan = plan_for(done, jobs=jobs, pods=(ended_pod(1),))
         assert dataclasses.replace(plan, delete=(), read_first=False, job_names=()) == Plan(status=done.status)
         assert [ref.kind for ref in plan.delete] == (["Job"] if make_job() in jobs else [])
-        assert plan.read_first == bool(plan.delete), "the Job may have ended by itself meanwhile"
+        assert plan.verify == bool(plan.delete), "the Job may have ended by itself meanwhile"
 
 
 def test_a_finished_resource_speaks_of_its_present_generation() -> None:
@@ -348,7 +348,7 @@ def test_a_job_that_had_failed_when_it_was_deleted_is_not_made_again(status: dic
     pods = (ended_pod(66, make_summary(Reason.MODEL_NOT_FOUND, "no such model").to_message()),)
     failed = finished_job("Failed", reason="PodFailurePolicy", failed=1)
     plan = plan_for(make_finetune(status=status), pods=pods, former_jobs=(failed,))
-    assert (stated(plan, "Failed"), plan.create, plan.read_first) == (("True", "ModelNotFound"), (), True)
+    assert (stated(plan, "Failed"), plan.create, plan.verify) == (("True", "ModelNotFound"), (), True)
     assert condition(plan, "Failed")["message"] == "no such model"
     assert plan_for(make_finetune(status=status), former_jobs=(finished_job(),)).create
     later = plan_for(make_finetune(status={"attempt": 2, "jobName": job_name(2)}), former_jobs=(failed,))

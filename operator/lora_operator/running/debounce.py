@@ -6,7 +6,7 @@ What waits is not lost with the process: a status follows from what is observed,
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lora_operator.cluster.cache import Key
+from lora_operator.cluster.store import Key
 from lora_operator.decision.states import Group, group_of
 from lora_operator.views.conditions import Type, result_of
 from lora_operator.views.config import OperatorConfig

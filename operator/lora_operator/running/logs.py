@@ -20,7 +20,7 @@ from typing import Any, Self, TextIO
 
 import orjson
 
-from lora_operator.cluster.cache import Key
+from lora_operator.cluster.store import Key
 from lora_operator.views.conditions import condition_in, result_of, state_of
 from lora_operator.views.model import FineTune, Plan
 from lora_operator.views.wording import maps_of, sentence

@@ -12,9 +12,9 @@ from typing import Any
 import kopf
 
 from lora_operator.cluster.api import CONNECT_TIMEOUT_S, FINETUNES, JOBS, PODS, REQUEST_TIMEOUT_S
-from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.reflector import Source
+from lora_operator.cluster.store import Key, Stores
 from lora_operator.views import names
 
 SELECTOR = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
@@ -35,15 +35,15 @@ def kopf_settings() -> kopf.OperatorSettings:
     return settings
 
 
-def sources_of(cache: Cache, kueue: Kueue, wake: Callable[[Key], None]) -> list[Source]:
+def sources_of(stores: Stores, kueue: Kueue, wake: Callable[[Key], None]) -> list[Source]:
     """The kinds that are followed, where they are kept, and who hears of their news."""
     sources = [
-        Source(resource=FINETUNES, store=cache.finetunes, wake=wake),
-        Source(resource=JOBS, store=cache.jobs, wake=wake, selector=SELECTOR),
-        Source(resource=PODS, store=cache.pods, wake=wake, selector=SELECTOR),
+        Source(resource=FINETUNES, store=stores.finetunes, wake=wake),
+        Source(resource=JOBS, store=stores.jobs, wake=wake, selector=SELECTOR),
+        Source(resource=PODS, store=stores.pods, wake=wake, selector=SELECTOR),
     ]
     if kueue.served:
-        sources.append(Source(resource=kueue.workloads, store=cache.workloads, wake=wake))
+        sources.append(Source(resource=kueue.workloads, store=stores.workloads, wake=wake))
     return sources
 
 

@@ -154,6 +154,7 @@ def parse_pod(obj: Mapping[str, Any]) -> PodView:
     return PodView(
         name=_name(metadata),
         uid=_text(metadata, "uid"),
+        controller_uid=owner.get("uid", ""),
         job_uid=owner.get("uid", "") if owner.get("kind") == "Job" and _is_counted(metadata, stage) else "",
         phase=_interned(status, "phase"),
         reason=_interned(status, "reason"),
