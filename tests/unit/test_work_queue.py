@@ -7,22 +7,9 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.loop_clock import LoopClock
 
 from lora_operator.running.work_queue import WorkQueue, backoff_s
-
-
-class Clock:
-    """The running loop's clock, which stands still until it is turned; whatever is due is done then."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-        # For good: each test has a loop of its own.
-        pytest.MonkeyPatch().setattr(asyncio.get_running_loop(), "time", lambda: self.now_s)
-
-    async def turn(self, seconds: float) -> None:
-        self.now_s += seconds
-        for _ in range(5):
-            await asyncio.sleep(0)
 
 
 def make_queue(
@@ -58,7 +45,7 @@ async def test_a_key_that_is_added_while_a_worker_has_it_comes_again_afterwards(
 
 async def test_a_timer_brings_its_key_when_the_time_has_come_and_not_before() -> None:
     """Requeue after a while."""
-    clock = Clock()
+    clock = LoopClock()
     queue = make_queue()
     queue.add_after("a", 10)
     await clock.turn(9.9)
@@ -69,7 +56,7 @@ async def test_a_timer_brings_its_key_when_the_time_has_come_and_not_before() ->
 
 async def test_the_earlier_of_two_timers_wins() -> None:
     """In either order, and the later one does not fire as well."""
-    clock = Clock()
+    clock = LoopClock()
     queue = make_queue()
     queue.add_after("a", 10)
     queue.add_after("a", 5)
@@ -83,7 +70,7 @@ async def test_the_earlier_of_two_timers_wins() -> None:
 
 async def test_an_immediate_wish_replaces_the_timer() -> None:
     """What has just been looked at is not looked at again because of an old timer."""
-    clock = Clock()
+    clock = LoopClock()
     queue = make_queue()
     queue.add_after("a", 5)
     queue.add("a")
@@ -128,7 +115,7 @@ async def test_a_waiting_worker_gets_a_key_that_is_added_later() -> None:
 
 async def test_a_failure_may_ask_for_a_longer_pause_than_its_backoff() -> None:
     """A server that names the seconds is obeyed; one that names few shortens nothing."""
-    clock = Clock()
+    clock = LoopClock()
     queue = make_queue()
     queue.add("a")
     assert queue.failed(await queue.take(), at_least_s=7) == 7
@@ -139,7 +126,7 @@ async def test_a_failure_may_ask_for_a_longer_pause_than_its_backoff() -> None:
 
 async def test_news_shorten_a_backoff_but_no_pause_that_a_server_asked_for() -> None:
     """An event during the work, or after it, is looked at when the server is ready for it."""
-    clock = Clock()
+    clock = LoopClock()
     queue = make_queue()
     queue.add("a")
     key = await queue.take()
@@ -157,7 +144,7 @@ async def test_news_shorten_a_backoff_but_no_pause_that_a_server_asked_for() -> 
 
 async def test_a_timer_that_ends_within_a_pause_is_due_when_the_pause_is_over() -> None:
     """A pod's news came during the work, and a server then asked for seconds: the key is neither early nor lost."""
-    clock = Clock()
+    clock = LoopClock()
     queue = make_queue()
     queue.add("a")
     key = await queue.take()
@@ -181,7 +168,7 @@ def test_no_wish_is_ever_lost(turns: list[tuple[float | None, tuple[str, float],
 
 
 async def _take_turns(turns: list[tuple[float | None, tuple[str, float], float]]) -> None:
-    clock = Clock()
+    clock = LoopClock()
     queue = make_queue()
     queue.add("a")
     wanted, pause_ends_s = True, 0.0

@@ -112,6 +112,7 @@ class World:
         manifest = make_manifest(spec=spec, status=status)
         self.registry = CollectorRegistry()
         self.now_s = 0.0
+        self.woken: list[Key] = []
         self.poller = Poller(
             interval_s=lambda _: 15, timeout_s=1, most_per_s=18, wake=lambda _: None, clock=lambda: 0.0
         )
@@ -124,7 +125,7 @@ class World:
             kueue=self.kueue,
             config=CONFIG,
             poller=self.poller,
-            events=ChildEvents(self.server, interval_s=10, clock=lambda: 0.0),
+            events=ChildEvents(self.server, interval_s=10, wake=self.woken.append),
             poster=EventPoster(self.server, now=lambda: NOW, instance="test"),
             count=Metrics(self.registry).status_written,
             now=lambda: NOW,

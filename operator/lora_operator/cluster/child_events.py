@@ -3,14 +3,12 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from lora_operator.cluster.api import EVENTS, JOBS, Api, ApiError, Chunk, UnreachableError
-from lora_operator.cluster.fair_slots import FairSlots
+from lora_operator.cluster.api import EVENTS, Api, ApiError, UnreachableError
 from lora_operator.cluster.store import Key
-from lora_operator.views.jobs import FAILED_CREATE
 from lora_operator.views.model import EventView, JobView, PodView
 from lora_operator.views.observe import parse_event
 from lora_operator.views.pods import has_ended, is_running, leader_first
@@ -18,203 +16,158 @@ from lora_operator.views.pods import has_ended, is_running, leader_first
 logger = logging.getLogger(__name__)
 
 MOST_OBJECTS = 2
-MOST_EVENTS = 50
-MOST_REFUSALS = 5000
-# Whoever may create Events may make each as large as etcd takes it, and any number of them.
-EVENTS_IN_CHUNK = 5
-MOST_EVENT_BYTES = 2**20
-MOST_REFUSAL_BYTES = 8 * 2**20
+# Whoever may create Events may make each as large as etcd takes it, any number of them, and each with a reason of its
+# own.
+MOST_EVENTS = 5000
+MOST_BYTES = 8 * 2**20
+MOST_REASONS = 20
 MOST_READS = 4
-LONGEST_INTERVAL_S = 50.0
-PATIENCE_S = 3.0
-# A turn holds a worker, of which there are few: it waits for a read that has begun, and hardly for one that has not.
-IN_LINE_S = 0.25
-_SOON_S = 0.1
+PATIENCE_S = 10.0
 _LONG_AGO = datetime.fromtimestamp(0, UTC)
 
+Found = dict[str, tuple[EventView, ...]]
+"""Events by the uid of the object that they are about."""
+
 
 @dataclass(slots=True, kw_only=True)
-class _Watched:
-    """A resource whose children's Events are read: of a Job, or of pods. Times are monotonic."""
+class _Waiting:
+    """A resource that waits for something that the Events of these objects may explain. `due_s` is of the loop."""
 
-    since_s: float
-    due_s: float = 0.0
-    uids: tuple[str, ...] = ()
-    of_job: bool = False
+    uids: tuple[str, ...]
+    due_s: float
     is_read: bool = False
     events: tuple[EventView, ...] = ()
-    place: asyncio.Task[None] | None = None
-    has_begun: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
-class _Refusals:
-    """What Jobs of a namespace were answered last when they wanted pods, by the Job's uid, as of `read_at_s`."""
+class _Namespace:
+    """All that wait in a namespace, and the task that reads for them."""
 
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    read_at_s: float | None = None
-    by_job: dict[str, tuple[EventView, ...]] = field(default_factory=dict)
+    waiting: dict[Key, _Waiting] = field(default_factory=dict)
+    task: asyncio.Task[None] | None = None
 
 
 class ChildEvents:
-    """Reads Events for those resources only whose last plan asked for them, and the less often the longer they wait.
+    """Reads the Events of each namespace in which a resource waits for what only they can explain, in one list for all.
 
-    A list of Events costs the API server a walk over all Events of the namespace, and a queue may be long. So nothing
-    is read of what has just been made, which mostly comes up by itself; and Jobs without a pod, of which a quota may
-    hold up a thousand, share one list for each namespace. A namespace's lists are read one after the other: what its
-    users may have put into them is in memory only once. Whoever has to wait for that keeps the place in the line while
-    the turn goes on without, and is woken once the Events are there: one namespace's line holds no workers.
+    A list costs the API server a walk over all Events of the namespace, and a queue may be long. So there is none
+    sooner than every `interval_s`, nor for what has just been made, which mostly comes up by itself. No turn waits for
+    one: a resource is woken where its Events have changed.
     """
 
-    def __init__(
-        self,
-        api: Api,
-        *,
-        interval_s: float,
-        clock: Callable[[], float],
-        wake: Callable[[Key], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, api: Api, *, interval_s: float, wake: Callable[[Key], None]) -> None:
         self._api = api
         self._interval_s = interval_s
-        self._clock = clock
         self._wake = wake
-        self._watched: dict[Key, _Watched] = {}
-        self._refusals: dict[str, _Refusals] = {}
-        self._slots = FairSlots(most=MOST_READS, most_of_namespace=1)
+        self._namespaces: dict[str, _Namespace] = {}
+        self._reads = asyncio.Semaphore(MOST_READS)
 
-    def watch(self, key: Key, jobs: Iterable[JobView], pods: Iterable[PodView]) -> float | None:
-        """From now on, read the Events of those children that Events alone can explain.
+    def watch(self, key: Key, jobs: Iterable[JobView], pods: Iterable[PodView]) -> bool:
+        """From now on, read the Events of those children that Events alone can explain; whether there are such.
 
-        Returns the seconds after which there is something to read; None where no Event explains anything, and all that
-        the resource waits for comes by a watch: a queue of a thousand pods without a node costs nothing.
+        Of others all comes by a watch: a queue of a thousand pods without a node costs nothing.
         """
-        now, jobs = self._clock(), tuple(jobs)
-        watched = self._watched.setdefault(key, _Watched(since_s=now))
         uids = tuple(unexplained(jobs, pods))
-        if uids != watched.uids:
-            _leave(watched)
-            watched.uids, watched.of_job = uids, not {job.uid for job in jobs}.isdisjoint(uids)
-            watched.due_s, watched.is_read = now + self._pause_s(0), False
-        return max(watched.due_s - now, _SOON_S) if uids else None
+        known = self._known(key)
+        if known is not None and known.uids == uids:
+            return True
+        self.forget(key)
+        if uids:
+            namespace = self._namespaces.setdefault(key.namespace, _Namespace())
+            due_s = asyncio.get_running_loop().time() + self._interval_s
+            namespace.waiting[key] = _Waiting(uids=uids, due_s=due_s)
+            namespace.task = namespace.task or asyncio.create_task(self._follow(key.namespace, namespace))
+        return bool(uids)
+
+    def latest(self, key: Key) -> tuple[EventView, ...]:
+        """The Events as they were read last. Where that failed the old ones stay: they only explain."""
+        known = self._known(key)
+        return known.events if known is not None else ()
 
     def has_read(self, key: Key) -> bool:
         """Whether the Events of the resource's children were asked for since it began to wait."""
-        watched = self._watched.get(key)
-        return watched is not None and watched.is_read
-
-    def is_in_line(self, key: Key) -> bool:
-        """Whether a read was due that has not come to its end; the resource is woken then."""
-        watched = self._watched.get(key)
-        return watched is not None and watched.place is not None
-
-    def read_anew(self, key: Key) -> None:
-        """Let the next look ask for them, however lately that was done."""
-        watched = self._watched.get(key)
-        if watched is not None:
-            watched.due_s = self._clock()
+        known = self._known(key)
+        return known is not None and known.is_read
 
     def forget(self, key: Key) -> None:
-        """The resource waits no more; the answers to its namespace's Jobs go with the last one that waits there."""
-        watched = self._watched.pop(key, None)
-        if watched is not None:
-            _leave(watched)
-        if watched is not None and all(other.namespace != key.namespace for other in self._watched):
-            self._refusals.pop(key.namespace, None)
+        """The resource waits no more; what is known of its namespace goes with the last one that waits there."""
+        namespace = self._namespaces.get(key.namespace)
+        if namespace is None:
+            return
+        namespace.waiting.pop(key, None)
+        if not namespace.waiting:
+            self._drop(key.namespace)
 
-    async def latest(self, key: Key) -> tuple[EventView, ...]:
-        """The Events, read anew where it is time. Without an answer the old ones stay: they only explain."""
-        watched = self._watched.get(key)
-        if watched is None:
-            return ()
-        if watched.uids and watched.place is None and self._clock() >= watched.due_s:
-            watched.has_begun = False
-            watched.place = place = asyncio.create_task(self._read_in_line(key, watched))
-            await asyncio.wait({place}, timeout=IN_LINE_S)
-            if watched.has_begun:
-                await asyncio.wait({place}, timeout=PATIENCE_S)
-            if not place.done():
-                place.add_done_callback(lambda done: None if done.cancelled() else self._wake(key))
-        return watched.events
+    async def close(self) -> None:
+        """Read no more."""
+        for name in tuple(self._namespaces):
+            self._drop(name)
 
-    async def _read_in_line(self, key: Key, watched: _Watched) -> None:
-        """Read once it is the resource's turn."""
+    def _known(self, key: Key) -> _Waiting | None:
+        namespace = self._namespaces.get(key.namespace)
+        return namespace.waiting.get(key) if namespace is not None else None
+
+    def _drop(self, name: str) -> None:
+        task = self._namespaces.pop(name).task
+        if task is not None:
+            task.cancel()
+
+    async def _follow(self, name: str, namespace: _Namespace) -> None:
+        """Read whenever somebody is due. After a list all are due together, and whoever comes later is so later."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            due_s = min(waiting.due_s for waiting in namespace.waiting.values())
+            if due_s > clock():
+                await asyncio.sleep(due_s - clock())
+                continue
+            asked = dict(namespace.waiting)
+            found = await self._read(name, {uid for waiting in asked.values() for uid in waiting.uids})
+            for key, waiting in asked.items():
+                before = waiting.is_read, waiting.events
+                waiting.is_read, waiting.due_s = True, clock() + self._interval_s
+                if found is not None:
+                    waiting.events = tuple(event for uid in waiting.uids for event in found.get(uid, ()))
+                if (waiting.is_read, waiting.events) != before and namespace.waiting.get(key) is waiting:
+                    self._wake(key)
+
+    async def _read(self, name: str, uids: Collection[str]) -> Found | None:
+        """What a list has; None where there was no answer in time."""
         try:
-            watched.events = await self._read(key.namespace, watched)
+            async with self._reads, asyncio.timeout(PATIENCE_S):
+                return await read_events(self._api, name, uids)
         except (ApiError, UnreachableError, TimeoutError) as error:
-            logger.debug("no Events of the children of %s: %s", key, str(error) or "no answer in time")
+            logger.debug("no Events of namespace %s: %s", name, str(error) or "no answer in time")
         except Exception:
-            logger.exception("unexpected; no Events of the children of %s", key)
-        now = self._clock()
-        watched.is_read, watched.due_s, watched.place = True, now + self._pause_s(now - watched.since_s), None
-
-    async def _read(self, namespace: str, watched: _Watched) -> tuple[EventView, ...]:
-        if not watched.of_job:
-            async with self._slots.slot(namespace), asyncio.timeout(PATIENCE_S):
-                watched.has_begun = True
-                return await read_events(self._api, namespace, watched.uids)
-        refusals = await self._latest_refusals(namespace, watched)
-        return tuple(event for uid in watched.uids for event in refusals.get(uid, ()))
-
-    async def _latest_refusals(self, namespace: str, watched: _Watched) -> dict[str, tuple[EventView, ...]]:
-        """Of a list that is at most half an interval old. Raises `ApiError` or `UnreachableError`."""
-        known = self._refusals.setdefault(namespace, _Refusals())
-        async with known.lock:
-            now = self._clock()
-            if known.read_at_s is None or now - known.read_at_s >= self._interval_s / 2:
-                async with self._slots.slot(namespace), asyncio.timeout(PATIENCE_S):
-                    watched.has_begun = True
-                    known.by_job = await _list_refusals(self._api, namespace)
-                known.read_at_s = now
-            return known.by_job
-
-    def _pause_s(self, waited_s: float) -> float:
-        # A little less than the interval, so that a look that comes on time is never taken for one that came early.
-        soonest_s = 0.9 * self._interval_s
-        return max(soonest_s, min(waited_s / 4, LONGEST_INTERVAL_S))
+            logger.exception("unexpected; no Events of namespace %s", name)
+        return None
 
 
-def _leave(watched: _Watched) -> None:
-    """What was to be read is wanted no more."""
-    if watched.place is not None:
-        watched.place.cancel()
-        watched.place = None
+async def read_events(api: Api, namespace: str, uids: Collection[str]) -> Found:
+    """The latest Event of each kind about these objects; of a namespace that is full of Events, some.
 
-
-async def _list_refusals(api: Api, namespace: str) -> dict[str, tuple[EventView, ...]]:
-    """The latest by the Job's uid; of a namespace that is full of them, some."""
-    found: dict[str, tuple[EventView, ...]] = {}
-    query = {"fieldSelector": f"involvedObject.kind={JOBS.kind},reason={FAILED_CREATE}"}
-    chunks = api.list_chunks(EVENTS, namespace, query)
-    async for event in _bounded(chunks, most=MOST_REFUSALS, most_bytes=MOST_REFUSAL_BYTES):
-        known = found.get(event.about_uid)
-        if known is None or (known[0].last_seen or _LONG_AGO) <= (event.last_seen or _LONG_AGO):
-            found[event.about_uid] = (event,)
-    return found
-
-
-async def read_events(api: Api, namespace: str, uids: Iterable[str]) -> tuple[EventView, ...]:
-    """The Events about these objects, or some of them. Raises `ApiError` or `UnreachableError`."""
-    events: list[EventView] = []
-    for uid in uids:
-        chunks = api.list_chunks(
-            EVENTS, namespace, {"fieldSelector": f"involvedObject.uid={uid}"}, most=EVENTS_IN_CHUNK
-        )
-        events += [event async for event in _bounded(chunks, most=MOST_EVENTS, most_bytes=MOST_EVENT_BYTES)]
-    return tuple(events)
-
-
-async def _bounded(
-    chunks: AsyncGenerator[Chunk, None], *, most: int, most_bytes: int
-) -> AsyncGenerator[EventView, None]:
-    """What the chunks hold, up to the one that makes it so many Events or bytes."""
+    Raises `ApiError` or `UnreachableError`.
+    """
+    found: dict[str, dict[str, EventView]] = {uid: {} for uid in uids}
     count = size = 0
-    async with contextlib.aclosing(chunks):
+    async with contextlib.aclosing(api.list_chunks(EVENTS, namespace, {"fieldSelector": "type=Warning"})) as chunks:
         async for chunk in chunks:
             for event in map(parse_event, chunk.documents):
-                yield event
+                _keep_latest(found.get(event.about_uid), event)
             count, size = count + len(chunk.documents), size + chunk.size
-            if count >= most or size >= most_bytes:
-                return
+            if count >= MOST_EVENTS or size >= MOST_BYTES:
+                break
+    return {uid: tuple(events.values()) for uid, events in found.items()}
+
+
+def _keep_latest(events: dict[str, EventView] | None, event: EventView) -> None:
+    if events is None:
+        return
+    known = events.get(event.reason)
+    if known is None:
+        if len(events) < MOST_REASONS:
+            events[event.reason] = event
+    elif (known.last_seen or _LONG_AGO) <= (event.last_seen or _LONG_AGO):
+        events[event.reason] = event
 
 
 def unexplained(jobs: Iterable[JobView], pods: Iterable[PodView]) -> list[str]:

@@ -6,7 +6,7 @@ summaries of preflight and training, and as far as the spec alone shows it from 
 
 import enum
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from lora_operator.decision.run import Run
@@ -129,6 +129,14 @@ def _of_memory(run: Run, state: Finding) -> Iterable[dict[str, Any]]:
     pods = "1 pod was" if killed == 1 else f"{killed} pods were"
     evidence = f"{pods} killed for memory; a pod that trains has {run.memory_of(TRAIN).amount}"
     yield _advice(Code.MORE_MEMORY, message, evidence if killed else state.message)
+
+
+def silent_node_due_s(state: Finding, now: datetime) -> float | None:
+    """Seconds until a node that does not answer is worth advice, of which nothing else reminds; None without one."""
+    if state.reason is not Reason.NODE_UNREACHABLE or state.since is None:
+        return None
+    left_s = (state.since + PATIENCE_WITH_A_NODE - now).total_seconds()
+    return left_s if left_s > 0 else None
 
 
 def _of_a_silent_node(run: Run, state: Finding) -> Iterable[dict[str, Any]]:

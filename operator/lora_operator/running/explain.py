@@ -117,7 +117,8 @@ async def _read_and_describe(operator: Operator, place: Key, notes: Sequence[str
     uids = unexplained(stores.jobs.of(place, finetune.uid), stores.pods.of(place, finetune.uid))
     read = read_events(api, place.namespace, uids)
     missing = "The Events of the children cannot be read, so a reason may be missing"
-    events = await _unless_forbidden(read, missing, found) or ()
+    told = await _unless_forbidden(read, missing, found) or {}
+    events = tuple(event for uid in uids for event in told.get(uid, ()))
     plan, observed = _decide(operator, finetune, events)
     if plan.verify:
         plan, observed = _decide(operator, finetune, events, await read_live(stores, api, finetune, plan.verify))

@@ -132,6 +132,7 @@ async def lead(operator: Operator, election: Election) -> None:
         await run_together(parts)
     finally:
         await operator.poller.close()
+        await operator.events.close()
         await election.release()
 
 

@@ -46,6 +46,7 @@ class Operator:
     kueue: Kueue
     queue: WorkQueue[Key]
     poller: ProgressPoller
+    events: ChildEvents
     poster: EventPoster
     reconciler: Reconciler
     metrics: Metrics
@@ -153,13 +154,14 @@ def make_operator(
         fetch=fetch,
     )
     poster = EventPoster(api, now=api.clock.now, instance=identity.name, hurried=lambda: queue.has_urgent)
+    events = ChildEvents(api, interval_s=config.pending_check_s, wake=wake)
     reconciler = Reconciler(
         api=api,
         stores=stores,
         kueue=kueue,
         config=config,
         poller=poller,
-        events=ChildEvents(api, interval_s=config.pending_check_s, clock=clock, wake=wake),
+        events=events,
         poster=poster,
         count=metrics.status_written,
         now=api.clock.now,
@@ -173,6 +175,7 @@ def make_operator(
         kueue=kueue,
         queue=queue,
         poller=poller,
+        events=events,
         poster=poster,
         reconciler=reconciler,
         metrics=metrics,

@@ -91,18 +91,18 @@ class Reconciler:
         if finetune is None:
             self._forget(key)
             return None
-        run = await self._observe(key, finetune)
+        run = self._observe(key, finetune)
         plan = decide(run)
         if plan.verify:
             live = await read_live(self._stores, self._api, finetune, plan.verify)
             finetune = self._stores.finetunes.get(key)
             if finetune is None:
                 return AT_ONCE_S
-            run = await self._observe(key, finetune, live)
+            run = self._observe(key, finetune, live)
             plan = decide(run)
             if not plan.verify <= live.names:  # the resource names a later attempt, or is another one of that name
                 return AT_ONCE_S
-        if self._refusals.note_undone(key, plan.patch) or await self._reads_events(key, finetune, plan):
+        if self._refusals.note_undone(key, plan.patch):
             return AT_ONCE_S
         return await self._apply(Pass(key=key, run=run, plan=plan))
 
@@ -110,11 +110,11 @@ class Reconciler:
         """Whether a 401 is about the operator: a webhook may answer with it, too, about one object."""
         return await is_locked_out(self._api, key)
 
-    async def _observe(self, key: Key, finetune: FineTune, live: Live | None = None) -> Run:
+    def _observe(self, key: Key, finetune: FineTune, live: Live | None = None) -> Run:
         observed = observe(
             self._stores,
             finetune,
-            events=await self._events.latest(key),
+            events=self._events.latest(key),
             ask=self._poller.latest,
             kueue=self._kueue.served,
             refusals=self._refusals.standing(key),
@@ -141,9 +141,8 @@ class Reconciler:
                 self._poster.post(turn.finetune, event)
             wait_s = plan.requeue_after_s
             if plan.watch_events:
-                news_s = self._watch_events(key, turn.finetune)
-                # All else that a waiting run waits for comes by a watch.
-                wait_s = None if wait_s is None or news_s is None else max(wait_s, news_s)
+                self._watch_events(key, turn.finetune)
+                wait_s = None  # a change of the Events wakes it, and all else that it waits for comes by a watch
             else:
                 self._events.forget(key)
             asked_s = self._poller.ask(key, plan.ask_progress) if plan.ask_progress is not None else None
@@ -210,25 +209,18 @@ class Reconciler:
         if not turn.changes_status:
             self._debounce.forget(key)
             return None
-        if self._events.is_in_line(key) and self._needs_events(key, turn.finetune, turn.plan):
-            return self._config.pending_check_s  # sooner once they are read
+        if self._needs_events(key, turn.finetune, turn.plan):
+            return self._config.pending_check_s  # it is woken once they are read
         return self._debounce.wait_s(key, turn.finetune.status, turn.plan.status) or None
-
-    async def _reads_events(self, key: Key, finetune: FineTune, plan: Plan) -> bool:
-        """Whether Events had to be read before such a plan may be carried out, so that all is to be decided anew."""
-        if not self._needs_events(key, finetune, plan) or self._watch_events(key, finetune) is None:
-            return False
-        self._events.read_anew(key)
-        return not self._events.is_in_line(key)
 
     def _needs_events(self, key: Key, finetune: FineTune, plan: Plan) -> bool:
         """Whether Events that this process has not read yet may be where the stored reason for waiting comes from."""
         if not plan.watch_events or self._events.has_read(key):
             return False
         before, after = state_of(finetune.status), state_of(plan.status)
-        return before != after and before in KNOWN_FROM_EVENTS
+        return before != after and before in KNOWN_FROM_EVENTS and self._watch_events(key, finetune)
 
-    def _watch_events(self, key: Key, finetune: FineTune) -> float | None:
+    def _watch_events(self, key: Key, finetune: FineTune) -> bool:
         jobs, pods = self._stores.jobs.of(key, finetune.uid), self._stores.pods.of(key, finetune.uid)
         return self._events.watch(key, jobs, pods)
 

@@ -44,7 +44,7 @@ class OperatorConfig:
     run_metrics             a set of series for each LoRAFineTune, beside those of the operator
     progress_interval_s     how often a running pod is asked for its progress, and the status written
     status_delay_s          how long a status waits for more, unless it ends the run or counts something
-    pending_check_s         how often a pod that does not start is looked at, its events included
+    pending_check_s         how often at most the Events of a namespace are read, in which runs wait
     resync_interval_s       how often everything is listed anew
     watch_inactivity_s      a watch that is silent for so long is restarted; the API server speaks once a minute
     watch_stale_s           a watch without any sign of life for so long ends the process
