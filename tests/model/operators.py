@@ -14,14 +14,13 @@ from tests.model.server import Happening, Object, Server, labels_of
 from tests.model.virtual_loop import VirtualLoop
 
 from lora_operator.cluster.api import Api, ApiError, UnreachableError
-from lora_operator.cluster.cache import Cache, Store
 from lora_operator.cluster.lease import Election
 from lora_operator.cluster.server_clock import ServerClock
+from lora_operator.cluster.store import Store, Stores
 from lora_operator.running.identity import Identity
 from lora_operator.running.metrics import Metrics
-from lora_operator.running.operate import lead
+from lora_operator.running.operate import keep_house, lead
 from lora_operator.running.operator import make_operator
-from lora_operator.running.resync import resync
 from lora_operator.running.supervision import OperatorFailedError, run_together
 from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
@@ -228,9 +227,9 @@ class ModelOperator:
         )
 
     @property
-    def cache(self) -> Cache:
+    def stores(self) -> Stores:
         """What it knows of the cluster."""
-        return self._operator.cache
+        return self._operator.stores
 
     # -- life
 
@@ -248,11 +247,9 @@ class ModelOperator:
             for plural in WATCHED:
                 self.relist(plural)
             self.network.server.listeners.append(self._hear_soon)
-            interval_s = operator.config.resync_interval_s
-            lists = resync(
-                operator.api, operator.kueue, operator.reflectors, interval_s=interval_s, after=operator.forget
-            )
-            await run_together({"resync": lists, "lead": lead(operator, self._election)})
+            lists = {f"list of {reflector.path}": reflector.heal() for reflector in operator.reflectors}
+            parts = {**lists, "house": keep_house(operator), "lead": lead(operator, self._election)}
+            await run_together(parts)
         except (ApiError, UnreachableError, OperatorFailedError):
             pass  # a real process ends with a sentence, and whoever runs it starts it again
         finally:
@@ -333,7 +330,7 @@ class ModelOperator:
     def _keep(self, plural: str, kind: str, document: Object) -> None:
         """As the reflector does."""
         operator = self._operator
-        store: Store[Any] = getattr(operator.cache, {"lorafinetunes": "finetunes"}.get(plural, plural))
+        store: Store[Any] = getattr(operator.stores, {"lorafinetunes": "finetunes"}.get(plural, plural))
         owner = store.remove(document) if kind == "DELETED" else store.put(document)
         if owner is not None:
             self.network.loop.call_soon(operator.wake, owner)  # timers need a running loop

@@ -266,7 +266,7 @@ class World:
         name = request.answer["metadata"]["name"]
         ours |= request.method == "PATCH" and any(not is_of_another(name, uid) for uid in self.life.orphaned)
         if request.method == "DELETE":
-            assert plural in {"jobs", "services"}, f"I2: deleted {request.path}"
+            assert plural == "jobs", f"I2: deleted {request.path}"
             assert ours, f"I2: deleted {request.path}"
             assert request.body is not None
             assert request.body["preconditions"]["uid"], f"I2: deleted {request.path} by name alone"

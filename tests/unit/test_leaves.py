@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 from tests.unit.builders import CONFIG, NOW, UID, finished_job, make_finetune, make_job, with_status
+from tests.unit.deciding import decide
 from tests.unit.plans import finished
 from tests.unit.test_definition_and_contract import SPEC
 from tests.unit.test_render import FULL, SITE, everything
 
-from lora_operator.decision.decide import decide
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed
 from lora_trainer.contract.config import TrainConfig

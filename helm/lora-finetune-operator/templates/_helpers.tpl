@@ -121,18 +121,6 @@ spec:
   output: {uri: "pvc://adapters/first-run"}
 {{- end -}}
 
-{{/* Values whose names are those of an earlier release, with the present ones: a sentence, or nothing. */}}
-{{- define "lora-operator.renamed" -}}
-{{- $found := list -}}
-{{- range $old, $new := dict "cacheClaim" "cacheClaim" "httpsProxy" "environment.HTTPS_PROXY" "httpProxy" "environment.HTTP_PROXY" "noProxy" "environment.NO_PROXY" -}}
-{{- if index $.Values.config $old }}{{ $found = append $found (printf "config.%s is now defaults.%s" $old $new) }}{{ end -}}
-{{- end -}}
-{{- range $old, $new := dict "defaultCPU" "cpuPerGPU" "defaultMemory" "memoryPerGPU" -}}
-{{- if index $.Values.config $old }}{{ $found = append $found (printf "config.%s, for a pod as a whole, is now defaults.%s, which is multiplied by the pod's GPUs" $old $new) }}{{ end -}}
-{{- end -}}
-{{- join ", " $found -}}
-{{- end -}}
-
 {{/* The operator's configuration file. */}}
 {{- define "lora-operator.config" -}}
 {{- $pullSecrets := list -}}
@@ -146,7 +134,7 @@ spec:
 {{- $_ := set $config $key (index $.Values.defaults $field) -}}
 {{- end -}}
 {{- end -}}
-{{- $_ := set $config "cacheClaim" (.Values.defaults.cacheClaim | default .Values.config.cacheClaim) -}}
+{{- $_ := set $config "cacheClaim" .Values.defaults.cacheClaim -}}
 {{- $_ := set $config "preflightNodeSelector" .Values.preflight.nodeSelector -}}
 {{- $_ := set $config "preflightTolerations" .Values.preflight.tolerations -}}
 {{- $_ := set $config "imagePullPolicy" .Values.trainer.image.pullPolicy -}}
@@ -194,7 +182,7 @@ spec:
 # Names for the pods of a run on several nodes.
 - apiGroups: [""]
   resources: [services]
-  verbs: [get, create, delete]
+  verbs: [get, create]
 - apiGroups: [""]
   resources: [events]
   verbs: [list, create]

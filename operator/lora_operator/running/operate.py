@@ -13,7 +13,7 @@ import kopf
 from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from lora_operator.cluster.api import Api, ApiError
+from lora_operator.cluster.api import Api, ApiError, UnreachableError
 from lora_operator.cluster.lease import RELEASE_S, Election
 from lora_operator.cluster.login import kopf_session, load_configuration
 from lora_operator.cluster.reflector import Reflector
@@ -22,7 +22,6 @@ from lora_operator.running.identity import own_identity
 from lora_operator.running.metrics import Metrics, count_requests
 from lora_operator.running.operator import Operator, make_election, make_operator
 from lora_operator.running.prepare import prepare, wait_for_namespaces
-from lora_operator.running.resync import resync
 from lora_operator.running.self_check import check_definition
 from lora_operator.running.supervision import OperatorFailedError, end_within, run_together
 from lora_operator.running.watch import kopf_settings, register
@@ -58,7 +57,7 @@ async def operate(config: OperatorConfig) -> None:
     stop = asyncio.Event()
     _stop_on_signal(stop)
     async with _operator(config) as (operator, election, counting):
-        application = make_application(operator.registry, healthy=operator.trouble, ready=operator.unready)
+        application = make_application(operator.registry, ready=operator.unready)
         async with serving(application, config.http_port):
             working = asyncio.create_task(_work(operator, election, counting, stop), name="operator")
             stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -80,13 +79,8 @@ async def _work(operator: Operator, election: Election, counting: aiohttp.TraceC
     await prepare(operator, election)
     operator.follow()
     parts = {
-        "resync": resync(
-            operator.api,
-            operator.kueue,
-            operator.reflectors,
-            interval_s=operator.config.resync_interval_s,
-            after=operator.forget,
-        ),
+        "housekeeping": keep_house(operator),
+        **{f"list of {reflector.path}": reflector.heal() for reflector in operator.reflectors},
         "watchdog": _watch_over(operator),
         "framework": _run_kopf(operator, counting, stop),
         **{f"watch of {reflector.path}": _follow(operator, reflector) for reflector in operator.reflectors},
@@ -94,6 +88,21 @@ async def _work(operator: Operator, election: Election, counting: aiohttp.TraceC
         **({"namespaces": wait_for_namespaces(operator)} if operator.left_out else {}),
     }
     await run_together(parts)
+
+
+async def keep_house(operator: Operator) -> None:
+    """Drop what belongs to nobody any more, forever.
+
+    Raises `OperatorFailedError` when Kueue came, went or was exchanged, as its watch is begun at the start alone.
+    """
+    while True:
+        await operator.sleep(operator.config.resync_interval_s)
+        operator.forget()
+        try:
+            if await operator.kueue.has_changed(operator.api):
+                raise OperatorFailedError("Kueue was installed, removed or exchanged: a restart takes note of it")
+        except (ApiError, UnreachableError) as error:
+            logger.warning("whether Kueue is there is asked again in some minutes: %s", error)
 
 
 async def _lead_once_listed(operator: Operator, election: Election) -> None:
@@ -109,13 +118,13 @@ async def lead(operator: Operator, election: Election) -> None:
     """Work on runs, as long as the Lease is held."""
     await election.acquire()
     operator.begin_work()
-    logger.info("ready to work on %d LoRAFineTunes", len(operator.cache.finetunes))
+    logger.info("ready to work on %d LoRAFineTunes", len(operator.stores.finetunes))
     queue, reconciler = operator.queue, operator.reconciler
     parts = {
         "event poster": operator.poster.run(),
         "lease": election.keep(),
         **{
-            f"worker {number}": run_worker(queue, operator.cache, reconciler, operator.metrics)
+            f"worker {number}": run_worker(queue, operator.stores, reconciler, operator.metrics)
             for number in range(operator.config.workers)
         },
     }
@@ -138,7 +147,7 @@ async def _wind_down(operator: Operator) -> None:
 async def _follow(operator: Operator, reflector: Reflector) -> None:
     """Follow a kind. Raises `NoDefinitionError` where the definition is gone, and as the reflector does."""
     try:
-        await reflector.run()
+        await reflector.watch()
     except ApiError as error:
         if error.code == http.HTTPStatus.NOT_FOUND:
             await check_definition(operator.api)
@@ -178,9 +187,6 @@ async def _watch_over(operator: Operator) -> None:
     while True:
         await asyncio.sleep(WATCHDOG_INTERVAL_S)
         operator.metrics.watch_heard(operator.last_heard())
-        trouble = operator.trouble()
-        if trouble:
-            raise OperatorFailedError(trouble)
 
 
 def _stop_on_signal(stop: asyncio.Event) -> None:

@@ -71,7 +71,7 @@ RIGHTS = (
     Right(verb="update", resource=FINETUNES, subresource="status"),
     *_rights(JOBS, "get", "list", "watch", "create", "patch", "delete"),
     *_rights(PODS, "list", "watch"),
-    *_rights(SERVICES, "get", "create", "delete"),
+    *_rights(SERVICES, "get", "create"),
     *_rights(EVENTS, "list", "create"),
     *_rights(WORKLOADS, "list", "watch", "patch"),
 )
