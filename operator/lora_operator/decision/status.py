@@ -7,16 +7,10 @@ from datetime import datetime
 from typing import Any
 
 from lora_operator.decision.advice import joined
+from lora_operator.decision.blocks import block_from
 from lora_operator.decision.progress import close_progress
 from lora_operator.decision.proof import Verdict
-from lora_operator.decision.results import (
-    artifact_block,
-    checkpoint_block,
-    dataset_block,
-    plan_block,
-    resolved_by_run,
-    results_block,
-)
+from lora_operator.decision.results import plan_block
 from lora_operator.decision.retries import Retries, retries_block
 from lora_operator.decision.situation import Situation
 from lora_operator.decision.spent_time import SpentTime, time_block
@@ -125,10 +119,10 @@ def final_status(finetune: FineTune, accepted: Condition, verdict: Verdict, fact
     status["completionTime"] = instant(end)
     blocks = {
         "progress": close_progress(finetune, summary.results if summary and done else None),
-        "dataset": dataset_block(summary.dataset) if summary and summary.dataset else {},
-        "results": results_block(summary.results) if summary and summary.results else {},
-        "artifact": artifact_block(summary.artifact) if summary and summary.artifact and done else {},
-        "checkpoint": checkpoint_block(summary.checkpoint) if summary and summary.checkpoint else {},
+        "dataset": block_from(summary.dataset) if summary and summary.dataset else {},
+        "results": block_from(summary.results) if summary and summary.results else {},
+        "artifact": block_from(summary.artifact) if summary and summary.artifact and done else {},
+        "checkpoint": block_from(summary.checkpoint) if summary and summary.checkpoint else {},
     }
     return {key: value for key, value in {**status, **blocks}.items() if value != {}}
 
@@ -148,7 +142,7 @@ def _assemble(
     before = finetune.status
     resolved = {**(facts.resolved or block_of(before, "resolved"))}
     if facts.found_out is not None:
-        resolved |= resolved_by_run(facts.found_out)
+        resolved |= block_from(facts.found_out)
     started = parse_instant(before.get("startTime")) or (facts.job.started_at if facts.job else None)
     status: Status = {
         "observedGeneration": finetune.generation,
