@@ -14,14 +14,13 @@ from tests.model.server import Happening, Object, Server, labels_of
 from tests.model.virtual_loop import VirtualLoop
 
 from lora_operator.cluster.api import Api, ApiError, UnreachableError
-from lora_operator.cluster.cache import Cache, Store
 from lora_operator.cluster.lease import Election
 from lora_operator.cluster.server_clock import ServerClock
+from lora_operator.cluster.store import Store, Stores
 from lora_operator.running.identity import Identity
 from lora_operator.running.metrics import Metrics
-from lora_operator.running.operate import lead
+from lora_operator.running.operate import keep_house, lead
 from lora_operator.running.operator import make_operator
-from lora_operator.running.resync import resync
 from lora_operator.running.supervision import OperatorFailedError, run_together
 from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
@@ -29,6 +28,8 @@ from lora_trainer.contract.progress import Progress
 
 BEGINNING = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 REQUEST_TIMEOUT_S = 30.0
+# A leader that has lost its Lease ends sooner, but what it has sent may still be under way for so long.
+LAG_S = REQUEST_TIMEOUT_S
 WATCHED = ("lorafinetunes", "jobs", "pods", "workloads")
 METRICS = Metrics(CollectorRegistry())
 
@@ -183,7 +184,8 @@ class ModelElection(Election):
 class ModelOperator:
     """One operator process. It hears of changes at once, unless `deaf` to a kind of objects, and until it dies.
 
-    One that does not lead hears of everything, too, and works once it does.
+    One that does not lead hears of everything, too, and works once it does. One that another has taken the Lease from
+    lags: it goes on for a while, and hears nothing of what the other says of the runs.
     """
 
     def __init__(
@@ -200,6 +202,7 @@ class ModelOperator:
         self.skew_s = skew_s
         self.network = network
         self.alive = True
+        self.lags = False
         self.deaf: set[str] = set()
         self._heard = dict.fromkeys(WATCHED, 0)
         self._life: asyncio.Task[None] | None = None
@@ -218,16 +221,15 @@ class ModelOperator:
             metrics=METRICS,
             registry=CollectorRegistry(),
             identity=Identity(name=f"operator-{number}"),
-            election=self._election,
             clock=loop.time,
             random=random.Random(number).random,  # noqa: S311 - jitter is no secret
             fetch=fetch,
         )
 
     @property
-    def cache(self) -> Cache:
+    def stores(self) -> Stores:
         """What it knows of the cluster."""
-        return self._operator.cache
+        return self._operator.stores
 
     # -- life
 
@@ -245,11 +247,9 @@ class ModelOperator:
             for plural in WATCHED:
                 self.relist(plural)
             self.network.server.listeners.append(self._hear_soon)
-            interval_s = operator.config.resync_interval_s
-            lists = resync(
-                operator.api, operator.kueue, operator.reflectors, interval_s=interval_s, after=operator.forget
-            )
-            await run_together({"resync": lists, "lead": lead(operator)})
+            lists = {f"list of {reflector.path}": reflector.heal() for reflector in operator.reflectors}
+            parts = {**lists, "house": keep_house(operator), "lead": lead(operator, self._election)}
+            await run_together(parts)
         except (ApiError, UnreachableError, OperatorFailedError):
             pass  # a real process ends with a sentence, and whoever runs it starts it again
         finally:
@@ -257,12 +257,17 @@ class ModelOperator:
 
     @property
     def has_lease(self) -> bool:
-        """Whether it works on runs, or will as soon as it has listed them."""
-        return self._election.leading
+        """Whether it works on runs, or will as soon as it has listed them, and nobody has taken the Lease from it."""
+        return self._election.leading and not self.lags
 
     def lead(self) -> None:
         """It has got the Lease."""
         self._election.win()
+
+    def lag(self) -> None:
+        """Another has got the Lease, and this one has yet to find that out."""
+        self.lags = True
+        self.network.loop.call_later(LAG_S, self.kill)
 
     def _forget(self) -> None:
         self.alive = False
@@ -284,7 +289,8 @@ class ModelOperator:
     # -- watches
 
     def _hear_soon(self, happening: Happening) -> None:
-        if happening.plural in WATCHED and happening.plural not in self.deaf:
+        deaf = self.deaf | {"lorafinetunes"} if self.lags else self.deaf
+        if happening.plural in WATCHED and happening.plural not in deaf:
             self.network.loop.call_soon(self.hear, happening.plural)
 
     def hear(self, plural: str, most: int = 1_000_000) -> None:
@@ -324,10 +330,10 @@ class ModelOperator:
     def _keep(self, plural: str, kind: str, document: Object) -> None:
         """As the reflector does."""
         operator = self._operator
-        store: Store[Any] = getattr(operator.cache, {"lorafinetunes": "finetunes"}.get(plural, plural))
+        store: Store[Any] = getattr(operator.stores, {"lorafinetunes": "finetunes"}.get(plural, plural))
         owner = store.remove(document) if kind == "DELETED" else store.put(document)
         if owner is not None:
-            operator.wake(owner)
+            self.network.loop.call_soon(operator.wake, owner)  # timers need a running loop
 
 
 def _is_selected(plural: str, document: Object) -> bool:

@@ -22,11 +22,11 @@ from tests.unit.builders import (
     running_pod,
     with_status,
 )
+from tests.unit.deciding import decide
 
 from lora_operator.cluster.api import ApiError, UnreachableError
-from lora_operator.cluster.cache import Key
 from lora_operator.cluster.login import LoginError
-from lora_operator.decision.decide import decide
+from lora_operator.cluster.store import Key
 from lora_operator.running import explain as module
 from lora_operator.running.explain import Document, ExplainError, ReadOnlyApi, describe, explain, parse_place
 from lora_operator.views.model import FineTune, Observed
@@ -48,12 +48,11 @@ def test_what_is_seen_is_shown_without_what_is_unset_and_without_secrets() -> No
     """A kubelet quotes what a registry answered."""
     pod = make_pod()
     event = make_event(pod.uid, "Failed", "401 from https://me:hunter2@hub.example", seen_at=minutes_ago(3))
-    seen = explained(make_finetune(), Observed(jobs=(make_job(),), pods=(pod,), events=(event,), pods_left_out=7))
+    seen = explained(make_finetune(), Observed(jobs=(make_job(),), pods=(pod,), events=(event,)))
     observed = seen["observed"]
     assert (observed["jobs"][0]["name"], observed["pods"][0]["phase"]) == (make_job().name, "Pending")
     assert observed["events"][0]["message"] == "401 from https://***@hub.example"
     assert observed["events"][0]["last_seen"] == "2026-03-01T11:57:00Z"
-    assert observed["pods_left_out"] == 7
     assert not {"kueue", "workloads", "progress"} & set(observed)
 
 

@@ -17,10 +17,10 @@ from tests.unit.builders import (
     running_pod,
     with_status,
 )
+from tests.unit.deciding import decide
 from tests.unit.reached import running
 
-from lora_operator.cluster.cache import Key
-from lora_operator.decision.decide import decide
+from lora_operator.cluster.store import Key
 from lora_operator.running import logs
 from lora_operator.running.logs import FIELDS, DecisionLine
 from lora_operator.views.model import Observed

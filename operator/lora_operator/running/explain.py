@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 import yaml
 from kubernetes.aio.client.api_client import ApiClient
 
-from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, ApiError, Object, UnreachableError
-from lora_operator.cluster.cache import Key
+from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, ApiError, Object, Resource, UnreachableError
 from lora_operator.cluster.child_events import read_events, unexplained
-from lora_operator.cluster.listing import list_into
 from lora_operator.cluster.login import LoginError, load_configuration
-from lora_operator.cluster.look import look, read_live
+from lora_operator.cluster.observe import Live, observe, read_live
+from lora_operator.cluster.store import Key, Store
 from lora_operator.decision.decide import decide
+from lora_operator.decision.run import Run
 from lora_operator.running.operator import Operator, make_operator
 from lora_operator.views import names
 from lora_operator.views.conditions import condition_in, is_untouched
@@ -102,33 +102,43 @@ async def explain(place: Key, config: OperatorConfig, *, notes: Sequence[str] = 
 
 
 async def _read_and_describe(operator: Operator, place: Key, notes: Sequence[str]) -> Document:
-    api, cache, kueue, config = operator.api, operator.cache, operator.kueue, operator.config
+    api, stores, kueue, config = operator.api, operator.stores, operator.kueue, operator.config
     found = list(notes)
     if config.namespaces and place.namespace not in config.namespaces:
         found.append(f"The operator with this configuration does not watch namespace {place.namespace}")
     finetune = parse_finetune(await api.get(FINETUNES, place.namespace, place.name))
     mine = {"labelSelector": f"{names.UID_LABEL}={finetune.uid}"}
-    for resource, store in ((JOBS, cache.jobs), (PODS, cache.pods)):
-        await list_into(store, api, resource, namespace=place.namespace, query=mine, news=set())
+    for resource, store in ((JOBS, stores.jobs), (PODS, stores.pods)):
+        await _list(store, api, resource, place.namespace, mine)
     await kueue.discover(api)
     if kueue.served:
-        listed = list_into(cache.workloads, api, kueue.workloads, namespace=place.namespace, query={}, news=set())
+        listed = _list(stores.workloads, api, kueue.workloads, place.namespace, {})
         await _unless_forbidden(listed, "Kueue's Workloads cannot be read, so what its queue says is missing", found)
-    # What has lost its labels is read by name, as the operator does it.
-    await read_live(
-        cache, api, finetune, decide(finetune, _look(operator, finetune), config, api.clock.now()).job_names
-    )
-    uids = unexplained(cache.jobs.of(place, finetune.uid), cache.pods.of(place, finetune.uid))
+    uids = unexplained(stores.jobs.of(place, finetune.uid), stores.pods.of(place, finetune.uid))
     read = read_events(api, place.namespace, uids)
     missing = "The Events of the children cannot be read, so a reason may be missing"
-    events = await _unless_forbidden(read, missing, found)
-    observed = _look(operator, finetune, events or ())
-    return describe(finetune, observed, decide(finetune, observed, config, api.clock.now()), found)
+    events = await _unless_forbidden(read, missing, found) or ()
+    plan, observed = _decide(operator, finetune, events)
+    if plan.verify:
+        plan, observed = _decide(operator, finetune, events, await read_live(stores, api, finetune, plan.verify))
+    return describe(finetune, observed, plan, found)
 
 
-def _look(operator: Operator, finetune: FineTune, events: tuple[EventView, ...] = ()) -> Observed:
-    """What the operator would see, with a pod's progress as the status has it."""
-    return look(operator.cache, finetune, events=events, ask=lambda _: Answer(), kueue=operator.kueue.served)
+async def _list(store: Store[Any], api: Api, resource: Resource, namespace: str, query: Mapping[str, str]) -> None:
+    async for chunk in api.list_chunks(resource, namespace, query):
+        for document in chunk.documents:
+            store.put(document)
+
+
+def _decide(
+    operator: Operator, finetune: FineTune, events: tuple[EventView, ...], live: Live | None = None
+) -> tuple[Plan, Observed]:
+    """The plan, and what it rests on, with a pod's progress as the status has it."""
+    observed = observe(
+        operator.stores, finetune, events=events, ask=lambda _: Answer(), kueue=operator.kueue.served, live=live
+    )
+    run = Run(finetune=finetune, observed=observed, config=operator.config, now=operator.api.clock.now())
+    return decide(run), observed
 
 
 async def _unless_forbidden(read: Awaitable[T], missing: str, notes: list[str]) -> T | None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry
 
 from lora_operator.cluster.api import Api
-from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.child_events import ChildEvents
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.lease import Election
@@ -17,14 +16,15 @@ from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller, fetch_progress
 from lora_operator.cluster.reflector import Reflector
 from lora_operator.cluster.server_clock import wall_clock
+from lora_operator.cluster.store import Key, Stores
+from lora_operator.running.debounce import MOST_PROGRESS_PER_S, Debounce, progress_interval_s
 from lora_operator.running.identity import Identity, own_identity
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.object_metrics import ObjectCollector
-from lora_operator.running.pacing import MOST_PROGRESS_PER_S, Pacing, shortest_interval_s
 from lora_operator.running.priority import is_urgent
 from lora_operator.running.reconcile import Reconciler
+from lora_operator.running.refusals import Refusals
 from lora_operator.running.self_check import SelfCheckError
-from lora_operator.running.standby import drop_stored
 from lora_operator.running.watch import sources_of
 from lora_operator.running.work_queue import WorkQueue
 from lora_operator.views.config import OperatorConfig
@@ -42,7 +42,7 @@ class Operator:
 
     config: OperatorConfig
     api: Api
-    cache: Cache
+    stores: Stores
     kueue: Kueue
     queue: WorkQueue[Key]
     poller: ProgressPoller
@@ -50,7 +50,6 @@ class Operator:
     reconciler: Reconciler
     metrics: Metrics
     registry: CollectorRegistry
-    election: Election | None
     clock: Clock
     sleep: Sleep
     random: Random
@@ -68,31 +67,18 @@ class Operator:
                 source,
                 place,
                 silence_s=self.config.watch_inactivity_s,
-                stale_s=self.config.watch_stale_s,
+                list_interval_s=self.config.resync_interval_s,
                 random=self.random,
                 clock=self.clock,
                 sleep=self.sleep,
             )
-            for source in sources_of(self.cache, self.kueue, self.wake)
+            for source in sources_of(self.stores, self.kueue, self.wake)
             for place in self.namespaces or (None,)
         ]
 
     def forget(self) -> None:
         """Drop what is kept of pods that a list of everything has shown to be gone."""
-        self.poller.keep_only({pod.uid for pod in self.cache.pods})
-
-    def trouble(self) -> str:
-        """Why the process is of no use any more; empty where all is well."""
-        for reflector in self.reflectors:
-            silence_s, behind_s = reflector.silent_for_s, reflector.behind_for_s
-            if silence_s > self.config.watch_stale_s:
-                return f"The watch of {reflector.path} has brought neither event nor bookmark for {silence_s:.0f} s"
-            if behind_s is not None and behind_s > self.config.stale_list_s:
-                return (
-                    f"The API server has been in the past for {behind_s:.0f} s, as the list of {reflector.path} shows, "
-                    "so etcd seems to have been restored: a restart reads everything again"
-                )
-        return ""
+        self.poller.keep_only({pod.uid for pod in self.stores.pods})
 
     def unready(self) -> str:
         """Why runs are not looked after yet; empty where they are."""
@@ -104,32 +90,25 @@ class Operator:
         """For each kind when its most silent watch last brought something, in seconds since 1970; 0 for never."""
         oldest: dict[str, float] = {}
         for reflector in self.reflectors:
-            quiet_s = reflector.quiet_for_s
-            heard_s = 0.0 if quiet_s is None else self._now_s() - quiet_s
+            heard_s = 0.0 if reflector.heard_s is None else self._now_s() - (self.clock() - reflector.heard_s)
             oldest[reflector.plural] = min(oldest.get(reflector.plural, heard_s), heard_s)
         return oldest
 
-    def wake(self, key: Key, after_s: float = 0) -> None:
+    def wake(self, key: Key) -> None:
         """Have a run looked at. While this process stands by nobody would, and keys of deleted runs would pile up."""
         if self.working:
-            self.queue.add_after(key, after_s)
-        elif not self.unready():  # before the first lists are complete a run may only seem to be gone
-            drop_stored(self.cache, key)
+            self.queue.add(key)
+        else:
+            self.stores.forget_gone(key)
 
     def begin_work(self) -> None:
         """Have all runs looked at, and from now on those that there is news of; their series are shown."""
         self.working = True
-        for key in {*self.cache.pods.owners_of_tombstones(), *self.cache.jobs.owners_of_tombstones()}:
-            drop_stored(self.cache, key)
-        for key in self.cache.finetunes.places():
+        for key in self.stores.finetunes.places():
             self.wake(key)
         if self.config.run_metrics:
             # Not before: of two processes that report the same runs, sums would count each run twice.
-            self.registry.register(ObjectCollector(self.cache.finetunes, self._now_s))
-
-    def leading(self) -> bool:
-        """Whether this process is the one that works on runs."""
-        return self.working and (self.election is None or self.election.leading)
+            self.registry.register(ObjectCollector(self.stores.finetunes, self._now_s))
 
     def _now_s(self) -> float:
         """Seconds since 1970 by the API server's clock, as Prometheus and the status' times have it."""
@@ -143,31 +122,30 @@ def make_operator(
     metrics: Metrics | None = None,
     registry: CollectorRegistry | None = None,
     identity: Identity | None = None,
-    election: Election | None = None,
     clock: Clock = time.monotonic,
     sleep: Sleep = asyncio.sleep,
     random: Random = JITTER,
     fetch: Callable[[str], Awaitable[Progress]] = fetch_progress,
 ) -> Operator:
-    """Make an operator for whatever API server, clock, chance and pods there are; without an election it leads."""
+    """Make an operator for whatever API server, clock, chance and pods there are."""
     registry = registry or CollectorRegistry()
     metrics = metrics or Metrics(registry)
     identity = identity or own_identity()
-    cache, kueue = Cache(), Kueue()
+    stores, kueue = Stores(), Kueue()
 
-    def wake(key: Key, after_s: float = 0) -> None:
-        operator.wake(key, after_s)
+    def wake(key: Key) -> None:
+        operator.wake(key)
 
     queue: WorkQueue[Key] = WorkQueue(
         base_s=config.retry_base_s,
         max_s=config.retry_max_s,
         random=random,
-        is_urgent=lambda key: is_urgent(cache, key),
+        is_urgent=lambda key: is_urgent(stores, key),
         group=lambda key: key.namespace,
         workers=config.workers,
     )
     poller = ProgressPoller(
-        interval_s=lambda running: shortest_interval_s(config, running),
+        interval_s=lambda running: progress_interval_s(config, running),
         timeout_s=config.progress_timeout_s,
         most_per_s=MOST_PROGRESS_PER_S,
         wake=wake,
@@ -177,7 +155,7 @@ def make_operator(
     poster = EventPoster(api, now=api.clock.now, instance=identity.name, hurried=lambda: queue.has_urgent)
     reconciler = Reconciler(
         api=api,
-        cache=cache,
+        stores=stores,
         kueue=kueue,
         config=config,
         poller=poller,
@@ -185,13 +163,13 @@ def make_operator(
         poster=poster,
         count=metrics.status_written,
         now=api.clock.now,
-        pacing=Pacing(clock, config.status_delay_s),
-        clock=clock,
+        refusals=Refusals(clock, pause_s=config.retry_max_s, long_pause_s=config.resync_interval_s),
+        debounce=Debounce(clock, config.status_delay_s),
     )
     operator = Operator(
         config=config,
         api=api,
-        cache=cache,
+        stores=stores,
         kueue=kueue,
         queue=queue,
         poller=poller,
@@ -199,7 +177,6 @@ def make_operator(
         reconciler=reconciler,
         metrics=metrics,
         registry=registry,
-        election=election,
         clock=clock,
         sleep=sleep,
         random=random,
@@ -216,10 +193,8 @@ def make_election(
     clock: Clock = time.monotonic,
     sleep: Sleep = asyncio.sleep,
     random: Random = JITTER,
-) -> Election | None:
-    """The candidate that the settings ask for; None where they want no election. Raises `SelfCheckError`."""
-    if not config.leader_election:
-        return None
+) -> Election:
+    """The candidate for the Lease that the settings name. Raises `SelfCheckError` where nothing says where it is."""
     namespace = config.lease_namespace or identity.namespace
     if not namespace:
         raise SelfCheckError(
