@@ -59,7 +59,7 @@ _EXAMPLE = {
     "metadata": {"name": "x", "namespace": "x", "creationTimestamp": "2026-01-01T00:00:00Z"},
     "status": {
         "conditions": [{"type": "Complete", "status": "Unknown", "reason": "Training"}],
-        "advice": [{"code": "MoreMemory", "severity": "Warning"}],
+        "advice": [{"code": "NodePressure", "severity": "Warning"}],
         "retries": {"error": 1},
         "startTime": "2026-01-01T00:00:00Z",
         "completionTime": "2026-01-01T00:00:00Z",

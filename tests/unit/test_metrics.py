@@ -149,14 +149,14 @@ def test_retries_are_counted_by_cause() -> None:
 def test_advice_has_a_series_for_each_code_that_there_is() -> None:
     """No text of it, and nothing that is no code."""
     advice = [
-        {"code": "MoreMemory", "severity": "Warning", "message": "token hf_abcdefgh"},
+        {"code": "NodePressure", "severity": "Warning", "message": "token hf_abcdefgh"},
         {"code": "Own", "severity": "Info"},
-        {"code": "NodeSilent", "severity": "Loud"},
+        {"code": "OftenPreempted", "severity": "Loud"},
         {"code": ["x"], "severity": "Info"},
         7,
     ]
     registry = registry_of(make_finetune(status={"advice": advice}))
-    assert series_of(registry, "lorafinetune_advice") == {("MoreMemory", "Warning"): 1.0}
+    assert series_of(registry, "lorafinetune_advice") == {("NodePressure", "Warning"): 1.0}
 
 
 def test_namespaces_that_are_looked_after_again_are_no_longer_left_out() -> None:
@@ -247,7 +247,7 @@ def full_status(result: str) -> dict[str, Any]:
         "plan": {"peakBytes": 1},
         "progress": {"step": 1, "totalSteps": 2, "checkpointStep": 30},
         "retries": {"error": 1},
-        "advice": [{"code": "MoreMemory", "severity": "Warning"}],
+        "advice": [{"code": "NodePressure", "severity": "Warning"}],
     }
     if result == "going":
         return {**going, **stated("Training")}

@@ -163,7 +163,7 @@ def _assemble(  # noqa: PLR0917 - a status has as many parts
         "resolved": resolved,
         "progress": progress,
         "retries": retries_block(with_preemption(run.retries, state, stored)),
-        "advice": advise(run, state),
+        "advice": advise(run),
     }
     known = {key: value for key, value in status.items() if value not in ("", {}, [], 0) or key == "observedGeneration"}
     return known | time_block(active)
