@@ -211,7 +211,7 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     pods = (ended_pod(0, summary.to_message()),)
     steps = make_finetune(spec={"training": {"maxSteps": 400, "evalSteps": 50}})
     far = {"step": 7, "lastUpdateTime": instant(minutes_ago(20))}
-    no_claim = make_finetune(spec={"output": {"uri": "s3://adapters/tone"}}, status={"progress": far})
+    fast = make_finetune(spec={"training": {"learningRate": "0.5"}}, status={"progress": far})
     killed = Observed(jobs=(make_job(status={"failed": 1}),), pods=(ended_pod(137, reason="OOMKilled"),))
     drained = ended_pod(143, conditions=(condition_object("DisruptionTarget"),))
     looked_at = make_finetune(spec={"preflight": "Run"})
@@ -219,8 +219,8 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     plans = [
         running,
         decide(looked_at, Observed(jobs=(finished_job(stage="preflight"),), pods=(report,)), CONFIG, NOW),
-        decide(no_claim, killed, CONFIG, NOW),
-        decide(no_claim, Observed(jobs=(make_job(),), pods=(drained,)), CONFIG, NOW),
+        decide(fast, killed, CONFIG, NOW),
+        decide(fast, Observed(jobs=(make_job(),), pods=(drained,)), CONFIG, NOW),
         *(decide(f, Observed(jobs=(finished_job(),), pods=pods), CONFIG, NOW) for f in (make_finetune(), steps)),
     ]
     written: dict[str, set[str]] = {"": set()}
