@@ -83,7 +83,7 @@ FAULTS: Mapping[str, Sequence[Fault]] = {
     "LoRAFineTuneRestartLoop": [
         Fault(
             path=_OPERATOR,
-            found=_value(rb'lorafinetune_retries_total\{cause="nodeLost",.*\}'),
+            found=_value(rb'lorafinetune_retries_total\{kind="used",.*\}'),
             instead=_given("5"),
         )
     ],

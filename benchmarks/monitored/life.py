@@ -121,7 +121,7 @@ def training(run: Run, age_s: float) -> dict[str, Any]:
             "checkpointStep": int(saved_s * STEPS / TRAINS_S),
         },
         "retries": {"nodeLost": 1} if run.number % 7 == 0 and age_s > TRAINS_S / 2 else {},
-        "advice": [{"code": "MoreMemory", "severity": "Warning"}] if run.number % 3 == 0 else [],
+        "advice": [{"code": "NodePressure", "severity": "Warning"}] if run.number % 3 == 0 else [],
         "conditions": _conditions(Reason.TRAINING, quota=True),
     }
 

@@ -197,18 +197,18 @@ _FAILING: tuple[Panel, ...] = (
         decimals=0,
     ),
     Curves(
-        title="Retries by cause",
-        description="Pods that ended early in a way that is tried again. " + _RUNS,
+        title="Retries",
+        description="How often runs were begun again: used counts against maxRetries, preempted does not. " + _RUNS,
         unit="none",
         queries=[
             Query(
-                expr=f"sum by (cause) (increase(lorafinetune_retries_total{{{_OF}}}[$__rate_interval]))",
-                legend="{{cause}}",
+                expr=f"sum by (kind) (increase(lorafinetune_retries_total{{{_OF}}}[$__rate_interval]))",
+                legend="{{kind}}",
             )
         ],
         width=8,
         stacked=True,
-        colors=[("error", "bad"), ("outOfMemory", "doubtful"), ("nodeLost", "busy")],
+        colors=[("used", "bad"), ("preempted", "busy")],
     ),
     Curves(
         title="Runs that have ended",

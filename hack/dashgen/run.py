@@ -115,9 +115,9 @@ _GLANCE: tuple[Panel, ...] = (
     ),
     Numbers(
         title="Retries",
-        description=f"Pods that ended early in a way that is tried again, by cause. {_RUNS}",
+        description=f"How often it was begun again: used counts against maxRetries, preempted does not. {_RUNS}",
         unit="none",
-        queries=[Query(expr=f"{_max('lorafinetune_retries_total', 'cause')} > 0", legend="{{cause}}")],
+        queries=[Query(expr=f"{_max('lorafinetune_retries_total', 'kind')} > 0", legend="{{kind}}")],
         width=3,
         height=4,
         empty="none",
@@ -325,8 +325,8 @@ BOARD = Board(
     notes=[
         Note(
             name="Restarts",
-            expr=f"sum by (cause) (changes(lorafinetune_retries_total{_OF}[$__rate_interval])) > 0",
-            title="Pod ended early: {{cause}}",
+            expr=f"sum by (kind) (changes(lorafinetune_retries_total{_OF}[$__rate_interval])) > 0",
+            title="Begun again: {{kind}}",
             color="orange",
         ),
         Note(

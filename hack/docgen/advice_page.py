@@ -20,9 +20,9 @@ report changes of state alone. It is in
   the manifest or one `--gpu` names it.
 
 A **Warning** is given where work may be lost, or the result may not be what it seems; all else is **Info**. What the
-cluster gives rise to (`MoreMemory`, `NodeSilent` and the like) is on [the operator's page](operator.md). No rule is a
-law: *rule of thumb* marks those that no source proves for every run. [The study](hyperparameters.md) shows what some of
-them are worth on a small model.
+cluster gives rise to, as `NodePressure`, is on [the operator's page](operator.md). No rule is a law: *rule of thumb*
+marks those that no source proves for every run. [The study](hyperparameters.md) shows what some of them are worth on a
+small model.
 
 Whether the held-out loss still falls, or has risen, is a paired difference over the same rows. A run without
 `training.evalSteps` is evaluated after half and three quarters of its steps for it, too: on all held-out rows, or on as

@@ -37,11 +37,11 @@ What happened while no operator ran is counted when the next one notices it, oft
 _OBJECTS = """
 ## One set of series for each LoRAFineTune
 
-Absent with `runMetrics: false`, for a Prometheus that cannot hold some 15 series for each of them.
+Absent with `runMetrics: false`, for a Prometheus that cannot hold some 12 series for each of them.
 
 Read from the resource at each scrape by the operator that leads, and gone with the resource. A number that is not known
 has no series. A run has at most 10 while it goes on and 8 after its end, and beside those one for each piece of advice
-(16 at most) and `lorafinetune_retries_total` (4, and after the end those that are not 0). A pod's own series end with
+(16 at most) and `lorafinetune_retries_total` (2, and after the end those that are not 0). A pod's own series end with
 the pod.
 
 """
@@ -59,7 +59,7 @@ _EXAMPLE = {
     "metadata": {"name": "x", "namespace": "x", "creationTimestamp": "2026-01-01T00:00:00Z"},
     "status": {
         "conditions": [{"type": "Complete", "status": "Unknown", "reason": "Training"}],
-        "advice": [{"code": "MoreMemory", "severity": "Warning"}],
+        "advice": [{"code": "NodePressure", "severity": "Warning"}],
         "retries": {"error": 1},
         "startTime": "2026-01-01T00:00:00Z",
         "completionTime": "2026-01-01T00:00:00Z",

@@ -97,13 +97,13 @@ def test_where_nothing_happened_a_duration_has_no_value(
     play(tmp_path, given, [(query, "9m", {}), (f"count(({query}) > 0)", "18m", {"{}": 1.0})])
 
 
-@pytest.mark.parametrize(("mark", "every", "labels"), [("Restarts", 7, '{cause="error"}'), ("Attempts", 9, "{}")])
+@pytest.mark.parametrize(("mark", "every", "labels"), [("Restarts", 7, '{kind="used"}'), ("Attempts", 9, "{}")])
 def test_each_change_is_marked_at_the_step_of_marks(tmp_path: Path, mark: str, every: int, labels: str) -> None:
     """Grafana asks for marks each minute, of series that are scraped each half a minute, at other times."""
     name = {"Restarts": "lorafinetune_retries_total", "Attempts": "lorafinetune_attempts"}[mark]
     values = " ".join(str(scrape // every) for scrape in range(60))
-    of = {"namespace": "team", "name": "tone", **({"cause": "error"} if mark == "Restarts" else {})}
-    query = f"count by (cause) ({asked('run', mark, name='tone')})"
+    of = {"namespace": "team", "name": "tone", **({"kind": "used"} if mark == "Restarts" else {})}
+    query = f"count by (kind) ({asked('run', mark, name='tone')})"
     minutes = {-(-scrape // 2) for scrape in range(every, 58, every)}
     play(tmp_path, [series(name, values, **of)], [(query, f"{minute}m15s", {labels: 1.0}) for minute in minutes])
 

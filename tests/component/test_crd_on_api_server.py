@@ -12,9 +12,8 @@ from tests.component.definition import BAD, DEFINITION, Api, changed, example, g
 from tests.unit.reports import make_plan, make_preflight
 
 from docgen.schema import load, walk
-from lora_operator.decision import results
 from lora_operator.decision.blocks import block_from
-from lora_operator.decision.results import plan_block
+from lora_operator.decision.results import plan_block, resolved_by_request
 from lora_operator.views.defaults import Defaults
 from lora_operator.views.request import read_request
 from lora_trainer.contract.manifest import RunOptions, train_config
@@ -182,12 +181,12 @@ def test_what_the_operator_writes_is_stored_as_it_is(api: Api) -> None:
     request = read_request(written, RunOptions(uid="0"), SITE)
     written["status"] |= {
         "observedGeneration": 1,
-        "resolved": results.resolved_by_request(request, "x" * 5000) | results.resolved_by_run(endless(ResolvedRun)),
+        "resolved": resolved_by_request(request, "x" * 5000) | block_from(endless(ResolvedRun)),
         "preflight": block_from(make_preflight()),
         "plan": plan_block(make_plan()),
-        "dataset": results.dataset_block(endless(DatasetStats)),
-        "results": results.results_block(endless(Results)),
-        "artifact": results.artifact_block(endless(Artifact)),
+        "dataset": block_from(endless(DatasetStats)),
+        "results": block_from(endless(Results)),
+        "artifact": block_from(endless(Artifact)),
     }
     assert api.write_status(written)["status"] == written["status"]
 

@@ -1,7 +1,6 @@
 """B2 to B10, B17, B20: a pod ends before its work is done. Why is reported, and what follows is right."""
 
 import dataclasses
-import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -249,14 +248,13 @@ def test_a_gpu_with_too_little_memory_ends_the_run_with_the_peak_and_advice(shar
 
 
 def test_a_gpu_that_is_too_old_for_the_image_ends_the_run_at_once(shared: Stage) -> None:
-    """No retry would find another image; nor does the advice send anybody to repair the node."""
+    """No retry would find another image."""
     said = "the GPU Tesla V100 has compute capability 7.0, and the trainer's image needs 7.5 or more: choose newer GPUs"
     run = begin(shared, "b9-unfit")
     pod = run.running_pod()
     shared.end_pod(pod, 64, failed(Reason.GPU_FAULT, said))
     saw(Sees(conditions={"Failed": ("True", Reason.GPU_FAULT)}, says=(said,), event=("Warning", Reason.GPU_FAULT)), run)
     assert [pod["metadata"]["uid"]] == run.pods_of_this_moment()
-    assert "GPUFault" not in {one["code"] for one in run.status.get("advice", ())}
 
 
 def test_a_lost_node_is_named_and_no_second_pod_writes_before_the_first_is_surely_gone(stage: Stage) -> None:
@@ -280,9 +278,6 @@ def test_a_lost_node_is_named_and_no_second_pod_writes_before_the_first_is_surel
             ),
             run,
         )
-        assert "out-of-service" not in json.dumps(run.status.get("advice", []))
-        lose_node(stage, pod, ago_s=300)
-        saw(Sees(advice="out-of-service"), run)
         kept(Kept.PODS, before)
         disrupt(stage, pod, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")
         run.be_looked_at()

@@ -218,4 +218,4 @@ def test_a_standard_error_that_a_single_row_does_not_have_is_left_out() -> None:
     assert "from 1.000 to 1.000 (± 0.500); the verified" in success_sentence("pvc://a/b", sure)
     verification = Verification(loss=1.0, difference=0.0, tolerance=1.0)
     told = codec.encode(Results(**codec.encode(measured), verification=verification))
-    assert told["improvement_standard_error"] == 0.0, "operators of earlier releases expect a number"
+    assert "improvement_standard_error" not in told

@@ -29,6 +29,7 @@ def test_a_few_steps_lower_the_held_out_loss_of_a_real_model(tmp_path: Path, tin
     assert resolved is not None
     assert artifact is not None
     assert results.held_out
+    assert results.improvement_standard_error is not None
     assert results.eval_loss_before - results.eval_loss_after > 5 * results.improvement_standard_error
     assert results.verification.difference <= results.verification.tolerance == 1e-3
     assert (artifact.base_model, len(artifact.base_revision)) == (MODEL, 40)

@@ -61,6 +61,7 @@ def test_a_manifest_becomes_a_verified_adapter_that_peft_loads(
     assert summary.resolved.trainable_parameters == 4 * 2 * (2 * 128 + 2 * 96 + 3 * 192)
     assert (summary.resolved.micro_batch_size, summary.resolved.gradient_accumulation_steps) == (8, 1)
     assert results.held_out
+    assert results.improvement_standard_error is not None
     assert results.eval_loss_after < results.eval_loss_before - 5 * results.improvement_standard_error
     assert results.verification.difference <= 1e-5
     assert (results.steps, artifact.uri) == (6, "pvc://adapters/out")

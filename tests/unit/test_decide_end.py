@@ -54,10 +54,9 @@ def test_a_deleted_job_is_made_again_as_the_next_attempt() -> None:
     ("status", "most"),
     [
         pytest.param({}, 2000, id="a new run"),
-        pytest.param({"resolved": {"rank": 16}}, None, id="begun by a release without a limit"),
         pytest.param({"resolved": {"rank": 16, "maxValidationRows": 500}}, 500, id="begun with another default"),
         *(
-            pytest.param({"resolved": {"maxValidationRows": value}}, None, id=f"{value!r} by another hand")
+            pytest.param({"resolved": {"maxValidationRows": value}}, 2000, id=f"{value!r} by another hand")
             for value in (0, True, "many")
         ),
     ],
@@ -132,16 +131,16 @@ def test_a_result_that_no_job_has_counted_is_told_of_where_no_retry_is_left() ->
 
 
 def test_a_standard_error_that_there_is_none_of_is_absent_from_the_status() -> None:
-    """Of a single evaluated row the trainer says 0."""
+    """As of a single evaluated row."""
     errors = ("evalLossBeforeStandardError", "evalLossAfterStandardError", "improvementStandardError")
     none = dict.fromkeys(
-        ("eval_loss_before_standard_error", "eval_loss_after_standard_error", "improvement_standard_error"), 0.0
+        ("eval_loss_before_standard_error", "eval_loss_after_standard_error", "improvement_standard_error"), None
     )
     for results, shown in ((make_results(), errors), (make_results(**none), ())):
         pod = ended_pod(0, make_summary(results=results).to_message())
         found = plan_for(make_finetune(), jobs=(finished_job(),), pods=(pod,)).status["results"]
         assert tuple(key for key in errors if key in found) == shown
-        assert found["evalLossAfter"] == "1.4568"
+        assert found["evalLossAfter"] == "1.45678"
 
 
 @pytest.mark.parametrize("reason", [Reason.SUCCEEDED, Reason.DOES_NOT_FIT])
@@ -171,7 +170,7 @@ def test_a_verified_adapter_makes_the_run_complete() -> None:
     assert condition(plan, "Complete")["lastTransitionTime"] == instant(minutes_ago(10))
     assert plan.status["artifact"]["uri"] == "pvc://adapters/support-tone/run-abcde"
     assert "pvc://adapters/support-tone/run-abcde" in condition(plan, "ArtifactPublished")["message"]
-    assert plan.status["results"]["evalLossAfter"] == "1.4568"
+    assert plan.status["results"]["evalLossAfter"] == "1.45678"
     assert plan.status["dataset"]["trainSamples"] == 200
     assert plan.status["progress"] == {
         "step": 400,

@@ -134,29 +134,26 @@ def test_the_time_of_activity_goes_on_while_a_run_is_active_and_so_does_that_of_
     assert series_of(registry, "lorafinetune_gpu_seconds") == {(): 1440.0}
 
 
-def test_retries_are_counted_by_cause() -> None:
-    """Four series while the run goes on, so that the first retry is not born with 1; then those that there were."""
-    retries = {"preempted": 0, "outOfMemory": 2, "nodeLost": 0, "error": 0}
-    going = series_of(
-        registry_of(make_finetune(status=stated("Training", retries=retries))), "lorafinetune_retries_total"
-    )
-    assert going == {("preempted",): 0.0, ("outOfMemory",): 2.0, ("nodeLost",): 0.0, ("error",): 0.0}
-    ended = make_finetune(status=stated("OOMKilled", "False", retries=retries))
-    assert series_of(registry_of(ended), "lorafinetune_retries_total") == {("outOfMemory",): 2.0}
-    assert len(series_of(registry_of(make_finetune()), "lorafinetune_retries_total")) == 4
+def test_retries_are_counted_by_kind() -> None:
+    """Both while the run goes on, so that the first is not born with 1; then those that there were."""
+    going = registry_of(make_finetune(status=stated("Training", retries={"used": 2})))
+    assert series_of(going, "lorafinetune_retries_total") == {("used",): 2.0, ("preempted",): 0.0}
+    ended = registry_of(make_finetune(status=stated("OOMKilled", "False", retries={"used": 2})))
+    assert series_of(ended, "lorafinetune_retries_total") == {("used",): 2.0}
+    assert len(series_of(registry_of(make_finetune()), "lorafinetune_retries_total")) == 2
 
 
 def test_advice_has_a_series_for_each_code_that_there_is() -> None:
     """No text of it, and nothing that is no code."""
     advice = [
-        {"code": "MoreMemory", "severity": "Warning", "message": "token hf_abcdefgh"},
+        {"code": "NodePressure", "severity": "Warning", "message": "token hf_abcdefgh"},
         {"code": "Own", "severity": "Info"},
-        {"code": "NodeSilent", "severity": "Loud"},
+        {"code": "OftenPreempted", "severity": "Loud"},
         {"code": ["x"], "severity": "Info"},
         7,
     ]
     registry = registry_of(make_finetune(status={"advice": advice}))
-    assert series_of(registry, "lorafinetune_advice") == {("MoreMemory", "Warning"): 1.0}
+    assert series_of(registry, "lorafinetune_advice") == {("NodePressure", "Warning"): 1.0}
 
 
 def test_namespaces_that_are_looked_after_again_are_no_longer_left_out() -> None:
@@ -246,8 +243,8 @@ def full_status(result: str) -> dict[str, Any]:
         "activeUntil": instant(minutes_ago(9)),
         "plan": {"peakBytes": 1},
         "progress": {"step": 1, "totalSteps": 2, "checkpointStep": 30},
-        "retries": {"error": 1},
-        "advice": [{"code": "MoreMemory", "severity": "Warning"}],
+        "retries": {"used": 1, "preempted": 1},
+        "advice": [{"code": "NodePressure", "severity": "Warning"}],
     }
     if result == "going":
         return {**going, **stated("Training")}

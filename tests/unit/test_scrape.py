@@ -52,7 +52,7 @@ def test_no_text_that_somebody_wrote_breaks_a_line(text: str) -> None:
 @pytest.mark.parametrize("gzip", [False, True])
 async def test_a_scrape_is_answered_in_either_way(*, gzip: bool) -> None:
     """As the scraper asks for it."""
-    application = make_application(registry_of(make_finetune()), healthy=lambda: "", ready=lambda: "")
+    application = make_application(registry_of(make_finetune()), ready=lambda: "")
     headers = {"Accept-Encoding": "gzip" if gzip else "identity", "Accept": OPENMETRICS}
     async with (
         TestServer(application, host="127.0.0.1") as server,
@@ -74,7 +74,7 @@ async def test_a_scrape_that_fails_says_so() -> None:
         def collect(self) -> Iterator[Any]:
             raise RuntimeError
 
-    application = make_application(Broken(), healthy=lambda: "", ready=lambda: "")  # type: ignore[arg-type]
+    application = make_application(Broken(), ready=lambda: "")  # type: ignore[arg-type]
     async with (
         TestServer(application, host="127.0.0.1") as server,
         ClientSession() as session,

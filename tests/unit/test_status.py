@@ -28,15 +28,9 @@ from tests.unit.deciding import decide, run_of
 from tests.unit.reports import make_plan, make_report
 from tests.unit.status_schema import check_status, status_schema
 
-from lora_operator.decision.blocks import read_block
+from lora_operator.decision.blocks import block_from, read_block
 from lora_operator.decision.progress import close_progress, follow_progress, next_question_s
-from lora_operator.decision.results import (
-    artifact_block,
-    kept_quantization,
-    resolved_by_run,
-    resolved_by_spec,
-    results_block,
-)
+from lora_operator.decision.results import kept_quantization, resolved_by_spec
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed
 from lora_operator.views.stored import read_stored
@@ -107,11 +101,11 @@ RESULTS = st.builds(
     Results,
     **dict.fromkeys(("steps", "trained_tokens", "peak_memory_bytes"), COUNT),
     **{name: FRACTION for name, kind in Results.__annotations__.items() if kind is float},
+    **{name: st.none() | FRACTION for name, kind in Results.__annotations__.items() if kind == float | None},
     held_out=st.booleans(),
     best_step=st.none() | COUNT,
     merge_failure=st.none() | TEXT,
     resumed_step=st.none() | COUNT,
-    micro_batch_fill=st.none() | FRACTION,
     stopped_early=st.booleans(),
     verification=st.builds(
         Verification, loss=FRACTION, difference=FRACTION, noise=st.none() | FRACTION, tolerance=FRACTION
@@ -217,7 +211,7 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     pods = (ended_pod(0, summary.to_message()),)
     steps = make_finetune(spec={"training": {"maxSteps": 400, "evalSteps": 50}})
     far = {"step": 7, "lastUpdateTime": instant(minutes_ago(20))}
-    no_claim = make_finetune(spec={"output": {"uri": "s3://adapters/tone"}}, status={"progress": far})
+    fast = make_finetune(spec={"training": {"learningRate": "0.5"}}, status={"progress": far})
     killed = Observed(jobs=(make_job(status={"failed": 1}),), pods=(ended_pod(137, reason="OOMKilled"),))
     drained = ended_pod(143, conditions=(condition_object("DisruptionTarget"),))
     looked_at = make_finetune(spec={"preflight": "Run"})
@@ -225,8 +219,8 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     plans = [
         running,
         decide(looked_at, Observed(jobs=(finished_job(stage="preflight"),), pods=(report,)), CONFIG, NOW),
-        decide(no_claim, killed, CONFIG, NOW),
-        decide(no_claim, Observed(jobs=(make_job(),), pods=(drained,)), CONFIG, NOW),
+        decide(fast, killed, CONFIG, NOW),
+        decide(fast, Observed(jobs=(make_job(),), pods=(drained,)), CONFIG, NOW),
         *(decide(f, Observed(jobs=(finished_job(),), pods=pods), CONFIG, NOW) for f in (make_finetune(), steps)),
     ]
     written: dict[str, set[str]] = {"": set()}
@@ -353,26 +347,29 @@ def test_fractions_of_the_spec_are_resolved_in_plain_notation() -> None:
     assert not {"epochs", "maxValidationRows"} & set(block)
 
 
-def test_the_kernels_of_a_run_are_told_apart_from_none_and_from_not_known() -> None:
-    """Whatever a trainer names; those that were left out with their reason, and the step after which."""
+def test_what_nobody_knows_is_told_apart_from_none() -> None:
+    """A trainer that names no kernels, and one that took none."""
     run = make_resolved()
-    assert not {"kernels", "kernelsLeftOut", "kernelsChangedStep"} & set(resolved_by_run(run))
-    none = resolved_by_run(dataclasses.replace(run, kernels=()))
-    assert (none["kernels"], none.get("kernelsLeftOut")) == ([], None)
-    some = dataclasses.replace(run, kernels=("a",) * 17, kernels_left_out=("b: it fails",), kernels_changed_step=0)
-    block = resolved_by_run(some)
-    assert (block["kernels"], block["kernelsLeftOut"]) == (["a"] * 16, ["b: it fails"])
-    assert block["kernelsChangedStep"] == 0
+    assert not {"kernels", "kernelsChangedStep"} & set(block_from(run))
+    some = dataclasses.replace(run, kernels=(), kernels_left_out=("b: it fails",), kernels_changed_step=0)
+    block = block_from(some)
+    assert (block["kernels"], block["kernelsLeftOut"], block["kernelsChangedStep"]) == ([], ["b: it fails"], 0)
+
+
+def test_a_length_of_time_is_a_whole_number_of_seconds() -> None:
+    """As the definition has it; all other fractions are strings."""
+    block = block_from(make_results(duration_seconds=61.7, tokens_per_second=442.71))
+    assert (block["durationSeconds"], block["tokensPerSecond"]) == (62, "442.71")
 
 
 def test_what_a_trainer_says_of_a_failure_shows_no_secret() -> None:
-    """Its sentences may quote a library, which quotes what it was given."""
+    """Its sentences may quote a library, which quotes what it was given; an address is what it is."""
     said = "cannot reach https://user:hunter2@hub.example"
     run = dataclasses.replace(make_resolved(), kernels_left_out=(said,))
-    assert resolved_by_run(run)["kernelsLeftOut"] == ["cannot reach https://***@hub.example"]
+    assert block_from(run)["kernelsLeftOut"] == ["cannot reach https://***@hub.example"]
     address = "oci://registry.example/token:v1@sha256:0123"
-    assert artifact_block(make_artifact(uri=address))["uri"] == address
-    assert results_block(make_results(merge_failure=said))["mergeFailure"] == "cannot reach https://***@hub.example"
+    assert block_from(make_artifact(uri=address))["uri"] == address
+    assert block_from(make_results(merge_failure=said))["mergeFailure"] == "cannot reach https://***@hub.example"
 
 
 def test_an_image_name_of_any_length_fits() -> None:

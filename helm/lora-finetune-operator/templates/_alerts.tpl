@@ -159,8 +159,8 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
     summary: >-
       LoRAFineTune {{ $run }} restarts over and over
     description: >-
-      Pods of {{ $run }} ended early {{ $number }} times in the last hour. Causes since the run began:
-      {{ "{{ range $i, $found := query (printf \"max by (cause) (lorafinetune_retries_total{namespace=%q, name=%q}) > 0\" $labels.namespace $labels.name) | sortByLabel \"cause\" }}{{ if $i }}, {{ end }}{{ $found.Labels.cause }} ({{ $found.Value }}){{ end }}" }}
+      {{ $run }} was begun again {{ $number }} times in the last hour. Since it began:
+      {{ "{{ range $i, $found := query (printf \"max by (kind) (lorafinetune_retries_total{namespace=%q, name=%q}) > 0\" $labels.namespace $labels.name) | sortByLabel \"kind\" }}{{ if $i }}, {{ end }}{{ $found.Labels.kind }} ({{ $found.Value }}){{ end }}" }}
 - alert: LoRAFineTuneFailureRatio
   expr: |-
     namespace:lorafinetune_failed:count6h{{ $of }} / namespace:lorafinetune_completed:count6h{{ $of }}

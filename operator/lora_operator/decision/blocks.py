@@ -1,14 +1,14 @@
 """Dataclasses of the contract as blocks of the status, field by field, and read back from there.
 
-Names become camelCase, whole numbers stay within the schema's bounds, fractions become strings, and text becomes
-printable and is clipped. What is None, or no number at all, is left out.
+Names become camelCase, whole numbers and lengths of time in seconds stay within the schema's bounds, fractions become
+strings, and text becomes printable and is clipped. What is None, or no number at all, is left out.
 """
 
 import dataclasses
 import enum
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from lora_operator.decision.progress import whole
@@ -20,12 +20,14 @@ T = TypeVar("T")
 LONGEST_TEXT = 1024
 _READ = 4 * LONGEST_TEXT
 MOST_ITEMS = 256
+_PROSE = frozenset({"change", "first_row", "kernels_left_out", "merge_failure", "reason"})
+"""What may hold a secret, as a row of the data or a server's answer; addresses and flags would mean something else."""
 Block = dict[str, Any]
 
 
-def block_from(facts: object) -> Block:
-    """The block of a dataclass."""
-    pairs = ((_camel(name), _written(getattr(facts, name))) for name in _names(type(facts)))
+def block_from(facts: object, names: Iterable[str] | None = None) -> Block:
+    """The block of a dataclass, or of these of its fields."""
+    pairs = ((_camel(name), _written(name, getattr(facts, name))) for name in names or _names(type(facts)))
     return {key: value for key, value in pairs if value is not None}
 
 
@@ -37,26 +39,28 @@ def read_block(kind: type[T], block: Mapping[str, Any]) -> T | None:
         return None
 
 
-def _written(value: object) -> Any:
+def _written(name: str, value: object) -> Any:
     if isinstance(value, tuple):
-        return [_written(item) for item in value[:MOST_ITEMS]]
-    return block_from(value) if dataclasses.is_dataclass(value) else _scalar(value)
+        return [_written(name, item) for item in value[:MOST_ITEMS]]
+    return block_from(value) if dataclasses.is_dataclass(value) else _scalar(name, value)
 
 
-def _scalar(value: object) -> Any:
+def _scalar(name: str, value: object) -> Any:
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, int) and not isinstance(value, bool):
         return whole(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, float):
-        return decimal(value, ".6g") if math.isfinite(value) else None
-    return _shown(value) if isinstance(value, str) else value
+        return whole(round(value)) if name.endswith("_seconds") else decimal(value, ".6g")
+    return _shown(value, prose=name in _PROSE) if isinstance(value, str) else value
 
 
-def _shown(text: str) -> str:
-    """Without what looks like a secret, which a row of the data may hold; blanks stay, as indented code has them."""
-    begin = text[:_READ]
-    return clip(masked("".join(letter if letter.isprintable() else " " for letter in begin)), LONGEST_TEXT)
+def _shown(text: str, *, prose: bool) -> str:
+    """Blanks stay, as indented code has them."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text[:_READ])
+    return clip(masked(line) if prose else line, LONGEST_TEXT)
 
 
 def _document(kind: Any, value: object) -> object:

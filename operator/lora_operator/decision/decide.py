@@ -8,7 +8,6 @@ status. Time only says what comes later, and dates what has no date of its own.
 import dataclasses
 from collections.abc import Callable
 
-from lora_operator.decision.advice import silent_node_due_s
 from lora_operator.decision.cleanup import clean_up, stop_going_on
 from lora_operator.decision.events import events_of, recreated
 from lora_operator.decision.job_patch import patches_for, still_held
@@ -33,7 +32,7 @@ from lora_operator.rendering.render import render_job, render_service
 from lora_operator.views import names
 from lora_operator.views.conditions import MESSAGE_LENGTH, Condition, Finding, Type, result_of
 from lora_operator.views.jobs import ending_of
-from lora_operator.views.model import JobView, ObjectRef, Plan, Refusal, soonest
+from lora_operator.views.model import JobView, ObjectRef, Plan, Refusal
 from lora_operator.views.observe import parse_job
 from lora_operator.views.pods import is_running
 from lora_operator.views.wording import sentence
@@ -263,7 +262,7 @@ def _watch(run: Run, job: JobView, state: RunState) -> Plan:
         return dataclasses.replace(plan, requeue_after_s=interval_s, ask_progress=state.pod)
     if job.suspended:
         return plan
-    due_s = soonest(pending_left_s(run, state), silent_node_due_s(state.reason, run.now))
+    due_s = pending_left_s(run, state)
     if state.reason.reason is Reason.PREFLIGHT and any(map(is_running, run.job_pods)):
         return dataclasses.replace(plan, due_in_s=due_s)  # no Event explains its work, and a watch brings its end
     return dataclasses.replace(plan, requeue_after_s=run.config.pending_check_s, watch_events=True, due_in_s=due_s)

@@ -5,21 +5,13 @@ from collections.abc import Iterable
 
 from lora_operator.decision.active_time import ActiveTime, time_block
 from lora_operator.decision.advice import advise, advise_cleanup, joined
+from lora_operator.decision.blocks import Block, block_from
 from lora_operator.decision.checkpoint import checkpoint_saved
 from lora_operator.decision.ends import retries_block, with_preemption
 from lora_operator.decision.kueue import no_quota, quota_reserved
 from lora_operator.decision.preflight import preflight_passed
 from lora_operator.decision.progress import close_progress
-from lora_operator.decision.results import (
-    Block,
-    artifact_block,
-    checkpoint_block,
-    dataset_block,
-    plan_block,
-    resolved_by_request,
-    resolved_by_run,
-    results_block,
-)
+from lora_operator.decision.results import plan_block, resolved_by_request
 from lora_operator.decision.run import Run
 from lora_operator.decision.state import RunState
 from lora_operator.decision.verdict import Verdict
@@ -99,10 +91,10 @@ def final_status(run: Run, verdict: Verdict, accepted: Condition | None = None) 
         blocks |= {
             "advice": joined(status.get("advice", ()), *summary.advice),
             "plan": plan_block(summary.plan) if summary.plan else status.get("plan"),
-            "dataset": dataset_block(summary.dataset) if summary.dataset else {},
-            "results": results_block(summary.results) if summary.results else {},
-            "artifact": artifact_block(summary.artifact) if summary.artifact and done else {},
-            "checkpoint": checkpoint_block(summary.checkpoint) if summary.checkpoint else {},
+            "dataset": block_from(summary.dataset) if summary.dataset else {},
+            "results": block_from(summary.results) if summary.results else {},
+            "artifact": block_from(summary.artifact) if summary.artifact and done else {},
+            "checkpoint": block_from(summary.checkpoint) if summary.checkpoint else {},
         }
     return {key: value for key, value in {**status, **blocks}.items() if value not in ({}, [], None)}
 
@@ -157,7 +149,7 @@ def _assemble(  # noqa: PLR0917 - a status has as many parts
         # What was resolved stays, unless a crash came before the first status of the Job that trains.
         resolved = run.resolved or resolved_by_request(run.request, run.rendered_image)
     if found_out is not None:
-        resolved = {**resolved, **resolved_by_run(found_out)}
+        resolved = {**resolved, **block_from(found_out)}
     started = stored.started_at or (job.started_at if job else None)
     status: Block = {
         "observedGeneration": run.finetune.generation,
@@ -171,7 +163,7 @@ def _assemble(  # noqa: PLR0917 - a status has as many parts
         "resolved": resolved,
         "progress": progress,
         "retries": retries_block(with_preemption(run.retries, state, stored)),
-        "advice": advise(run, state),
+        "advice": advise(run),
     }
     known = {key: value for key, value in status.items() if value not in ("", {}, [], 0) or key == "observedGeneration"}
     return known | time_block(active)

@@ -211,8 +211,8 @@ _FAMILIES = (
     _Family(
         name="lorafinetune_retries",
         kind="counter",
-        help="Pods that ended early in a way that is tried again, by cause as in status.retries; after the end only "
-        "the causes that there were.",
+        help="How often the run was begun again, by kind as in status.retries: used counts against maxRetries, "
+        "preempted does not; after the end only those that there were.",
         stays=True,
         read=_retries,
     ),

@@ -100,8 +100,7 @@ class Results:
     """Losses are mean negative log-likelihoods per target token, in nats, over the held-out rows; `train_loss` is that
     of the training rows over the last tenth of the steps, at most 1000 of them.
 
-    Standard errors are over rows: of each mean, and of the paired difference before - after. 0 stands for none, as of a
-    single row: an operator of an earlier release expects a number.
+    Standard errors are over rows: of each mean, and of the paired difference before - after; None for a single row.
     Without held-out rows the evaluation uses training rows and `held_out` is false. `merged_loss` is that of the merged
     model, `merged_expected_loss` that of the unquantized base model with the adapter beside it, over the same rows;
     `merge_failure` says why there is no merged model. What was estimated before the weights were read is comparable:
@@ -115,9 +114,9 @@ class Results:
     train_loss: float
     eval_loss_before: float
     eval_loss_after: float
-    eval_loss_before_standard_error: float = 0.0
-    eval_loss_after_standard_error: float = 0.0
-    improvement_standard_error: float = 0.0
+    eval_loss_before_standard_error: float | None = None
+    eval_loss_after_standard_error: float | None = None
+    improvement_standard_error: float | None = None
     held_out: bool
     duration_seconds: float
     tokens_per_second: float
