@@ -2,15 +2,18 @@
 
 import asyncio
 import random
+import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from lora_operator.cluster.api import Api
 from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.child_events import ChildEvents
+from lora_operator.cluster.finetune_list import FineTuneList
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.lease import Election
 from lora_operator.cluster.post_events import EventPoster
@@ -37,6 +40,11 @@ Random = Callable[[], float]
 JITTER: Random = random.Random().random  # noqa: S311 - jitter is no secret
 
 
+def end_by_signal() -> None:
+    """End this process as its kubelet would: kopf stops, cleans up, and kills it where that takes too long."""
+    signal.raise_signal(signal.SIGTERM)
+
+
 @dataclass(slots=True, kw_only=True)
 class Operator:
     """All parts of one operator process; nothing of it runs by itself."""
@@ -56,14 +64,27 @@ class Operator:
     clock: Clock
     sleep: Sleep
     random: Random
+    end: Callable[[], None]
     namespaces: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     hindrance: str = ""
+    lists: dict[str, FineTuneList] = field(default_factory=dict)
+    """Of LoRAFineTunes, by namespace; by "" where all are followed."""
     reflectors: list[Reflector] = field(default_factory=list)
+    task: asyncio.Task[None] | None = None
+    failure: Exception | None = None
     working: bool = False
 
     def follow(self) -> None:
-        """Make what follows each kind, in each namespace or everywhere."""
+        """Make what lists or follows each kind, in each namespace or everywhere."""
+        places = self.namespaces or (None,)
+        finetunes = self.cache.finetunes
+        self.lists = {
+            place or "": FineTuneList(
+                self.api, finetunes, place, wake=self.wake, clock=self.clock, sleep=self.sleep
+            )
+            for place in places
+        }
         self.reflectors = [
             Reflector(
                 self.api,
@@ -76,8 +97,24 @@ class Operator:
                 sleep=self.sleep,
             )
             for source in sources_of(self.cache, self.kueue, self.wake)
-            for place in self.namespaces or (None,)
+            for place in places
         ]
+
+    def take_in(self, kind: str | None, document: Mapping[str, Any]) -> None:
+        """kopf's watch has brought a LoRAFineTune as it is, or as it was when it was deleted."""
+        finetunes = self.cache.finetunes
+        owner = finetunes.remove(document) if kind == "DELETED" else finetunes.put(document)
+        beside = self.lists.get("") or self.lists.get(str(document["metadata"].get("namespace")))
+        if beside is not None:
+            beside.brought()
+        if owner is not None:
+            self.wake(owner)
+
+    def fail(self, error: Exception) -> None:
+        """End the process, with the first of the errors for which this is called as its reason."""
+        if self.failure is None:
+            self.failure = error
+            self.end()
 
     def forget(self) -> None:
         """Drop what is kept of pods, and of namespaces, that a list of everything has shown to be gone."""
@@ -86,30 +123,38 @@ class Operator:
 
     def trouble(self) -> str:
         """Why the process is of no use any more; empty where all is well."""
-        for reflector in self.reflectors:
-            silence_s, behind_s = reflector.silent_for_s, reflector.behind_for_s
+        for followed in self._followed:
+            silence_s, behind_s = followed.silent_for_s, followed.behind_for_s
             if silence_s > self.config.watch_stale_s:
-                return f"The watch of {reflector.path} has brought neither event nor bookmark for {silence_s:.0f} s"
+                return f"The watch of {followed.path} has brought neither event nor bookmark for {silence_s:.0f} s"
             if behind_s is not None and behind_s > self.config.stale_list_s:
                 return (
-                    f"The API server has been in the past for {behind_s:.0f} s, as the list of {reflector.path} shows, "
+                    f"The API server has been in the past for {behind_s:.0f} s, as the list of {followed.path} shows, "
                     "so etcd seems to have been restored: a restart reads everything again"
                 )
+        for beside in self.lists.values():
+            if beside.deaf:
+                return f"The watch of {beside.path} is deaf: two lists have shown what it does not bring"
         return ""
+
+    @property
+    def _followed(self) -> list[FineTuneList | Reflector]:
+        return [*self.lists.values(), *self.reflectors]
 
     def unready(self) -> str:
         """Why runs are not looked after yet; empty where they are."""
-        if self.reflectors and all(reflector.listed.is_set() for reflector in self.reflectors):
+        followed = self._followed
+        if followed and all(one.listed.is_set() for one in followed):
             return ""
         return self.hindrance or "The first list of the cluster is not complete"
 
     def last_heard(self) -> dict[str, float]:
-        """For each kind when its most silent watch last brought something, in seconds since 1970; 0 for never."""
+        """For each kind since when its most silent watch may have missed something, in seconds since 1970; 0 at first."""
         oldest: dict[str, float] = {}
-        for reflector in self.reflectors:
-            quiet_s = reflector.quiet_for_s
+        for followed in self._followed:
+            quiet_s = followed.quiet_for_s
             heard_s = 0.0 if quiet_s is None else self._now_s() - quiet_s
-            oldest[reflector.plural] = min(oldest.get(reflector.plural, heard_s), heard_s)
+            oldest[followed.plural] = min(oldest.get(followed.plural, heard_s), heard_s)
         return oldest
 
     def wake(self, key: Key, after_s: float = 0) -> None:
@@ -154,8 +199,12 @@ def make_operator(
     sleep: Sleep = asyncio.sleep,
     random: Random = JITTER,
     fetch: Callable[[str], Awaitable[Progress]] = fetch_progress,
+    end: Callable[[], None] = end_by_signal,
 ) -> Operator:
-    """Make an operator for whatever API server, clock, chance and pods there are; without an election it leads."""
+    """Make an operator for whatever API server, clock, chance and pods there are; without an election it leads.
+
+    `end` ends the process that it is in.
+    """
     registry = registry or CollectorRegistry()
     metrics = metrics or Metrics(registry)
     identity = identity or own_identity()
@@ -215,6 +264,7 @@ def make_operator(
         clock=clock,
         sleep=sleep,
         random=random,
+        end=end,
         namespaces=config.namespaces,
     )
     return operator

@@ -1,17 +1,8 @@
-"""What is followed, and kopf's part: start, login and stop.
+"""What the reflectors follow beside kopf's watch of LoRAFineTunes, and how soon its news is looked at."""
 
-LoRAFineTunes do not come by `kopf.on.event`. kopf reads lists and events with the interpreter's own parser, copies what
-it reads, and keeps each object in a task of its own until that has been idle for a while. With 6,000 LoRAFineTunes that
-is 4 CPU seconds more until their watch begins; with 1,600 that carry 256 KiB of annotations each, 90 MiB more (see
-docs/benchmarks.md). So the reflector that follows Jobs, pods and Workloads follows LoRAFineTunes, too.
-"""
+from collections.abc import Callable
 
-from collections.abc import Awaitable, Callable
-from typing import Any
-
-import kopf
-
-from lora_operator.cluster.api import CONNECT_TIMEOUT_S, FINETUNES, JOBS, PODS, REQUEST_TIMEOUT_S
+from lora_operator.cluster.api import JOBS, PODS
 from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.reflector import Source
@@ -24,27 +15,9 @@ SELECTOR = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
 SETTLE_S = 0.1
 POD_SETTLE_S = 0.5
 
-Login = Callable[[], Awaitable[kopf.AiohttpSession]]
-
-
-def kopf_settings() -> kopf.OperatorSettings:
-    """Settings under which kopf writes nothing of its own and needs no rights of its own."""
-    settings = kopf.OperatorSettings()
-    settings.posting.enabled = False
-    settings.peering.standalone = True
-    # Without it kopf wants rights on CRDs and namespaces.
-    settings.scanning.disabled = True
-    settings.networking.request_timeout = REQUEST_TIMEOUT_S
-    settings.networking.connect_timeout = CONNECT_TIMEOUT_S
-    settings.process.ultimate_exiting_timeout = 20
-    return settings
-
 
 def sources_of(cache: Cache, kueue: Kueue, wake: Callable[[Key, float], None]) -> list[Source]:
     """The kinds that are followed, where they are kept, and after how many seconds their news is looked at."""
-
-    def at_once(key: Key) -> None:
-        wake(key, 0)
 
     def soon(key: Key) -> None:
         wake(key, SETTLE_S)
@@ -53,18 +26,9 @@ def sources_of(cache: Cache, kueue: Kueue, wake: Callable[[Key, float], None]) -
         wake(key, POD_SETTLE_S)
 
     sources = [
-        Source(resource=FINETUNES, store=cache.finetunes, wake=at_once),
         Source(resource=JOBS, store=cache.jobs, wake=soon, selector=SELECTOR),
         Source(resource=PODS, store=cache.pods, wake=after_the_job, selector=SELECTOR),
     ]
     if kueue.served:
         sources.append(Source(resource=kueue.workloads, store=cache.workloads, wake=soon))
     return sources
-
-
-def register(registry: kopf.OperatorRegistry, login: Login) -> None:
-    """Register with kopf how to log in."""
-
-    @kopf.on.login(registry=registry)
-    async def log_in(**_: Any) -> kopf.AiohttpSession:
-        return await login()
