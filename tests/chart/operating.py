@@ -15,8 +15,8 @@ from tests.ports import free_port
 
 
 @contextmanager
-def operating(target: Target, folder: Path, *, sources: Path = REPOSITORY) -> Iterator[OperatorProcess]:
-    """It has the release's own settings and account; `sources` is where another one's code lies."""
+def operating(target: Target, folder: Path) -> Iterator[OperatorProcess]:
+    """It has the release's own settings and account."""
     settings = yaml.safe_load(
         target.client.get("configmap", RELEASE, f"--namespace={target.system}")["data"]["config.yaml"]
     )
@@ -26,7 +26,7 @@ def operating(target: Target, folder: Path, *, sources: Path = REPOSITORY) -> It
     environment = {
         **os.environ,
         "KUBECONFIG": str(target.kubeconfig(RELEASE, folder)),
-        "PYTHONPATH": f"{sources}/operator:{sources}/trainer_image",
+        "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image",
     }
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -1,7 +1,6 @@
 """The rights that the chart grants, for every variant of its values: the operator's own list, and nothing more."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,6 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.fault("A13.granted")
 @pytest.mark.parametrize("values", VARIANTS, ids=json.dumps)
 def test_whatever_the_values_the_operators_account_is_granted_its_list_and_nothing_more(
     render: Render, values: dict[str, Any]
@@ -100,14 +98,6 @@ def test_whatever_the_values_the_operators_account_is_granted_its_list_and_nothi
             lease = {("coordination.k8s.io", "leases"): {right.verb for right in LEASE_RIGHTS}}
             wanted["lora-system"] = {**wanted.get("lora-system", {}), **lease}
     assert granted == wanted
-
-
-def test_the_page_on_installing_lists_the_rights(render: Render) -> None:
-    """The table in docs/install.md is what the role grants."""
-    page = (REPOSITORY / "docs/install.md").read_text()
-    rows = re.findall(r"^\| `([a-z/]+)` \| ([a-z, ]+) \|", page, flags=re.MULTILINE)
-    granted = rights(only(render(), "ClusterRole", "lora"))
-    assert {name: set(verbs.split(", ")) for name, verbs in rows} == {name: v for (_, name), v in granted.items()}
 
 
 def test_listed_namespaces_get_a_role_each_and_the_cluster_none(render: Render) -> None:

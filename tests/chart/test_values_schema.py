@@ -24,7 +24,6 @@ BAD: tuple[tuple[dict[str, Any], str], ...] = (
     ({"config": {"ociPlainHTTPRegistries": ["http://registry:5000"]}}, "ociPlainHTTPRegistries"),
     ({"config": {"stallTimeoutSeconds": 0}}, "stallTimeoutSeconds"),
     ({"config": {"leaseDurationSeconds": 0}}, "leaseDurationSeconds"),
-    ({"config": {"mostUnfinishedRunsPerNamespace": -1}}, "mostUnfinishedRunsPerNamespace"),
     ({"config": {"gpus": [{"name": "NVIDIA-L4", "memoryGiB": 0}]}}, "memoryGiB"),
     ({"config": {"gpus": [{"name": "NVIDIA-L4"}]}}, "memoryGiB"),
     ({"replicas": -1}, "replicas"),

@@ -69,14 +69,12 @@ class Stage:
         proxy: FaultProxy | None = None,
         environment: Mapping[str, str] | None = None,
         module: str = "lora_operator",
-        sources: Path = REPOSITORY,
         **changes: Any,
     ) -> OperatorProcess:
         """Start an operator that watches this namespace, with exactly these rights, and those named `elsewhere`.
 
         The namespace "" there stands for the whole cluster, which it then watches.
-        With a proxy it reaches the API server through that alone. `module` is what Python runs, `sources` where another
-        operator's code lies, and a setting that is None is one that it does not know.
+        With a proxy it reaches the API server through that alone. `module` is what Python runs.
         """
         granted = {self.namespace: rights, **(elsewhere or {})}
         port = free_port()
@@ -84,13 +82,13 @@ class Stage:
         config = self.folder / f"config-{number}.yaml"
         namespaces = [] if "" in granted else [*granted]
         document = {**QUICK, "namespaces": namespaces, "httpPort": port, **changes}
-        config.write_text(yaml.safe_dump({key: value for key, value in document.items() if value is not None}))
+        config.write_text(yaml.safe_dump(document))
         log = self.folder / f"operator-{number}.log"
         account, kubeconfig = self.accounts.make(granted, proxy)
         variables = {
             **os.environ,
             "KUBECONFIG": str(kubeconfig),
-            "PYTHONPATH": f"{sources}/operator:{sources}/trainer_image",
+            "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image",
             "PYTHONWARNINGS": "error::RuntimeWarning",
             **(environment or {}),
         }

@@ -4,11 +4,12 @@ import asyncio
 import copy
 import enum
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
+import kopf
 from prometheus_client import CollectorRegistry
 from tests.model.server import Happening, Object, Server, labels_of
 from tests.model.virtual_loop import VirtualLoop
@@ -17,19 +18,23 @@ from lora_operator.cluster.api import Api, ApiError, UnreachableError
 from lora_operator.cluster.cache import Cache, Store
 from lora_operator.cluster.lease import Election
 from lora_operator.cluster.server_clock import ServerClock
+from lora_operator.running.handlers import bring
 from lora_operator.running.identity import Identity
 from lora_operator.running.metrics import Metrics
-from lora_operator.running.operate import lead
 from lora_operator.running.operator import make_operator
 from lora_operator.running.resync import resync
 from lora_operator.running.supervision import OperatorFailedError, run_together
+from lora_operator.running.work import lead
 from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
 from lora_trainer.contract.progress import Progress
 
 BEGINNING = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 REQUEST_TIMEOUT_S = 30.0
+WATCHDOG_S = 30.0
 WATCHED = ("lorafinetunes", "jobs", "pods", "workloads")
+_BRING = cast("Callable[..., Coroutine[Any, Any, None]]", bring)
+"""What kopf calls, with as much of its arguments as it takes."""
 METRICS = Metrics(CollectorRegistry())
 
 
@@ -222,7 +227,9 @@ class ModelOperator:
             clock=loop.time,
             random=random.Random(number).random,  # noqa: S311 - jitter is no secret
             fetch=fetch,
+            end=self.kill,
         )
+        self._memo = kopf.Memo(operator=self._operator)
 
     @property
     def cache(self) -> Cache:
@@ -240,20 +247,31 @@ class ModelOperator:
         try:
             await operator.kueue.discover(operator.api)
             operator.follow()
-            for reflector in operator.reflectors:
-                await reflector.list()  # it is the model that brings what a watch would
+            for one in operator.followed:
+                await one.list()  # it is the model that brings what a watch would
             for plural in WATCHED:
                 self.relist(plural)
             self.network.server.listeners.append(self._hear_soon)
             interval_s = operator.config.resync_interval_s
-            lists = resync(
-                operator.api, operator.kueue, operator.reflectors, interval_s=interval_s, after=operator.forget
-            )
-            await run_together({"resync": lists, "lead": lead(operator)})
+            parts = {
+                "resync": resync(
+                    operator.api, operator.kueue, operator.followed, interval_s=interval_s, after=operator.forget
+                ),
+                "watchdog": self._watch_over(),
+                "lead": lead(operator),
+            }
+            await run_together(parts)
         except (ApiError, UnreachableError, OperatorFailedError):
             pass  # a real process ends with a sentence, and whoever runs it starts it again
         finally:
             self._forget()
+
+    async def _watch_over(self) -> None:
+        """Of what production's looks at, the watch that kopf has."""
+        while True:
+            await asyncio.sleep(WATCHDOG_S)
+            if any(beside.deaf for beside in self._operator.lists.values()):
+                raise OperatorFailedError
 
     @property
     def has_lease(self) -> bool:
@@ -322,12 +340,15 @@ class ModelOperator:
             self._keep(plural, "DELETED", {**before, "metadata": {**before["metadata"], "resourceVersion": version}})
 
     def _keep(self, plural: str, kind: str, document: Object) -> None:
-        """As the reflector does."""
-        operator = self._operator
-        store: Store[Any] = getattr(operator.cache, {"lorafinetunes": "finetunes"}.get(plural, plural))
+        """As kopf and the reflector do, in their own time."""
+        loop, operator = self.network.loop, self._operator
+        if plural == "lorafinetunes":
+            loop.create_task(_BRING(event={"type": kind, "object": document}, memo=self._memo))
+            return
+        store: Store[Any] = getattr(operator.cache, plural)
         owner = store.remove(document) if kind == "DELETED" else store.put(document)
         if owner is not None:
-            operator.wake(owner)
+            loop.call_soon(operator.wake, owner)
 
 
 def _is_selected(plural: str, document: Object) -> bool:

@@ -1,6 +1,5 @@
 """What the random life of the cluster has found, each as a short story of its own."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -8,7 +7,7 @@ import pytest
 from tests.component.documents import finetune
 from tests.model.objects import Object
 from tests.model.operators import Fault
-from tests.model.world import CONFIG, World
+from tests.model.world import World
 
 from lora_operator.views.names import CONTROLLER_UID_LABEL, NAME_LABEL, QUEUE_LABEL, UID_LABEL
 
@@ -373,30 +372,6 @@ def test_a_watch_of_pods_that_lags_loses_nothing_of_what_the_preflight_found(beh
         (run,) = world.server.all("lorafinetunes")
         assert run["status"]["attempt"] == 1
         assert run["status"]["plan"]
-    finally:
-        world.close()
-
-
-@pytest.mark.parametrize("lagging", ["lorafinetunes", "jobs"])
-def test_a_run_beyond_the_limit_begins_when_another_was_deleted_whichever_watch_says_so_first(lagging: str) -> None:
-    """The turn that its Job's deletion gives rise to finds the run gone, which the watch of runs brings later."""
-    world = World(Lucky(), dataclasses.replace(CONFIG, most_unfinished_runs_per_namespace=1))
-    try:
-        world.start_operator()
-        for name in ("old", "young"):
-            world.life.client.post(world.life.path("lorafinetunes"), run_of(name))
-            world.pass_time(2)
-        assert [job["metadata"]["labels"][NAME_LABEL] for job in world.server.all("jobs")] == ["old"]
-        world.operators[0].deaf.add(lagging)
-        world.life.client.delete(world.life.path("lorafinetunes", "old"))
-        world.controllers.catch_up()
-        world.pass_time(2)
-        world.operators[0].deaf.discard(lagging)
-        world.operators[0].hear(lagging)
-        world.pass_time(60)
-        world.controllers.catch_up()
-        world.check_rest()
-        assert [job["metadata"]["labels"][NAME_LABEL] for job in world.server.all("jobs")] == ["young"]
     finally:
         world.close()
 

@@ -11,13 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from prometheus_client import CollectorRegistry
 from tests.unit.builders import (
     CONFIG,
     NOW,
     SHARED,
     condition_object,
-    make_finetune,
     make_job_object,
     make_manifest,
     make_pod_object,
@@ -32,11 +30,8 @@ from tests.unit.world import World
 
 from lora_operator.decision.decide import decide
 from lora_operator.decision.retries import Cause
-from lora_operator.decision.usage import Usage, stored_usage
-from lora_operator.running.metrics import Metrics
-from lora_operator.running.transitions import UNKNOWN_CAUSE
 from lora_operator.views import names
-from lora_operator.views.conditions import Type, result_of
+from lora_operator.views.conditions import Type
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import Observed, Rejection
 from lora_operator.views.observe import (
@@ -74,7 +69,6 @@ class Life(RuleBasedStateMachine):
         self.snapshot: Observed | None = None
         self.counts: dict[Cause, int] = {}
         self.run_s = 0
-        self.usage = Usage()
         self.endings = 0
 
     @initialize(
@@ -220,13 +214,7 @@ class Life(RuleBasedStateMachine):
         assert sum(counts.values()) <= self.endings, "more ends than pods that ended and suspensions"
         assert world.status.get("runSeconds", 0) >= self.run_s
         assert world.status.get("runSeconds", 0) <= (world.now - NOW).total_seconds()
-        usage = stored_usage(world.status)
-        assert usage.useful_gpu_s >= self.usage.useful_gpu_s
-        assert usage.wasted_gpu_s >= self.usage.wasted_gpu_s
-        assert all(usage.lost_steps.get(loss, 0) >= steps for loss, steps in self.usage.lost_steps.items())
-        gpus = self.world.finetune["spec"]["resources"]["nodes"]
-        assert usage.useful_gpu_s + usage.wasted_gpu_s <= gpus * (world.now - NOW).total_seconds()
-        self.counts, self.run_s, self.usage = counts, world.status.get("runSeconds", 0), usage
+        self.counts, self.run_s = counts, world.status.get("runSeconds", 0)
         if world.condition("Complete")[0] != "Unknown":
             assert all(world.is_over(job) for job in world.jobs.values()), "a Job goes on without a run"
 
@@ -336,19 +324,6 @@ def test_an_object_without_measure_costs_a_sentence(text: str, keys: set[str] | 
         assert str(plan.status.get("resolved", {}).get("image", "")).isprintable()
         assert len(json.dumps(plan.status)) < 64 * 1024
         assert all(len(record.message) <= 1024 for record in plan.events)
-        before = {"podName": observed.pods[0].name, "attempt": plan.status.get("attempt")}
-        counted = _counted(before, known, {**plan.status, "podName": "another"})
-        assert counted["lorafinetune_restarts_total"] in {*Reason, UNKNOWN_CAUSE}
-        assert counted.get("lorafinetune_finished_total", "") in ({*Reason} if result_of(plan.status) else {""})
-
-
-def _counted(before: dict[str, Any], observed: Observed, status: dict[str, Any]) -> dict[str, str]:
-    """The reason or cause under which each counter of runs' ends and restarts has counted something."""
-    registry = CollectorRegistry()
-    Metrics(registry).runs.observe(make_finetune(status=before), observed, status)
-    samples = [sample for family in registry.collect() for sample in family.samples]
-    named = ("lorafinetune_finished_total", "lorafinetune_restarts_total")
-    return {s.name: s.labels.get("reason") or s.labels["cause"] for s in samples if s.name in named}
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -62,25 +62,6 @@ def held(status: Object | None = None) -> World:
     return world
 
 
-async def test_a_run_beyond_its_namespaces_limit_is_said_to_have_no_job_after_a_live_read_alone() -> None:
-    """One that lost its labels would train, and the run say QuotaExceeded. Nothing is read where nothing is new."""
-    world = World()
-    bare(world)
-    world.over_limit = 3
-    await world.turn()
-    assert [job.attempt for job in world.cache.jobs.of(KEY, UID)] == [1]
-    world.now_s = 60.0
-    await world.turn()
-    assert world.condition("Accepted")["status"] == "True"
-    world = World()
-    world.cache.jobs.remove(world.server.job or {})
-    world.server.job, world.over_limit = None, 3
-    await world.turn()
-    asked = len(world.server.asked)
-    await world.turn()
-    assert len(world.server.asked) == asked
-
-
 async def test_a_held_run_is_said_to_have_no_job_of_its_next_attempt_after_a_live_read_alone() -> None:
     """The first is gone, and the second, of which no status tells, has lost its labels."""
     world = held(status=ATTEMPTED)

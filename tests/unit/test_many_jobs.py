@@ -1,7 +1,6 @@
 """Whoever may create Jobs can make thousands that are a run's by controller reference, each with any number."""
 
 import dataclasses
-import logging
 from typing import Any
 
 import pytest
@@ -127,15 +126,8 @@ def test_a_job_that_goes_on_is_not_left_out_for_one_that_is_on_its_way_out() -> 
     assert "going" in {job.uid for job in observed.jobs}
 
 
-async def test_a_run_with_more_jobs_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
-    """In the log, and in the explanation."""
-    world = World(status={"attempt": 1, "jobName": job_name(), "observedGeneration": 1})
-    serve(world, [forge(world, number, deleting=True) for number in range(2, MANY + 2)])
-    with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            await world.turn()
-    said = [record.getMessage() for record in caplog.records]
-    assert [line.startswith(f"{MANY + 1} Jobs and 0 pods are this run's") for line in said] == [True]
+def test_the_explanation_says_that_jobs_are_left_out() -> None:
+    """As many as there are more."""
     observed = Observed(jobs=(make_job(),), jobs_left_out=7)
     assert any(note.startswith("7 more Jobs") for note in explained(make_finetune(), observed)["notes"])
 

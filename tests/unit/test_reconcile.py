@@ -378,24 +378,6 @@ async def test_the_pod_that_follows_is_looked_at_without_the_one_that_is_gone() 
     assert wait_s != 1.0
 
 
-@pytest.mark.parametrize(("unknown", "counted"), [("", 120.0), ("usage", 0.0)])
-async def test_gpu_seconds_are_counted_once_and_not_at_each_status_where_none_are_stored(
-    unknown: str, counted: float
-) -> None:
-    """By an operator whose definition in the cluster is older, each look finds them as if for the first time."""
-    world = World()
-    world.server.unknown = unknown
-    times = {"startedAt": instant(NOW - timedelta(minutes=3)), "finishedAt": instant(NOW - timedelta(minutes=1))}
-    world.cache.pods.put(pod_at("5", name="first", phase="Failed", state={"terminated": {"exitCode": 1, **times}}))
-    for version, found in (("10", "1 is full"), ("11", "2 are full"), ("12", "all are cordoned")):
-        world.tell_pod(f"0/4 nodes are available: {found}", version)
-        world.now_s += 100
-        await world.turn()
-    assert statuses(world) > 1
-    labels = {"namespace": NAMESPACE, "useful": "false"}
-    assert world.registry.get_sample_value("lorafinetune_gpu_seconds_total", labels) == counted
-
-
 async def test_a_success_outlives_its_pod_until_the_job_says_so() -> None:
     """The pod has published and is deleted by somebody, and the Job controller is late: nothing is trained again."""
     world = World(status={"attempt": 1, "jobName": job_name()})
@@ -462,20 +444,6 @@ async def test_a_sentence_that_changes_alone_waits_a_minute() -> None:
     world.tell_pod('persistentvolumeclaim "adapters" not found', "99")
     await world.turn()
     assert world.condition("Complete")["reason"] == "VolumeNotReady"
-
-
-async def test_a_run_beyond_its_namespaces_limit_gets_its_job_when_there_is_room() -> None:
-    """Until then nothing is made for it, and it says why."""
-    world = World()
-    world.cache.jobs.remove(world.server.job or {})
-    world.server.job, world.over_limit = None, 3
-    assert await world.turn() is None
-    assert world.condition("Accepted")["reason"] == "QuotaExceeded"
-    posts = [line for line in world.server.asked if line.startswith("POST") and "events" not in line]
-    assert posts == []
-    world.over_limit = None
-    await world.turn()
-    assert f"POST {JOBS.path(NAMESPACE)}" in world.server.asked
 
 
 async def test_the_more_trainings_report_the_later_each_is_asked_again() -> None:

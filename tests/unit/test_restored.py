@@ -51,7 +51,7 @@ TRAINING: dict[str, Any] = {
 
 @pytest.mark.parametrize(
     "held",
-    [{"over_limit": 5}, {"rejection": Rejection(code=403, kind="Job", name="x", reason="Forbidden", message="")}],
+    [{"rejection": Rejection(code=403, kind="Job", name="x", reason="Forbidden", message="")}],
 )
 def test_a_wait_of_the_old_run_is_none_of_the_new_one(held: dict[str, Any]) -> None:
     """Of a run that had no training yet the status names no Job."""

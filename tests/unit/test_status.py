@@ -37,7 +37,6 @@ from lora_operator.decision.results import (
     resolved_by_spec,
     results_block,
 )
-from lora_operator.decision.usage import Loss
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed
 from lora_operator.views.wording import instant
@@ -237,12 +236,11 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     schema = status_schema()["properties"]
     assert written[""] == set(schema)
     found = ("preflight", "plan", "resolved", "dataset", "results", "artifact")
-    for key in (*found, "progress", "checkpoint", "retries", "usage"):
+    for key in (*found, "progress", "checkpoint", "retries"):
         assert written[key] == set(schema[key]["properties"]), key
     for key in ("model", "dataset"):
         part = next(plan.status["preflight"][key] for plan in plans if "preflight" in plan.status)
         assert set(part) == set(schema["preflight"]["properties"][key]["properties"]), key
-    assert {loss.value for loss in Loss} == set(schema["usage"]["properties"]["lostSteps"]["properties"])
     results_blocks = [plan.status["results"] for plan in plans if "results" in plan.status]
     for block in results_blocks:
         assert (block["estimatedPeakMemoryBytes"], block["estimatedSeconds"]) == (19_000_000_000, 1800)

@@ -47,10 +47,9 @@ async def work(reconciler: Failing) -> CollectorRegistry:
     queue: WorkQueue[Key] = WorkQueue(base_s=0.001, max_s=0.001, random=lambda: 1.0)
     queue.add(KEY)
     worker = asyncio.create_task(run_worker(queue, Cache(), cast("Reconciler", reconciler), Metrics(registry)))
-    timers = asyncio.create_task(queue.run_timers())
     waiting = asyncio.create_task(reconciler.done.wait())
     await asyncio.wait({worker, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    tasks = [worker, timers, waiting]
+    tasks = [worker, waiting]
     for task in tasks:
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)

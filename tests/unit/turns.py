@@ -111,7 +111,6 @@ class World:
         manifest = make_manifest(spec=spec, status=status)
         self.registry = CollectorRegistry()
         self.now_s = 0.0
-        self.over_limit: int | None = None
         self.poller = Poller(
             interval_s=lambda _: 15, timeout_s=1, most_per_s=18, wake=lambda _: None, clock=lambda: 0.0
         )
@@ -126,9 +125,8 @@ class World:
             poller=self.poller,
             events=ChildEvents(self.server, interval_s=10, clock=lambda: 0.0),
             poster=EventPoster(self.server, now=lambda: NOW, instance="test"),
-            count=Metrics(self.registry).runs.observe,
+            count=Metrics(self.registry).status_written,
             now=lambda: NOW,
-            over_limit=lambda _: self.over_limit,
             pacing=Pacing(lambda: self.now_s, 60),
             clock=lambda: self.now_s,
         )

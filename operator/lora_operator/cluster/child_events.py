@@ -80,7 +80,7 @@ class ChildEvents:
         self._wake = wake
         self._watched: dict[Key, _Watched] = {}
         self._refusals: dict[str, _Refusals] = {}
-        self._slots = FairSlots(most=MOST_READS, most_of_group=1)
+        self._slots = FairSlots(most=MOST_READS, most_of_namespace=1)
 
     def watch(self, key: Key, jobs: Iterable[JobView], pods: Iterable[PodView]) -> float | None:
         """From now on, read the Events of those children that Events alone can explain.

@@ -46,7 +46,9 @@ class FineTuneList:
         self._clock = clock
         self._sleep = sleep
         self._began_s = clock()
-        self._certain_s: float | None = None  # when a watch brought something, or a list showed that nothing was missing
+        self._certain_s: float | None = (
+            None  # when a watch brought something, or a list showed that nothing was missing
+        )
         self._unbrought_s: list[float] = []  # when lists showed something, as long as a watch has brought nothing since
         self._behind_s: tuple[float, float] | None = None  # when a list was first behind, and when last
         self.path = FINETUNES.path(namespace)

@@ -46,7 +46,6 @@ def look(
     ask: Callable[[Iterable[PodView]], Answer],
     kueue: bool = False,
     rejection: Rejection | None = None,
-    over_limit: int | None = None,
 ) -> Observed:
     """What the cache holds of a resource's children, with their Events and what running pods have answered.
 
@@ -71,7 +70,6 @@ def look(
         progress=answer.progress,
         asked=answer.asked,
         rejection=rejection,
-        over_limit=over_limit,
     )
 
 

@@ -75,7 +75,9 @@ class ProgressPoller:
         self._clock = clock
         self._fetch = fetch
         self._pods: dict[str, _Pod] = {}
-        self._slots = FairSlots(most=MOST_AT_ONCE, most_of_group=MOST_OF_NAMESPACE, most_per_s=most_per_s)
+        self._slots = FairSlots(most=MOST_AT_ONCE, most_of_namespace=MOST_OF_NAMESPACE)
+        self._pause_s = 1 / most_per_s
+        self._next_s = 0.0
 
     def __len__(self) -> int:
         """The pods that are asked."""
@@ -121,6 +123,7 @@ class ProgressPoller:
     async def _poll(self, key: Key, pod: PodView, state: _Pod) -> None:
         before = state.progress
         async with self._slots.slot(key.namespace):
+            await self._keep_apart()
             try:
                 async with asyncio.timeout(self._timeout_s):
                     state.progress = await self._fetch(pod.ip)
@@ -131,6 +134,14 @@ class ProgressPoller:
         state.asked = True
         if state.progress is not None or before is not None:
             self._wake(key)
+
+    async def _keep_apart(self) -> None:
+        """Wait for a turn: what begins all at once does not stay together."""
+        now_s = asyncio.get_running_loop().time()
+        turn_s = max(self._next_s, now_s)
+        self._next_s = turn_s + self._pause_s
+        if turn_s > now_s:
+            await asyncio.sleep(turn_s - now_s)
 
 
 class _Received:

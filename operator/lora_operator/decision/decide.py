@@ -32,7 +32,7 @@ from lora_operator.decision.stages.preflight import no_longer_needed, planned
 from lora_operator.decision.stages.stage import Stage
 from lora_operator.decision.stages.train import TRAIN, failed_before_deletion
 from lora_operator.decision.status import Facts, Status, acceptance, final_status, ongoing_status, refreshed_status
-from lora_operator.decision.trouble import beyond_limit, trouble_of_rejection
+from lora_operator.decision.trouble import trouble_of_rejection
 from lora_operator.decision.unseen import misses_pod, rests_on_unseen
 from lora_operator.decision.verdict import deadline_exceeded, deleted_too_often
 from lora_operator.rendering.render import marks_of, render_job, render_service
@@ -111,8 +111,6 @@ def _advance(case: Case, stage: Stage, job: JobView | None) -> Plan:
         return _invalid(case)
     if job is not None:
         return _follow(case, stage, job)
-    if case.observed.over_limit is not None:
-        return _over_limit(case, beyond_limit(case.observed.over_limit))
     if waits_for_user(request):
         return dataclasses.replace(_await(case, Situation(state=held_by_user())), requeue_after_s=None)
     return _create(case, stage, request.train)
@@ -309,7 +307,7 @@ def _end(case: Case, verdict: Verdict, accepted: Condition | None = None) -> Pla
         resolved=resolution(case),
         progress=dict(progress),
     )
-    counted = with_counts(case, facts, verdict.finding, verdict)
+    counted = with_counts(case, facts, verdict.finding)
     accepted = accepted or acceptance(job.name if job else case.job_name)
     status = final_status(case.finetune, accepted, verdict, counted, case.now)
     return Plan(status=status, events=notices(case.finetune, status))
@@ -341,14 +339,6 @@ def _refused(case: Case, finding: Finding) -> Plan:
     full = rejected is not None and rejected.kind == "Job" and finding.reason is Reason.QUOTA_EXCEEDED
     room, due_s = no_longer_needed(case) if full else (), pending_left_s(case, job, pods, situation)
     return dataclasses.replace(plan, delete=room, requeue_after_s=again_s, due_in_s=due_s)
-
-
-def _over_limit(case: Case, finding: Finding) -> Plan:
-    """The shell wakes the run when another ends; a user who holds it waits for nothing."""
-    accepted = Condition(type=Type.ACCEPTED, holds=False, finding=finding)
-    held = case.request.policy.suspend
-    plan = _await(case, Situation(state=held_by_user()), accepted) if held else _refused(case, finding)
-    return dataclasses.replace(plan, requeue_after_s=None)
 
 
 def _await(case: Case, situation: Situation, accepted: Condition | None = None) -> Plan:

@@ -13,15 +13,13 @@ from lora_operator.decision.results import resolved_by_request
 from lora_operator.decision.stages.order import STAGES, latest_job
 from lora_operator.decision.stages.preflight import advised, findings
 from lora_operator.decision.status import Facts, Status
-from lora_operator.decision.usage import count_usage
 from lora_operator.views.conditions import Condition, Finding
 from lora_operator.views.names import QUEUE_LABEL
 
 
-def with_counts(case: Case, facts: Facts, state: Finding, verdict: Verdict | None = None) -> Facts:
+def with_counts(case: Case, facts: Facts, state: Finding) -> Facts:
     """With what was found out beforehand and counted over all attempts, and the advice that follows."""
-    usage = count_usage(case, facts.progress, verdict)
-    counted = dataclasses.replace(facts, spent=case.spent, retries=case.retries, usage=usage, findings=findings(case))
+    counted = dataclasses.replace(facts, spent=case.spent, retries=case.retries, findings=findings(case))
     return dataclasses.replace(counted, advice=advise(case, state, *advised(case)))
 
 

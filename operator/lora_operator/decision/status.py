@@ -20,7 +20,6 @@ from lora_operator.decision.results import (
 from lora_operator.decision.retries import Retries, retries_block
 from lora_operator.decision.situation import Situation
 from lora_operator.decision.spent_time import SpentTime, time_block
-from lora_operator.decision.usage import Usage, usage_block
 from lora_operator.views.conditions import (
     Condition,
     Finding,
@@ -65,7 +64,6 @@ class Facts:
     progress: Status = dataclasses.field(default_factory=dict)
     spent: SpentTime = dataclasses.field(default_factory=SpentTime)
     retries: Retries = dataclasses.field(default_factory=Retries)
-    usage: Usage = dataclasses.field(default_factory=Usage)
     advice: list[Status] = dataclasses.field(default_factory=list)
 
 
@@ -164,7 +162,6 @@ def _assemble(
         "resolved": resolved,
         "progress": facts.progress,
         "retries": retries_block(facts.retries),
-        "usage": usage_block(facts.usage),
         "advice": facts.advice,
     }
     known = {key: value for key, value in status.items() if value not in ("", {}, [], 0) or key == "observedGeneration"}

@@ -31,7 +31,6 @@ _VOLUME_TERMS = (
     "enough free storage",
     *_OUT_OF_REACH,
 )
-RUN_LIMIT = "mostUnfinishedRunsPerNamespace"
 _MISSING_OBJECT = re.compile(r'(secrets?|configmaps?) "([^"]+)" not found', re.IGNORECASE)
 _MISSING_KEY = re.compile(r"couldn't find key (\S+) in (Secret|ConfigMap) (?:[^/\s]+/)?(\S+)", re.IGNORECASE)
 _MISSING_PATH = re.compile(r"references non-existent (secret|config) key: (\S+)", re.IGNORECASE)
@@ -104,15 +103,6 @@ def name_conflict(kind: str, name: str) -> Finding:
         "delete or rename it, or create the LoRAFineTune under another name"
     )
     return Finding(reason=Reason.NAME_CONFLICT, message=message)
-
-
-def beyond_limit(most: int) -> Finding:
-    """The namespace has as many unfinished runs as it may, and this one is younger than those."""
-    message = (
-        f"The namespace may have {most} unfinished runs ({RUN_LIMIT}) and has older ones: this one "
-        "begins automatically when another ends or is deleted"
-    )
-    return Finding(reason=Reason.QUOTA_EXCEEDED, message=message)
 
 
 def classify_refusal(message: str) -> tuple[Reason, str]:

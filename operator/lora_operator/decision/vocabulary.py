@@ -60,9 +60,8 @@ VOCABULARY: Mapping[Reason, Explanation] = {
         "which the message spells, or by the chart's `defaults.tolerations`.",
     ),
     Reason.QUOTA_EXCEEDED: Explanation(
-        "A ResourceQuota of the namespace does not allow the Job or its pod, or the namespace has as many unfinished "
-        "runs as `mostUnfinishedRunsPerNamespace` allows; the message says which.",
-        "Free some of the quota or have it raised; beyond the limit of runs nothing: it begins when another ends.",
+        "A ResourceQuota of the namespace does not allow the Job or its pod; the message says which.",
+        "Free some of the quota or have it raised.",
     ),
     Reason.IMAGE_PULL_BACK_OFF: Explanation(
         "The trainer's image cannot be pulled.",

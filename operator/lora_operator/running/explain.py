@@ -9,7 +9,6 @@ from typing import Any
 
 from lora_operator.decision.case import read_case
 from lora_operator.decision.retries import Cause
-from lora_operator.decision.trouble import RUN_LIMIT
 from lora_operator.decision.vocabulary import VOCABULARY
 from lora_operator.views.conditions import (
     Type,
@@ -257,9 +256,7 @@ def _notes(finetune: FineTune, plan: Plan, config: OperatorConfig, *, knows_sett
         )
     accepted = previous_condition(finetune, Type.ACCEPTED)
     refusal = str(accepted.get("message")) if accepted.get("status") == "False" and not is_finished(finetune) else ""
-    if RUN_LIMIT in refusal:
-        yield f"{refusal}; the other runs are not counted here, and what would be done now is done then"
-    elif refusal:
+    if refusal:
         yield (
             f"The last try was refused: {refusal}; the operator tries again at least every "
             f"{config.retry_max_s:.0f} s, a name conflict every {config.resync_interval_s:.0f} s"

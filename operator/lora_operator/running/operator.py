@@ -24,11 +24,10 @@ from lora_operator.running.identity import Identity, own_identity
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.object_metrics import ObjectCollector
 from lora_operator.running.pacing import MOST_PROGRESS_PER_S, Pacing, shortest_interval_s
+from lora_operator.running.priority import is_urgent
 from lora_operator.running.reconcile import Reconciler
-from lora_operator.running.run_limit import RunLimit
 from lora_operator.running.self_check import SelfCheckError
 from lora_operator.running.standby import drop_stored
-from lora_operator.running.urgency import NEW, rank_of
 from lora_operator.running.watch import sources_of
 from lora_operator.running.work_queue import WorkQueue
 from lora_operator.views.config import OperatorConfig
@@ -54,7 +53,6 @@ class Operator:
     cache: Cache
     kueue: Kueue
     queue: WorkQueue[Key]
-    run_limit: RunLimit
     poller: ProgressPoller
     poster: EventPoster
     reconciler: Reconciler
@@ -80,9 +78,7 @@ class Operator:
         places = self.namespaces or (None,)
         finetunes = self.cache.finetunes
         self.lists = {
-            place or "": FineTuneList(
-                self.api, finetunes, place, wake=self.wake, clock=self.clock, sleep=self.sleep
-            )
+            place or "": FineTuneList(self.api, finetunes, place, wake=self.wake, clock=self.clock, sleep=self.sleep)
             for place in places
         }
         self.reflectors = [
@@ -117,13 +113,12 @@ class Operator:
             self.end()
 
     def forget(self) -> None:
-        """Drop what is kept of pods, and of namespaces, that a list of everything has shown to be gone."""
+        """Drop what is kept of pods that a list of everything has shown to be gone."""
         self.poller.keep_only({pod.uid for pod in self.cache.pods})
-        self.metrics.runs.keep({place.namespace for place in self.cache.finetunes.places()}, self._now_s())
 
     def trouble(self) -> str:
         """Why the process is of no use any more; empty where all is well."""
-        for followed in self._followed:
+        for followed in self.followed:
             silence_s, behind_s = followed.silent_for_s, followed.behind_for_s
             if silence_s > self.config.watch_stale_s:
                 return f"The watch of {followed.path} has brought neither event nor bookmark for {silence_s:.0f} s"
@@ -138,20 +133,24 @@ class Operator:
         return ""
 
     @property
-    def _followed(self) -> list[FineTuneList | Reflector]:
+    def followed(self) -> list[FineTuneList | Reflector]:
+        """Whatever lists a kind, in a namespace or everywhere."""
         return [*self.lists.values(), *self.reflectors]
 
     def unready(self) -> str:
         """Why runs are not looked after yet; empty where they are."""
-        followed = self._followed
+        followed = self.followed
         if followed and all(one.listed.is_set() for one in followed):
             return ""
         return self.hindrance or "The first list of the cluster is not complete"
 
     def last_heard(self) -> dict[str, float]:
-        """For each kind since when its most silent watch may have missed something, in seconds since 1970; 0 at first."""
+        """For each kind when its most silent watch last brought something, in seconds since 1970; 0 for never.
+
+        Of LoRAFineTunes also when a list last showed that there was nothing to bring.
+        """
         oldest: dict[str, float] = {}
-        for followed in self._followed:
+        for followed in self.followed:
             quiet_s = followed.quiet_for_s
             heard_s = 0.0 if quiet_s is None else self._now_s() - quiet_s
             oldest[followed.plural] = min(oldest.get(followed.plural, heard_s), heard_s)
@@ -160,7 +159,6 @@ class Operator:
     def wake(self, key: Key, after_s: float = 0) -> None:
         """Have a run looked at. While this process stands by nobody would, and keys of deleted runs would pile up."""
         if self.working:
-            self.run_limit.update(key)
             self.queue.add_after(key, after_s)
         elif not self.unready():  # before the first lists are complete a run may only seem to be gone
             drop_stored(self.cache, key)
@@ -170,9 +168,7 @@ class Operator:
         self.working = True
         for key in {*self.cache.pods.owners_of_tombstones(), *self.cache.jobs.owners_of_tombstones()}:
             drop_stored(self.cache, key)
-        places = self.cache.finetunes.places()
-        self.metrics.runs.begin_at_zero({place.namespace for place in places})
-        for key in places:
+        for key in self.cache.finetunes.places():
             self.wake(key)
         if self.config.run_metrics:
             # Not before: of two processes that report the same runs, sums would count each run twice.
@@ -216,14 +212,11 @@ def make_operator(
     queue: WorkQueue[Key] = WorkQueue(
         base_s=config.retry_base_s,
         max_s=config.retry_max_s,
-        clock=clock,
-        sleep=sleep,
         random=random,
-        rank=lambda key: rank_of(cache, key),
+        is_urgent=lambda key: is_urgent(cache, key),
         group=lambda key: key.namespace,
         workers=config.workers,
     )
-    run_limit = RunLimit(config.most_unfinished_runs_per_namespace, cache, queue.add)
     poller = ProgressPoller(
         interval_s=lambda running: shortest_interval_s(config, running),
         timeout_s=config.progress_timeout_s,
@@ -232,7 +225,7 @@ def make_operator(
         clock=clock,
         fetch=fetch,
     )
-    poster = EventPoster(api, now=api.clock.now, instance=identity.name, hurried=lambda: queue.is_waiting(NEW))
+    poster = EventPoster(api, now=api.clock.now, instance=identity.name, hurried=lambda: queue.has_urgent)
     reconciler = Reconciler(
         api=api,
         cache=cache,
@@ -241,10 +234,8 @@ def make_operator(
         poller=poller,
         events=ChildEvents(api, interval_s=config.pending_check_s, clock=clock, wake=wake),
         poster=poster,
-        count=metrics.runs.observe,
+        count=metrics.status_written,
         now=api.clock.now,
-        over_limit=run_limit.exceeded_by,
-        looked_at=run_limit.update,
         pacing=Pacing(clock, config.status_delay_s),
         clock=clock,
     )
@@ -254,7 +245,6 @@ def make_operator(
         cache=cache,
         kueue=kueue,
         queue=queue,
-        run_limit=run_limit,
         poller=poller,
         poster=poster,
         reconciler=reconciler,

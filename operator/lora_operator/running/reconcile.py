@@ -21,11 +21,9 @@ from lora_operator.decision.trouble import KNOWN_FROM_EVENTS
 from lora_operator.running import logs
 from lora_operator.running.changes import Changes
 from lora_operator.running.contention import Contention
-from lora_operator.running.crowds import Crowds
-from lora_operator.running.decision_log import DecisionLine
+from lora_operator.running.logs import DecisionLine
 from lora_operator.running.pacing import SCHEDULER_S, Pacing, paced
-from lora_operator.running.transitions import has_just_ended
-from lora_operator.views.conditions import result_of, state_of
+from lora_operator.views.conditions import has_just_ended, result_of, state_of
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed, Plan, Rejection, soonest
 from lora_operator.views.wording import UNANSWERED, sentence
@@ -75,13 +73,9 @@ class Reconciler:
         poster: EventPoster,
         count: Callable[[FineTune, Observed, Mapping[str, Any]], None],
         now: Callable[[], datetime],
-        over_limit: Callable[[Key], int | None] = lambda _: None,
-        looked_at: Callable[[Key], None] = lambda _: None,
         pacing: Pacing,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._over_limit = over_limit
-        self._looked_at = looked_at
         self._pacing = pacing
         self._api = api
         self._cache = cache
@@ -97,7 +91,6 @@ class Reconciler:
         self._changes = Changes(
             clock, uid_of=self._writer.uid_of, first_s=config.retry_max_s, longest_s=config.resync_interval_s
         )
-        self._crowds = Crowds()
 
     async def reconcile(self, key: Key, *, failures: int = 0) -> float | None:
         """Bring the cluster to where the resource wants it; return the seconds until the next look, None for no need.
@@ -105,13 +98,6 @@ class Reconciler:
         `failures` is how often in a row the turn has failed before. Raises `ApiError`, `UnreachableError` or
         `TryAgainError` where it is to be tried again.
         """
-        try:
-            return await self._reconcile(key, failures)
-        finally:
-            # What a turn has read or written is no news when a watch brings it: so nobody else says so.
-            self._looked_at(key)
-
-    async def _reconcile(self, key: Key, failures: int) -> float | None:
         turn = _Turn(uid="")
         for _ in range(_MOST_ROUNDS):
             finetune = self._cache.finetunes.get(key)
@@ -121,7 +107,6 @@ class Reconciler:
                 self._events.forget(key)
                 self._contention.forget(key)
                 self._changes.forget(key)
-                self._crowds.forget(key)
                 self._pacing.forget(key)
                 return None
             if finetune.uid != turn.uid:
@@ -224,9 +209,7 @@ class Reconciler:
             ask=self._poller.latest,
             kueue=self._kueue.served,
             rejection=turn.rejection,
-            over_limit=self._over_limit(key),
         )
-        self._crowds.note(key, observed)
         return replace(observed, undone=self._changes.undone(key), refused=self._changes.refused(key))
 
     def _needs_events(self, key: Key, finetune: FineTune, plan: Plan) -> bool:
@@ -282,8 +265,7 @@ class Reconciler:
         self._pacing.forget(key)
         stored = self._cache.finetunes.get(key)
         self._contention.wrote(key, finetune, stored)
-        # What an older definition leaves out of it would be counted anew at each status.
-        self._count(finetune, observed, stored.status if stored is not None else plan.status)
+        self._count(finetune, observed, plan.status)
         return True
 
     async def _delete(self, finetune: FineTune, plan: Plan, line: DecisionLine) -> ApiError | None:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from lora_operator.cluster.api import Api, ApiError, UnreachableError
+from lora_operator.cluster.finetune_list import FineTuneList
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.reflector import Reflector
 from lora_operator.running.supervision import OperatorFailedError
@@ -20,7 +21,7 @@ _BEHIND_INTERVAL_S = 10.0
 async def resync(
     api: Api,
     kueue: Kueue,
-    reflectors: Sequence[Reflector],
+    lists: Sequence[FineTuneList | Reflector],
     *,
     interval_s: float,
     after: Callable[[], None],
@@ -35,12 +36,12 @@ async def resync(
         left_s = interval_s
         while left_s > 0:
             await sleep(min(left_s, _BEHIND_INTERVAL_S))
-            behind = any(reflector.behind_for_s is not None for reflector in reflectors)
+            behind = any(one.behind_for_s is not None for one in lists)
             left_s = 0 if behind else left_s - _BEHIND_INTERVAL_S
         try:
             if await kueue.has_changed(api):
                 raise OperatorFailedError("Kueue was installed, removed or exchanged: a restart takes note of it")
-            failures = [await _list(reflector) for reflector in reflectors]
+            failures = [await _list(one) for one in lists]
         except (ApiError, UnreachableError) as error:
             failures = [str(error)]
         for failure in filter(None, failures):
@@ -49,10 +50,10 @@ async def resync(
             after()
 
 
-async def _list(reflector: Reflector) -> str:
+async def _list(one: FineTuneList | Reflector) -> str:
     """What is wrong; empty where nothing is."""
     try:
-        await reflector.list()
+        await one.list()
     except (ApiError, UnreachableError) as error:
-        return f"{reflector.path}: {error}"
+        return f"{one.path}: {error}"
     return ""

@@ -3,17 +3,12 @@
 import asyncio
 import contextlib
 import gc
-import http
 import logging
 
-from lora_operator.cluster.api import ApiError
 from lora_operator.cluster.lease import RELEASE_S
-from lora_operator.cluster.reflector import Reflector
 from lora_operator.running.operator import Operator
 from lora_operator.running.prepare import wait_for_namespaces
 from lora_operator.running.resync import resync
-from lora_operator.running.run_metrics import FIRST_SCRAPE_S
-from lora_operator.running.self_check import check_definition
 from lora_operator.running.supervision import OperatorFailedError, run_together
 from lora_operator.running.workers import run_worker
 
@@ -38,8 +33,6 @@ def start(operator: Operator) -> None:
 
 async def stop(operator: Operator) -> None:
     """Take no more work, finish what was begun, its writes and their Events, within reason, and give the Lease back."""
-    # A last scrape may come meanwhile.
-    operator.metrics.runs.release()
     operator.queue.close()
     task = operator.task
     if task is None or task.done():
@@ -57,12 +50,12 @@ async def _work(operator: Operator) -> None:
         "resync": resync(
             operator.api,
             operator.kueue,
-            [*operator.lists.values(), *operator.reflectors],
+            operator.followed,
             interval_s=operator.config.resync_interval_s,
             after=operator.forget,
         ),
         "watchdog": _watch_over(operator),
-        **{f"watch of {reflector.path}": _follow(operator, reflector) for reflector in operator.reflectors},
+        **{f"watch of {reflector.path}": reflector.run() for reflector in operator.reflectors},
         "lead": _lead_once_listed(operator),
         **({"namespaces": wait_for_namespaces(operator)} if operator.left_out else {}),
     }
@@ -85,13 +78,10 @@ async def lead(operator: Operator) -> None:
     election = operator.election
     if election is not None:
         await election.acquire()
-    operator.metrics.runs.hold()
-    asyncio.get_running_loop().call_later(FIRST_SCRAPE_S, operator.metrics.runs.release)
     operator.begin_work()
     logger.info("ready to work on %d LoRAFineTunes", len(operator.cache.finetunes))
     queue, reconciler = operator.queue, operator.reconciler
     parts = {
-        "timers": queue.run_timers(),
         "event poster": operator.poster.run(),
         **({"lease": election.keep()} if election is not None else {}),
         **{
@@ -105,16 +95,6 @@ async def lead(operator: Operator) -> None:
         await operator.poller.close()
         if election is not None:
             await election.release()
-
-
-async def _follow(operator: Operator, reflector: Reflector) -> None:
-    """Follow a kind. Raises `NoDefinitionError` where the definition is gone, and as the reflector does."""
-    try:
-        await reflector.run()
-    except ApiError as error:
-        if error.code == http.HTTPStatus.NOT_FOUND:
-            await check_definition(operator.api)
-        raise
 
 
 async def _watch_over(operator: Operator) -> None:

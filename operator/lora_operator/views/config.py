@@ -43,7 +43,6 @@ class OperatorConfig:
     default_cpu_per_gpu, -memory-   requests of a training pod whose resource names none; empty: as defaults.py has it
     default_cpu, -memory    earlier settings of the same, for a pod as a whole; read where those above are empty
     default_...             what else a run gets where its resource names none; defaults.py has how long it keeps it
-    most_unfinished_runs_per_namespace   those beyond wait for an older one to end; 0 is no limit
     run_metrics             a set of series for each LoRAFineTune, beside those of the operator
     progress_interval_s     how often a running pod is asked for its progress, and the status written
     status_delay_s          how long a status in which only sentences differ may wait
@@ -106,7 +105,6 @@ class OperatorConfig:
     default_environment: Mapping[str, str] = field(default_factory=dict)
     default_checkpoint_claim: str = ""
     termination_grace_s: int = 120
-    most_unfinished_runs_per_namespace: int = 0
     run_metrics: bool = True
     progress_interval_s: float = 15.0
     progress_timeout_s: float = 2.0
@@ -326,7 +324,7 @@ ORDERED = (
     # Else a watch that is only quiet ends the process before it is restarted.
     ("watch_inactivity_s", "watch_stale_s"),
 )
-_MAY_BE_0 = ("most_unfinished_runs_per_namespace", "run_as_user", "run_as_group", "fs_group")
+_MAY_BE_0 = ("run_as_user", "run_as_group", "fs_group")
 _REQUIRED = (
     "trainer_image",
     "ca_bundle_key",

@@ -216,7 +216,6 @@ class Observed:
     """Everything that is known of a FineTune's children; `former_jobs` are the last states of Jobs that are gone.
 
     `kueue`: the cluster has Kueue, so that `workloads` are known. `progress` and `asked` are those of `Answer`.
-    `over_limit` is the most unfinished runs of the namespace, for a run that has no Job yet and is beyond it.
     `jobs_left_out` and `pods_left_out` are how many more there are than `jobs` and `pods` have: they are not looked at.
     `undone` are changes that somebody has just undone, `refused` those that the API server has just refused: neither is
     to be made again now.
@@ -231,7 +230,6 @@ class Observed:
     progress: Progress | None = None
     asked: bool = True
     rejection: Rejection | None = None
-    over_limit: int | None = None
     jobs_left_out: int = 0
     pods_left_out: int = 0
     undone: tuple["Patch", ...] = ()

@@ -45,8 +45,7 @@ def latest_job(case: Case) -> JobView | None:
 
 def makes_none(case: Case) -> bool:
     """Whether no training Job is known and none may be made: no name that is taken shows one that lost its labels."""
-    held = case.observed.over_limit is not None or waits_for_user(case.request)
-    return held and case.children.job is None
+    return waits_for_user(case.request) and case.children.job is None
 
 
 def job_names(case: Case) -> tuple[str, ...]:
