@@ -36,7 +36,7 @@ from lora_operator.views.config import OperatorConfig
 logger = logging.getLogger(__name__)
 
 # Of what kopf does when it stops, cleaning up takes the longest: writes that were begun, then the Lease.
-_STOPPED_WITHIN_S = 20
+STOPPED_WITHIN_S = 20
 # Objects may carry annotations of 256 KiB, and of a chunk kopf holds text and objects at once.
 _IN_CHUNK = 50
 # kopf asks again and again for as long as a silent watch is borne, and then ends: a right may be missing.
@@ -84,7 +84,8 @@ def _ending(operator: Operator) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        operator.fail(error)
+        known = isinstance(error, OperatorFailedError)
+        operator.fail(error if known else OperatorFailedError(f"A handler failed: {error}"))
         raise
 
 
@@ -104,7 +105,7 @@ def configure(settings: kopf.OperatorSettings, config: OperatorConfig) -> None:
     # A task for each object that was listed, which lives for so long after it.
     settings.queueing.idle_timeout = 0.2
     settings.persistence.diffbase_storage = _NoDiffBase()
-    settings.process.ultimate_exiting_timeout = _STOPPED_WITHIN_S
+    settings.process.ultimate_exiting_timeout = STOPPED_WITHIN_S
 
 
 class _NoDiffBase(kopf.DiffBaseStorage):
