@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, TextIO
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as examples
+from xdist.scheduler import LoadScopeScheduling
 
 from localcluster import client, lifecycle, settings
 from localcluster.client import HACK_CLUSTER, Client, CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+
+    from xdist.remote import Producer
 
 _IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 
@@ -139,20 +142,32 @@ def _namespace(on: Client, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave what takes long to the soak; with `-n` a file goes to one worker, and so does the full cluster."""
+    """Leave what takes long to the soak, and begin with what ends last."""
     long = [] if _IS_SOAK else [item for item in items if item.get_closest_marker("soak")]
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
-    sizes = Counter(map(_group, items))
-    # Groups are handed out in this order: those begin first that end last.
-    items.sort(key=lambda item: (-_LONG.get(_group(item), sizes[_group(item)]), _group(item)))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    sizes = Counter(_group(item.nodeid) for item in items)
+    items.sort(key=lambda item: (-_LONG.get(_group(item.nodeid), sizes[_group(item.nodeid)]), _group(item.nodeid)))
 
 
-def _group(item: pytest.Item) -> str:
-    file = item.nodeid.partition("::")[0]
+class Groups(LoadScopeScheduling):  # type: ignore[misc]
+    """With `-n` a file goes to one worker, and so does all that is on the full cluster.
+
+    So would marks and `--dist=loadgroup` have it, but pytest-xdist 3.8 does not find its groups under pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Groups:
+    """Asked by pytest-xdist."""
+    return Groups(config, log)
+
+
+def _group(nodeid: str) -> str:
+    file = nodeid.partition("::")[0]
     return _FULL_CLUSTER if file.startswith(_ON_FULL_CLUSTER) and file != _CLUSTERS_OF_ITS_OWN else file
 
 

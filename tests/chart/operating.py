@@ -26,6 +26,8 @@ def operating(target: Target, folder: Path) -> Iterator[OperatorProcess]:
     environment = {
         **os.environ,
         "KUBECONFIG": str(target.kubeconfig(RELEASE, folder)),
+        # Each is the same pod's container, so that none waits for the Lease of the one before.
+        "POD_NAME": RELEASE,
         "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image",
     }
     with log.open("wb") as output:
@@ -35,7 +37,7 @@ def operating(target: Target, folder: Path) -> Iterator[OperatorProcess]:
             stderr=output,
             env=environment,
         )
-    operator = OperatorProcess(process=process, port=port, log=log, account=RELEASE, user=RELEASE)
+    operator = OperatorProcess(process=process, pod=RELEASE, port=port, log=log, account=RELEASE, user=RELEASE)
     try:
         operator.wait_ready()
         yield operator

@@ -138,12 +138,12 @@ def test_a_runbook_answers_what_whoever_is_woken_asks(page: Path) -> None:
 
 
 def _is_field(path: str) -> bool:
-    """Whether a LoRAFineTune has it, or the chart's Deployment, or a node."""
+    """Whether a LoRAFineTune has it, or a node."""
     schema = DEFINITION
     for part in path.split("."):
         schema = schema.get("items", schema).get("properties", {}).get(part)
         if schema is None:
-            return path in ("spec.replicas", "spec.strategy.type", "status.allocatable.nvidia", "spec.taints")
+            return path in ("status.allocatable.nvidia", "spec.taints")
     return True
 
 

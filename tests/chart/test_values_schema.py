@@ -11,7 +11,6 @@ from tests.chart.target import CHART
 BAD: tuple[tuple[dict[str, Any], str], ...] = (
     ({"logLevel": "TRACE"}, "logLevel"),
     ({"config": {"hubEndpoint": "hub:8000"}}, "hubEndpoint"),
-    ({"config": {"defaultMemory": "lots"}}, "defaultMemory"),
     ({"config": {"s3Endpoint": "s3:7070"}}, "s3Endpoint"),
     ({"defaults": {"memoryPerGPU": "lots"}}, "memoryPerGPU"),
     ({"defaults": {"tolerance": []}}, "tolerance"),
@@ -20,7 +19,7 @@ BAD: tuple[tuple[dict[str, Any], str], ...] = (
     ({"defaults": {"environment": {"HF_TOKEN": "hf_x"}}}, "HF_TOKEN"),
     ({"defaults": {"environment": {"UCX_TLS": "http://me:secret@host"}}}, "UCX_TLS"),
     ({"defaults": {"ttlSecondsAfterFinished": 0}}, "ttlSecondsAfterFinished"),
-    ({"config": {"cacheClaim": "pvc://models"}}, "cacheClaim"),
+    ({"defaults": {"cacheClaim": "pvc://models"}}, "cacheClaim"),
     ({"config": {"ociPlainHTTPRegistries": ["http://registry:5000"]}}, "ociPlainHTTPRegistries"),
     ({"config": {"stallTimeoutSeconds": 0}}, "stallTimeoutSeconds"),
     ({"config": {"leaseDurationSeconds": 0}}, "leaseDurationSeconds"),

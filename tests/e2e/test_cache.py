@@ -12,7 +12,7 @@ from localcluster.client import Client
 from lora_operator.views.names import place_of
 
 CACHE = {**CLAIM, "metadata": {"name": "model-cache"}}
-_PREFLIGHT = "--selector=lora-operator.io/role=prepare"
+_PREFLIGHT = "--selector=lora-operator.io/role=preflight"
 
 
 @pytest.fixture

@@ -110,6 +110,33 @@ def test_an_outage_of_the_api_server_harms_no_run_in_whatever_state(stage: Stage
     assert operator.process.poll() is None
 
 
+def test_an_outage_in_which_the_lease_cannot_be_renewed_ends_the_operator_and_the_next_one_waits(
+    stage: Stage,
+) -> None:
+    """The next one is not ready until the API server answers, and goes on with the pod that is there."""
+    proxy = stage.proxy()
+    short: dict[str, Any] = {"leaseDurationSeconds": 6, "renewDeadlineSeconds": 5, "retryPeriodSeconds": 0.3}
+    first = stage.start(proxy=proxy, **short)
+    run = begin(stage, "outlasts")
+    run.running_pod()
+    run.wait_told()
+    before = remember(run)
+    away = [proxy.add(Rule(fault=Reset(), what=what)) for what in ("*", "* leases")]
+    proxy.inject(Reset())
+    assert first.end_by_itself() == 1
+    saw(Sees(log=("could not be renewed for 5 s",)), since=before, text=first.text())
+    second = stage.start(proxy=proxy, wait=False, **short)
+    eventually(lambda: "waiting for the API server" in second.text(), "the next one waits")
+    assert second.get("/readyz")[0] == 503
+    for rule in away:
+        rule.lift()
+    second.wait_ready()
+    run.be_looked_at()
+    kept(Kept.PODS, before)
+    kept(Kept.JOBS, before)
+    kept(Kept.ENDS_WELL, before)
+
+
 def test_a_status_write_whose_answer_is_lost_is_decided_anew(stage: Stage) -> None:
     """The server wrote it and nobody heard: the next write is a conflict with one's own, and the end is the same."""
     proxy = stage.proxy()

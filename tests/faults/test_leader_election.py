@@ -1,7 +1,6 @@
-"""Two operators at once: with a Lease one of them works, without one they do the same and do it once."""
+"""Two operators at once: the one that holds the Lease works."""
 
 import signal
-from collections import Counter
 from typing import Any
 
 import yaml
@@ -14,9 +13,6 @@ from tests.faults.moments import Kept
 from tests.faults.one_run import begin
 from tests.faults.seen import Sees, kept, remember, saw
 
-from lora_operator.running.self_check import LEASE_RIGHTS, RIGHTS
-from lora_operator.views.names import ATTEMPT_LABEL, NAME_LABEL
-
 CHART = yaml.safe_load((REPOSITORY / "helm/lora-finetune-operator/values.yaml").read_text())["config"]
 # What the promise of the time rests on.
 CHARTS_OWN = {key: CHART[key] for key in ("leaseDurationSeconds", "renewDeadlineSeconds", "retryPeriodSeconds")}
@@ -24,13 +20,11 @@ CHARTS_OWN = {key: CHART[key] for key in ("leaseDurationSeconds", "renewDeadline
 SHORT = {"leaseDurationSeconds": 6, "renewDeadlineSeconds": 5, "retryPeriodSeconds": 0.3}
 # For a leader that must not lose its Lease, however long a busy machine lets it wait for an answer.
 LONG = {"leaseDurationSeconds": 3600, "renewDeadlineSeconds": 600}
-RUNS = 6
 
 
 def start_candidate(stage: Stage, **changes: Any) -> OperatorProcess:
-    """An operator that takes part in the election, ready to work or to stand by."""
-    rights = (*RIGHTS, *LEASE_RIGHTS)
-    return stage.start(rights=rights, leaderElection=True, leaseNamespace=stage.namespace, **(SHORT | changes))
+    """An operator that is ready to work or to stand by."""
+    return stage.start(**(SHORT | changes))
 
 
 def leads(operator: OperatorProcess) -> bool:
@@ -172,47 +166,16 @@ def test_a_leader_that_was_frozen_and_goes_on_changes_nothing_any_more(stage: St
     assert lost.status["attempt"] == 2
 
 
-def test_two_operators_without_leader_election_start_no_run_twice_and_come_to_rest(stage: Stage) -> None:
-    """The same names and the same answers: one Job for each attempt, and both stop writing."""
-    both = [stage.start(), stage.start()]
-    for number in range(RUNS):
-        stage.apply(f"run-{number}")
-    for number in range(RUNS):
-        stage.wait_condition("Accepted", status="True", name=f"run-{number}")
-    pods = eventually(lambda: found if len(found := stage.objects("pods")) == RUNS else None, "all have a pod")
-    for pod in pods:
-        stage.run_pod(pod)
-    for number in range(RUNS):
-        stage.wait_condition("PodsReady", status="True", name=f"run-{number}")
-    ends, loses_its_job, *_ = pods
-    stage.end_pod(ends, 0, succeeded())
-    stage.wait_condition("Complete", status="True", name=ends["metadata"]["labels"][NAME_LABEL])
-    (owner,) = loses_its_job["metadata"]["ownerReferences"]
-    stage.api.delete(stage.path("jobs", owner["name"]) + "?propagationPolicy=Background")
-    stage.end_pod(loses_its_job, 143)
-    stage.wait_job(attempt=2)
-    rest(both)
-    attempts = Counter(
-        (job["metadata"]["labels"][NAME_LABEL], job["metadata"]["labels"][ATTEMPT_LABEL])
-        for job in stage.objects("jobs")
-    )
-    lost = loses_its_job["metadata"]["labels"][NAME_LABEL]
-    names = [f"run-{number}" for number in range(RUNS)]
-    assert attempts == {(name, "2" if name == lost else "1"): 1 for name in names}
-    assert all(operator.metric('lora_operator_reconcile_total{result="error"}') == 0.0 for operator in both)
-
-
-def rest(operators: list[OperatorProcess]) -> None:
-    """Wait until neither writes while both look again and again."""
-    looks = 'lora_operator_reconcile_total{result="success"}'
-
-    def settled() -> bool:
-        writes = [operator.writes() for operator in operators]
-        wanted = [operator.metric(looks) + RUNS for operator in operators]
-        eventually(
-            lambda: all(one.metric(looks) >= looked for one, looked in zip(operators, wanted, strict=True)),
-            "both look again",
-        )
-        return [operator.writes() for operator in operators] == writes
-
-    eventually(settled, "both write nothing more")
+def test_a_container_that_restarts_in_its_pod_takes_its_own_lease_at_once(stage: Stage) -> None:
+    """After SIGKILL nobody gives the Lease back, which would last an hour; one in another pod waits for its end."""
+    first = start_candidate(stage, **LONG)
+    eventually(lambda: leads(first), "the first leads")
+    standby = start_candidate(stage, **LONG)
+    first.kill()
+    run = begin(stage, "restarted")
+    again = start_candidate(stage, **LONG)
+    assert (again.pod, standby.pod) == (first.pod, "operator-1")
+    eventually(lambda: leads(again), "the one that was started again leads")
+    run.wait("Accepted", "True")
+    assert lease(stage)["leaseTransitions"] == 0
+    assert not leads(standby)

@@ -123,9 +123,9 @@ def test_namespaces_end_with_runs_in_every_state_whether_an_operator_looks_on_or
     anew.
     """
     with namespaces(stage, 3) as (kept, lost, alone):
-        keeps = stage.start(elsewhere={"": RIGHTS}, namespaces=[kept.namespace], **SOON)
-        loses = stage.start(elsewhere={lost.namespace: RIGHTS}, **SOON)
-        dies = stage.start(elsewhere={"": RIGHTS}, namespaces=[alone.namespace], **SOON)
+        keeps = stage.start(elsewhere={"": RIGHTS}, namespaces=[kept.namespace], leaseName="keeps", **SOON)
+        loses = stage.start(elsewhere={lost.namespace: RIGHTS}, leaseName="loses", **SOON)
+        dies = stage.start(elsewhere={"": RIGHTS}, namespaces=[alone.namespace], leaseName="dies", **SOON)
         for place in (kept, lost, alone):
             runs_in_every_state(place)
         dies.kill()

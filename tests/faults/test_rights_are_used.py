@@ -25,13 +25,11 @@ def test_the_operator_calls_for_each_of_its_rights_and_for_no_other(stage: Stage
     proxy.lose(lambda call, _: call.what in ("watch jobs", "watch pods") and len(proxy.made("create jobs")) < 2)
     proxy.add(Rule(fault=Answer(code=409, reason="Conflict"), what="update lorafinetunes/status", times=1))
     operator = stage.start(
-        rights=(*RIGHTS, *LEASE_RIGHTS),
         proxy=proxy,
-        leaderElection=True,
-        leaseNamespace=stage.namespace,
         retryPeriodSeconds=0.3,
     )
     train_on_two_nodes(stage, proxy)
+    give_up(stage)
     queue(stage)
     wanted = {str(right) for right in (*RIGHTS, *LEASE_RIGHTS)}
     eventually(lambda: wanted <= used(proxy), f"all is used; left: {sorted(wanted - used(proxy))}")
@@ -69,6 +67,13 @@ def train_on_two_nodes(stage: Stage, proxy: FaultProxy) -> None:
     stage.end_pod(leader, 0, succeeded())
     stage.wait_condition("Complete", status="True", name="two")
     eventually(lambda: stage.jobs_of(TRAIN) == [], "the Job is cleared away")
+
+
+def give_up(stage: Stage) -> None:
+    """It waits too long, so that its Job, which would go on, is deleted."""
+    stage.apply("late", pendingTimeoutSeconds=1)
+    stage.wait_condition("Failed", status="True", name="late")
+    eventually(lambda: stage.jobs_of(TRAIN) == [], "the Job is stopped")
 
 
 def living_pods(stage: Stage, job: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tests.model.controllers import condition_of, controller_uid
 from tests.model.life import PENDING_TIMEOUT_S, Life
-from tests.model.objects import has_failed, is_over, run_uid
+from tests.model.objects import condition_of, controller_uid, has_failed, is_over, run_uid
 from tests.model.queues import is_held, workload_of
 from tests.model.server import labels_of
 from tests.model.talk import PASSWORD, SECRET

@@ -1,10 +1,12 @@
-"""What a run's children say of themselves, whatever became of the operator's labels."""
+"""What objects say of themselves, and a run's children whatever became of the operator's labels."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 from lora_operator.views.names import CONFIG_ANNOTATION, JOB_NAME_LABEL, TRAIN, place_of
+from lora_operator.views.wording import instant
 
 Object = dict[str, Any]
 
@@ -40,3 +42,39 @@ def run_uid(document: Mapping[str, Any]) -> str:
     config = (template.get("annotations") or {}).get(CONFIG_ANNOTATION)
     owners = (owner for owner in metadata.get("ownerReferences") or () if owner["kind"] == "LoRAFineTune")
     return str(json.loads(config)["run"]["uid"] if config else next((owner["uid"] for owner in owners), ""))
+
+
+def controller_uid(document: Mapping[str, Any]) -> str:
+    """The uid of the controlling owner."""
+    owners = document["metadata"].get("ownerReferences") or ()
+    return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
+
+
+def ending_of(job: Mapping[str, Any]) -> str:
+    """Complete or Failed; empty for a Job that goes on."""
+    conditions = job["status"].get("conditions", ())
+    return next(
+        (str(c["type"]) for c in conditions if c["type"] in {"Complete", "Failed"} and c["status"] == "True"), ""
+    )
+
+
+def controller_reference(job: Object) -> Object:
+    """The controller reference of a Job's pod."""
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"]}
+    return {**owner, "controller": True, "blockOwnerDeletion": True}
+
+
+def condition_of(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """The condition of a kind; empty where there is none."""
+    found: Iterable[Mapping[str, Any]] = status.get("conditions", ())
+    return next((c for c in found if c["type"] == kind), {})
+
+
+def with_condition(
+    status: Mapping[str, Any], kind: str, value: str, reason: str, now: datetime, *, message: str = ""
+) -> Object:
+    """The status with that condition, whatever was said of its kind before."""
+    rest = [c for c in status.get("conditions", ()) if c["type"] != kind]
+    since = instant(now)
+    condition = {"type": kind, "status": value, "reason": reason, "message": message, "lastTransitionTime": since}
+    return {**status, "conditions": [*rest, condition]}

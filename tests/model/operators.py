@@ -15,22 +15,23 @@ from tests.model.server import Happening, Object, Server, labels_of
 from tests.model.virtual_loop import VirtualLoop
 
 from lora_operator.cluster.api import Api, ApiError, UnreachableError
-from lora_operator.cluster.cache import Cache, Store
 from lora_operator.cluster.lease import Election
 from lora_operator.cluster.server_clock import ServerClock
+from lora_operator.cluster.store import Store, Stores
 from lora_operator.running.handlers import bring
 from lora_operator.running.identity import Identity
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.operator import make_operator
-from lora_operator.running.resync import resync
 from lora_operator.running.supervision import OperatorFailedError, run_together
-from lora_operator.running.work import lead
+from lora_operator.running.work import Work, check_watches, keep_house, lead
 from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
 from lora_trainer.contract.progress import Progress
 
 BEGINNING = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 REQUEST_TIMEOUT_S = 30.0
+# A leader that has lost its Lease ends sooner, but what it has sent may still be under way for so long.
+LAG_S = REQUEST_TIMEOUT_S
 WATCHDOG_S = 30.0
 WATCHED = ("lorafinetunes", "jobs", "pods", "workloads")
 _BRING = cast("Callable[..., Coroutine[Any, Any, None]]", bring)
@@ -188,7 +189,8 @@ class ModelElection(Election):
 class ModelOperator:
     """One operator process. It hears of changes at once, unless `deaf` to a kind of objects, and until it dies.
 
-    One that does not lead hears of everything, too, and works once it does.
+    One that does not lead hears of everything, too, and works once it does. One that another has taken the Lease from
+    lags: it goes on for a while, and hears nothing of what the other says of the runs.
     """
 
     def __init__(
@@ -205,6 +207,7 @@ class ModelOperator:
         self.skew_s = skew_s
         self.network = network
         self.alive = True
+        self.lags = False
         self.deaf: set[str] = set()
         self._heard = dict.fromkeys(WATCHED, 0)
         self._life: asyncio.Task[None] | None = None
@@ -223,18 +226,16 @@ class ModelOperator:
             metrics=METRICS,
             registry=CollectorRegistry(),
             identity=Identity(name=f"operator-{number}"),
-            election=self._election,
             clock=loop.time,
             random=random.Random(number).random,  # noqa: S311 - jitter is no secret
             fetch=fetch,
-            end=self.kill,
         )
-        self._memo = kopf.Memo(operator=self._operator)
+        self._memo = kopf.Memo(work=Work(self._operator, self._election, end_process=self.kill))
 
     @property
-    def cache(self) -> Cache:
+    def stores(self) -> Stores:
         """What it knows of the cluster."""
-        return self._operator.cache
+        return self._operator.stores
 
     # -- life
 
@@ -247,18 +248,16 @@ class ModelOperator:
         try:
             await operator.kueue.discover(operator.api)
             operator.follow()
-            for one in operator.followed:
-                await one.list()  # it is the model that brings what a watch would
+            for lister in operator.listers:
+                await lister.list()  # it is the model that brings what a watch would
             for plural in WATCHED:
                 self.relist(plural)
             self.network.server.listeners.append(self._hear_soon)
-            interval_s = operator.config.resync_interval_s
             parts = {
-                "resync": resync(
-                    operator.api, operator.kueue, operator.followed, interval_s=interval_s, after=operator.forget
-                ),
+                **{f"list of {lister.path}": lister.heal() for lister in operator.listers},
+                "house": keep_house(operator),
                 "watchdog": self._watch_over(),
-                "lead": lead(operator),
+                "lead": lead(operator, self._election),
             }
             await run_together(parts)
         except (ApiError, UnreachableError, OperatorFailedError):
@@ -267,20 +266,24 @@ class ModelOperator:
             self._forget()
 
     async def _watch_over(self) -> None:
-        """Of what production's looks at, the watch that kopf has."""
+        """As seldom as the model's hours allow."""
         while True:
             await asyncio.sleep(WATCHDOG_S)
-            if any(beside.deaf for beside in self._operator.lists.values()):
-                raise OperatorFailedError
+            check_watches(self._operator)
 
     @property
     def has_lease(self) -> bool:
-        """Whether it works on runs, or will as soon as it has listed them."""
-        return self._election.leading
+        """Whether it works on runs, or will as soon as it has listed them, and nobody has taken the Lease from it."""
+        return self._election.leading and not self.lags
 
     def lead(self) -> None:
         """It has got the Lease."""
         self._election.win()
+
+    def lag(self) -> None:
+        """Another has got the Lease, and this one has yet to find that out."""
+        self.lags = True
+        self.network.loop.call_later(LAG_S, self.kill)
 
     def _forget(self) -> None:
         self.alive = False
@@ -302,7 +305,8 @@ class ModelOperator:
     # -- watches
 
     def _hear_soon(self, happening: Happening) -> None:
-        if happening.plural in WATCHED and happening.plural not in self.deaf:
+        deaf = self.deaf | {"lorafinetunes"} if self.lags else self.deaf
+        if happening.plural in WATCHED and happening.plural not in deaf:
             self.network.loop.call_soon(self.hear, happening.plural)
 
     def hear(self, plural: str, most: int = 1_000_000) -> None:
@@ -340,12 +344,12 @@ class ModelOperator:
             self._keep(plural, "DELETED", {**before, "metadata": {**before["metadata"], "resourceVersion": version}})
 
     def _keep(self, plural: str, kind: str, document: Object) -> None:
-        """As kopf and the reflector do, in their own time."""
+        """As kopf and the reflectors do; theirs is a running loop."""
         loop, operator = self.network.loop, self._operator
         if plural == "lorafinetunes":
             loop.create_task(_BRING(event={"type": kind, "object": document}, memo=self._memo))
             return
-        store: Store[Any] = getattr(operator.cache, plural)
+        store: Store[Any] = getattr(operator.stores, plural)
         owner = store.remove(document) if kind == "DELETED" else store.put(document)
         if owner is not None:
             loop.call_soon(operator.wake, owner)

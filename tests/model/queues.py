@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
-from tests.model.controllers import (
+from tests.model.life import Chance
+from tests.model.objects import (
+    Object,
     condition_of,
     controller_reference,
     controller_uid,
     ending_of,
     with_condition,
 )
-from tests.model.life import Chance
-from tests.model.server import Object, labels_of
+from tests.model.server import labels_of
 
 from lora_operator.views.names import QUEUE_LABEL, SUSPEND_ANNOTATION
 

@@ -117,6 +117,8 @@ class Server:
         if subresource == "binding":
             stored = self.objects[place]
             return self._store(place, {**stored, "spec": {**stored["spec"], "nodeName": body["target"]["name"]}})
+        if subresource == "eviction":
+            return self._evict(place)
         if method == "PUT":
             return self._replace_status(place, subresource, body)
         return self._patch(place, subresource, body)
@@ -197,6 +199,15 @@ class Server:
         if changed.get("spec") != stored.get("spec"):
             changed["metadata"] = {**changed["metadata"], "generation": stored["metadata"]["generation"] + 1}
         return self._store(place, changed)
+
+    def _evict(self, place: Place) -> Object:
+        """As a drain asks for it: the pod says why it goes."""
+        status = self.objects[place]["status"]
+        mark = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
+        marked = {**mark, "lastTransitionTime": instant(self._now())}
+        others = [c for c in status.get("conditions", ()) if c["type"] != "DisruptionTarget"]
+        self._store(place, {**self.objects[place], "status": {**status, "conditions": [*others, marked]}})
+        return self._delete(place, {})
 
     def _delete(self, place: Place, options: Mapping[str, Any]) -> Object:
         stored = self.objects[place]

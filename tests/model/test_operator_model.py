@@ -118,8 +118,8 @@ class ClusterLife(RuleBasedStateMachine):
         self.world.settle()
 
     @rule(skew_s=st.sampled_from([0, 0, -7200, 7200]))
-    def start_another(self, skew_s: int) -> None:
-        """Two operators at once, one of them perhaps with a wrong clock."""
+    def take_over(self, skew_s: int) -> None:
+        """Another operator gets the Lease, perhaps with a wrong clock, and the one that led has yet to notice."""
         if len(self.world.operators) < 2:
             self.world.start_operator(skew_s)
             self.world.settle()

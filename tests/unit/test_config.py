@@ -121,7 +121,10 @@ def test_the_clusters_gpus_are_a_list(tmp_path: Path) -> None:
         ("trainerImage: a\ndefaultAffinity: {nodes: {}}\n", "defaultAffinity is .* nodeAffinity, podAffinity"),
         ("trainerImage: a\ndefaultTTLSeconds: 0\n", "defaultTTLSeconds is 0: must be above 0"),
         ("trainerImage: a\ndefaultTTLSeconds: 31536001\n", "defaultTTLSeconds is 31536001: must be at most 31536000"),
-        (f"trainerImage: a\ndefaultMemory: {'x' * 33}\n", "defaultMemory is 'x+': must be at most 32 characters long"),
+        (
+            f"trainerImage: a\ndefaultMemoryPerGPU: {'x' * 33}\n",
+            "defaultMemoryPerGPU is 'x+': must be at most 32 characters long",
+        ),
         (f"trainerImage: a\ndefaultQueue: {'q' * 254}\n", "defaultQueue is .* at most 253 characters long"),
         (
             "trainerImage: a\ndefaultTolerations: [" + ", ".join(f"{{key: t{n}}}" for n in range(33)) + "]\n",

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 from tests.unit.builders import CONFIG, NOW, UID, finished_job, make_finetune, make_job, with_status
+from tests.unit.deciding import decide
 from tests.unit.plans import finished
 from tests.unit.test_definition_and_contract import SPEC
 from tests.unit.test_render import FULL, SITE, everything
 
-from lora_operator.decision.decide import decide
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed
 from lora_trainer.contract.config import TrainConfig
@@ -252,7 +252,7 @@ def test_every_setting_of_the_site_that_is_about_runs_changes_what_is_rendered(n
         "default_ttl_s",  # of a Job that has ended
         *("run_metrics", "status_delay_s"),
         *("namespaces", "progress_interval_s", "progress_timeout_s", "pending_check_s", "resync_interval_s"),
-        *("leader_election", "lease_name", "lease_namespace", "require_rendered_image"),
+        *("lease_name", "lease_namespace", "require_rendered_image"),
         *("lease_duration_s", "renew_deadline_s", "retry_period_s"),
         *(
             "watch_inactivity_s",

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lora_operator.cluster.cache import Key
+from lora_operator.cluster.store import Key
 from lora_operator.running import logs
 
 

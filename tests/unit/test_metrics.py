@@ -19,7 +19,7 @@ from tests.unit.builders import (
     running_pod,
 )
 
-from lora_operator.cluster.cache import Cache
+from lora_operator.cluster.store import Stores
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.object_metrics import ObjectCollector
 from lora_operator.views.model import FineTune, Observed
@@ -284,7 +284,7 @@ def test_a_run_has_few_series_fewer_after_its_end_and_none_once_it_is_deleted(
     result: str, wanted: dict[str, float]
 ) -> None:
     """From a store as the operator has it, in which those that are done are packed."""
-    cache = Cache()
+    cache = Stores()
     manifest = make_manifest(status=full_status(result))
     manifest["metadata"]["resourceVersion"] = "1"
     cache.finetunes.put(manifest)

@@ -2,7 +2,6 @@
 
 import io
 import re
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,24 +12,18 @@ from tests.unit.builders import (
     NAMESPACE,
     NOW,
     UID,
-    condition_object,
     make_finetune,
     make_job,
-    make_job_object,
-    make_pod_object,
     running_pod,
     with_status,
 )
+from tests.unit.deciding import decide
 from tests.unit.reached import running
 
-from lora_operator.cluster.cache import Key
-from lora_operator.decision.decide import decide
+from lora_operator.cluster.store import Key
 from lora_operator.running import logs
-from lora_operator.running.explain import describe, render
 from lora_operator.running.logs import FIELDS, DecisionLine
 from lora_operator.views.model import Observed
-from lora_operator.views.observe import parse_job, parse_pod
-from lora_operator.views.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,21 +49,6 @@ def masked(text: str) -> str:
     """Without times, numbers of turns, and the part of a name that is chance."""
     plain = re.sub(r"\S+Z (?=[A-Z]+ )|turn=\S+", "<time>", text)
     return re.sub(r"support-tone-[a-z0-9]{5}-1(-0-[a-z0-9]{5})?", "<name>", plain)
-
-
-def test_the_explanation_is_what_the_command_prints() -> None:
-    """Of a run whose claim nobody has made, at the ages that the page shows."""
-    since = NOW - timedelta(minutes=12, seconds=29)
-    finetune = make_finetune(metadata={"creationTimestamp": instant(since - timedelta(seconds=1))})
-    job = make_job_object(status={"active": 1, "startTime": instant(since)})
-    said = {"reason": "Unschedulable", "message": 'persistentvolumeclaim "data" not found'}
-    pod = make_pod_object(node="", conditions=(condition_object("PodScheduled", "False", since=since, **said),))
-    for child in (job, pod):
-        child["metadata"]["creationTimestamp"] = instant(since)
-    observed = Observed(jobs=(parse_job(job),), pods=(parse_pod(pod),))
-    known = with_status(finetune, decide(finetune, observed, CONFIG, NOW).status)
-    printed = render(describe(known, observed, decide(known, observed, CONFIG, NOW), config=CONFIG, now=NOW))
-    assert masked(printed) == masked(block("docs/operations.md", "LoRAFineTune team-a/").output)
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 import pytest
 from tests.unit.builders import condition_object, make_finetune, make_job_object
 
-from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.store import Key, Stores
 from lora_operator.running.priority import is_urgent
 from lora_operator.views.model import FineTune
 
 
-def cache_with(finetune: FineTune, *, job: bool = False) -> tuple[Cache, Key]:
-    cache = Cache()
+def cache_with(finetune: FineTune, *, job: bool = False) -> tuple[Stores, Key]:
+    cache = Stores()
     cache.finetunes.put(finetune.manifest)
     if job:
         cache.jobs.put(make_job_object())
@@ -37,4 +37,4 @@ def test_a_run_that_nobody_has_looked_at_or_that_has_changed_comes_first(
 
 def test_one_that_is_gone_is_not_urgent() -> None:
     """There is nothing to do but to forget it."""
-    assert not is_urgent(Cache(), Key("team", "gone"))
+    assert not is_urgent(Stores(), Key("team", "gone"))

@@ -8,7 +8,6 @@ import math
 import pytest
 from tests.unit.builders import running_pod
 
-from lora_operator.cluster.cache import Key
 from lora_operator.cluster.progress_poll import (
     MOST_AT_ONCE,
     MOST_OF_NAMESPACE,
@@ -16,6 +15,7 @@ from lora_operator.cluster.progress_poll import (
     _address,
     fetch_progress,
 )
+from lora_operator.cluster.store import Key
 from lora_operator.views.model import Answer, PodView
 from lora_trainer.contract.progress import Phase, Progress
 

@@ -5,16 +5,9 @@ from tests.unit.builders import running_pod
 from tests.unit.contradictions import contradictions
 from tests.unit.reached import REACH, ended, waiting
 
-from lora_operator.decision.states import (
-    CONDITIONS,
-    ENDS,
-    STATES,
-    STEPS,
-    Group,
-    group_of,
-    is_good_news,
-)
-from lora_operator.decision.vocabulary import VOCABULARY
+from docgen.state_tables import CONDITIONS, STEPS
+from docgen.vocabulary import VOCABULARY
+from lora_operator.decision.states import ENDS, STATES, Group, group_of, is_good_news
 from lora_operator.views.conditions import condition_in
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.reasons import Reason

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from lora_operator.cluster.api import EVENTS, JOBS, Api, ApiError, Chunk, UnreachableError
-from lora_operator.cluster.cache import Key
 from lora_operator.cluster.fair_slots import FairSlots
+from lora_operator.cluster.store import Key
 from lora_operator.views.jobs import FAILED_CREATE
 from lora_operator.views.model import EventView, JobView, PodView
 from lora_operator.views.observe import parse_event

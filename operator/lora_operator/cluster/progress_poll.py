@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
-from lora_operator.cluster.cache import Key
 from lora_operator.cluster.fair_slots import FairSlots
+from lora_operator.cluster.store import Key
 from lora_operator.views.model import Answer, PodView
 from lora_trainer.contract.progress import MAX_BYTES, PORT, Progress
 

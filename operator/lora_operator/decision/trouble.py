@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from lora_operator.views.conditions import Finding
 from lora_operator.views.jobs import FAILED_CREATE
-from lora_operator.views.model import EventView, JobView, PodView, Rejection
+from lora_operator.views.model import EventView, JobView, PodView, Refusal
 from lora_operator.views.pods import condition_of, has_ended, is_running, was_disrupted, was_short_of_something
 from lora_operator.views.wording import UNANSWERED, is_of_webhook, last_line, sentence
 from lora_trainer.contract.reasons import Reason
@@ -87,13 +87,13 @@ def trouble_of_job(job: JobView, pods: Iterable[PodView], events: Iterable[Event
     return _finding(reason, f"The Job cannot create its pod: {last_line(event.message, 600)}", remedy, event.last_seen)
 
 
-def trouble_of_rejection(rejection: Rejection) -> Finding:
+def trouble_of_refusal(refusal: Refusal) -> Finding:
     """Why the API server refused what the operator wanted to write."""
-    if rejection.code == 409 and not is_of_webhook(rejection.message):
-        return name_conflict(rejection.kind, rejection.name)
-    reason, remedy = classify_refusal(rejection.message)
-    said = sentence(rejection.message, 600) or f"{rejection.code} {rejection.reason}"
-    return _finding(reason, f"The API server refused {rejection.kind} {rejection.name}: {said}", remedy)
+    if refusal.code == 409 and not is_of_webhook(refusal.message):
+        return name_conflict(refusal.kind, refusal.name)
+    reason, remedy = classify_refusal(refusal.message)
+    said = sentence(refusal.message, 600) or f"{refusal.code} {refusal.reason}"
+    return _finding(reason, f"The API server refused {refusal.kind} {refusal.name}: {said}", remedy)
 
 
 def name_conflict(kind: str, name: str) -> Finding:

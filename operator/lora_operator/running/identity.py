@@ -18,7 +18,7 @@ class Identity:
 
 
 def own_identity() -> Identity:
-    """The pod's name and namespace; outside of a pod a name that no other process has."""
+    """The pod's name, which a container that restarts has again, and namespace; outside of a pod a name of its own."""
     name = os.environ.get("POD_NAME") or f"{socket.gethostname()}-{secrets.token_hex(4)}"
     return Identity(name=name, namespace=_own_namespace())
 

@@ -20,7 +20,7 @@ from typing import Any, Self, TextIO
 
 import orjson
 
-from lora_operator.cluster.cache import Key
+from lora_operator.cluster.store import Key
 from lora_operator.views.conditions import condition_in, result_of, state_of
 from lora_operator.views.model import FineTune, Plan
 from lora_operator.views.wording import maps_of, sentence
@@ -206,7 +206,7 @@ class DecisionLine:
         logger.log(level, "%s: %s", reason or "No state yet", self._sentence(), extra=fields)
 
     def _sentence(self) -> str:
-        if result_of(self._finetune.status) and any(what.startswith("deleted") for what in self._wrote):
+        if result_of(self._finetune.status) and any(what.startswith(("deleted", "patched")) for what in self._wrote):
             return "the run has ended, and what is left of its attempt is cleaned up"
         return str(condition_in(self._plan.status, "Complete").get("message", ""))
 

@@ -50,7 +50,7 @@ class Metrics:
         )
         self.leader = Gauge(
             "lora_operator_leader",
-            "1 for the process that works on runs: with leader election one of several, without it each that is ready.",
+            "1 for the process that holds the Lease and works on runs, 0 for one that stands by.",
             registry=registry,
         )
         self.left_out_namespaces = Gauge(

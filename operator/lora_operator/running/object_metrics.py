@@ -13,13 +13,12 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from lora_operator.decision.advice import CODES, SEVERITIES
-from lora_operator.decision.retries import Cause, stored_retries
-from lora_operator.decision.spent_time import stored_time
 from lora_operator.decision.states import group_of
 from lora_operator.views.conditions import result_of, state_of
 from lora_operator.views.model import FineTune
 from lora_operator.views.names import QUEUE_LABEL
 from lora_operator.views.request import read_nodes
+from lora_operator.views.stored import read_stored
 from lora_operator.views.wording import block_of, maps_of, parse_instant, text_of
 
 _SUFFIXES = {"info": "_info", "counter": "_total", "gauge": ""}
@@ -103,9 +102,9 @@ def _state_since(finetune: FineTune, _: float) -> Found:
 
 
 def _retries(finetune: FineTune, _: float) -> Found:
-    retries, ended = stored_retries(finetune.status), bool(result_of(finetune.status))
-    counts = ((cause, retries.of(cause)) for cause in Cause)
-    return [({"cause": cause.value}, float(number)) for cause, number in counts if number or not ended]
+    block, ended = block_of(finetune.status, "retries"), bool(result_of(finetune.status))
+    counts = ((kind, _number(block.get(kind)) or 0.0) for kind in ("used", "preempted"))
+    return [({"kind": kind}, number) for kind, number in counts if number or not ended]
 
 
 def _advice(finetune: FineTune, _: float) -> Found:
@@ -121,7 +120,7 @@ def _requested_gpus(finetune: FineTune, _: float = 0) -> float | None:
 
 
 def _active_seconds(finetune: FineTune, now_s: float) -> float | None:
-    spent = stored_time(finetune.status)
+    spent = read_stored(finetune.status)
     if spent.active_since is None:
         return float(spent.run_s) if spent.active_until else None
     return spent.run_s + max(0.0, now_s - spent.active_since.timestamp())

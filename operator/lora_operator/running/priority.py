@@ -1,10 +1,10 @@
 """Who is looked at first when many wait."""
 
-from lora_operator.cluster.cache import Cache, Key
+from lora_operator.cluster.store import Key, Stores
 from lora_operator.views.conditions import result_of
 
 
-def is_urgent(cache: Cache, key: Key) -> bool:
+def is_urgent(cache: Stores, key: Key) -> bool:
     """Whether somebody waits for the first look at a run, or at what he has just changed of it.
 
     After a start thousands of others wait, finished ones among them. A run that has a Job waits for nothing but news.
