@@ -69,6 +69,7 @@ lint: venv
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@PYTHONPATH=operator:trainer_image $(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/python hack/docs --check
 	@$(BIN)/python hack/dashboards --check
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -78,7 +79,7 @@ unit: venv
 
 test: servers
 	@$(MAKE) --no-print-directory lint
-	@$(PYTEST) -n $(WORKERS) tests
+	@$(PYTEST) -n $(WORKERS) --durations=30 tests
 
 # A part that fails keeps no other from running: all of them take two hours.
 soak: servers

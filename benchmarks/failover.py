@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/failover.py [--rounds 5] [--resources 100]
 
 Starts a control plane of its own (etcd, API server, controller manager, scheduler; no node), creates `--resources`
-suspended LoRAFineTunes, and starts two operators with leader election and its default settings. In each round it ends
+suspended LoRAFineTunes, and starts two operators with the default settings of their Lease. In each round it ends
 the leader, by SIGKILL or by SIGTERM, creates a LoRAFineTune at once, and takes the time until that has a Job:
 what a user waits for. The last lines are rows for docs/benchmarks.md.
 """
@@ -107,7 +107,7 @@ class Pair:
     def _start(self) -> Candidate:
         port = free_port()
         config = self._folder / f"{port}.yaml"
-        changes = {"leaderElection": True, "leaseNamespace": NAMESPACE, "httpPort": port, "namespaces": [NAMESPACE]}
+        changes = {"leaseNamespace": NAMESPACE, "httpPort": port, "namespaces": [NAMESPACE]}
         config.write_text(yaml.safe_dump({"trainerImage": "registry.example/lora-trainer:bench", **changes}))
         environment = {**self._cluster.environment, "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image"}
         with (self._folder / f"{port}.log").open("wb") as log:

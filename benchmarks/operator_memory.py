@@ -97,7 +97,8 @@ class Server:
         if stored is None:
             return _json({"kind": "Status", "reason": "NotFound", "message": "not found"}, 404)
         if method == "PUT":
-            stored = self.store(plural, name, {**stored, "status": body["status"]}, "MODIFIED")
+            changed = {part: body[part] for part in ("spec", "status") if part in body}
+            stored = self.store(plural, name, {**stored, **changed}, "MODIFIED")
         return _json(stored)
 
     def _discover(self, path: str) -> web.Response:
@@ -282,7 +283,8 @@ def _command(folder: Path, url: str) -> list[str]:
     }
     (folder / "kubeconfig").write_text(yaml.safe_dump(login))
     settings = {"resyncIntervalSeconds": RESYNC_S, "httpPort": _free_port(), "logLevel": "WARNING"}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"trainerImage": "trainer", **settings}))
+    lease = {"leaseNamespace": NAMESPACE}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"trainerImage": "trainer", **settings, **lease}))
     return [sys.executable, "-m", "lora_operator", "--config", str(folder / "config.yaml")]
 
 

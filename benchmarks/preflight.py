@@ -81,7 +81,7 @@ def _wait(client: Client, name: str) -> float:
         with Watch(api, f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs", role_of, names_only=True) as jobs:
             client.kubectl("apply", f"--namespace={NAMESPACE}", "--filename=-", stdin=manifest)
             jobs.wait(2, _TIMEOUT_S)
-        return jobs.seen["train"] - jobs.seen["prepare"]
+        return jobs.seen["train"] - jobs.seen["preflight"]
     finally:
         client.kubectl("delete", "lorafinetune", name, f"--namespace={NAMESPACE}", "--cascade=foreground")
 

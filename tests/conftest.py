@@ -9,16 +9,14 @@ import os
 import re
 import subprocess
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as examples
-from tests.durations import Durations
-from tests.failures_at_once import FailuresAtOnce
-from tests.faults.recording import RESULTS, FaultRecorder, commit, unasserted
-from tests.scheduling import Scheduling
+from xdist.scheduler import LoadScopeScheduling
 
 from localcluster import client, lifecycle, settings
 from localcluster.client import HACK_CLUSTER, Client, CommandError
@@ -39,6 +37,22 @@ examples.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "unit"))
 
 # The name under which this process, and no other that lives, runs a control plane.
 _CONTROL_PLANE = re.compile(r"tests-(\d+)(-[a-z]+)?")
+# Tests on the full cluster install charts, offer GPUs and kill its kubelet: one after the other.
+_FULL_CLUSTER, _ON_FULL_CLUSTER = "full-cluster", ("tests/cluster/", "tests/e2e/")
+_CLUSTERS_OF_ITS_OWN = "tests/cluster/test_local_cluster_life.py"
+# Groups that take much longer than others with as many tests, as if they had so many.
+_LONG = {
+    _FULL_CLUSTER: 1000,
+    "tests/faults/test_control_plane.py": 500,
+    "tests/component/test_random_life.py": 480,
+    "tests/faults/test_crash_sweep.py": 470,
+    "tests/component/test_explain.py": 460,
+    "tests/component/test_bad_input.py": 450,
+    "tests/faults/test_hostile_pods.py": 440,
+    "tests/trainer/test_run.py": 430,
+    "tests/model/test_operator_model.py": 420,
+    "tests/model/test_lagging_operators.py": 410,
+}
 _SET_BY_PYTEST = "PYTEST_CURRENT_TEST"
 _FAILED = pytest.StashKey[bool]()
 _USED: list[TextIO] = []
@@ -127,46 +141,34 @@ def _namespace(on: Client, request: pytest.FixtureRequest) -> Iterator[str]:
         on.kubectl("delete", "namespace", name, "--wait=false")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Record on demand: an ordinary run leaves the working tree as it is."""
-    parser.addoption(
-        "--record-faults", action="store_true", help=f"note outcomes of the fault matrix in {RESULTS.name}"
-    )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """The process that hears of every test records, not its workers."""
-    if hasattr(config, "workerinput"):
-        return
-    config.pluginmanager.register(Durations(), "durations-of-folders")
-    if _IS_SOAK:
-        config.pluginmanager.register(FailuresAtOnce(config), "failures-at-once")
-    if config.getoption("--record-faults"):
-        config.pluginmanager.register(FaultRecorder(RESULTS, commit()), "fault-recorder")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """A test of the fault matrix that has not asserted all that its marks name has proven nothing."""
-    result = yield
-    left = unasserted(pyfuncitem)
-    assert not left, f"marked as proven, and not asserted: {', '.join(left)}"
-    return result
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
-    """With `-n`: a file for a worker, the full cluster for one."""
-    return Scheduling(config, log)
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave what takes long to the soak."""
-    if _IS_SOAK:
-        return
-    long = [item for item in items if item.get_closest_marker("soak")]
+    """Leave what takes long to the soak, and begin with what ends last."""
+    long = [] if _IS_SOAK else [item for item in items if item.get_closest_marker("soak")]
     if long:
         config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+        items[:] = [item for item in items if item not in long]
+    sizes = Counter(_group(item.nodeid) for item in items)
+    items.sort(key=lambda item: (-_LONG.get(_group(item.nodeid), sizes[_group(item.nodeid)]), _group(item.nodeid)))
+
+
+class Groups(LoadScopeScheduling):  # type: ignore[misc]
+    """With `-n` a file goes to one worker, and so does all that is on the full cluster.
+
+    So would marks and `--dist=loadgroup` have it, but pytest-xdist 3.8 does not find its groups under pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Groups:
+    """Asked by pytest-xdist."""
+    return Groups(config, log)
+
+
+def _group(nodeid: str) -> str:
+    file = nodeid.partition("::")[0]
+    return _FULL_CLUSTER if file.startswith(_ON_FULL_CLUSTER) and file != _CLUSTERS_OF_ITS_OWN else file
 
 
 @pytest.hookimpl(wrapper=True)

@@ -40,7 +40,6 @@ _TRAINS = rb'lorafinetune_state\{group="Running",(.*),state="Training"\}'
 _GPU_IDLE_S = 57 * 15
 
 FAULTS: Mapping[str, Sequence[Fault]] = {
-    "LoRAOperatorSeveralLeaders": [Fault(path="/standby", found=_value(rb"lora_operator_leader"), instead=_given("1"))],
     "LoRAOperatorWatchStale": [
         Fault(
             path=_OPERATOR,

@@ -120,7 +120,6 @@ def training(run: Run, age_s: float) -> dict[str, Any]:
             "peakMemoryBytes": 19 * _GIB,
             "checkpointStep": int(saved_s * STEPS / TRAINS_S),
         },
-        "usage": {"usefulGpuSeconds": int(saved_s)} if saved_s else {},
         "retries": {"nodeLost": 1} if run.number % 7 == 0 and age_s > TRAINS_S / 2 else {},
         "advice": [{"code": "MoreMemory", "severity": "Warning"}] if run.number % 3 == 0 else [],
         "conditions": _conditions(Reason.TRAINING, quota=True),
@@ -133,14 +132,11 @@ def _ended(run: Run) -> dict[str, Any]:
     reason = _FAILURES[run.number // 12 % len(_FAILURES)] if failed else Reason.SUCCEEDED
     before = training(run, TRAINS_S - 1)
     del before["activeSince"], before["stateSince"]
-    useful = before["usage"]["usefulGpuSeconds"]
-    lost = {"wastedGpuSeconds": int(TRAINS_S) - useful, "lostSteps": {"failed": _CHECKPOINT_S}}
     return {
         **before,
         "runSeconds": int(TRAINS_S),
         "activeUntil": _moment(run.ended_s),
         "completionTime": _moment(run.ended_s),
-        "usage": {"usefulGpuSeconds": useful, **lost} if failed else {"usefulGpuSeconds": int(TRAINS_S)},
         "results": {} if failed else {"trainLoss": "1.31", "evalLossBefore": "2.52", "evalLossAfter": "1.44"},
         "checkpoint": {"step": STEPS},
         "conditions": _conditions(reason, quota=False, ended="False" if failed else "True"),

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from benchmarks.monitored.chart import NAMESPACE, Chart
 from benchmarks.monitored.life import STEPS, TRAINS_S, Run, finetune, pod_name, runs
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 
-from lora_operator.running.metrics import RESOURCES, Metrics
+from lora_operator.running.metrics import Metrics
 from lora_operator.running.object_metrics import ObjectCollector
-from lora_operator.running.scrape import pieces
 from lora_operator.views.model import FineTune, Observed
 from lora_operator.views.names import ATTEMPT_LABEL, INDEX_LABEL, NAME_LABEL, ROLE_LABEL, UID_LABEL, child_labels
 from lora_trainer.contract.progress import Phase, Progress
@@ -105,18 +104,18 @@ class _Operator:
             before = self._before.get(run.name)
             if before is not None and before.status != run.status:
                 changed += 1
-                self._metrics.runs.observe(before, Observed(), run.status)
+                self._metrics.status_written(before, Observed(), run.status)
                 self._metrics.reconcile_seconds.observe(0.002 * (1 + changed % 10))
         self._before = {run.name: run for run in finetunes}
         self._metrics.reconciles.labels("success").inc(changed)
         self._metrics.requests.labels("update", "200").inc(changed)
         self._metrics.requests.labels("get", "200").inc()
         self._metrics.leader.set(1)
-        self._metrics.watch_heard(dict.fromkeys(RESOURCES, now_s - 5))
+        self._metrics.watch_heard(dict.fromkeys(("lorafinetunes", "jobs", "pods"), now_s - 5))
 
     def text(self) -> bytes:
         """What `/metrics` answers."""
-        return b"".join(pieces(self._registry, "")[1])
+        return generate_latest(self._registry)
 
 
 def _labels(run: Run) -> dict[str, str]:

@@ -15,7 +15,7 @@ from lora_operator.views.names import NAME_LABEL, ROLE_LABEL, UID_LABEL, child_n
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Summary
 
-TRAIN, PREFLIGHT = "train", "prepare"
+TRAIN, PREFLIGHT = "train", "preflight"
 GROUP = "/apis/lora-operator.io/v1alpha1"
 STRATEGIC = "application/strategic-merge-patch+json"
 _SEED = "seed"

@@ -257,38 +257,24 @@ _COST: tuple[Panel, ...] = (
                 legend="{{namespace}}: tokens a second",
             )
         ],
-        width=8,
+        width=12,
         stacked=True,
         empty="nothing trains",
     ),
     Curves(
         title="GPU hours of the hour before",
-        description="Useful up to a run's last checkpoint or its success, wasted where it is to be done again. "
-        "Counted with each checkpoint, and when a pod has ended. It needs metrics.serviceMonitor.enabled.",
+        description="By namespace: the time for which runs were active times their GPUs, the preflight and a pod's "
+        f"wait for its node included. {_RUNS}",
         unit="none",
         queries=[
             Query(
-                expr=f'sum(increase(lorafinetune_gpu_seconds_total{{{_OF}, useful="{useful}"}}[1h])) / 3600',
-                legend=legend,
-            )
-            for useful, legend in (("true", "useful"), ("false", "wasted"))
-        ],
-        width=8,
-        stacked=True,
-        colors=[("useful", "good"), ("wasted", "bad")],
-    ),
-    Curves(
-        title="Steps lost in the hour before, by cause",
-        description="Optimizer steps that no checkpoint holds. It needs metrics.serviceMonitor.enabled.",
-        unit="none",
-        queries=[
-            Query(
-                expr=f"sum by (cause) (increase(lorafinetune_steps_lost_total{{{_OF}}}[1h]))",
-                legend="{{cause}}",
+                expr=f"sum by (namespace) (delta(lorafinetune_gpu_seconds{{{_OF}}}[1h])) / 3600",
+                legend="{{namespace}}",
             )
         ],
-        width=8,
+        width=12,
         stacked=True,
+        empty="none",
     ),
 )
 

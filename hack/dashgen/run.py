@@ -34,6 +34,8 @@ def _of_gpus(metric: str) -> str:
     )
 
 
+_SINCE = f"{_max('lorafinetune_state_since_timestamp_seconds')} or {_max('lorafinetune_completed_timestamp_seconds')}"
+
 _GLANCE: tuple[Panel, ...] = (
     Numbers(
         title="State",
@@ -55,7 +57,7 @@ _GLANCE: tuple[Panel, ...] = (
         title="In this state for",
         description=_RUNS,
         unit="s",
-        queries=[Query(expr=f"time() - {_max('lorafinetune_state_since_timestamp_seconds')}", legend="in this state")],
+        queries=[Query(expr=f"time() - ({_SINCE})", legend="in this state")],
         width=3,
         height=4,
     ),

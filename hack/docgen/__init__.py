@@ -2,8 +2,7 @@
 
 docs/api-reference.md                                   from crds/lorafinetunes.yaml
 docs/advice.md                                          from trainer_image/lora_trainer/contract/advice
-docs/faults.md                                          from the fault matrix, the tests' marks and recorded results
-docs/states.md                                          from operator/lora_operator/decision/states.py and vocabulary.py
+docs/states.md                                          from state_tables.py, vocabulary.py and decision/states.py
 docs/metrics.md                                         from the metrics' registries
 helm/lora-finetune-operator/README.md                   from the chart's Chart.yaml, values.yaml and values.schema.json
 helm/lora-finetune-operator/files/lorafinetunes.yaml    from crds/lorafinetunes.yaml

@@ -15,8 +15,7 @@ report changes of state alone. It is in
 
 * `status.advice` (`kubectl describe lft NAME`): a code, a severity, what to do and what was seen; warnings first, at
   most {MOST}. Preflight's advice stays there; of a code that the training reports again, the training's counts.
-* [`lora explain NAME`](client.md) and, for administrators, [`lora-operator explain NAMESPACE/NAME` in the operator's
-  pod](operations.md#why-does-this-run-wait), which knows the cluster's settings;
+* [`lora status NAME` and `lora explain NAME`](client.md);
 * the log of the training, the end of a local run, and `lora-trainer plan`, which knows no data, and a device only if
   the manifest or one `--gpu` names it.
 

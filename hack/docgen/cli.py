@@ -12,7 +12,6 @@ from docgen import (
     chart_readme,
     client_page,
     command,
-    fault_matrix,
     metrics_reference,
     schema,
     spec_types,
@@ -39,7 +38,6 @@ def outputs() -> dict[Path, str]:
     definition = schema.load(command.REPOSITORY / DEFINITION)
     return {
         Path("docs/advice.md"): advice_page.render(),
-        Path("docs/faults.md"): fault_matrix.render(),
         Path("docs/states.md"): states_page.render(),
         client: client_page.insert(read(client)),
         Path("docs/metrics.md"): metrics_reference.render(),

@@ -15,9 +15,8 @@ _HEAD = """\
 # Metrics
 
 In the format of Prometheus and OpenMetrics. Units are base units (seconds, bytes, ratios from 0 to 1); counters end in
-`_total`; a histogram has `_bucket`, `_count` and `_sum`. Where the values of the labels are known beforehand, a counter
-exists with 0 before its first event. No metric carries an error text, an address with credentials or a secret. The
-operator's `/metrics` is compressed where the scraper takes gzip.
+`_total`; a histogram has `_bucket`, `_count` and `_sum`. No metric carries an error text, an address with credentials
+or a secret. The operator's `/metrics` is compressed where the scraper takes that.
 
 """
 _OPERATOR = """\
@@ -29,31 +28,21 @@ _OPERATOR = """\
 _FLEET = """
 ## Runs that the operator manages
 
-Counted since the operator's process began, when the status that reports it is written: a restart counts nothing twice,
-and what happened while no operator ran is counted when the next one notices it. Of a run that is deleted, what was not
-counted by then is lost.
-
-`lorafinetune_gpu_seconds_total` and `lorafinetune_steps_lost_total` begin with 0 in each namespace that has a run.
-For its first 90 seconds a process shows these and the histograms as 0, and then adds what it has counted: `increase()`
-leaves out the first sample of a new pod, so scrape it each minute at least.
-`lorafinetune_finished_total` and `lorafinetune_restarts_total` have too many reasons for that, and begin with their
-first event, which `increase()` leaves out: take `lorafinetune_completed_timestamp_seconds` and
-`lorafinetune_retries_total` instead. GPU seconds are those for which a pod that trains ran, and come in the steps in
-which it becomes certain what they were for: with each checkpoint that the operator hears of, and at the pod's end.
-
-An hour after the last run of a namespace was deleted, the series of that namespace end; with its next run they start
-again.
+Counted since the operator's process began, when the status that reports it is written: a restart counts nothing twice.
+What happened while no operator ran is counted when the next one notices it, often before its first scrape, so that
+`increase()` misses it. By namespace and reason, take `lorafinetune_state` and
+`lorafinetune_completed_timestamp_seconds` below.
 
 """
 _OBJECTS = """
 ## One set of series for each LoRAFineTune
 
-Absent with `runMetrics: false`, for a Prometheus that cannot hold some 25 series for each of them.
+Absent with `runMetrics: false`, for a Prometheus that cannot hold some 15 series for each of them.
 
-Read from the resource at each scrape, and gone with it. A number that is not known has no series. Final values stay
-here for as long as the resource, while a pod's own series end with the pod. A resource has at most 25 of them, and
-beside those one for each piece of advice (16 at most) and `lorafinetune_retries_total` (4, and after the end those that
-are not 0).
+Read from the resource at each scrape by the operator that leads, and gone with the resource. A number that is not known
+has no series. A run has at most 10 while it goes on and 8 after its end, and beside those one for each piece of advice
+(16 at most) and `lorafinetune_retries_total` (4, and after the end those that are not 0). A pod's own series end with
+the pod.
 
 """
 _TRAINER = """
@@ -69,7 +58,7 @@ run's numbers, and each has the memory of its own GPUs.
 _EXAMPLE = {
     "metadata": {"name": "x", "namespace": "x", "creationTimestamp": "2026-01-01T00:00:00Z"},
     "status": {
-        "conditions": [{"type": "Complete", "status": "True", "reason": "Succeeded"}],
+        "conditions": [{"type": "Complete", "status": "Unknown", "reason": "Training"}],
         "advice": [{"code": "MoreMemory", "severity": "Warning"}],
         "retries": {"error": 1},
         "startTime": "2026-01-01T00:00:00Z",
@@ -81,7 +70,7 @@ _EXAMPLE = {
         "checkpoint": {"step": 1},
     },
 }
-"""A finished run, which has every series."""
+"""It has every series: final numbers are read whether or not a run has ended."""
 
 
 def render() -> str:
@@ -149,11 +138,9 @@ def _label_names(metric: Metric) -> Iterable[str]:
 
 
 _LABELS = {
+    "lora_operator_api_requests": ("verb", "code"),
     "lora_operator_left_out_namespace": ("namespace",),
+    "lora_operator_watch_last_event_timestamp_seconds": ("resource",),
     **{f"lora_training_gpu_memory_{kind}_bytes": ("gpu",) for kind in ("allocated", "reserved", "peak")},
-    "lorafinetune_finished": ("namespace", "result", "reason"),
-    "lorafinetune_restarts": ("namespace", "cause"),
-    "lorafinetune_gpu_seconds": ("namespace", "useful"),
-    "lorafinetune_steps_lost": ("namespace", "cause"),
 }
 """Of metrics whose first series appears with the first event."""

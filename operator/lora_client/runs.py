@@ -60,7 +60,7 @@ class Run(Protocol):
         """Let it continue."""
 
     def explain(self) -> Mapping[str, Any]:
-        """What the operator sees of it and decides, and why it waits."""
+        """Its state, and what its Jobs, pods and queue say."""
 
     def compare(self, other: "Run") -> Mapping[str, Any]:
         """The settings that differ, and the other's loss less this one's, in nats per token."""

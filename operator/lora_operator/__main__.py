@@ -11,7 +11,7 @@ from pathlib import Path
 from lora_operator.cluster.api import ApiError, UnreachableError
 from lora_operator.cluster.login import LoginError
 from lora_operator.running import logs
-from lora_operator.running.explain_command import FORMS, ExplainError, explain, parse_place
+from lora_operator.running.explain import ExplainError, explain, parse_place
 from lora_operator.running.operate import operate
 from lora_operator.running.self_check import SelfCheckError
 from lora_operator.running.supervision import OperatorFailedError
@@ -65,7 +65,7 @@ def _explain(options: argparse.Namespace, config: OperatorConfig, *, bare: bool)
     notes = [f"Decided with default settings: {remedy}"]
     try:
         place = parse_place(options.place)
-        asyncio.run(explain(place, config, options.output, notes=notes if bare else ()))
+        asyncio.run(explain(place, config, notes=notes if bare else ()))
     except ExplainError as error:
         sys.stderr.write(f"lora-operator: {visible(str(error))}\n")
         return 1
@@ -91,10 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     settings = f"YAML file of settings (default: ${CONFIG_VARIABLE}, else {MOUNTED_CONFIG})"
     parser.add_argument("--config", type=Path, metavar="FILE", help=settings)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    what = "say what the operator sees of one LoRAFineTune, what it decides now, and why it waits; changes nothing"
+    what = "say as YAML what the operator sees of one LoRAFineTune and what it plans now; changes nothing"
     command = commands.add_parser("explain", help=what, description=what[0].upper() + what[1:])
     command.add_argument("place", metavar="NAMESPACE/NAME")
-    command.add_argument("--output", "-o", choices=sorted(FORMS), default="text", help="form of the answer")
     command.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help=settings)
     what = "say whether the operator's account has its rights, a sample is accepted and a leader is there"
     command = commands.add_parser("verify", help=what, description=what[0].upper() + what[1:])

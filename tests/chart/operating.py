@@ -15,8 +15,8 @@ from tests.ports import free_port
 
 
 @contextmanager
-def operating(target: Target, folder: Path, *, sources: Path = REPOSITORY) -> Iterator[OperatorProcess]:
-    """It has the release's own settings and account; `sources` is where another one's code lies."""
+def operating(target: Target, folder: Path) -> Iterator[OperatorProcess]:
+    """It has the release's own settings and account."""
     settings = yaml.safe_load(
         target.client.get("configmap", RELEASE, f"--namespace={target.system}")["data"]["config.yaml"]
     )
@@ -26,7 +26,9 @@ def operating(target: Target, folder: Path, *, sources: Path = REPOSITORY) -> It
     environment = {
         **os.environ,
         "KUBECONFIG": str(target.kubeconfig(RELEASE, folder)),
-        "PYTHONPATH": f"{sources}/operator:{sources}/trainer_image",
+        # Each is the same pod's container, so that none waits for the Lease of the one before.
+        "POD_NAME": RELEASE,
+        "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image",
     }
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -35,7 +37,7 @@ def operating(target: Target, folder: Path, *, sources: Path = REPOSITORY) -> It
             stderr=output,
             env=environment,
         )
-    operator = OperatorProcess(process=process, port=port, log=log, account=RELEASE, user=RELEASE)
+    operator = OperatorProcess(process=process, pod=RELEASE, port=port, log=log, account=RELEASE, user=RELEASE)
     try:
         operator.wait_ready()
         yield operator

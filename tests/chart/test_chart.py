@@ -32,9 +32,12 @@ def test_default_values_render_the_operator_and_nothing_that_needs_other_operato
         "ServiceAccount": 1,
         "ClusterRole": 3,
         "ClusterRoleBinding": 1,
+        "Role": 1,
+        "RoleBinding": 1,
         "ConfigMap": 1,
         "Service": 1,
         "Deployment": 1,
+        "PodDisruptionBudget": 1,
     }
     cluster_wide = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
     assert {o["metadata"].get("namespace") for o in objects if o["kind"] not in cluster_wide} == {"lora-system"}
@@ -99,11 +102,10 @@ def test_the_platform_may_choose_the_user(render: Render) -> None:
     assert set(context) == {"runAsNonRoot", "seccompProfile"}
 
 
-def test_there_is_one_operator_that_is_replaced_and_probed(render: Render) -> None:
-    """Two operators never overlap on purpose, and the kubelet asks both endpoints."""
+def test_there_is_one_operator_that_is_probed(render: Render) -> None:
+    """The kubelet asks both endpoints."""
     objects = render()
-    spec = only(objects, "Deployment")["spec"]
-    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    assert only(objects, "Deployment")["spec"]["replicas"] == 1
     (container,) = pod_of(objects)["containers"]
     probes = {name: container[name]["httpGet"] for name in ("livenessProbe", "readinessProbe", "startupProbe")}
     assert probes == {
@@ -116,18 +118,18 @@ def test_there_is_one_operator_that_is_replaced_and_probed(render: Render) -> No
     assert paths == {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace"}
 
 
-def test_several_operators_elect_a_leader_and_are_spread_and_replaced_one_by_one(render: Render) -> None:
-    """With replicas above 1: a Lease and the rights on it, a budget for drains, and an overlap in upgrades."""
-    objects = render(replicas=2)
+@pytest.mark.parametrize("replicas", [0, 1, 2])
+def test_operators_have_a_lease_and_are_spread_and_replaced_one_by_one(render: Render, replicas: int) -> None:
+    """One, too: a Lease and the rights on it, a budget for drains, and an overlap in upgrades."""
+    objects = render(replicas=replicas)
     deployment = only(objects, "Deployment")["spec"]
-    assert deployment["replicas"] == 2
+    assert deployment["replicas"] == replicas
     assert deployment["strategy"] == {
         "type": "RollingUpdate",
         "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
     }
     settings = yaml.safe_load(settings_of(objects))
-    lease = (settings["leaderElection"], settings["leaseNamespace"], settings["leaseName"])
-    assert lease == (True, "lora-system", "lora")
+    assert (settings["leaseNamespace"], settings["leaseName"]) == ("lora-system", "lora")
     role = only(objects, "Role", "lora-leader-election")
     assert role["metadata"]["namespace"] == "lora-system"
     granted = {verb: rule.get("resourceNames") for rule in role["rules"] for verb in rule["verbs"]}
@@ -138,16 +140,6 @@ def test_several_operators_elect_a_leader_and_are_spread_and_replaced_one_by_one
     (spread,) = pod_of(objects)["topologySpreadConstraints"]
     assert (budget["maxUnavailable"], spread["whenUnsatisfiable"]) == (1, "ScheduleAnyway")
     assert budget["selector"] == spread["labelSelector"] == deployment["selector"]
-
-
-@pytest.mark.parametrize("replicas", [0, 1])
-def test_one_operator_has_no_lease_and_needs_none(render: Render, replicas: int) -> None:
-    """Nothing of the election is there, the right on Leases included."""
-    objects = render(replicas=replicas)
-    assert only(objects, "Deployment")["spec"]["replicas"] == replicas
-    assert yaml.safe_load(settings_of(objects))["leaderElection"] is False
-    assert not [o for o in objects if o["kind"] in ("Role", "RoleBinding", "PodDisruptionBudget")]
-    assert "topologySpreadConstraints" not in pod_of(objects)
 
 
 def test_durations_of_the_election_that_contradict_each_other_are_refused(helm: Any) -> None:

@@ -42,9 +42,6 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
             "offline": True,
             "s3Endpoint": "http://s3:7070",
             "s3Region": "eu-north-1",
-            "httpsProxy": "http://proxy:3128",
-            "httpProxy": "http://proxy:3129",
-            "noProxy": ".svc,10.0.0.0/8",
             "caBundleConfigMap": "company-ca",
             "caBundleKey": "ca-bundle.crt",
             "ociPlainHTTPRegistries": ["registry.registry.svc:5000"],
@@ -55,7 +52,6 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
             "gpus": [{"name": "NVIDIA-A10G", "memoryGiB": 24, "pricePerHour": 1.2}],
             "requireRenderedImage": True,
             "stallTimeoutSeconds": 900,
-            "mostUnfinishedRunsPerNamespace": 50,
             "runMetrics": False,
             "leaseDurationSeconds": 30,
             "renewDeadlineSeconds": 20,
@@ -107,9 +103,6 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
         offline=True,
         s3_endpoint="http://s3:7070",
         s3_region="eu-north-1",
-        https_proxy="http://proxy:3128",
-        http_proxy="http://proxy:3129",
-        no_proxy=".svc,10.0.0.0/8",
         ca_bundle_config_map="company-ca",
         ca_bundle_key="ca-bundle.crt",
         oci_plain_http_registries=("registry.registry.svc:5000",),
@@ -129,9 +122,7 @@ def test_the_operator_reads_what_the_chart_writes(render: Render, tmp_path: Path
         gpus=(GpuSetting(name="NVIDIA-A10G", memory_gib=24, price=1.2),),
         require_rendered_image=True,
         stall_timeout_s=900,
-        most_unfinished_runs_per_namespace=50,
         run_metrics=False,
-        leader_election=True,
         lease_name="lora",
         lease_namespace="lora-system",
         lease_duration_s=30,
@@ -164,19 +155,6 @@ def test_a_preflight_takes_the_small_image_beside_the_trainers(
     """Where the trainer's has another name, nobody knows that of the small one: the operator takes the trainer's."""
     settings = yaml.safe_load(settings_of(render(trainer={"image": trainer}, preflight={"image": preflight})))
     assert settings["preflightImage"] == image
-
-
-def test_the_earlier_names_of_defaults_are_read_once_more(render: Render, tmp_path: Path) -> None:
-    """Whoever upgrades with the values of the last release keeps what they set; the new name counts where both are."""
-    old = {"cacheClaim": "old", "defaultCPU": "3", "defaultMemory": "5Gi", "httpProxy": "http://proxy:3129"}
-    file = tmp_path / "config.yaml"
-    file.write_text(settings_of(render(config=old, defaults={"memoryPerGPU": "7Gi"})))
-    found = load_config(file)
-    assert (found.cache_claim, found.default_cpu, found.default_cpu_per_gpu) == ("old", "3", "")
-    assert (found.default_memory, found.default_memory_per_gpu) == ("5Gi", "7Gi")
-    assert found.http_proxy == "http://proxy:3129"
-    file.write_text(settings_of(render(config=old, defaults={"cacheClaim": "new"})))
-    assert load_config(file).cache_claim == "new"
 
 
 def test_defaults_of_the_chart_are_those_of_the_operator(render: Render, tmp_path: Path) -> None:

@@ -93,9 +93,11 @@ def test_there_is_no_record_without_a_row() -> None:
 
 
 @pytest.mark.parametrize("number", range(len(ROWS)))
-def test_whatever_is_switched_on_no_pod_asks_for_more_than_the_restricted_standard_allows(number: int) -> None:
+def test_whatever_is_switched_on_no_pod_asks_for_more_than_the_restricted_standard_allows(
+    documents: Render, number: int
+) -> None:
     """The rules of the standard, on the pods of the operator and of helm test."""
-    pods = pods_of(list(yaml.safe_load_all((GOLDEN / f"{number:02}.yaml").read_text())))
+    pods = pods_of(documents(**values_of(ROWS[number])))
     assert pods
     for pod in pods:
         assert pod["securityContext"]["runAsNonRoot"] is True

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.chart.objects import Render, only
 from tests.chart.pod_network import Host, pod_network
 from tests.component.patience import eventually
@@ -98,15 +97,12 @@ TRIED = {
         for place in ("metadata", "google", "azure", "alibaba")
     ),
 }
-needs_queues = pytest.mark.skipif(
-    os.geteuid() != 0 or not Path("/proc/net/netfilter/nfnetlink_queue").exists(),
-    reason="network namespaces and queues of packets need root, and a kernel that has them",
-)
 
 
-@needs_queues
 def test_who_reaches_whom_is_what_the_page_on_installing_says(render: Render) -> None:
     """Each pair in IPv4 and in IPv6, with the labels that operator and Jobs really have."""
+    assert os.geteuid() == 0, "network namespaces need root"
+    assert Path("/proc/net/netfilter/nfnetlink_queue").exists(), "policies need a kernel with queues of packets"
     objects = render(networkPolicy=NETWORK, watch={"namespaces": LISTED})
     assert OPERATOR.items() <= only(objects, "Deployment")["spec"]["template"]["metadata"]["labels"].items()
     cluster = {

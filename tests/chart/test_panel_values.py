@@ -108,6 +108,14 @@ def test_each_change_is_marked_at_the_step_of_marks(tmp_path: Path, mark: str, e
     play(tmp_path, [series(name, values, **of)], [(query, f"{minute}m15s", {labels: 1.0}) for minute in minutes])
 
 
+def test_a_correction_of_gpu_seconds_is_not_counted_as_a_beginning(tmp_path: Path) -> None:
+    """The end of a period of activity is known later than it is: the number then falls by some seconds."""
+    rising = " ".join(str(scrape * SCRAPED_S) for scrape in range(120))
+    given = [series("lorafinetune_gpu_seconds", f"{rising} 3540+0x20", namespace="team", name="tone")]
+    query = asked("fleet", "GPU hours of the hour before")
+    play(tmp_path, given, [(f"{query} > 0.8 < 1", "65m", {'{namespace="team"}': 3240 / 3600})])
+
+
 @pytest.mark.parametrize("source", ["kube-state-metrics", "cAdvisor", "both"])
 def test_the_limit_of_a_pods_memory_comes_from_whichever_tells_it(tmp_path: Path, source: str) -> None:
     """kube-prometheus-stack has the first alone; of the trainer's container, and no other."""

@@ -129,8 +129,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "default_node_selector": ({"defaults": {"nodeSelector": {"pool": "x" * 64}}}, "/defaults/nodeSelector/pool"),
     "default_affinity": ({"defaults": {"affinity": {"nodes": {}}}}, "/defaults/affinity"),
     "default_ttl_s": ({"defaults": {"ttlSecondsAfterFinished": 31536001}}, "/defaults/ttlSecondsAfterFinished"),
-    "default_cpu": ({"config": {"defaultCPU": "1" * 33}}, "/config/defaultCPU"),
-    "default_memory": ({"config": {"defaultMemory": "1" * 33}}, "/config/defaultMemory"),
     "default_cpu_per_gpu": ({"defaults": {"cpuPerGPU": "1" * 33}}, "/defaults/cpuPerGPU"),
     "default_memory_per_gpu": ({"defaults": {"memoryPerGPU": f"{'1' * 32}Gi"}}, "/defaults/memoryPerGPU"),
     "default_runtime_class_name": ({"defaults": {"runtimeClassName": "x" * 254}}, "/defaults/runtimeClassName"),

@@ -11,8 +11,7 @@ from tests.chart.matrix import DASHBOARDS, MONITOR, NETWORK, POLICIES, RULES
 from tests.chart.objects import Manifest, Render, only, pod_of, settings_of
 from tests.pages.blocks import block
 
-from lora_operator.decision.stages.order import STAGES
-from lora_operator.views.names import QUEUE_LABEL, child_labels
+from lora_operator.views.names import PREFLIGHT, QUEUE_LABEL, TRAIN, child_labels
 from lora_trainer.contract.progress import PORT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -87,8 +86,8 @@ def test_each_listed_namespace_gets_the_training_pods_policy(render: Render) -> 
     found = {place: spec for place, spec in network_policies(objects).items() if place[1] == "lora-trainers"}
     assert {namespace for namespace, _ in found} == set(LISTED["namespaces"])
     policy = found["team-a", "lora-trainers"]
-    for stage in STAGES:
-        assert policy["podSelector"]["matchLabels"].items() <= child_labels("tone", "uid", 1, stage.name).items()
+    for stage in (PREFLIGHT, TRAIN):
+        assert policy["podSelector"]["matchLabels"].items() <= child_labels("tone", "uid", 1, stage).items()
     peers, scrapes = policy["ingress"]
     assert peers == {"from": [{"podSelector": policy["podSelector"]}]}
     operator, prometheus = scrapes["from"]
@@ -241,14 +240,6 @@ NEXT: tuple[tuple[dict[str, Any], str], ...] = (
     (
         {"defaults": {"cacheClaim": "hub", "checkpointClaim": "saves", "queue": "gpus"}},
         "needs the PersistentVolumeClaim hub, the PersistentVolumeClaim saves, the LocalQueue gpus.",
-    ),
-    (
-        {"config": {"cacheClaim": "hub", "defaultMemory": "4Gi"}},
-        "config.cacheClaim is now defaults.cacheClaim, config.defaultMemory, for a pod as a whole, is now defaults.mem",
-    ),
-    (
-        {"config": {"defaultMemory": "4Gi"}},
-        "is now defaults.memoryPerGPU, which is multiplied by the pod's GPUs: the earlier names are read in this",
     ),
     (
         {"config": {"caBundleConfigMap": "ca"}, "imagePullSecrets": [{"name": "registry"}]},

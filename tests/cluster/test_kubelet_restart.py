@@ -42,7 +42,6 @@ def operator(cluster: Client) -> Iterator[None]:
     cluster.helm(command, demo_run.RELEASE, f"--namespace={demo_run.RELEASE_NAMESPACE}", "--wait")
 
 
-@pytest.mark.fault("B8.pod")
 def test_a_kubelet_that_is_killed_and_started_again_costs_a_run_nothing(
     cluster: Client, namespace: str, operator: None
 ) -> None:
@@ -65,7 +64,6 @@ def test_a_kubelet_that_is_killed_and_started_again_costs_a_run_nothing(
     assert ended["status"]["containerStatuses"][0]["restartCount"] == 0
 
 
-@pytest.mark.fault("B20.kubelet")
 def test_a_trainer_whose_folder_another_still_writes_to_is_tried_again_until_it_may(
     cluster: Client, namespace: str, operator: None
 ) -> None:

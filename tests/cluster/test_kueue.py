@@ -297,7 +297,6 @@ def test_a_preflight_waits_for_cpu_alone_and_the_training_behind_it_for_gpus(tea
     team.wait(lambda: team.states()["c"] == "Training", "it trains")
 
 
-@pytest.mark.fault("B3.node", "B3.progress")
 def test_a_preempted_run_saves_waits_in_its_queue_and_goes_on_from_its_checkpoint(team: Team) -> None:
     """A run of higher priority takes the quota; what was done is kept, and no retry is used up."""
     team.run("low", priority="low", maxRetries=0)

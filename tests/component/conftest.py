@@ -1,7 +1,4 @@
-"""The operator's stage: one for each test, in a namespace of its own on the control plane of the session.
-
-Tests here that prove promises of the fault matrix assert them by its fixture.
-"""
+"""The operator's stage: one for each test, in a namespace of its own on the control plane of the session."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +7,8 @@ import pytest
 from tests.component.definition import Api, served_definition
 from tests.component.patience import eventually
 from tests.component.stage import REPOSITORY, Stage, make_stage
-from tests.faults.proofs import faults
 
 from localcluster.client import Client, CommandError
-
-__all__ = ["faults"]
 
 
 @pytest.fixture(scope="session")

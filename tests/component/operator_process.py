@@ -19,6 +19,7 @@ class OperatorProcess:
     """One operator process and what it says."""
 
     process: subprocess.Popen[bytes]
+    pod: str
     port: int
     log: Path
     account: str

@@ -25,7 +25,7 @@ from tests.ports import free_port
 from localcluster import lifecycle, settings
 from localcluster.api import Api, ApiError
 from localcluster.client import Client
-from lora_operator.running.self_check import RIGHTS, Right
+from lora_operator.running.self_check import LEASE_RIGHTS, RIGHTS, Right
 from lora_operator.views.names import ATTEMPT_LABEL, TRAIN, place_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -41,6 +41,10 @@ QUICK: Mapping[str, Any] = {
     "resyncIntervalSeconds": 3600,
     "retryBaseSeconds": 0.1,
     "retryMaxSeconds": 1,
+    # Taken at the start and renewed by no test but those that are about it, so that all other writes are about runs.
+    "leaseDurationSeconds": 20_000,
+    "renewDeadlineSeconds": 15_000,
+    "retryPeriodSeconds": 10_000,
     "logLevel": "DEBUG",
 }
 
@@ -69,28 +73,32 @@ class Stage:
         proxy: FaultProxy | None = None,
         environment: Mapping[str, str] | None = None,
         module: str = "lora_operator",
-        sources: Path = REPOSITORY,
         **changes: Any,
     ) -> OperatorProcess:
         """Start an operator that watches this namespace, with exactly these rights, and those named `elsewhere`.
 
-        The namespace "" there stands for the whole cluster, which it then watches.
-        With a proxy it reaches the API server through that alone. `module` is what Python runs, `sources` where another
-        operator's code lies, and a setting that is None is one that it does not know.
+        The namespace "" there stands for the whole cluster, which it then watches. In this namespace is its Lease, too,
+        which it takes at once where all that were started before have ended: it is another container of their pod then.
+        With a proxy it reaches the API server through that alone. `module` is what Python runs.
         """
         granted = {self.namespace: rights, **(elsewhere or {})}
         port = free_port()
         number = len(self.operators)
+        taken = {operator.pod for operator in self.operators if operator.process.poll() is None}
+        pod = next(name for name in map("operator-{}".format, range(number + 1)) if name not in taken)
         config = self.folder / f"config-{number}.yaml"
         namespaces = [] if "" in granted else [*granted]
-        document = {**QUICK, "namespaces": namespaces, "httpPort": port, **changes}
-        config.write_text(yaml.safe_dump({key: value for key, value in document.items() if value is not None}))
+        lease = {"leaseNamespace": self.namespace}
+        document = {**QUICK, **lease, "namespaces": namespaces, "httpPort": port, **changes}
+        config.write_text(yaml.safe_dump(document))
         log = self.folder / f"operator-{number}.log"
+        granted[self.namespace] = (*granted[self.namespace], *LEASE_RIGHTS)
         account, kubeconfig = self.accounts.make(granted, proxy)
         variables = {
             **os.environ,
             "KUBECONFIG": str(kubeconfig),
-            "PYTHONPATH": f"{sources}/operator:{sources}/trainer_image",
+            "POD_NAME": pod,
+            "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image",
             "PYTHONWARNINGS": "error::RuntimeWarning",
             **(environment or {}),
         }
@@ -104,6 +112,7 @@ class Stage:
             )
         operator = OperatorProcess(
             process=process,
+            pod=pod,
             port=port,
             log=log,
             account=account,
@@ -142,7 +151,8 @@ class Stage:
 
     def grant(self, operator: OperatorProcess, rights: tuple[Right, ...], namespace: str = "") -> None:
         """From now on the operator has these rights and no others in a namespace, this one if none is named."""
-        self.accounts.bind(operator.account, namespace or self.namespace, rights)
+        place = namespace or self.namespace
+        self.accounts.bind(operator.account, place, (*rights, *LEASE_RIGHTS) if place == self.namespace else rights)
 
     def kubeconfig(self, rights: tuple[Right, ...], proxy: FaultProxy | None = None) -> Path:
         """A kubeconfig for an account of its own that has these rights in this namespace."""

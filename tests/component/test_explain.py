@@ -1,6 +1,5 @@
 """`lora-operator explain` on a real API server, as somebody who may only read."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -84,12 +83,10 @@ def test_a_run_that_waits_is_explained_with_reading_rights_and_get_requests_alon
     before = stage.finetune()
     answer = ask(f"{stage.namespace}/tone", proxy=proxy, config=settings)
     assert (answer.code, answer.err) == (0, "")
-    assert "State: VolumeNotReady" in answer.out
-    assert waits["message"] in answer.out
-    assert "maxRetries 2" in answer.out
-    assert "What to do: Create or repair the claim" in answer.out
-    assert f"Job/{before['status']['jobName']}: train, attempt 1" in answer.out
-    assert "It would write (this command writes nothing)\n  nothing\n" in answer.out
+    stated = yaml.safe_load(answer.out)
+    assert (stated["state"], stated["message"]) == ("VolumeNotReady", waits["message"])
+    assert [job["name"] for job in stated["observed"]["jobs"]] == [before["status"]["jobName"]]
+    assert not {"create", "patch", "status", "delete"} & set(stated["plan"])
     assert {call.method for call in proxy.made()} == {"GET"}
     assert len(proxy.made()) <= 8
     assert stage.finetune() == before
@@ -98,29 +95,28 @@ def test_a_run_that_waits_is_explained_with_reading_rights_and_get_requests_alon
 def test_what_no_operator_has_done_yet_is_planned_and_not_done(stage: Stage, ask: Ask, settings: Path) -> None:
     """Before its first turn a run would get a Job and a status."""
     before = stage.apply()
-    answer = ask(f"{stage.namespace}/tone", "--output=json", config=settings)
-    stated = json.loads(answer.out)
-    assert [name.partition("/")[0] for name in stated["plans"]["create"]] == ["Job"]
-    assert any(line.startswith("conditions.Accepted: Unknown Pending") for line in stated["plans"]["status"])
-    assert stated["resource"]["state"] == stated["decides"]["state"] == "Pending"
+    stated = yaml.safe_load(ask(f"{stage.namespace}/tone", config=settings).out)
+    assert [made["kind"] for made in stated["plan"]["create"]] == ["Job"]
+    assert "conditions" in stated["plan"]["status"]
+    assert stated["state"] == "Pending"
     assert any("No operator has written a status yet" in note for note in stated["notes"])
     assert stage.objects("jobs") == []
     assert stage.finetune()["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
 
 
 def test_a_run_that_has_ended_says_so_on_a_laptop_without_settings(stage: Stage, ask: Ask) -> None:
-    """As YAML; a verdict is explained with its reason's remedy."""
+    """With the verdict, and nothing that is still to be done."""
     stage.start()
     stage.apply()
     pod = stage.wait_pod(stage.wait_job())
     stage.run_pod(pod)
     stage.end_pod(pod, 65, failed(Reason.DATASET_INVALID, "line 17 has no field 'output': add it"))
     stage.wait_condition("Failed", status="True", reason="DatasetInvalid")
-    stated = yaml.safe_load(ask(f"{stage.namespace}/tone", "-o", "yaml").out)
-    assert stated["decides"]["verdict"] == "failed"
-    assert stated["decides"]["why"].startswith("The run has ended, and its verdict never changes: line 17 has no field")
-    assert stated["plans"]["create"] == stated["plans"]["status"] == []
-    assert stated["sees"]["pods"][0]["trainer"] == "ended with exit code 65 Error"
+    stated = yaml.safe_load(ask(f"{stage.namespace}/tone").out)
+    assert stated["state"] == "DatasetInvalid"
+    assert stated["message"].startswith("line 17 has no field")
+    assert not {"create", "patch", "status"} & set(stated["plan"])
+    assert stated["observed"]["pods"][0]["trainer"]["exit_code"] == 65
     assert "default settings" in stated["notes"][0]
 
 

@@ -11,27 +11,25 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import pytest
 from tests.component.documents import succeeded
 from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.component.stage import Stage, now
 from tests.faults.hostile_pods import answer, played_pods, progress
 from tests.faults.injections import Freeze, Hold, Rule
+from tests.faults.moments import Kept
 from tests.faults.one_run import LOOKS, Run, begin
 from tests.faults.outage import kill_api_server, wait_api_server
-from tests.faults.proofs import Proofs
+from tests.faults.seen import Sees, kept, remember, saw
 from tests.ports import free_address
 
 from localcluster import settings
 from lora_operator.running.self_check import RIGHTS
 from lora_operator.views.names import child_labels, child_name
+from lora_trainer.contract.reasons import Reason
 
 
-@pytest.mark.fault("A1.nothing", "A1.ends", "A1.verdict", "A1.pods", "A1.one-job")
-def test_a_killed_operator_finds_its_runs_again_and_reads_the_verdict_that_it_missed(
-    stage: Stage, faults: Proofs
-) -> None:
+def test_a_killed_operator_finds_its_runs_again_and_reads_the_verdict_that_it_missed(stage: Stage) -> None:
     """SIGKILL while pods run; one ends meanwhile; the next operator makes no second Job and knows the end."""
     first = stage.start()
     run, other = begin(stage, "tone"), begin(stage, "other")
@@ -39,29 +37,27 @@ def test_a_killed_operator_finds_its_runs_again_and_reads_the_verdict_that_it_mi
     other.running_pod()
     for each in (run, other):
         each.wait_told()
-    both, before = faults.remember(run, other), faults.remember(other)
+    both, before = remember(run, other), remember(other)
     first.kill()
     stage.end_pod(pod, 0, succeeded())
-    faults.saw("A1.nothing", since=both)
+    saw(Sees(nothing=True), since=both)
     second = stage.start()
-    faults.saw("A1.ends", run)
+    saw(Sees(conditions={"Complete": ("True", Reason.SUCCEEDED)}), run)
     other.be_looked_at()
-    faults.saw("A1.nothing", since=before)
-    faults.kept("A1.pods", before)
-    now = faults.kept("A1.one-job", both)
+    saw(Sees(nothing=True), since=before)
+    kept(Kept.PODS, before)
+    now = kept(Kept.ONE_JOB, both)
     assert [j["metadata"]["uid"] for j in now.all_jobs()] == [j["metadata"]["uid"] for j in both.all_jobs()]
-    ended = faults.remember(run)
+    ended = remember(run)
     second.kill()
     third = stage.start()
     eventually(lambda: third.metric(LOOKS) >= 2, "it has looked at both")
-    faults.kept("A1.verdict", ended)
-    finished = f'lorafinetune_finished_total{{namespace="{stage.namespace}",reason="Succeeded",result="succeeded"}}'
-    assert third.metric(finished) == 0.0
-    assert third.metric('lora_operator_api_requests_total{code="200",verb="update"}') == 0.0
+    kept(Kept.VERDICT, ended)
+    assert third.metric('lorafinetune_finished_total{result="succeeded"}') == 0.0
+    assert third.metric('lora_operator_api_requests_total{code="200",verb="update"}') == 1.0, "that of its Lease"
 
 
-@pytest.mark.fault("A1.one-job")
-def test_a_crash_between_job_and_status_makes_no_second_job(stage: Stage, faults: Proofs) -> None:
+def test_a_crash_between_job_and_status_makes_no_second_job(stage: Stage) -> None:
     """The Job exists and the status knows nothing of it: it is adopted as attempt 1."""
     stage.start()
     stage.apply()
@@ -73,34 +69,47 @@ def test_a_crash_between_job_and_status_makes_no_second_job(stage: Stage, faults
     stage.wait_condition("Accepted", status="True")
     assert [j["metadata"]["uid"] for j in stage.objects("jobs")] == [job["metadata"]["uid"]]
     assert stage.finetune()["status"]["attempt"] == 1
-    faults.kept("A1.one-job", faults.remember(Run(stage=stage, name="tone")))
+    kept(Kept.ONE_JOB, remember(Run(stage=stage, name="tone")))
 
 
-@pytest.mark.fault("A4")
-def test_somebody_elses_job_by_that_name_is_left_alone(stage: Stage, faults: Proofs) -> None:
+def test_somebody_elses_job_by_that_name_is_left_alone(stage: Stage) -> None:
     """NameConflict, no change to the other's object; once it is out of the way the run begins."""
     uid = stage.apply()["metadata"]["uid"]
     name = child_name("tone", uid, 1)
     stage.api.post(stage.path("jobs"), _foreign_job(name))
     run, path = Run(stage=stage, name="tone"), stage.path("jobs", name)
-    before = faults.remember(run, others=(path,))
+    before = remember(run, others=(path,))
     stage.start(resyncIntervalSeconds=1)
-    faults.saw("A4.conflict", run, object=name)
+    saw(
+        Sees(
+            conditions={"Accepted": ("False", Reason.NAME_CONFLICT)},
+            says=(name,),
+            event=("Warning", Reason.NAME_CONFLICT),
+        ),
+        run,
+    )
     run.be_looked_at()
-    faults.kept("A4.others-object", before)
+    kept(Kept.OTHERS_OBJECT, before)
     stage.api.delete(path + "?propagationPolicy=Background")
-    faults.kept("A4.begins", faults.remember(run))
+    kept(Kept.BEGINS, remember(run))
     assert run.job()["metadata"]["ownerReferences"][0]["uid"] == uid
 
 
-@pytest.mark.fault("A13.everywhere")
-def test_a_missing_right_ends_the_start_with_its_name(stage: Stage, faults: Proofs) -> None:
+def test_a_missing_right_ends_the_start_with_its_name(stage: Stage) -> None:
     """One sentence with the verb, the kind, the place and the remedy, and no stack trace."""
     rights = tuple(right for right in RIGHTS if str(right) not in ("create jobs.batch", "list events"))
     operator = stage.start(rights=rights, wait=False)
     assert operator.end_by_itself() == 1
     run = begin(stage, "tone")
-    faults.saw("A13.everywhere", run, rights="create jobs.batch, list events", namespace=stage.namespace)
+    saw(
+        Sees(
+            log=(
+                f"may not create jobs.batch, list events in namespace {stage.namespace}",
+                "rbac.create",
+            )
+        ),
+        run,
+    )
     assert "Traceback" not in operator.text()
 
 
@@ -132,8 +141,7 @@ def test_an_api_server_that_dies_and_returns_is_taken_up_again(stage: Stage) -> 
     assert operator.process.poll() is None
 
 
-@pytest.mark.fault("A5.recreated", "A5.resync", "A5.one-job")
-def test_a_deletion_that_no_watch_reports_is_found_by_the_resync(stage: Stage, faults: Proofs) -> None:
+def test_a_deletion_that_no_watch_reports_is_found_by_the_resync(stage: Stage) -> None:
     """No event of a Job or a pod comes through any more, and no watch begins anew with a list."""
     proxy = stage.proxy()
     operator = stage.start(proxy=proxy, resyncIntervalSeconds=2)
@@ -143,15 +151,13 @@ def test_a_deletion_that_no_watch_reports_is_found_by_the_resync(stage: Stage, f
     run.pod()
     proxy.lose(lambda call, _: call.resource in ("jobs", "pods"))
     stage.api.delete(stage.path("jobs", job["metadata"]["name"]) + "?propagationPolicy=Background")
-    with faults.proving("A5.resync"):
-        run.job(2)
-        assert "is listed again" not in operator.text()
-    faults.saw("A5.recreated", run, job=job["metadata"]["name"])
-    faults.kept("A5.one-job", faults.remember(run))
+    run.job(2)
+    assert "is listed again" not in operator.text()
+    saw(Sees(says=(job["metadata"]["name"],), event=("Warning", Reason.JOB_RECREATED)), run)
+    kept(Kept.ONE_JOB, remember(run))
 
 
-@pytest.mark.fault("A5.recreated", "A5.relist", "A5.one-job")
-def test_a_job_that_vanishes_while_the_api_server_is_dead_is_made_again(stage: Stage, faults: Proofs) -> None:
+def test_a_job_that_vanishes_while_the_api_server_is_dead_is_made_again(stage: Stage) -> None:
     """It goes from etcd: the restarted server knows nothing of the watches before, and they begin with a list."""
     stage.start()
     stage.apply()
@@ -163,14 +169,12 @@ def test_a_job_that_vanishes_while_the_api_server_is_dead_is_made_again(stage: S
     _delete_from_etcd(stage, f"/registry/jobs/{stage.namespace}/{job['metadata']['name']}")
     wait_api_server(stage)
     run = Run(stage=stage, name="tone")
-    with faults.proving("A5.relist"):
-        run.job(2)
-    faults.saw("A5.recreated", run, job=job["metadata"]["name"])
-    faults.kept("A5.one-job", faults.remember(run))
+    run.job(2)
+    saw(Sees(says=(job["metadata"]["name"],), event=("Warning", Reason.JOB_RECREATED)), run)
+    kept(Kept.ONE_JOB, remember(run))
 
 
-@pytest.mark.fault("A3")
-def test_another_writer_at_the_same_object_loses_nothing_and_stops_nothing(stage: Stage, faults: Proofs) -> None:
+def test_another_writer_at_the_same_object_loses_nothing_and_stops_nothing(stage: Stage) -> None:
     """Labels flip and a condition of somebody else comes while the run goes on: 409s are decided anew."""
     operator = stage.start()
     stage.apply()
@@ -183,25 +187,28 @@ def test_another_writer_at_the_same_object_loses_nothing_and_stops_nothing(stage
     run = Run(stage=stage, name="tone")
     run.wait_event("VolumeNotReady")
     stage.api.patch(path, {"metadata": {"labels": {"flip": "0"}, "annotations": {"audit": "on"}}})
-    before = faults.remember(run)
+    before = remember(run)
     with _flipping(stage, path), played_pods() as pods:
 
         def conflicts() -> float:
             pods.play(address, partial(answer, body=progress(step=next(steps), total_steps=10**6)))
-            return faults.remember(run).metric('lora_operator_api_requests_total{code="409"')
+            return remember(run).metric('lora_operator_api_requests_total{code="409"')
 
         conflicts()
         stage.run_pod(pod, ip=address)
         run.wait_state("Training")
-        training, enough = faults.remember(run), conflicts() + 3
+        training, enough = remember(run), conflicts() + 3
         eventually(lambda: conflicts() >= enough, "writes of its progress are refused")
-        faults.saw("A3.no-error", since=training)
-        faults.kept("A3.ends-well", before)
-    faults.kept("A3.others-marks", before)
-    faults.kept("A3.others-conditions", before)
-    faults.kept("A3.one-job", before)
+        saw(
+            Sees(metric='lora_operator_reconcile_total{result="error"}', metric_does="does not count", nothing=True),
+            since=training,
+        )
+        kept(Kept.ENDS_WELL, before)
+    kept(Kept.OTHERS_MARKS, before)
+    kept(Kept.OTHERS_CONDITIONS, before)
+    kept(Kept.ONE_JOB, before)
     assert operator.metric('lora_operator_reconcile_total{result="error"}') == 0.0
-    assert faults.remember(run).warnings == before.warnings
+    assert remember(run).warnings == before.warnings
 
 
 @contextlib.contextmanager
@@ -253,17 +260,15 @@ def test_sigterm_ends_the_operator_well(stage: Stage) -> None:
     assert "Traceback" not in operator.text()
 
 
-@pytest.mark.fault("A6.watchdog")
-def test_a_watch_without_a_sign_of_life_ends_the_process(stage: Stage, faults: Proofs) -> None:
+def test_a_watch_without_a_sign_of_life_ends_the_process(stage: Stage) -> None:
     """Crash-only: exit status 1 and the watch's name; a cluster starts it again."""
     proxy = stage.proxy()
     # Far more than a busy machine takes for a list or for the beginning of a watch: the others are signs of life.
     operator = stage.start(proxy=proxy, watchInactivitySeconds=1, watchStaleSeconds=20)
     proxy.add(Rule(what="watch jobs", fault=Hold(answered=False)))
     proxy.inject(Freeze(), "watch jobs")
-    with faults.proving("A6.watchdog"):
-        assert operator.end_by_itself() == 1
-        assert re.search(r"The watch of \S*/jobs has brought neither event nor bookmark for \d+ s", operator.text())
+    assert operator.end_by_itself() == 1
+    assert re.search(r"The watch of \S*/jobs has brought neither event nor bookmark for \d+ s", operator.text())
 
 
 def test_jobs_and_pods_are_asked_for_by_label(stage: Stage) -> None:

@@ -4,14 +4,15 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import pytest
 from tests.component.cluster_acts import set_condition
 from tests.component.patience import eventually
 from tests.component.stage import Stage, gone
+from tests.faults.moments import Kept
 from tests.faults.one_run import Run
-from tests.faults.proofs import Proofs
+from tests.faults.seen import Sees, kept, remember, saw
 
 from lora_operator.views.wording import parse_instant
+from lora_trainer.contract.reasons import Reason
 
 # Of the active time in three parts of two seconds, three times as much on a busy machine, and the rest.
 LIMIT_S = 30
@@ -29,8 +30,7 @@ def active_for(stage: Stage, seconds: float) -> bool:
     return since is not None and (datetime.now(UTC) - since).total_seconds() >= seconds
 
 
-@pytest.mark.fault("B18")
-def test_a_deadline_holds_over_suspensions_and_is_not_shortened_by_them(stage: Stage, faults: Proofs) -> None:
+def test_a_deadline_holds_over_suspensions_and_is_not_shortened_by_them(stage: Stage) -> None:
     """Kubernetes would count anew after each; the Job's own deadline gets what is left."""
     stage.start()
     stage.apply(activeDeadlineSeconds=LIMIT_S)
@@ -45,12 +45,18 @@ def test_a_deadline_holds_over_suspensions_and_is_not_shortened_by_them(stage: S
         assert spent > before
         eventually(partial(_has_deadline, stage, path, max(1, LIMIT_S - spent)), "the Job has the rest of the time")
         stage.change(suspend=False)
-    faults.saw("B18.deadline", Run(stage=stage, name="tone"), seconds=str(LIMIT_S))
+    saw(
+        Sees(
+            conditions={"Failed": ("True", Reason.DEADLINE_EXCEEDED)},
+            says=(f"spec.activeDeadlineSeconds ({LIMIT_S} s)",),
+            status=("runSeconds",),
+        ),
+        Run(stage=stage, name="tone"),
+    )
     final = status(stage)
-    with faults.proving("B18.sum"):
-        # Counted anew after the last suspension it would end as many seconds later as the run had been active before.
-        assert LIMIT_S <= final["runSeconds"] < LIMIT_S + spent
-        assert "activeSince" not in final
+    # Counted anew after the last suspension it would end as many seconds later as the run had been active before.
+    assert LIMIT_S <= final["runSeconds"] < LIMIT_S + spent
+    assert "activeSince" not in final
     assert "retries" not in final
 
 
@@ -82,8 +88,7 @@ def test_an_image_with_an_impossible_name_ends_the_run_at_once(stage: Stage) -> 
     eventually(partial(gone, stage.api, stage.path("jobs", job["metadata"]["name"])), "the Job is stopped")
 
 
-@pytest.mark.fault("B17.over-jobs")
-def test_retries_are_counted_over_a_deleted_job(stage: Stage, faults: Proofs) -> None:
+def test_retries_are_counted_over_a_deleted_job(stage: Stage) -> None:
     """One failure and one deletion use up two of two: the next Job gets none, and its first failure is the last."""
     stage.start()
     stage.apply(maxRetries=2)
@@ -98,14 +103,12 @@ def test_retries_are_counted_over_a_deleted_job(stage: Stage, faults: Proofs) ->
     last = stage.wait_pod(again)
     stage.run_pod(last)
     stage.end_pod(last, 75, "the Hub did not answer again")
-    with faults.proving("B17.over-jobs"):
-        stage.wait_condition("Failed", status="True", reason="BackoffLimitExceeded")
-        assert status(stage)["retries"]["error"] == 2
-        assert status(stage)["attempt"] == 2
+    stage.wait_condition("Failed", status="True", reason="BackoffLimitExceeded")
+    assert status(stage)["retries"]["error"] == 2
+    assert status(stage)["attempt"] == 2
 
 
-@pytest.mark.fault("B23")
-def test_a_node_that_evicts_every_pod_does_not_do_so_for_ever(stage: Stage, faults: Proofs) -> None:
+def test_a_node_that_evicts_every_pod_does_not_do_so_for_ever(stage: Stage) -> None:
     """The Job ignores each such end and would go on; the operator counts them, and stops it."""
     stage.start()
     stage.apply(maxRetries=1)
@@ -120,14 +123,20 @@ def test_a_node_that_evicts_every_pod_does_not_do_so_for_ever(stage: Stage, faul
         stage.end_pod(pod, 143)
         eventually(partial(_has_counted, stage, number), "it is counted")
     run = Run(stage=stage, name="tone")
-    faults.saw("B23.pressure", run, cause="ephemeral-storage")
+    saw(
+        Sees(
+            conditions={"Failed": ("True", Reason.BACKOFF_LIMIT_EXCEEDED)},
+            says=("ephemeral-storage",),
+            advice="NodePressure",
+        ),
+        run,
+    )
     assert [advice["code"] for advice in status(stage)["advice"]] == ["NodePressure"]
-    ended = faults.remember(run)
-    with faults.proving("B23.stopped"):
-        eventually(partial(gone, stage.api, stage.path("jobs", job["metadata"]["name"])), "the Job is stopped")
-        run.be_looked_at()
-        assert run.jobs == []
-    faults.kept("B23.verdict", ended)
+    ended = remember(run)
+    eventually(partial(gone, stage.api, stage.path("jobs", job["metadata"]["name"])), "the Job is stopped")
+    run.be_looked_at()
+    assert run.jobs == []
+    kept(Kept.VERDICT, ended)
 
 
 def _has_deadline(stage: Stage, path: str, seconds: int) -> bool:

@@ -40,7 +40,7 @@ def test_a_pod_that_ends_with_a_verified_adapter_completes_the_run(stage: Stage)
     assert status["resolved"]["device"] == "cpu"
     assert status["completionTime"]
     assert stage.condition("ArtifactPublished")["status"] == "True"
-    finished = f'lorafinetune_finished_total{{namespace="{stage.namespace}",reason="Succeeded",result="succeeded"}}'
+    finished = 'lorafinetune_finished_total{result="succeeded"}'
     assert eventually(lambda: operator.metric(finished), "the end is counted") == 1.0
     assert operator.metric(f'lorafinetune_final_eval_loss{{name="tone",namespace="{stage.namespace}"}}') == 2.0
 
@@ -50,8 +50,7 @@ def test_an_exit_code_without_a_summary_never_completes_a_run(stage: Stage) -> N
     stage.start()
     stage.apply()
     stage.end_pod(stage.wait_pod(stage.wait_job()), 0, "bye")
-    verdict = stage.wait_condition("Failed", status="True")
-    assert verdict["reason"] in ("ResultUnknown", "VerificationFailed", "InternalError")
+    stage.wait_condition("Failed", status="True", reason="ResultUnknown")
     assert stage.condition("Complete")["status"] == "False"
 
 
@@ -65,7 +64,7 @@ def test_a_bad_data_set_fails_the_run_at_once_with_the_trainers_sentence(stage: 
     verdict = stage.wait_condition("Failed", status="True", reason="DatasetInvalid")
     assert "line 17" in verdict["message"]
     assert len(stage.objects("pods")) == 1
-    finished = f'lorafinetune_finished_total{{namespace="{stage.namespace}",reason="DatasetInvalid",result="failed"}}'
+    finished = 'lorafinetune_finished_total{result="failed"}'
     assert eventually(lambda: operator.metric(finished), "the end is counted") == 1.0
     stage.wait_event("Normal", "Accepted")
     assert "line 17" in stage.wait_event("Warning", "DatasetInvalid")["message"]
@@ -83,7 +82,7 @@ def test_a_killed_trainer_is_retried_and_the_restart_is_counted(stage: Stage) ->
     second = stage.wait_pod(job, other_than=first["metadata"]["uid"])
     stage.run_pod(second)
     stage.wait_condition("PodsReady", status="True")
-    restarts = f'lorafinetune_restarts_total{{cause="OOMKilled",namespace="{stage.namespace}"}}'
+    restarts = f'lorafinetune_retries_total{{cause="outOfMemory",name="tone",namespace="{stage.namespace}"}}'
     assert eventually(lambda: operator.metric(restarts), "the restart is counted") == 1.0
     assert stage.finetune()["status"]["podName"] == second["metadata"]["name"]
 

@@ -2,14 +2,13 @@
 
 import subprocess
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from tests.unit.builders import make_finetune
 from tests.unit.test_metrics import full_status
 from tests.unit.test_scrape import HOSTILE, hostile
 
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.object_metrics import ObjectCollector
-from lora_operator.running.scrape import pieces
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.host.metrics import TrainingMetrics
 from lora_trainer.ranks.reports import Counters, GpuMemory
@@ -24,10 +23,10 @@ def check(text: bytes) -> None:
 def test_every_metric_of_the_operator_is_accepted() -> None:
     """With runs of all kinds, and texts that mean to break the format."""
     registry = CollectorRegistry()
-    Metrics(registry).runs.begin_at_zero(["team-a"])
+    Metrics(registry)
     runs = [make_finetune(status=full_status(kind), metadata={"name": kind}) for kind in ("going", "ended")]
     registry.register(ObjectCollector([*runs, *map(hostile, HOSTILE)]))
-    check(b"".join(pieces(registry, "")[1]))
+    check(generate_latest(registry))
 
 
 def test_every_metric_of_a_training_pod_is_accepted() -> None:

@@ -1,6 +1,7 @@
 """The same random acts as in the cluster in memory, against a real API server and real operator processes."""
 
 import os
+import signal
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -27,6 +28,9 @@ DURATION_S = float(os.environ.get("RANDOM_LIFE_SECONDS", "50"))
 NAMES = ("tone", "mood", "voice", "style")
 # The operators look at what waits every half second, and list everything anew every five.
 QUIET_S = 6.0
+LEASE = {"leaseDurationSeconds": 6, "renewDeadlineSeconds": 5, "retryPeriodSeconds": 0.5}
+# Long enough for another one to lead meanwhile.
+FROZEN_S = 8.0
 
 
 class Dice:
@@ -63,6 +67,7 @@ class RandomLife:
         self.queues = Queues(self.served, lambda: datetime.now(UTC))
         self.witness = Witness(self.life)
         self.acts: list[str] = []
+        self.frozen: dict[int, float] = {}
         self.start()
 
     def see(self) -> dict[str, list[Object]]:
@@ -71,12 +76,16 @@ class RandomLife:
         return {"workloads": list(self.served.all("workloads")), **children_first}
 
     def step(self) -> None:
-        """One act, and sometimes the death or birth of an operator."""
+        """One act, and sometimes the death or birth of an operator, or its sleep for longer than its Lease lasts."""
         chance = self.dice.number(0, 39)
+        self.thaw()
         living = self.living()
         if chance == 0 and living:
             self.acts.append("kill")
             self.dice.pick(living).kill()
+        if chance == 12 and living:
+            self.acts.append("freeze")
+            self.freeze(self.dice.pick(living))
         if len(living) < 1 or (chance == 1 and len(living) < 2):
             self.acts.append("start")
             self.start()
@@ -116,13 +125,28 @@ class RandomLife:
 
     def start(self) -> None:
         """One more operator, which lists everything anew every five seconds; what a run reads is fetched first."""
-        self.stage.start(resyncIntervalSeconds=5)
+        self.stage.start(resyncIntervalSeconds=5, **LEASE)
+
+    def freeze(self, operator: OperatorProcess) -> None:
+        """Nothing of it goes on; a leader loses its Lease by that, and finds out when it goes on."""
+        operator.process.send_signal(signal.SIGSTOP)
+        self.frozen.setdefault(operator.process.pid, time.monotonic() + FROZEN_S)
+
+    def thaw(self, *, now: bool = False) -> None:
+        """Those whose time has come go on, or all of them."""
+        for operator in self.stage.operators:
+            pid = operator.process.pid
+            if pid in self.frozen and (now or time.monotonic() > self.frozen[pid]):
+                del self.frozen[pid]
+                operator.process.send_signal(signal.SIGCONT)
 
     def living(self) -> list[OperatorProcess]:
-        """Operators that run; none has ended by itself."""
+        """Operators that run and are not frozen; none has ended by itself but one that lost its Lease."""
         for operator in self.stage.operators:
-            assert operator.process.poll() in (None, -9), operator.text()[-4000:]
-        return [operator for operator in self.stage.operators if operator.process.poll() is None]
+            status, text = operator.process.poll(), operator.text()
+            assert status in (None, -9) or (status == 1 and "The Lease " in text), text[-4000:]
+        awake = (operator for operator in self.stage.operators if operator.process.pid not in self.frozen)
+        return [operator for operator in awake if operator.process.poll() is None]
 
     def look_at_rest(self) -> None:
         """All that must hold by now; only what is deleted may take a slow garbage collector some time yet."""
@@ -137,6 +161,7 @@ class RandomLife:
 
     def come_to_rest(self) -> None:
         """No more acts: everything reaches a fixed point, and nobody writes any more."""
+        self.thaw(now=True)
         if not self.living():
             # The last of the acts was its death.
             self.start()
@@ -144,6 +169,8 @@ class RandomLife:
 
         def quiet() -> bool:
             nonlocal last
+            if not self.living():
+                self.start()
             self.life.stop_all()
             self.sync_queues()
             seen = [

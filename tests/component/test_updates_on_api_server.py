@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.component.definition import BAD, DEFINITION, Api, changed, example, get, leaves, put, refusals
-from tests.faults.proofs import Proofs
+from tests.faults.seen import Sees, saw
 
 from docgen.schema import Field, load
 
@@ -185,45 +185,49 @@ def test_updates_are_tried_on_every_leaf_of_the_schema() -> None:
 
 
 @pytest.mark.parametrize("path", held(leaves()))
-@pytest.mark.fault("C1")
-def test_a_change_of_what_defines_the_run_is_refused(
-    api: Api, stored: Mapping[str, dict[str, Any]], faults: Proofs, path: str
-) -> None:
+def test_a_change_of_what_defines_the_run_is_refused(api: Api, stored: Mapping[str, dict[str, Any]], path: str) -> None:
     """Each leaf is refused by its own path."""
     update = put(holder(stored, path), path, OTHER[path])
-    with faults.proving("C1.spec"):
-        (refusal,) = refusals(lambda: api.replace(update))
-        assert refusal.field == path
-    faults.saw("C1.refused", text=f"{refusal.field}: {refusal.message}", field=path)
+    (refusal,) = refusals(lambda: api.replace(update))
+    assert refusal.field == path
+    saw(
+        Sees(
+            refusal=(
+                path,
+                "create a new LoRAFineTune",
+            )
+        ),
+        text=f"{refusal.field}: {refusal.message}",
+    )
 
 
 @pytest.mark.parametrize("path", held(optional_parts(defaulted=True)))
-@pytest.mark.fault("C1")
-def test_taking_away_what_defines_the_run_is_refused(
-    api: Api, stored: Mapping[str, dict[str, Any]], faults: Proofs, path: str
-) -> None:
+def test_taking_away_what_defines_the_run_is_refused(api: Api, stored: Mapping[str, dict[str, Any]], path: str) -> None:
     """Each optional field is held, whether the API server would put a default in its place or not."""
     update = put(holder(stored, path), path, None)
-    with faults.proving("C1.spec"):
-        (refusal,) = refusals(lambda: api.replace(update))
-        assert refusal.field == path
-    faults.saw("C1.refused", text=f"{refusal.field}: {refusal.message}", field=path)
+    (refusal,) = refusals(lambda: api.replace(update))
+    assert refusal.field == path
+    saw(
+        Sees(
+            refusal=(
+                path,
+                "create a new LoRAFineTune",
+            )
+        ),
+        text=f"{refusal.field}: {refusal.message}",
+    )
 
 
 @pytest.mark.parametrize("path", [*held(optional_parts(defaulted=False)), "spec.activeDeadlineSeconds"])
-@pytest.mark.fault("C1.spec")
-def test_adding_what_defines_the_run_is_refused(
-    api: Api, stored: Mapping[str, dict[str, Any]], faults: Proofs, path: str
-) -> None:
+def test_adding_what_defines_the_run_is_refused(api: Api, stored: Mapping[str, dict[str, Any]], path: str) -> None:
     """Each optional field that a bare resource lacks cannot be put in later."""
     value = OTHER.get(path, {"name": "other"})
     update = put(stored["bare"], path, value)
-    with faults.proving("C1.spec"):
-        found = refusals(lambda: api.replace(update))
-        # Some fields ask for another one besides, which a bare resource lacks as well.
-        rules = ("immutable", "a deadline can be raised or removed, but not")
-        assert [refusal.field for refusal in found if any(rule in refusal.message for rule in rules)] == [path]
-        assert {refusal.field for refusal in found} == {path}
+    found = refusals(lambda: api.replace(update))
+    # Some fields ask for another one besides, which a bare resource lacks as well.
+    rules = ("immutable", "a deadline can be raised or removed, but not")
+    assert [refusal.field for refusal in found if any(rule in refusal.message for rule in rules)] == [path]
+    assert {refusal.field for refusal in found} == {path}
 
 
 @pytest.mark.parametrize("path", sorted(MUTABLE))

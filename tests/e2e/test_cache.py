@@ -12,7 +12,7 @@ from localcluster.client import Client
 from lora_operator.views.names import place_of
 
 CACHE = {**CLAIM, "metadata": {"name": "model-cache"}}
-_PREFLIGHT = "--selector=lora-operator.io/role=prepare"
+_PREFLIGHT = "--selector=lora-operator.io/role=preflight"
 
 
 @pytest.fixture
@@ -49,7 +49,6 @@ def test_a_second_run_trains_without_downloading_weights(with_cache: Installed, 
         assert "nvidia.com/gpu" not in limits
 
 
-@pytest.mark.fault("C6.node")
 def test_a_missing_model_ends_the_run_before_a_training_pod_exists(with_cache: Installed, namespace: str) -> None:
     """The preflight's sentence is the run's verdict; no training Job was made, so no GPU was asked for."""
     client = with_cache.client

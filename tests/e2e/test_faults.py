@@ -23,7 +23,6 @@ from tests.e2e.support import (
 from localcluster.client import CommandError
 
 
-@pytest.mark.fault("C5.node")
 def test_a_broken_row_ends_the_run_with_file_and_line(installed: Installed, namespace: str) -> None:
     """The third line is no JSON: DatasetInvalid, no retry, the place in the message."""
     client = installed.client
@@ -41,7 +40,6 @@ def test_a_broken_row_ends_the_run_with_file_and_line(installed: Installed, name
     assert len(pods(client, namespace)) == 1
 
 
-@pytest.mark.fault("C6.node")
 def test_a_missing_model_ends_the_run_with_its_name(installed: Installed, namespace: str) -> None:
     """The Hub has no such repository."""
     client = installed.client
@@ -53,7 +51,6 @@ def test_a_missing_model_ends_the_run_with_its_name(installed: Installed, namesp
     assert [c["reason"] for c in ended["conditions"] if c["type"] == "CheckpointSaved"] == ["ModelNotFound"]
 
 
-@pytest.mark.fault("B15.node")
 def test_a_missing_secret_is_named_and_the_run_goes_on_once_it_exists(installed: Installed, namespace: str) -> None:
     """PodsReady says SecretNotFound; creating the Secret is enough, and its value shows nowhere."""
     client = installed.client
@@ -70,7 +67,6 @@ def test_a_missing_secret_is_named_and_the_run_goes_on_once_it_exists(installed:
     assert token not in everything + logs + installed.operator_logs()
 
 
-@pytest.mark.fault("B16.node")
 def test_a_missing_claim_is_named_and_the_run_goes_on_once_it_exists(installed: Installed, namespace: str) -> None:
     """PodsReady says VolumeNotReady with the claim's name; creating the claim is enough."""
     client = installed.client
@@ -81,7 +77,6 @@ def test_a_missing_claim_is_named_and_the_run_goes_on_once_it_exists(installed: 
     assert verdict(wait_end(client, namespace, "homeless"))[:2] == ("True", "Succeeded")
 
 
-@pytest.mark.fault("B15.node")
 def test_a_missing_config_map_is_named(installed: Installed, namespace: str) -> None:
     """The data set's ConfigMap does not exist: the message names it, then the run goes on."""
     client = installed.client
@@ -92,7 +87,6 @@ def test_a_missing_config_map_is_named(installed: Installed, namespace: str) -> 
     assert verdict(wait_end(client, namespace, "no-rows"))[:2] == ("True", "Succeeded")
 
 
-@pytest.mark.fault("B12.node")
 def test_a_gpu_that_no_node_has_is_waited_for(installed: Installed, namespace: str) -> None:
     """Unschedulable in the scheduler's words; when the node offers a GPU the run starts, and says it is on the CPU."""
     client = installed.client
@@ -116,7 +110,6 @@ def test_what_the_schema_forbids_is_refused_at_apply(installed: Installed, names
         installed.client.apply(finetune("zero", lora={"rank": 0}), namespace=namespace)
 
 
-@pytest.mark.fault("C2.node")
 def test_deleting_a_running_resource_frees_its_pod(installed: Installed, namespace: str) -> None:
     """The pod gets SIGTERM and is gone; the claim stays."""
     client = installed.client
@@ -128,7 +121,6 @@ def test_deleting_a_running_resource_frees_its_pod(installed: Installed, namespa
     assert client.get("pvc", "adapters", f"--namespace={namespace}")["status"]["phase"] == "Bound"
 
 
-@pytest.mark.fault("A1.node")
 def test_killing_the_operator_does_not_touch_a_running_pod(installed: Installed, namespace: str) -> None:
     """The operator's pod is deleted without grace while a run trains: same pod, same verdict."""
     client = installed.client

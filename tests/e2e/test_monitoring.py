@@ -46,7 +46,6 @@ _SHORT = (
     f"{_ALERTS}.LoRAFineTuneStalled.for=0s",
     f"{_ALERTS}.LoRAFineTuneStalled.seconds=20",
     f"{_ALERTS}.LoRAFineTuneRestartLoop.restarts=2",
-    "--set=config.mostUnfinishedRunsPerNamespace=4",
 )
 _STOP = """\
 import os, signal
@@ -111,8 +110,8 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def scene(installed: Installed, module_namespace: str) -> Iterator[Scene]:
-    """One run that trains and then hangs, one whose pods are deleted, one that waits for its claim, one that waits for
-    its turn, one with a broken model, one that succeeds, and what a run on a GPU would expose."""
+    """One run that trains and then hangs, one that waits for a quota and whose pods are deleted later, one that waits
+    for its claim, one with a broken model, one that succeeds, and what a run on a GPU would expose."""
     output([str(HACK_CLUSTER), "addon", addon.NAME], timeout_s=600)
     url = addon.addresses(settings.places(settings.DEFAULT_NAME))["Prometheus"]
     installed.upgrade(*FLAGS, *_SHORT)
@@ -132,18 +131,16 @@ def _play(scene: Scene) -> None:
     saved = {"checkpoint": {"intervalSeconds": 1}, "training": {**LONG["training"], **steps}}
     short = {**SLOW, "maxSteps": 2, "effectiveBatchSize": 2}
     client.apply(CLAIM, long_rows(), *recorded(namespace, scene.installed.images.operator), namespace=namespace)
-    # These two end soon: suspended, they keep their places until the one for which there is none has been told so.
-    brief: dict[str, Any] = {"training": short, "resources": _SMALL, "suspend": True}
-    client.apply(finetune("good", preflight="Run", **brief), namespace=namespace)
-    client.apply(finetune("broken", model={"uri": BROKEN_MODEL}, **{**brief, "training": SLOW}), namespace=namespace)
-    client.apply(finetune("stalls", resources=_SMALL, **saved), namespace=namespace)
-    client.apply(finetune("pends", output={"uri": "pvc://nowhere/pends"}, resources=_SMALL), namespace=namespace)
+    client.kubectl("create", "quota", "closed", "--hard=count/jobs.batch=0", f"--namespace={namespace}")
+    client.wait("quota/closed", "jsonpath={.status.hard}", namespace=namespace, timeout_s=PATIENCE_S)
     client.apply(finetune("turns", resources=_SMALL, **LONG), namespace=namespace)
     wait_reason(client, namespace, "turns", "Accepted", "QuotaExceeded")
-    for name in ("good", "broken"):
-        client.kubectl(
-            "patch", f"lft/{name}", f"--namespace={namespace}", "--type=merge", '--patch={"spec":{"suspend":false}}'
-        )
+    client.kubectl("delete", "quota", "closed", f"--namespace={namespace}")
+    client.apply(finetune("good", preflight="Run", training=short, resources=_SMALL), namespace=namespace)
+    broken = finetune("broken", model={"uri": BROKEN_MODEL}, training=SLOW, resources=_SMALL)
+    client.apply(broken, namespace=namespace)
+    client.apply(finetune("stalls", resources=_SMALL, **saved), namespace=namespace)
+    client.apply(finetune("pends", output={"uri": "pvc://nowhere/pends"}, resources=_SMALL), namespace=namespace)
     wait_end(client, namespace, "broken")
     for _ in range(2):
         _delete_pod(client, namespace, "turns")

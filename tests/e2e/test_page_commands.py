@@ -97,7 +97,7 @@ def test_a_runbook_s_commands_work_as_pasted(on_call: Reader, shown: Block) -> N
     printed = on_call.types(shown)
     assert printed.strip() or "ERROR" in shown.commands
     if "explain" in shown.commands:
-        assert f"LoRAFineTune {on_call.namespace}/{RUN}" in printed
+        assert f"run: {on_call.namespace}/{RUN}\n" in printed
     if Path(shown.page).stem == "LoRAFineTuneCheckpointStale":
         assert "saved the state after step" in printed
     elif '"$pod"' in shown.commands:
@@ -113,7 +113,7 @@ def test_questions_to_the_operator_s_log_are_answered(on_call: Reader) -> None:
 def test_the_operator_s_pod_explains_a_run_as_the_page_has_it(on_call: Reader) -> None:
     """By the line of the page on operations."""
     printed = on_call.types(block("docs/operations.md", "$ kubectl exec -n lora-system"))
-    assert f"LoRAFineTune {on_call.namespace}/{RUN}" in printed
+    assert f"run: {on_call.namespace}/{RUN}\n" in printed
 
 
 def test_a_run_is_suspended_and_resumed_by_either_program(on_call: Reader) -> None:

@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-import pytest
 from tests.e2e.conftest import Installed
 from tests.e2e.support import (
     CLAIM,
@@ -44,7 +43,6 @@ def _interrupted(installed: Installed, namespace: str, name: str, *flags: str, *
     return before, wait_end(client, namespace, name)
 
 
-@pytest.mark.fault("B2.node")
 def test_a_run_whose_pod_is_deleted_goes_on_at_the_step_that_it_had_reached(
     installed: Installed, namespace: str
 ) -> None:
@@ -55,7 +53,6 @@ def test_a_run_whose_pod_is_deleted_goes_on_at_the_step_that_it_had_reached(
     assert ended["results"]["steps"] == SLOW["maxSteps"]
 
 
-@pytest.mark.fault("B20.node")
 def test_a_run_whose_pod_is_deleted_by_force_loses_no_more_than_the_distance_of_checkpoints(
     installed: Installed, namespace: str
 ) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Kept:
+class KeptAlive:
     """The operator of a stage with its restarts."""
 
     def __init__(self, stage: Stage, **start: Any) -> None:

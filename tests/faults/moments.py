@@ -1,5 +1,6 @@
 """What there was of some runs at one moment, to compare with later, and what must not differ."""
 
+import enum
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from typing import Any
 from tests.component.documents import Object
 from tests.component.stage import Stage
 from tests.faults.one_run import Run, attempt_of
-from tests.faults.promises import Kept
 
 from lora_operator.views.conditions import Type
 from lora_operator.views.names import INDEX_LABEL, UID_LABEL
@@ -20,6 +20,25 @@ from lora_operator.views.pods import has_ended
 MOST_GROWTH_BYTES = 8 * 2**20
 _NOT_OWN_ERRORS = ("preempted", "nodeLost")
 _ENDS = ("Complete", "Failed")
+
+
+class Kept(enum.Enum):
+    """What is never lost."""
+
+    PODS = "The pods that live are the same ones, and none is stopped"
+    ONE_JOB = "Each attempt has one Job"
+    JOBS = "The Jobs and what they specify"
+    VERDICT = "The verdict"
+    RETRIES = "No retry is used up: `maxRetries` holds for the run's own errors"
+    CLAIMS = "The claims: none is deleted or changed"
+    BEGINS = "The run begins once it may, in its first attempt"
+    ENDS_WELL = "The run ends as it would have"
+    ONE_WRITER = "One writer at a time: no two of a run's pods live at once"
+    NO_WRITES = "The operator writes nothing"
+    MEMORY = "The operator's memory grows by less than 8 MiB"
+    OTHERS_OBJECT = "Somebody else's object, untouched"
+    OTHERS_MARKS = "Labels and annotations that others have put there"
+    OTHERS_CONDITIONS = "Conditions that others have put there"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

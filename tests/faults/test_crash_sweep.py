@@ -24,10 +24,11 @@ from tests.faults.calls import Call
 from tests.faults.hostile_pods import Pods, played_pods
 from tests.faults.injections import Hold, Rule
 from tests.faults.masks import mask
+from tests.faults.moments import Kept
 from tests.faults.one_run import Run
 from tests.faults.plays import Play, Player, go_on
-from tests.faults.proofs import Proofs
 from tests.faults.queue_kind import kueue
+from tests.faults.seen import kept, remember
 from tests.ports import free_address
 
 if TYPE_CHECKING:
@@ -160,8 +161,7 @@ def harness(stage: Stage, kueue: None) -> Iterator[Harness]:
         yield Harness(stage, played)
 
 
-@pytest.mark.fault("A1.sweep", "A1.one-job")
-def test_an_operator_that_is_killed_at_any_write_leaves_no_trace_in_the_end(harness: Harness, faults: Proofs) -> None:
+def test_an_operator_that_is_killed_at_any_write_leaves_no_trace_in_the_end(harness: Harness) -> None:
     """0 duplicates and 0 lost verdicts over all points: status, children and what was made are those of golden runs.
 
     No point is missed but passing ones, and what the three golden runs of a play do not share is none.
@@ -186,20 +186,19 @@ def test_an_operator_that_is_killed_at_any_write_leaves_no_trace_in_the_end(harn
     # How often the same is said in Events depends on how fast the cluster is.
     left = [p for p in points if p.ordinal == 1 or not _is_event(p)] if SOAK else _few_events(_new_ones(points))
     total, crashes = len(left), 0
-    with faults.proving("A1.sweep"):
-        for _ in range(ROUNDS):
-            groups = _groups(left)
-            left = [point for group in groups for point in _crash_at(harness, group, golden)]
-            crashes += len(groups)
-            if all(point.says == PASSING for point in left):
-                break
-        print(f"{total} points in {crashes} crashes, without {len(left)} passing ones; not shared: {dict(unshared)}")
-        missed = [point for point in left if point.says != PASSING]
-        assert [(point.play.__name__, point.says, point.ordinal, point.answered) for point in missed] == []
+    for _ in range(ROUNDS):
+        groups = _groups(left)
+        left = [point for group in groups for point in _crash_at(harness, group, golden)]
+        crashes += len(groups)
+        if all(point.says == PASSING for point in left):
+            break
+    print(f"{total} points in {crashes} crashes, without {len(left)} passing ones; not shared: {dict(unshared)}")
+    missed = [point for point in left if point.says != PASSING]
+    assert [(point.play.__name__, point.says, point.ordinal, point.answered) for point in missed] == []
     # With those that were crashed.
     runs = [Run(stage=harness.stage, name=f["metadata"]["name"]) for f in harness.stage.objects("lorafinetunes")]
     assert len(runs) > len(everybody)
-    faults.kept("A1.one-job", faults.remember(*runs))
+    kept(Kept.ONE_JOB, remember(*runs))
 
 
 def _chronicle(harness: Harness, player: Player) -> Object:

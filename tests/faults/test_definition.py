@@ -3,22 +3,27 @@
 import os
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
+import yaml
 from tests.component.cluster_acts import make_claim
 from tests.component.conftest import serve_definition
+from tests.component.documents import Object
 from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
-from tests.component.stage import Stage, gone
+from tests.component.stage import REPOSITORY, Stage, gone
 from tests.conftest import own_control_plane
-from tests.faults.earlier import CRD, DEFINITION, EARLIER_DEFINITION, install_definition
-from tests.faults.matrix import PROMISES
+from tests.faults.moments import Kept
 from tests.faults.one_run import Run, begin
-from tests.faults.promises import Sees
-from tests.faults.proofs import Proofs
+from tests.faults.seen import Sees, kept, remember, saw
 
 from localcluster.api import ApiError
 from localcluster.client import Client
+
+DEFINITION = REPOSITORY / "crds" / "lorafinetunes.yaml"
+CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/lorafinetunes.lora-operator.io"
+UNKNOWN = "The cluster does not know lorafinetunes.lora-operator.io in version v1alpha1: apply crds/"
 
 
 @pytest.fixture(scope="module")
@@ -34,67 +39,69 @@ def definition(control_plane: Client) -> None:
     serve_definition(control_plane)
 
 
-@pytest.mark.fault("A15")
-def test_a_definition_that_is_upgraded_and_rolled_back_leaves_runs_and_statuses_alone(
-    control_plane: Client, stage: Stage, faults: Proofs
+def test_a_definition_that_lacks_a_field_leaves_runs_and_statuses_alone(
+    control_plane: Client, stage: Stage, tmp_path: Path
 ) -> None:
-    """The same operator under the earlier definition, the present one, and the earlier one again.
+    """The same operator under one that lacks a field of the status, the whole one, and the former again.
 
-    What the earlier one does not know is not stored, and is not written again and again for that.
+    What it does not know is not stored, and is not written again and again for that.
     """
+    lacking = tmp_path / "lacking.yaml"
+    lacking.write_text(yaml.safe_dump(_without_fields()))
     try:
-        install_definition(control_plane, stage, EARLIER_DEFINITION)
+        install_definition(control_plane, stage, lacking)
         operator = stage.start(statusDelaySeconds=0.01)
         run = begin(stage, "a15")
         run.running_pod()
-        before = faults.remember(run)
+        before = remember(run)
         assert "activeSince" not in run.status
-        _writes_nothing(run, faults)
+        _writes_nothing(run)
         install_definition(control_plane, stage, DEFINITION)
         run.be_looked_at()
         assert run.status["activeSince"]
-        _writes_nothing(run, faults)
-        install_definition(control_plane, stage, EARLIER_DEFINITION)
+        _writes_nothing(run)
+        install_definition(control_plane, stage, lacking)
         run.be_looked_at()
-        _writes_nothing(run, faults)
-        for name in ("A15.jobs", "A15.pods", "A15.ends-well"):
-            faults.kept(name, before)
+        _writes_nothing(run)
+        for what in (Kept.JOBS, Kept.PODS, Kept.ENDS_WELL):
+            kept(what, before)
         assert operator.process.poll() is None
-        faults.saw("A15.older", run)
+        saw(Sees(log=("The definition in the cluster is older than the operator",)), run)
         assert operator.text().count("The definition in the cluster is older than the operator") == 1
     finally:
         install_definition(control_plane, stage, DEFINITION)
 
 
-def test_numbers_that_an_earlier_definition_does_not_know_outlive_its_return(
-    control_plane: Client, stage: Stage
-) -> None:
-    """One with an exponent is in nobody's way. Of a run with epochs without quotes no status can be written until the
-    present definition is back, since the earlier one has rules for text alone; nothing of it is lost."""
-    written: dict[str, dict[str, object]] = {"exponent": {"learningRate": "2e-4"}, "whole": {"epochs": 2}}
-    for name, training in written.items():
-        stage.apply(name, training=training)
+def _without_fields() -> Object:
+    """The definition without one field of the status, and without one of the spec, which tells that it is served."""
+    definition: Object = yaml.safe_load(DEFINITION.read_text())
+    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    del schema["status"]["properties"]["activeSince"], schema["spec"]["properties"]["pendingTimeoutSeconds"]
+    return definition
+
+
+def install_definition(control_plane: Client, stage: Stage, file: Path) -> None:
+    """Have the API server serve LoRAFineTunes by this definition, as `kubectl apply --server-side` does."""
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={file}")
+    wanted = file == DEFINITION
+    eventually(lambda: _knows_pending_timeout(stage) is wanted, "the API server serves the definition")
+
+
+def _knows_pending_timeout(stage: Stage) -> bool | None:
+    """Whether the field that the other definition lacks is kept; None while nothing is served."""
+    spec = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://a/c"}, "output": {"uri": "pvc://d/e"}}
+    probe = {"apiVersion": "lora-operator.io/v1alpha1", "kind": "LoRAFineTune", "metadata": {"name": "probe"}}
     try:
-        install_definition(control_plane, stage, EARLIER_DEFINITION)
-        _write(stage, "exponent")
-        with pytest.raises(ApiError, match="expected string, got int64"):
-            _write(stage, "whole")
-    finally:
-        install_definition(control_plane, stage, DEFINITION)
-    for name, training in written.items():
-        _write(stage, name)
-        found = stage.finetune(name)
-        assert found["spec"]["training"].items() >= training.items()
-        assert (found["status"]["attempt"], found["spec"]["suspend"]) == (1, True)
+        path = stage.path("lorafinetunes") + "?dryRun=All"
+        stored = stage.api.post(path, {**probe, "spec": {**spec, "pendingTimeoutSeconds": 60}})
+    except ApiError as error:
+        if error.status in (404, 429, 503):
+            return None
+        raise
+    return "pendingTimeoutSeconds" in stored["spec"]
 
 
-def _write(stage: Stage, name: str) -> None:
-    """A part of the status, and what a user may change."""
-    stage.api.patch(stage.path("lorafinetunes", name, "status"), {"status": {"attempt": 1}})
-    stage.change(name, suspend=True)
-
-
-def _writes_nothing(run: Run, faults: Proofs) -> None:
+def _writes_nothing(run: Run) -> None:
     """The operator comes to rest, and looking at the run again it has nothing to write."""
     operator = run.stage.operators[-1]
 
@@ -104,9 +111,9 @@ def _writes_nothing(run: Run, faults: Proofs) -> None:
         return operator.writes() == before
 
     eventually(still, "the operator is at rest")
-    at_rest = faults.remember(run)
+    at_rest = remember(run)
     run.be_looked_at(writes=False)
-    faults.kept("A15.no-writes", at_rest)
+    kept(Kept.NO_WRITES, at_rest)
 
 
 def _is_unready_with(operator: OperatorProcess, remedy: str) -> bool:
@@ -114,10 +121,7 @@ def _is_unready_with(operator: OperatorProcess, remedy: str) -> bool:
     return status == 503 and remedy in text
 
 
-@pytest.mark.fault("A16")
-def test_a_definition_that_is_deleted_and_installed_again_is_waited_for(
-    control_plane: Client, stage: Stage, faults: Proofs
-) -> None:
+def test_a_definition_that_is_deleted_and_installed_again_is_waited_for(control_plane: Client, stage: Stage) -> None:
     """The resources go, and their Jobs with them, as Kubernetes has it.
 
     The operator ends once, with the reason, and the next one waits instead of ending again and again; it works as soon
@@ -128,28 +132,23 @@ def test_a_definition_that_is_deleted_and_installed_again_is_waited_for(
     try:
         first = begin(stage, "a16")
         job = first.job()
-        before = faults.remember(first)
+        before = remember(first)
         stage.api.delete(CRD)
         assert operator.end_by_itself() == 1
-        faults.saw("A16.ends", since=before)
-        ends = PROMISES["A16.ends"]
-        assert isinstance(ends, Sees)
-        (remedy,) = ends.log
+        saw(Sees(log=(UNKNOWN,)), since=before)
         assert "Traceback" not in operator.text()
-        with faults.proving("A16.waits"):
-            waiting = stage.start(wait=False)
-            says_so = partial(_is_unready_with, waiting, remedy)
-            eventually(says_so, "the next operator is unready, and says what it waits for")
-            assert waiting.get("/healthz")[0] == 200
-            install_definition(control_plane, stage, DEFINITION)
-            waiting.wait_ready()
-            again = begin(stage, "a16-again")
-            again.running_pod()
-            assert waiting.text().count(remedy) == 1
-        with faults.proving("A16.gone"):
-            assert gone(stage.api, stage.path("lorafinetunes", "a16"))
-            # The garbage collector looks for new kinds twice a minute, and for owners that are gone among known ones.
-            eventually(partial(gone, stage.api, stage.path("jobs", job["metadata"]["name"])), "the Job is gone")
-        faults.kept("A16.claims", before)
+        waiting = stage.start(wait=False)
+        says_so = partial(_is_unready_with, waiting, UNKNOWN)
+        eventually(says_so, "the next operator is unready, and says what it waits for")
+        assert waiting.get("/healthz")[0] == 200
+        install_definition(control_plane, stage, DEFINITION)
+        waiting.wait_ready()
+        again = begin(stage, "a16-again")
+        again.running_pod()
+        assert waiting.text().count(UNKNOWN) == 1
+        assert gone(stage.api, stage.path("lorafinetunes", "a16"))
+        # The garbage collector looks for new kinds twice a minute, and for owners that are gone among known ones.
+        eventually(partial(gone, stage.api, stage.path("jobs", job["metadata"]["name"])), "the Job is gone")
+        kept(Kept.CLAIMS, before)
     finally:
         install_definition(control_plane, stage, DEFINITION)

@@ -7,10 +7,12 @@ from tests.component.cluster_acts import finish_deletion
 from tests.component.documents import Object, succeeded
 from tests.component.patience import eventually
 from tests.component.stage import Stage, gone
+from tests.faults.moments import Kept
 from tests.faults.one_run import Run, begin
-from tests.faults.proofs import Proofs
+from tests.faults.seen import Sees, kept, remember, saw
 
 from lora_operator.views.names import NAME_LABEL, SUSPEND_ANNOTATION, UID_LABEL
+from lora_trainer.contract.reasons import Reason
 
 _TIMES = 3  # as row B22 says
 
@@ -27,32 +29,40 @@ def _wishes(stage: Stage, path: str, held: str) -> bool:
     return bool(stage.api.get(path)["metadata"]["annotations"][SUSPEND_ANNOTATION] == held)
 
 
-@pytest.mark.fault("B1.recreated", "B1.counts", "B1.verdict")
-def test_a_job_deleted_while_its_pod_waits_is_the_next_attempt(shared: Stage, faults: Proofs) -> None:
+def test_a_job_deleted_while_its_pod_waits_is_the_next_attempt(shared: Stage) -> None:
     """A Warning says so, and deletions count against maxRetries: the second one ends a run with maxRetries 1."""
     run = begin(shared, "b1-pending", maxRetries=1)
     first = run.job()
     run.wait("PodsReady", "False", "VolumeNotReady")
     _delete_job(run, "Background")
     second = run.job(2)
-    faults.saw("B1.recreated", run, job=second["metadata"]["name"])
+    saw(
+        Sees(
+            conditions={"Accepted": ("True", None)},
+            says=(second["metadata"]["name"],),
+            event=("Warning", Reason.JOB_RECREATED),
+            status=("attempt",),
+        ),
+        run,
+    )
     assert first["metadata"]["name"] in run.wait_event("JobRecreated")
     assert run.status["attempt"] == 2
     _delete_job(run, "Background")
-    faults.saw("B1.counts", run)
-    ended = faults.remember(run)
+    saw(
+        Sees(
+            conditions={"Failed": ("True", Reason.BACKOFF_LIMIT_EXCEEDED)},
+            says=("deleted 2 times", "to pause a run, set spec.suspend to true instead"),
+        ),
+        run,
+    )
+    ended = remember(run)
     run.be_looked_at()
-    faults.kept("B1.verdict", ended)
+    kept(Kept.VERDICT, ended)
     assert run.jobs == []
 
 
-@pytest.mark.fault("B1.one-writer", "B1.one-job")
-@pytest.mark.parametrize(
-    "policy", ["Background", "Foreground", pytest.param("Orphan", marks=pytest.mark.fault("B1.orphan"))]
-)
-def test_a_job_deleted_under_a_running_pod_is_followed_when_the_pod_has_stopped(
-    shared: Stage, faults: Proofs, policy: str
-) -> None:
+@pytest.mark.parametrize("policy", ["Background", "Foreground", "Orphan"])
+def test_a_job_deleted_under_a_running_pod_is_followed_when_the_pod_has_stopped(shared: Stage, policy: str) -> None:
     """However it was deleted: never two writers; with --cascade=orphan the sentence says how to stop the pod."""
     run = begin(shared, f"b1-{policy.lower()}")
     pod = run.running_pod()
@@ -61,11 +71,11 @@ def test_a_job_deleted_under_a_running_pod_is_followed_when_the_pod_has_stopped(
     run.wait_state("Restarting")
     if policy == "Orphan":
         name = pod["metadata"]["name"]
-        faults.saw("B1.orphan", run, pod=name)
+        saw(Sees(state=Reason.RESTARTING, says=(f"kubectl delete pod {name}",)), run)
         shared.api.delete(shared.path("pods", name))
     eventually(lambda: run.pods[0]["metadata"].get("deletionTimestamp"), "the pod is stopped")
     run.be_looked_at()
-    faults.kept("B1.one-writer", faults.remember(run))
+    kept(Kept.ONE_WRITER, remember(run))
     assert [j["metadata"]["uid"] for j in run.jobs if j["metadata"]["uid"] != job["metadata"]["uid"]] == []
     finish_deletion(shared, pod)
     second = run.job(2)
@@ -75,29 +85,25 @@ def test_a_job_deleted_under_a_running_pod_is_followed_when_the_pod_has_stopped(
     run.wait_event("JobRecreated")
     assert run.status["attempt"] == 2
     assert run.status["jobName"] == second["metadata"]["name"]
-    faults.kept("B1.one-job", faults.remember(run))
+    kept(Kept.ONE_JOB, remember(run))
 
 
-@pytest.mark.fault("B1.verdict")
-def test_a_job_deleted_after_the_end_changes_nothing(shared: Stage, faults: Proofs) -> None:
+def test_a_job_deleted_after_the_end_changes_nothing(shared: Stage) -> None:
     """The verdict stays as it was written, and no Job is made."""
     run = begin(shared, "b1-done")
     pod = run.running_pod()
     shared.end_pod(pod, 0, succeeded())
     run.wait("Complete", "True")
-    before, ended = _without_generation(run.status), faults.remember(run)
+    before, ended = _without_generation(run.status), remember(run)
     _delete_job(run, "Background")
     eventually(lambda: not run.pods, "the pod is gone, too")
     run.be_looked_at()
-    faults.kept("B1.verdict", ended)
+    kept(Kept.VERDICT, ended)
     assert run.jobs == []
     assert _without_generation(run.status) == before
 
 
-@pytest.mark.fault("B19.again", "B19.one-job", "B19.ends-well")
-def test_a_job_that_vanished_with_its_pod_before_the_result_was_read_is_tried_again(
-    stage: Stage, faults: Proofs
-) -> None:
+def test_a_job_that_vanished_with_its_pod_before_the_result_was_read_is_tried_again(stage: Stage) -> None:
     """A foreign time to live takes both while no operator runs: the next attempt finds and verifies what is published.
 
     That it does not train again is the trainer's part.
@@ -106,24 +112,21 @@ def test_a_job_that_vanished_with_its_pod_before_the_result_was_read_is_tried_ag
     run = begin(stage, "b19")
     pod = run.running_pod()
     (job,) = run.jobs
-    before = faults.remember(run)
+    before = remember(run)
     operator.kill()
     path = stage.path("jobs", job["metadata"]["name"])
     stage.api.patch(path, {"spec": {"ttlSecondsAfterFinished": 0}})
     stage.end_pod(pod, 0, succeeded())
     eventually(lambda: gone(stage.api, path) and not run.pods, "the cluster has taken Job and pod away")
     stage.start()
-    faults.saw("B19.again", run, job=job["metadata"]["name"])
+    saw(Sees(says=(job["metadata"]["name"],), event=("Warning", Reason.JOB_RECREATED)), run)
     run.running_pod()
-    faults.kept("B19.ends-well", before)
-    faults.kept("B19.one-job", before)
+    kept(Kept.ENDS_WELL, before)
+    kept(Kept.ONE_JOB, before)
     assert run.status["attempt"] == 2
 
 
-@pytest.mark.fault("B19.unconfirmed")
-def test_a_result_of_a_pod_whose_job_was_deleted_before_it_counted_it_proves_nothing(
-    stage: Stage, faults: Proofs
-) -> None:
+def test_a_result_of_a_pod_whose_job_was_deleted_before_it_counted_it_proves_nothing(stage: Stage) -> None:
     """The pod that a deleted Job leaves for a while ends well: the next attempt verifies what it published."""
     stage.start()
     run = begin(stage, "b19-pod")
@@ -131,14 +134,12 @@ def test_a_result_of_a_pod_whose_job_was_deleted_before_it_counted_it_proves_not
     _delete_job(run, "Background")
     eventually(lambda: run.pods[0]["metadata"].get("deletionTimestamp"), "the pod is stopped")
     stage.end_pod(pod, 0, succeeded())
-    with faults.proving("B19.unconfirmed"):
-        run.wait_event("JobRecreated")
-        assert run.condition("Complete")["status"] == "Unknown"
-        run.job(2)
+    run.wait_event("JobRecreated")
+    assert run.condition("Complete")["status"] == "Unknown"
+    run.job(2)
 
 
-@pytest.mark.fault("B19.unconfirmed")
-def test_a_result_of_a_pod_that_a_deleted_job_has_adopted_proves_nothing(shared: Stage, faults: Proofs) -> None:
+def test_a_result_of_a_pod_that_a_deleted_job_has_adopted_proves_nothing(shared: Stage) -> None:
     """The Job controller takes any pod of the template's labels for the Job's own."""
     run = begin(shared, "b19-forged")
     pod = run.running_pod()
@@ -146,20 +147,18 @@ def test_a_result_of_a_pod_that_a_deleted_job_has_adopted_proves_nothing(shared:
     _delete_job(run, "Foreground")
     run.wait_state("Restarting")
     run.be_looked_at()
-    with faults.proving("B19.unconfirmed"):
-        assert run.condition("Complete")["status"] == "Unknown"
-        finish_deletion(shared, pod)
-        run.job(2)
+    assert run.condition("Complete")["status"] == "Unknown"
+    finish_deletion(shared, pod)
+    run.job(2)
 
 
-@pytest.mark.fault("B19.beside")
-def test_a_result_of_a_pod_that_a_job_has_adopted_is_not_what_it_counted(shared: Stage, faults: Proofs) -> None:
+def test_a_result_of_a_pod_that_a_job_has_adopted_is_not_what_it_counted(shared: Stage) -> None:
     """The Job succeeds by its own pod, which leaves no summary: what the other one says is not that pod's."""
     run = begin(shared, "b19-beside")
     pod = run.running_pod()
     _forge(shared, run, pod)
     shared.end_pod(pod, 0, "")
-    faults.saw("B19.beside", run)
+    saw(Sees(conditions={"Failed": ("True", Reason.RESULT_UNKNOWN), "Complete": ("False", Reason.RESULT_UNKNOWN)}), run)
 
 
 def _forge(stage: Stage, run: Run, pod: Object) -> None:
@@ -176,8 +175,7 @@ def _forge(stage: Stage, run: Run, pod: Object) -> None:
     eventually(lambda: stage.api.get(stage.path("pods", name))["metadata"].get("ownerReferences"), owners)
 
 
-@pytest.mark.fault("B19.unconfirmed")
-def test_a_result_of_a_pod_whose_job_nobody_has_seen_end_proves_nothing(stage: Stage, faults: Proofs) -> None:
+def test_a_result_of_a_pod_whose_job_nobody_has_seen_end_proves_nothing(stage: Stage) -> None:
     """Whoever may create pods could claim one: the next attempt finds and verifies what is published."""
     operator = stage.start()
     run = begin(stage, "b19-alone")
@@ -186,14 +184,12 @@ def test_a_result_of_a_pod_whose_job_nobody_has_seen_end_proves_nothing(stage: S
     stage.end_pod(pod, 0, succeeded())
     _delete_job(run, "Orphan")
     stage.start()
-    with faults.proving("B19.unconfirmed"):
-        run.wait_event("JobRecreated")
-        assert run.condition("Complete")["status"] == "Unknown"
-        run.job(2)
+    run.wait_event("JobRecreated")
+    assert run.condition("Complete")["status"] == "Unknown"
+    run.job(2)
 
 
-@pytest.mark.fault("B22.no-writes", "B22.others-marks", "B22.jobs")
-def test_labels_and_annotations_that_others_put_on_the_job_are_left_there(stage: Stage, faults: Proofs) -> None:
+def test_labels_and_annotations_that_others_put_on_the_job_are_left_there(stage: Stage) -> None:
     """Kueue, Argo and people annotate Jobs: the operator writes nothing at all."""
     stage.start(statusDelaySeconds=0.01)
     run = begin(stage, "b22")
@@ -203,20 +199,17 @@ def test_labels_and_annotations_that_others_put_on_the_job_are_left_there(stage:
     theirs = {"labels": {"team": "search", "kueue.x-k8s.io/podset": "main"}, "annotations": {"seen-by": "audit"}}
     stage.api.patch(path, {"metadata": theirs})
     stage.api.patch(f"{path}/status", {"status": {"ready": 1}})
-    before = faults.remember(run)
+    before = remember(run)
     run.be_looked_at(writes=False)
     run.be_looked_at(writes=False)
-    for name in ("B22.no-writes", "B22.others-marks", "B22.jobs"):
-        faults.kept(name, before)
+    for what in (Kept.NO_WRITES, Kept.OTHERS_MARKS, Kept.JOBS):
+        kept(what, before)
     metadata = stage.api.get(path)["metadata"]
     assert metadata["labels"].items() >= theirs["labels"].items()
     assert metadata["annotations"].items() >= theirs["annotations"].items()
 
 
-@pytest.mark.fault(
-    "B22.relabelled", "B22.put-back", "B22.others-marks", "B22.labels", "B22.advice", "B22.one-job", "B22.ends-well"
-)
-def test_a_job_whose_labels_are_taken_off_again_and_again_stays_the_runs(stage: Stage, faults: Proofs) -> None:
+def test_a_job_whose_labels_are_taken_off_again_and_again_stays_the_runs(stage: Stage) -> None:
     """Three times they are put back; then advice says so, and the next operator too reads the Job by its name."""
     stage.start(resyncIntervalSeconds=1)
     run = begin(stage, "b22-bare", suspend=True)
@@ -224,38 +217,36 @@ def test_a_job_whose_labels_are_taken_off_again_and_again_stays_the_runs(stage: 
     job = run.job()
     path = stage.path("jobs", job["metadata"]["name"])
     ours = {key: value for key, value in job["metadata"]["labels"].items() if key.startswith("lora-operator.io/")}
-    before = faults.remember(run)
-    with faults.proving("B22.put-back"):
-        for _ in range(_TIMES):
-            _strip(stage, path, ours)
-            theirs = faults.remember(run)
-            eventually(lambda: ours.items() <= stage.api.get(path)["metadata"]["labels"].items(), "they are put back")
-            run.be_looked_at()
-            faults.saw("B22.relabelled", since=before)
-            faults.kept("B22.others-marks", theirs)
-            assert stage.api.get(path)["metadata"]["labels"]["team"] == "search"
+    before = remember(run)
+    for _ in range(_TIMES):
+        _strip(stage, path, ours)
+        theirs = remember(run)
+        eventually(lambda: ours.items() <= stage.api.get(path)["metadata"]["labels"].items(), "they are put back")
+        run.be_looked_at()
+        saw(Sees(nothing=True), since=before)
+        kept(Kept.OTHERS_MARKS, theirs)
+        assert stage.api.get(path)["metadata"]["labels"]["team"] == "search"
     _strip(stage, path, ours)
-    faults.saw("B22.advice", run)
+    saw(Sees(advice="LabelsRemoved"), run)
     run.be_looked_at()
     stage.operators[-1].kill()
     stage.start(resyncIntervalSeconds=1)
     run.be_looked_at()
-    with faults.proving("B22.labels"):
-        assert not stage.api.get(path)["metadata"]["labels"].keys() & ours.keys()
-        run.change(suspend=False)
-        (pod,) = stage.wait_pods(job, 1)
-        named = stage.path("pods", pod["metadata"]["name"])
-        stage.api.patch(named, {"metadata": {"labels": {NAME_LABEL: "another", UID_LABEL: "another"}}})
-        stage.operators[-1].kill()
-        stage.start(resyncIntervalSeconds=1)
-        stage.run_pod(pod)
-        run.wait("PodsReady", "True")
-        _strip(stage, named, ours)
-        stage.end_pod(pod, 0, succeeded())
-        run.wait("Complete", "True")
-    before = faults.remember(run)
-    faults.kept("B22.ends-well", before)
-    faults.kept("B22.one-job", before)
+    assert not stage.api.get(path)["metadata"]["labels"].keys() & ours.keys()
+    run.change(suspend=False)
+    (pod,) = stage.wait_pods(job, 1)
+    named = stage.path("pods", pod["metadata"]["name"])
+    stage.api.patch(named, {"metadata": {"labels": {NAME_LABEL: "another", UID_LABEL: "another"}}})
+    stage.operators[-1].kill()
+    stage.start(resyncIntervalSeconds=1)
+    stage.run_pod(pod)
+    run.wait("PodsReady", "True")
+    _strip(stage, named, ours)
+    stage.end_pod(pod, 0, succeeded())
+    run.wait("Complete", "True")
+    before = remember(run)
+    kept(Kept.ENDS_WELL, before)
+    kept(Kept.ONE_JOB, before)
     assert [other["metadata"]["uid"] for other in stage.objects("jobs")] == [job["metadata"]["uid"]]
 
 
@@ -264,43 +255,50 @@ def _strip(stage: Stage, path: str, labels: Object) -> None:
     stage.api.patch(path, {"metadata": {"labels": {**dict.fromkeys(labels), "team": "search"}}})
 
 
-@pytest.mark.fault("B22.suspended", "B22.no-writes", "B22.jobs", "B22.one-job", "B22.ends-well")
-def test_a_job_that_somebody_suspends_and_changes_is_reported_and_not_fought_over(stage: Stage, faults: Proofs) -> None:
+def test_a_job_that_somebody_suspends_and_changes_is_reported_and_not_fought_over(stage: Stage) -> None:
     """SuspendedExternally in the status, no write to the Job; its template as others left it when they resume it."""
     stage.start(statusDelaySeconds=0.01)
     run = begin(stage, "b22-held")
     first = run.running_pod()
     path = stage.path("jobs", run.job()["metadata"]["name"])
     stage.api.patch(path, {"spec": {"suspend": True}})
-    faults.saw("B22.suspended", run, job=run.job()["metadata"]["name"])
+    saw(
+        Sees(conditions={"Suspended": ("True", Reason.SUSPENDED_EXTERNALLY)}, says=(run.job()["metadata"]["name"],)),
+        run,
+    )
     finish_deletion(stage, first)
     eventually(lambda: not run.pods, "the pod is gone")
     # As Kueue does it: a template can be changed once the Job counts as never started.
     stage.api.patch(f"{path}/status", {"status": {"startTime": None}})
     held = stage.api.patch(path, {"spec": {"template": {"spec": {"nodeSelector": {"pool": "spot"}}}}})
     _writes_at_rest(run)
-    before = faults.remember(run)
+    before = remember(run)
     run.be_looked_at(writes=False)
     assert stage.api.get(path)["metadata"]["generation"] == held["metadata"]["generation"]
-    faults.kept("B22.no-writes", before)
-    faults.kept("B22.jobs", before)
+    kept(Kept.NO_WRITES, before)
+    kept(Kept.JOBS, before)
     stage.api.patch(path, {"spec": {"suspend": False}})
     second = run.running_pod(other_than=first)
     assert second["spec"]["nodeSelector"] == {"kubernetes.io/os": "linux", "pool": "spot"}
     run.wait("Suspended", "False", "NotSuspended")
-    faults.kept("B22.one-job", before)
-    faults.kept("B22.ends-well", before)
+    kept(Kept.ONE_JOB, before)
+    kept(Kept.ENDS_WELL, before)
 
 
-@pytest.mark.fault("B22.resumed")
-def test_the_users_own_wish_outlives_what_others_do_to_the_job(stage: Stage, faults: Proofs) -> None:
+def test_the_users_own_wish_outlives_what_others_do_to_the_job(stage: Stage) -> None:
     """spec.suspend holds the run, and somebody resumes the Job: that is reported, with the remedy, and not undone."""
     stage.start()
     run = begin(stage, "b22-wish", suspend=True)
     run.wait("Suspended", "True", "SuspendedByUser")
     path = stage.path("jobs", run.job()["metadata"]["name"])
     stage.api.patch(path, {"spec": {"suspend": False}})
-    faults.saw("B22.resumed", run)
+    saw(
+        Sees(
+            conditions={"Suspended": ("False", None)},
+            says=("another controller resumed the Job", "set spec.suspend to false and then to true"),
+        ),
+        run,
+    )
     _writes_at_rest(run)
     assert stage.api.get(path)["spec"]["suspend"] is False
     run.change(suspend=False)

@@ -1,21 +1,17 @@
-"""Two operators at once: with a Lease one of them works, without one they do the same and do it once."""
+"""Two operators at once: the one that holds the Lease works."""
 
 import signal
-from collections import Counter
 from typing import Any
 
-import pytest
 import yaml
 from tests.component.documents import succeeded
 from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.component.stage import REPOSITORY, Stage
 from tests.faults.injections import Hold, Rule
+from tests.faults.moments import Kept
 from tests.faults.one_run import begin
-from tests.faults.proofs import Proofs
-
-from lora_operator.running.self_check import LEASE_RIGHTS, RIGHTS
-from lora_operator.views.names import ATTEMPT_LABEL, NAME_LABEL
+from tests.faults.seen import Sees, kept, remember, saw
 
 CHART = yaml.safe_load((REPOSITORY / "helm/lora-finetune-operator/values.yaml").read_text())["config"]
 # What the promise of the time rests on.
@@ -24,13 +20,11 @@ CHARTS_OWN = {key: CHART[key] for key in ("leaseDurationSeconds", "renewDeadline
 SHORT = {"leaseDurationSeconds": 6, "renewDeadlineSeconds": 5, "retryPeriodSeconds": 0.3}
 # For a leader that must not lose its Lease, however long a busy machine lets it wait for an answer.
 LONG = {"leaseDurationSeconds": 3600, "renewDeadlineSeconds": 600}
-RUNS = 6
 
 
 def start_candidate(stage: Stage, **changes: Any) -> OperatorProcess:
-    """An operator that takes part in the election, ready to work or to stand by."""
-    rights = (*RIGHTS, *LEASE_RIGHTS)
-    return stage.start(rights=rights, leaderElection=True, leaseNamespace=stage.namespace, **(SHORT | changes))
+    """An operator that is ready to work or to stand by."""
+    return stage.start(**(SHORT | changes))
 
 
 def leads(operator: OperatorProcess) -> bool:
@@ -55,37 +49,33 @@ def lease_path(stage: Stage) -> str:
     return f"/apis/coordination.k8s.io/v1/namespaces/{stage.namespace}/leases/lora-operator"
 
 
-@pytest.mark.fault("A10.standby", "A10.take-over", "A10.one-job")
-def test_of_two_operators_one_leads_and_the_other_takes_over_when_it_is_killed(stage: Stage, faults: Proofs) -> None:
+def test_of_two_operators_one_leads_and_the_other_takes_over_when_it_is_killed(stage: Stage) -> None:
     """The standby is ready and writes nothing; after SIGKILL it makes the Job that the first could not."""
     first, second = start_pair(stage, **CHARTS_OWN)
     # It has asked for its rights, and each such question is a create request.
     asked = second.writes()
     before = begin(stage, "before")
     before.wait("Accepted", "True")
-    with faults.proving("A10.standby"):
-        assert (leads(first), leads(second), second.get("/readyz")[0]) == (True, False, 200)
-        assert second.writes() == asked
-        assert not [series for series in second.metrics() if series.startswith("lorafinetune_info")]
-    standing_by = faults.remember(before)
+    assert (leads(first), leads(second), second.get("/readyz")[0]) == (True, False, 200)
+    assert second.writes() == asked
+    assert not [series for series in second.metrics() if series.startswith("lorafinetune_info")]
+    standing_by = remember(before)
     first.kill()
     after = begin(stage, "after")
-    faults.saw("A10.take-over", since=standing_by)
+    saw(Sees(metric="lora_operator_leader", within_s=20), since=standing_by)
     after.wait("Accepted", "True")
-    assert len(faults.kept("A10.one-job", faults.remember(before, after)).all_jobs()) == 2
+    assert len(kept(Kept.ONE_JOB, remember(before, after)).all_jobs()) == 2
     assert lease(stage)["leaseTransitions"] == 1
 
 
-@pytest.mark.fault("A10.hand-over")
-def test_a_leader_that_is_stopped_hands_over_without_waiting_for_the_lease_to_end(stage: Stage, faults: Proofs) -> None:
+def test_a_leader_that_is_stopped_hands_over_without_waiting_for_the_lease_to_end(stage: Stage) -> None:
     """SIGTERM gives the Lease back, so that a Lease of an hour does not hold an upgrade up."""
     first, second = start_pair(stage, **LONG)
     stage.apply()
     stage.wait_condition("Accepted", status="True")
-    with faults.proving("A10.hand-over"):
-        assert first.stop() == 0
-        assert "released the Lease" in first.text()
-        eventually(lambda: leads(second), "the second leads")
+    assert first.stop() == 0
+    assert "released the Lease" in first.text()
+    eventually(lambda: leads(second), "the second leads")
     pod = stage.wait_pod(stage.wait_job())
     stage.run_pod(pod)
     stage.end_pod(pod, 0, succeeded())
@@ -93,10 +83,7 @@ def test_a_leader_that_is_stopped_hands_over_without_waiting_for_the_lease_to_en
     assert len(stage.objects("jobs")) == 1
 
 
-@pytest.mark.fault("A10.hand-over")
-def test_an_operator_that_is_stopped_finishes_what_it_has_begun_and_gives_the_lease_back_last(
-    stage: Stage, faults: Proofs
-) -> None:
+def test_an_operator_that_is_stopped_finishes_what_it_has_begun_and_gives_the_lease_back_last(stage: Stage) -> None:
     """SIGTERM in the middle of a write: the Job is made, and only then the Lease is free; the next one goes on."""
     proxy = stage.proxy()
     operator = start_candidate(stage, proxy=proxy, **LONG)
@@ -105,21 +92,19 @@ def test_an_operator_that_is_stopped_finishes_what_it_has_begun_and_gives_the_le
     run = begin(stage, "tone")
     eventually(lambda: proxy.held, "the Job is on its way")
     assert run.jobs == []
-    with faults.proving("A10.hand-over"):
-        operator.process.send_signal(signal.SIGTERM)
-        eventually(lambda: "stopping" in operator.text(), "it is about to end")
-        proxy.let_go()
-        assert operator.end_by_itself() == 0
-        (job,) = run.jobs
-        assert lease(stage)["holderIdentity"] == ""
-        assert [call.what for call in proxy.calls if call.mutates][-1] == "update leases"
+    operator.process.send_signal(signal.SIGTERM)
+    eventually(lambda: "stopping" in operator.text(), "it is about to end")
+    proxy.let_go()
+    assert operator.end_by_itself() == 0
+    (job,) = run.jobs
+    assert lease(stage)["holderIdentity"] == ""
+    assert [call.what for call in proxy.calls if call.mutates][-1] == "update leases"
     start_candidate(stage, **LONG)
     run.wait("Accepted", "True")
     assert [other["metadata"]["uid"] for other in run.jobs] == [job["metadata"]["uid"]]
 
 
-@pytest.mark.fault("A11.ends", "A11.exit", "A11.jobs", "A11.one-job", "A11.begins")
-def test_a_leader_whose_renewals_hang_ends_and_the_other_takes_over(stage: Stage, faults: Proofs) -> None:
+def test_a_leader_whose_renewals_hang_ends_and_the_other_takes_over(stage: Stage) -> None:
     """The network swallows them: the process ends with a sentence before the Lease has run out."""
     proxy = stage.proxy()
     first = start_candidate(stage, proxy=proxy)
@@ -128,33 +113,34 @@ def test_a_leader_whose_renewals_hang_ends_and_the_other_takes_over(stage: Stage
     made.wait("Accepted", "True")
     # It waits as long as the first one's Lease says.
     second = start_candidate(stage, **LONG)
-    before = faults.remember(made)
+    before = remember(made)
     proxy.add(Rule(fault=Hold(answered=False), what="update leases"))
-    with faults.proving("A11.exit"):
-        assert first.end_by_itself() == 1
-        eventually(lambda: leads(second), "the second leads")
-    faults.saw("A11.ends", since=before, text=first.text(), lease=f"{stage.namespace}/lora-operator")
+    assert first.end_by_itself() == 1
+    eventually(lambda: leads(second), "the second leads")
+    saw(
+        Sees(log=(f"The Lease {stage.namespace}/lora-operator could not be renewed for 5 s",)),
+        since=before,
+        text=first.text(),
+    )
     assert "Traceback" not in first.text()
     begun = begin(stage, "begun")
-    faults.kept("A11.begins", faults.remember(begun))
-    faults.kept("A11.jobs", before)
-    faults.kept("A11.one-job", faults.remember(made, begun))
+    kept(Kept.BEGINS, remember(begun))
+    kept(Kept.JOBS, before)
+    kept(Kept.ONE_JOB, remember(made, begun))
 
 
-@pytest.mark.fault("A11.taken")
-def test_a_leader_whose_lease_another_has_taken_ends(stage: Stage, faults: Proofs) -> None:
+def test_a_leader_whose_lease_another_has_taken_ends(stage: Stage) -> None:
     """Whoever stands in the Lease leads, however it came there."""
     operator = start_candidate(stage, **LONG)
     eventually(lambda: leads(operator), "it leads")
     run = begin(stage, "taken")
     stage.api.patch(lease_path(stage), {"spec": {"holderIdentity": "somebody-else"}})
     assert operator.end_by_itself() == 1
-    faults.saw("A11.taken", run, holder="somebody-else")
+    saw(Sees(log=("is held by somebody-else now",)), run)
     assert lease(stage)["holderIdentity"] == "somebody-else"
 
 
-@pytest.mark.fault("A11.frozen", "A11.exit", "A11.jobs", "A11.one-job", "A11.begins")
-def test_a_leader_that_was_frozen_and_goes_on_changes_nothing_any_more(stage: Stage, faults: Proofs) -> None:
+def test_a_leader_that_was_frozen_and_goes_on_changes_nothing_any_more(stage: Stage) -> None:
     """SIGSTOP for longer than the Lease: what it slept over is done by the other one, and is not done again by it."""
     first, second = start_pair(stage, **CHARTS_OWN)
     lost = begin(stage, "lost")
@@ -165,67 +151,31 @@ def test_a_leader_that_was_frozen_and_goes_on_changes_nothing_any_more(stage: St
         begun = begin(stage, "begun")
         eventually(lambda: leads(second), "the second leads")
         lost.job(2)
-        faults.kept("A11.begins", faults.remember(begun))
+        kept(Kept.BEGINS, remember(begun))
         lost.wait_event("JobRecreated")
-        before = faults.remember(lost, begun)
+        before = remember(lost, begun)
     finally:
         first.process.send_signal(signal.SIGCONT)
-    with faults.proving("A11.exit"):
-        assert first.end_by_itself() == 1
-        assert leads(second)
-    faults.saw("A11.frozen", since=before, text=first.text(), lease=f"{stage.namespace}/lora-operator")
+    assert first.end_by_itself() == 1
+    assert leads(second)
+    saw(Sees(log=(f"The Lease {stage.namespace}/lora-operator ",)), since=before, text=first.text())
     lost.be_looked_at()
     begun.be_looked_at()
-    faults.kept("A11.jobs", before)
-    faults.kept("A11.one-job", before)
+    kept(Kept.JOBS, before)
+    kept(Kept.ONE_JOB, before)
     assert lost.status["attempt"] == 2
 
 
-@pytest.mark.fault("A10.without")
-def test_two_operators_without_leader_election_start_no_run_twice_and_come_to_rest(
-    stage: Stage, faults: Proofs
-) -> None:
-    """The same names and the same answers: one Job for each attempt, and both stop writing."""
-    both = [stage.start(), stage.start()]
-    for number in range(RUNS):
-        stage.apply(f"run-{number}")
-    for number in range(RUNS):
-        stage.wait_condition("Accepted", status="True", name=f"run-{number}")
-    pods = eventually(lambda: found if len(found := stage.objects("pods")) == RUNS else None, "all have a pod")
-    for pod in pods:
-        stage.run_pod(pod)
-    for number in range(RUNS):
-        stage.wait_condition("PodsReady", status="True", name=f"run-{number}")
-    ends, loses_its_job, *_ = pods
-    stage.end_pod(ends, 0, succeeded())
-    stage.wait_condition("Complete", status="True", name=ends["metadata"]["labels"][NAME_LABEL])
-    (owner,) = loses_its_job["metadata"]["ownerReferences"]
-    stage.api.delete(stage.path("jobs", owner["name"]) + "?propagationPolicy=Background")
-    stage.end_pod(loses_its_job, 143)
-    stage.wait_job(attempt=2)
-    rest(both)
-    attempts = Counter(
-        (job["metadata"]["labels"][NAME_LABEL], job["metadata"]["labels"][ATTEMPT_LABEL])
-        for job in stage.objects("jobs")
-    )
-    lost = loses_its_job["metadata"]["labels"][NAME_LABEL]
-    names = [f"run-{number}" for number in range(RUNS)]
-    with faults.proving("A10.without"):
-        assert attempts == {(name, "2" if name == lost else "1"): 1 for name in names}
-    assert all(operator.metric('lora_operator_reconcile_total{result="error"}') == 0.0 for operator in both)
-
-
-def rest(operators: list[OperatorProcess]) -> None:
-    """Wait until neither writes while both look again and again."""
-    looks = 'lora_operator_reconcile_total{result="success"}'
-
-    def settled() -> bool:
-        writes = [operator.writes() for operator in operators]
-        wanted = [operator.metric(looks) + RUNS for operator in operators]
-        eventually(
-            lambda: all(one.metric(looks) >= looked for one, looked in zip(operators, wanted, strict=True)),
-            "both look again",
-        )
-        return [operator.writes() for operator in operators] == writes
-
-    eventually(settled, "both write nothing more")
+def test_a_container_that_restarts_in_its_pod_takes_its_own_lease_at_once(stage: Stage) -> None:
+    """After SIGKILL nobody gives the Lease back, which would last an hour; one in another pod waits for its end."""
+    first = start_candidate(stage, **LONG)
+    eventually(lambda: leads(first), "the first leads")
+    standby = start_candidate(stage, **LONG)
+    first.kill()
+    run = begin(stage, "restarted")
+    again = start_candidate(stage, **LONG)
+    assert (again.pod, standby.pod) == (first.pod, "operator-1")
+    eventually(lambda: leads(again), "the one that was started again leads")
+    run.wait("Accepted", "True")
+    assert lease(stage)["leaseTransitions"] == 0
+    assert not leads(standby)

@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
 from tests.component.documents import succeeded
 from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.component.stage import Stage, gone
-from tests.faults.moments import Moment
+from tests.faults.moments import Kept, Moment
 from tests.faults.one_run import Run, begin
-from tests.faults.proofs import Proofs
+from tests.faults.seen import Sees, kept, remember, saw
 
 from localcluster.api import ApiError
 from lora_operator.running.self_check import RIGHTS, Right, rights_used
+from lora_trainer.contract.reasons import Reason
 
 USED = rights_used(kueue=False)
 GONE_S = 300.0
@@ -50,10 +50,7 @@ def without(*names: str) -> tuple[Right, ...]:
     return left
 
 
-@pytest.mark.fault("A13.left-out", "A13.named", "A13.others")
-def test_each_right_that_is_missing_in_a_namespace_is_named_at_the_start_and_stops_no_other(
-    stage: Stage, faults: Proofs
-) -> None:
+def test_each_right_that_is_missing_in_a_namespace_is_named_at_the_start_and_stops_no_other(stage: Stage) -> None:
     """One namespace lacks one right each: the log names them all, and where the operator is blind the metric shows."""
     with namespaces(stage, len(USED)) as places:
         lacks = dict(zip((place.namespace for place in places), USED, strict=True))
@@ -68,36 +65,37 @@ def test_each_right_that_is_missing_in_a_namespace_is_named_at_the_start_and_sto
         assert shown == {f'lora_operator_left_out_namespace{{namespace="{name}"}}' for name in blind}
         assert len(blind) == 6
         for name, right in lacks.items():
-            promise = "A13.left-out" if name in blind else "A13.named"
-            faults.saw(promise, since=_nothing(faults, run), right=str(right), namespace=name)
-        with faults.proving("A13.others"):
-            run.wait("Accepted", "True")
-            # What is missing there stands in the way of nothing that this run needs.
-            other = next(place for place in places if str(lacks[place.namespace]) == "delete services")
-            begin(other, "others").wait("Accepted", "True")
+            metric = f'lora_operator_left_out_namespace{{namespace="{name}"}}' if name in blind else ""
+            saw(Sees(log=(f"may not {right} in namespace {name}:",), metric=metric), since=_nothing(run))
+        run.wait("Accepted", "True")
+        # What is missing there stands in the way of nothing that this run needs.
+        other = next(place for place in places if str(lacks[place.namespace]) == "delete services")
+        begin(other, "others").wait("Accepted", "True")
 
 
-@pytest.mark.fault("A13.withdrawn", "A13.others", "A13.begins")
-def test_a_right_that_is_withdrawn_is_in_the_condition_and_the_run_begins_when_it_is_back(
-    stage: Stage, faults: Proofs
-) -> None:
+def test_a_right_that_is_withdrawn_is_in_the_condition_and_the_run_begins_when_it_is_back(stage: Stage) -> None:
     """The sentence names verb and kind; the other namespace does not notice."""
     with namespaces(stage, 1) as (other,):
         operator = stage.start(elsewhere={other.namespace: RIGHTS})
         stage.grant(operator, without("create jobs.batch"), other.namespace)
         eventually(lambda: not may_create_jobs(other, operator), "the right is gone")
         run = begin(other, "refused")
-        faults.saw("A13.withdrawn", run)
-        with faults.proving("A13.others"):
-            begin(stage, "others").wait("Accepted", "True")
+        saw(
+            Sees(
+                conditions={"Accepted": ("False", Reason.FORBIDDEN)},
+                says=('cannot create resource "jobs"', "ServiceAccount"),
+                event=("Warning", Reason.FORBIDDEN),
+            ),
+            run,
+        )
+        begin(stage, "others").wait("Accepted", "True")
         assert run.jobs == []
-        refused = faults.remember(run)
+        refused = remember(run)
         stage.grant(operator, RIGHTS, other.namespace)
-        faults.kept("A13.begins", refused)
+        kept(Kept.BEGINS, refused)
 
 
-@pytest.mark.fault("A13.later")
-def test_a_listed_namespace_that_does_not_exist_yet_is_taken_up_when_it_does(stage: Stage, faults: Proofs) -> None:
+def test_a_listed_namespace_that_does_not_exist_yet_is_taken_up_when_it_does(stage: Stage) -> None:
     """The others are served meanwhile; then the process ends for a restart, which looks after both."""
     name = f"{stage.namespace}-later"
     operator = stage.start(namespaces=[stage.namespace, name], resyncIntervalSeconds=0.5)
@@ -108,50 +106,43 @@ def test_a_listed_namespace_that_does_not_exist_yet_is_taken_up_when_it_does(sta
     stage.api.post("/api/v1/namespaces", {"metadata": {"name": name}})
     try:
         stage.grant(operator, RIGHTS, name)
-        with faults.proving("A13.later"):
-            assert operator.end_by_itself() == 1
-            assert f"Namespace {name} can be watched now" in operator.text()
-            stage.start(elsewhere={name: RIGHTS})
-            later.apply()
-            later.wait_condition("Accepted", status="True")
+        assert operator.end_by_itself() == 1
+        assert f"Namespace {name} can be watched now" in operator.text()
+        stage.start(elsewhere={name: RIGHTS})
+        later.apply()
+        later.wait_condition("Accepted", status="True")
     finally:
         stage.end()
         stage.api.delete(f"/api/v1/namespaces/{name}")
 
 
-@pytest.mark.fault("A20")
-def test_namespaces_end_with_runs_in_every_state_whether_an_operator_looks_on_or_not(
-    stage: Stage, faults: Proofs
-) -> None:
+def test_namespaces_end_with_runs_in_every_state_whether_an_operator_looks_on_or_not(stage: Stage) -> None:
     """One operator keeps its rights, one loses its Role with the namespace, one is dead: nothing is held up.
 
     What is waiting, running, suspended and finished goes, no operator insists, and a namespace of the same name begins
     anew.
     """
     with namespaces(stage, 3) as (kept, lost, alone):
-        keeps = stage.start(elsewhere={"": RIGHTS}, namespaces=[kept.namespace], **SOON)
-        loses = stage.start(elsewhere={lost.namespace: RIGHTS}, **SOON)
-        dies = stage.start(elsewhere={"": RIGHTS}, namespaces=[alone.namespace], **SOON)
+        keeps = stage.start(elsewhere={"": RIGHTS}, namespaces=[kept.namespace], leaseName="keeps", **SOON)
+        loses = stage.start(elsewhere={lost.namespace: RIGHTS}, leaseName="loses", **SOON)
+        dies = stage.start(elsewhere={"": RIGHTS}, namespaces=[alone.namespace], leaseName="dies", **SOON)
         for place in (kept, lost, alone):
             runs_in_every_state(place)
         dies.kill()
-        with faults.proving("A20.ends"):
-            end_namespaces(kept, lost, alone)
-        with faults.proving("A20.quiet"):
-            for operator in (keeps, loses):
-                assert_quiet(operator)
-        with faults.proving("A20.again"):
-            stage.api.post("/api/v1/namespaces", {"metadata": {"name": kept.namespace}})
-            kept.apply("running")
-            kept.wait_condition("Accepted", status="True", name="running")
-            assert kept.finetune("running")["status"]["attempt"] == 1
-            stage.apply()
-            stage.wait_condition("Accepted", status="True")
+        end_namespaces(kept, lost, alone)
+        for operator in (keeps, loses):
+            assert_quiet(operator)
+        stage.api.post("/api/v1/namespaces", {"metadata": {"name": kept.namespace}})
+        kept.apply("running")
+        kept.wait_condition("Accepted", status="True", name="running")
+        assert kept.finetune("running")["status"]["attempt"] == 1
+        stage.apply()
+        stage.wait_condition("Accepted", status="True")
 
 
-def _nothing(faults: Proofs, run: Run) -> Moment:
+def _nothing(run: Run) -> Moment:
     """A moment at which the operator had counted nothing."""
-    return dataclasses.replace(faults.remember(run), metrics={})
+    return dataclasses.replace(remember(run), metrics={})
 
 
 def runs_in_every_state(place: Stage) -> None:

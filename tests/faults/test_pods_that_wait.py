@@ -7,10 +7,12 @@ import pytest
 from tests.component.cluster_acts import make_claim, post_event
 from tests.component.patience import eventually
 from tests.component.stage import Stage, node_metadata
+from tests.faults.moments import Kept
 from tests.faults.one_run import begin, free_of_claims
-from tests.faults.proofs import Proofs
+from tests.faults.seen import Sees, kept, remember, saw
 
 from lora_operator.views.names import PREFLIGHT, TRAINER_CONTAINER
+from lora_trainer.contract.reasons import Reason
 
 IMAGE = "registry.example/lora-trainer:test"
 NOT_FOUND = f'failed to pull and unpack image "{IMAGE}": failed to resolve reference "{IMAGE}": {IMAGE}: not found'
@@ -20,20 +22,32 @@ DENIED = (
 )
 
 
-@pytest.mark.fault("B11.pull", "B11.begins")
-def test_an_image_that_cannot_be_pulled_is_named_and_waited_for(shared: Stage, faults: Proofs) -> None:
+def test_an_image_that_cannot_be_pulled_is_named_and_waited_for(shared: Stage) -> None:
     """From the first failed pull on, through the back-off, until the image is there."""
     run = begin(shared, "b11-tag")
     pod = run.pod()
     shared.wait_pod_state(pod, "ErrImagePull", NOT_FOUND)
-    faults.saw("B11.pull", run, image=IMAGE)
+    saw(
+        Sees(
+            conditions={"PodsReady": ("False", Reason.IMAGE_PULL_BACK_OFF)},
+            says=(IMAGE, "check the name, the registry and the pull secrets"),
+            event=("Warning", Reason.IMAGE_PULL_BACK_OFF),
+        ),
+        run,
+    )
     shared.wait_pod_state(pod, "ImagePullBackOff", f'Back-off pulling image "{IMAGE}": ErrImagePull: {NOT_FOUND}')
-    faults.saw("B11.pull", run, image=IMAGE)
-    faults.kept("B11.begins", faults.remember(run))
+    saw(
+        Sees(
+            conditions={"PodsReady": ("False", Reason.IMAGE_PULL_BACK_OFF)},
+            says=(IMAGE, "check the name, the registry and the pull secrets"),
+            event=("Warning", Reason.IMAGE_PULL_BACK_OFF),
+        ),
+        run,
+    )
+    kept(Kept.BEGINS, remember(run))
 
 
-@pytest.mark.fault("B11.secret")
-def test_a_pull_secret_that_is_missing_is_named(shared: Stage, faults: Proofs) -> None:
+def test_a_pull_secret_that_is_missing_is_named(shared: Stage) -> None:
     """The kubelet names it in an Event alone; the container only says that it was denied."""
     run = begin(shared, "b11-secret")
     pod = run.pod()
@@ -41,28 +55,36 @@ def test_a_pull_secret_that_is_missing_is_named(shared: Stage, faults: Proofs) -
     said = "Unable to retrieve some image pull secrets (regcred); attempting to pull the image may not succeed."
     post_event(shared, pod, "FailedToRetrieveImagePullSecret", said)
     answer = "unexpected status from GET request to https://registry.example/token: 401 Unauthorized"
-    faults.saw("B11.secret", run, secret="regcred", registry_answer=answer)
+    saw(
+        Sees(
+            conditions={"PodsReady": ("False", Reason.IMAGE_PULL_BACK_OFF)},
+            says=("create Secret regcred in this namespace", answer),
+        ),
+        run,
+    )
 
 
-@pytest.mark.fault("B11.name", "B11.stopped", "B11.verdict")
-def test_an_image_name_that_is_none_ends_the_run_at_once(shared: Stage, faults: Proofs) -> None:
+def test_an_image_name_that_is_none_ends_the_run_at_once(shared: Stage) -> None:
     """No waiting helps: the verdict names the image and the place where it is set, and the Job goes."""
     run = begin(shared, "b11-name")
     said = 'Failed to apply default image tag "UPPER case": couldn\'t parse image name: invalid reference format'
     shared.wait_pod_state(run.pod(), "InvalidImageName", said)
-    faults.saw("B11.name", run, image="UPPER case")
-    ended = faults.remember(run)
-    with faults.proving("B11.stopped"):
-        eventually(lambda: not run.jobs, "the Job is gone, which would wait for ever")
-        run.be_looked_at()
-        assert run.jobs == []
-    faults.kept("B11.verdict", ended)
+    saw(
+        Sees(
+            conditions={"Failed": ("True", Reason.INVALID_IMAGE), "Complete": ("False", Reason.INVALID_IMAGE)},
+            says=("UPPER case", "the trainer's image in the operator's configuration"),
+            event=("Warning", Reason.INVALID_IMAGE),
+        ),
+        run,
+    )
+    ended = remember(run)
+    eventually(lambda: not run.jobs, "the Job is gone, which would wait for ever")
+    run.be_looked_at()
+    assert run.jobs == []
+    kept(Kept.VERDICT, ended)
 
 
-@pytest.mark.fault("B12.unschedulable", "B12.gpus", "B12.begins")
-def test_a_run_without_room_shows_the_schedulers_sentence_and_begins_when_there_is_a_node(
-    shared: Stage, faults: Proofs
-) -> None:
+def test_a_run_without_room_shows_the_schedulers_sentence_and_begins_when_there_is_a_node(shared: Stage) -> None:
     """The real scheduler: 64 GPUs nowhere, then a node that has them."""
     toleration = {"key": "fault", "operator": "Equal", "value": "b12"}
     scheduling = {"tolerations": [toleration]}
@@ -71,22 +93,26 @@ def test_a_run_without_room_shows_the_schedulers_sentence_and_begins_when_there_
         "b12",
         **free_of_claims(resources={"gpus": 64}, training={"effectiveBatchSize": 64}, scheduling=scheduling),
     )
-    faults.saw("B12.unschedulable", run)
+    saw(
+        Sees(
+            conditions={"PodsReady": ("False", Reason.UNSCHEDULABLE)},
+            says=("nodes are available", "add a node that fits"),
+            event=("Warning", Reason.UNSCHEDULABLE),
+        ),
+        run,
+    )
     node = _add_node(shared, f"b12-{uuid.uuid4().hex[:6]}", gpus=8)
     try:
-        faults.saw("B12.gpus", run)
-        waiting = faults.remember(run)
+        saw(Sees(conditions={"PodsReady": ("False", Reason.UNSCHEDULABLE)}, says=("Insufficient nvidia.com/gpu",)), run)
+        waiting = remember(run)
         _set_gpus(shared, node, 64)
         eventually(lambda: any(pod["spec"].get("nodeName") == node for pod in run.pods), "the pod has a node")
-        faults.kept("B12.begins", waiting)
+        kept(Kept.BEGINS, waiting)
     finally:
         shared.api.delete(f"/api/v1/nodes/{node}")
 
 
-@pytest.mark.fault("B13")
-def test_a_quota_on_gpus_is_reported_with_its_name_and_the_run_begins_when_it_is_raised(
-    stage: Stage, faults: Proofs
-) -> None:
+def test_a_quota_on_gpus_is_reported_with_its_name_and_the_run_begins_when_it_is_raised(stage: Stage) -> None:
     """The Job exists and may make no pod: the quota's own words are in the condition."""
     quota = stage.path("resourcequotas", "gpus")
     hard = {"requests.nvidia.com/gpu": "0"}
@@ -94,31 +120,42 @@ def test_a_quota_on_gpus_is_reported_with_its_name_and_the_run_begins_when_it_is
     eventually(lambda: stage.api.get(quota).get("status", {}).get("hard"), "the quota is in force")
     stage.start()
     run = begin(stage, "b13")
-    faults.saw("B13.quota", run, quota="gpus")
-    waiting = faults.remember(run)
+    saw(
+        Sees(
+            conditions={"PodsReady": ("False", Reason.QUOTA_EXCEEDED), "Accepted": ("True", None)},
+            says=("exceeded quota: gpus", "requests.nvidia.com/gpu=1", "have it raised"),
+            event=("Warning", Reason.QUOTA_EXCEEDED),
+        ),
+        run,
+    )
+    waiting = remember(run)
     stage.api.patch(quota, {"spec": {"hard": {"requests.nvidia.com/gpu": "1"}}})
-    faults.kept("B13.begins", waiting)
+    kept(Kept.BEGINS, waiting)
 
 
-@pytest.mark.fault("B14.limit", "B14.begins", "B14.restricted")
-def test_a_limit_range_is_reported_with_the_field_that_may_ask_for_less(stage: Stage, faults: Proofs) -> None:
+def test_a_limit_range_is_reported_with_the_field_that_may_ask_for_less(stage: Stage) -> None:
     """Also: where the namespace demands the restricted standard of pods, a run's pod is one."""
     _enforce_restricted(stage)
     stage.api.post(stage.path("limitranges"), _at_most("4Gi"))
     stage.start()
     run = begin(stage, "b14", resources={"memory": "16Gi"})
-    faults.saw("B14.limit", run)
-    waiting = faults.remember(run)
+    saw(
+        Sees(
+            conditions={"PodsReady": ("False", Reason.ADMISSION_DENIED)},
+            says=("maximum memory usage per Container is 4Gi, but limit is 16Gi", "spec.resources", "LimitRange"),
+            event=("Warning", Reason.ADMISSION_DENIED),
+        ),
+        run,
+    )
+    waiting = remember(run)
     stage.api.delete(stage.path("limitranges", "small"))
-    with faults.proving("B14.restricted"):
-        faults.kept("B14.begins", waiting)
-        looked, several = begin(stage, "b14-looked", preflight="Run"), begin(stage, "b14-two", resources={"nodes": 2})
-        eventually(lambda: looked.children("pods", PREFLIGHT), "the preflight has its pod")
-        eventually(lambda: len(several.pods) == 2, "each of two nodes has its pod")
+    kept(Kept.BEGINS, waiting)
+    looked, several = begin(stage, "b14-looked", preflight="Run"), begin(stage, "b14-two", resources={"nodes": 2})
+    eventually(lambda: looked.children("pods", PREFLIGHT), "the preflight has its pod")
+    eventually(lambda: len(several.pods) == 2, "each of two nodes has its pod")
 
 
-@pytest.mark.fault("B14.standard")
-def test_a_violation_of_the_pod_security_standard_names_the_rule(stage: Stage, faults: Proofs) -> None:
+def test_a_violation_of_the_pod_security_standard_names_the_rule(stage: Stage) -> None:
     """Somebody puts a hostile value into the template of a Job that is held, as a queue may: its pod is refused."""
     _enforce_restricted(stage)
     stage.start()
@@ -128,71 +165,89 @@ def test_a_violation_of_the_pod_security_standard_names_the_rule(stage: Stage, f
     template = {"template": {"metadata": {"annotations": hostile}}}
     stage.api.patch(stage.path("jobs", run.job()["metadata"]["name"]), {"spec": template})
     run.change(suspend=False)
-    faults.saw("B14.standard", run, rule="forbidden AppArmor profile")
+    saw(
+        Sees(
+            conditions={"PodsReady": ("False", Reason.POD_SECURITY_VIOLATION)},
+            says=(
+                'violates PodSecurity "restricted:latest"',
+                "forbidden AppArmor profile",
+                "must allow what the message names",
+            ),
+            event=("Warning", Reason.POD_SECURITY_VIOLATION),
+        ),
+        run,
+    )
     assert run.pods == []
 
 
-@pytest.mark.fault("B15.begins")
 @pytest.mark.parametrize(
-    ("said", "promise", "names"),
+    ("said", "reason", "says"),
     [
-        pytest.param(
+        (
             'secret "hf-token" not found',
-            "B15.secret",
-            {"secret": "hf-token"},
-            marks=pytest.mark.fault("B15.secret"),
+            Reason.SECRET_NOT_FOUND,
+            ("Secret hf-token, which does not exist in this namespace", "create it, and the run continues"),
         ),
-        pytest.param(
+        (
             "couldn't find key HF_TOKEN in Secret default/hf-token",
-            "B15.key",
-            {"key": "HF_TOKEN", "secret": "hf-token"},
-            marks=pytest.mark.fault("B15.key"),
+            Reason.SECRET_NOT_FOUND,
+            ("key HF_TOKEN in Secret hf-token, which does not have it",),
         ),
-        pytest.param(
+        (
             'configmap "ca" not found',
-            "B15.config-map",
-            {"config_map": "ca"},
-            marks=pytest.mark.fault("B15.config-map"),
+            Reason.CONFIG_MAP_NOT_FOUND,
+            ("ConfigMap ca, which does not exist in this namespace", "create it"),
         ),
     ],
 )
 def test_what_a_container_misses_is_named_and_waited_for(
-    shared: Stage, faults: Proofs, said: str, promise: str, names: dict[str, Any]
+    shared: Stage, said: str, reason: Reason, says: tuple[str, ...]
 ) -> None:
     """The kubelet's CreateContainerConfigError; once the object is made, the same pod starts."""
     run = begin(shared, f"b15-{uuid.uuid4().hex[:6]}", model={"uri": "hf://acme/m", "secretRef": {"name": "hf-token"}})
     shared.wait_pod_state(run.pod(), "CreateContainerConfigError", said)
-    faults.saw(promise, run, **names)
-    faults.kept("B15.begins", faults.remember(run))
+    saw(Sees(conditions={"PodsReady": ("False", reason)}, says=says, event=("Warning", reason)), run)
+    kept(Kept.BEGINS, remember(run))
 
 
-@pytest.mark.fault("B15.config-map", "B15.begins")
-def test_a_config_map_with_data_that_is_missing_is_named(shared: Stage, faults: Proofs) -> None:
+def test_a_config_map_with_data_that_is_missing_is_named(shared: Stage) -> None:
     """It is mounted, so the kubelet reports it in an Event."""
     run = begin(shared, "b15-data", dataset={"uri": "configmap://rows/rows.jsonl"})
     pod = run.pod()
     shared.wait_pod_state(pod, "ContainerCreating", "")
     said = 'MountVolume.SetUp failed for volume "configmap-rows" : configmap "rows" not found'
     post_event(shared, pod, "FailedMount", said)
-    faults.saw("B15.config-map", run, config_map="rows")
-    faults.kept("B15.begins", faults.remember(run))
+    saw(
+        Sees(
+            conditions={"PodsReady": ("False", Reason.CONFIG_MAP_NOT_FOUND)},
+            says=("ConfigMap rows, which does not exist in this namespace", "create it"),
+            event=("Warning", Reason.CONFIG_MAP_NOT_FOUND),
+        ),
+        run,
+    )
+    kept(Kept.BEGINS, remember(run))
 
 
-@pytest.mark.fault("B16.unbound", "B16.claims")
-def test_a_claim_that_is_not_bound_is_named(stage: Stage, faults: Proofs) -> None:
+def test_a_claim_that_is_not_bound_is_named(stage: Stage) -> None:
     """The real scheduler says that a claim is unbound and not which; the operator names those of the pod."""
     for name in ("data", "adapters"):
         make_claim(stage, name, storageClassName="no-such-class")
     stage.start()
     run = begin(stage, "b16")
-    before = faults.remember(run)
+    before = remember(run)
     for name in ("data", "adapters"):
-        faults.saw("B16.unbound", run, claim=name)
+        saw(
+            Sees(
+                conditions={"PodsReady": ("False", Reason.VOLUME_NOT_READY)},
+                says=("unbound", name, "kubectl describe pvc"),
+                event=("Warning", Reason.VOLUME_NOT_READY),
+            ),
+            run,
+        )
     run.be_looked_at()
-    faults.kept("B16.claims", before)
+    kept(Kept.CLAIMS, before)
 
 
-@pytest.mark.fault("B16.mount", "B16.begins")
 @pytest.mark.parametrize(
     ("event", "said", "remedy"),
     [
@@ -209,36 +264,52 @@ def test_a_claim_that_is_not_bound_is_named(stage: Stage, faults: Proofs) -> Non
     ],
 )
 def test_a_volume_that_cannot_be_attached_or_mounted_is_reported_in_the_nodes_words(
-    shared: Stage, faults: Proofs, event: str, said: str, remedy: str
+    shared: Stage, event: str, said: str, remedy: str
 ) -> None:
     """The Event's sentence is in the condition; once the volume is free, the same pod starts."""
     run = begin(shared, f"b16-{event.lower()}")
     pod = run.pod()
     shared.wait_pod_state(pod, "ContainerCreating", "")
     post_event(shared, pod, event, said)
-    faults.saw("B16.mount", run, sentence=said, remedy=remedy)
-    faults.kept("B16.begins", faults.remember(run))
+    saw(
+        Sees(
+            conditions={"PodsReady": ("False", Reason.VOLUME_NOT_READY)},
+            says=(said, remedy),
+            event=("Warning", Reason.VOLUME_NOT_READY),
+        ),
+        run,
+    )
+    kept(Kept.BEGINS, remember(run))
 
 
-@pytest.mark.fault("B21")
-def test_of_several_nodes_the_one_that_is_missing_is_named_and_the_others_do_not_wait_for_ever(
-    shared: Stage, faults: Proofs
-) -> None:
+def test_of_several_nodes_the_one_that_is_missing_is_named_and_the_others_do_not_wait_for_ever(shared: Stage) -> None:
     """3 of 4 pods run: the fourth one's reason and the count; after pendingTimeoutSeconds the GPUs are free again."""
     run = begin(shared, "b21", resources={"nodes": 4})
     pods = eventually(lambda: run.pods if len(run.pods) == 4 else None, "there are four pods")
     for number, pod in enumerate(pods[:3]):
         shared.run_pod(pod, ip=f"127.82.21.{number + 1}")
-    faults.saw("B21.waits", run, pod=pods[3]["metadata"]["name"])
+    saw(
+        Sees(
+            conditions={"PodsReady": ("False", Reason.VOLUME_NOT_READY)},
+            says=("3 of 4 pods run", pods[3]["metadata"]["name"]),
+        ),
+        run,
+    )
     run.change(pendingTimeoutSeconds=1)
-    faults.saw("B21.timeout", run)
-    ended = faults.remember(run)
-    with faults.proving("B21.freed"):
-        eventually(lambda: not run.jobs, "the Job is gone, and with it the three pods that held GPUs")
-        eventually(lambda: all(p["metadata"].get("deletionTimestamp") for p in run.pods), "the pods are ended")
-        run.be_looked_at()
-        assert run.jobs == []
-    faults.kept("B21.verdict", ended)
+    saw(
+        Sees(
+            conditions={"Failed": ("True", Reason.PENDING_TIMEOUT)},
+            says=("3 of 4 pods run",),
+            event=("Warning", Reason.PENDING_TIMEOUT),
+        ),
+        run,
+    )
+    ended = remember(run)
+    eventually(lambda: not run.jobs, "the Job is gone, and with it the three pods that held GPUs")
+    eventually(lambda: all(p["metadata"].get("deletionTimestamp") for p in run.pods), "the pods are ended")
+    run.be_looked_at()
+    assert run.jobs == []
+    kept(Kept.VERDICT, ended)
 
 
 def _enforce_restricted(stage: Stage) -> None:

@@ -1,19 +1,20 @@
 """B3: Kueue takes a run's quota away for a more important workload."""
 
-import pytest
 from tests.component.cluster_acts import finish_deletion
 from tests.component.documents import finetune
 from tests.component.patience import eventually
 from tests.component.stage import Stage, now
+from tests.faults.moments import Kept
 from tests.faults.one_run import Run
-from tests.faults.proofs import Proofs
 from tests.faults.queue_kind import PREEMPTED, QUEUE, admit, kueue, make_workload, preempt
+from tests.faults.seen import Sees, kept, remember, saw
+
+from lora_trainer.contract.reasons import Reason
 
 __all__ = ["kueue"]
 
 
-@pytest.mark.fault("B3.preempted", "B3.one-job", "B3.retries", "B3.ends-well")
-def test_a_run_that_kueue_preempts_waits_in_its_queue_and_goes_on(stage: Stage, kueue: None, faults: Proofs) -> None:
+def test_a_run_that_kueue_preempts_waits_in_its_queue_and_goes_on(stage: Stage, kueue: None) -> None:
     """Kueue's own sentence is shown; its quota counts as free once the pod has stopped, and no retry is used up."""
     stage.start()
     manifest = finetune("b3", maxRetries=0)
@@ -24,7 +25,7 @@ def test_a_run_that_kueue_preempts_waits_in_its_queue_and_goes_on(stage: Stage, 
     make_workload(stage, "b3", job)
     admit(stage, "b3", job, admitted=True)
     first = run.running_pod()
-    before = faults.remember(run)
+    before = remember(run)
     # What comes in the same second, by which the API server tells the time, has cost the run nothing.
     eventually(lambda: "" < run.status.get("activeSince", "") < now(), "it has been active for a second")
     preempt(stage, "b3", job, stopped=False)
@@ -33,9 +34,18 @@ def test_a_run_that_kueue_preempts_waits_in_its_queue_and_goes_on(stage: Stage, 
     eventually(lambda: run.pods[0]["metadata"].get("deletionTimestamp"), "the pod is stopped")
     finish_deletion(stage, first)
     preempt(stage, "b3", job, stopped=True)
-    faults.saw("B3.preempted", run, sentence=PREEMPTED)
+    saw(
+        Sees(
+            state=Reason.PREEMPTED,
+            conditions={"Suspended": ("True", Reason.PREEMPTED), "QuotaReserved": ("False", Reason.PREEMPTED)},
+            says=(PREEMPTED,),
+            event=("Warning", Reason.PREEMPTED),
+            retries={"preempted": 1},
+        ),
+        run,
+    )
     admit(stage, "b3", job, admitted=True)
     run.running_pod(other_than=first)
-    for name in ("B3.ends-well", "B3.retries", "B3.one-job"):
-        faults.kept(name, before)
+    for what in (Kept.ENDS_WELL, Kept.RETRIES, Kept.ONE_JOB):
+        kept(what, before)
     assert run.status["attempt"] == 1

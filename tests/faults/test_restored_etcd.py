@@ -2,30 +2,27 @@
 
 from pathlib import Path
 
-import pytest
 from tests.component.documents import succeeded
 from tests.component.patience import eventually
 from tests.component.stage import Stage, gone
 from tests.faults.backups import back_up, restore
+from tests.faults.moments import Kept
 from tests.faults.one_run import begin
 from tests.faults.outage import wait_api_server
-from tests.faults.proofs import Proofs
+from tests.faults.seen import Sees, kept, remember, saw
 
 # More than a control plane writes by itself while it starts.
 CHANGES = 600
 
 
-@pytest.mark.fault("A21")
-def test_a_restored_etcd_ends_the_operator_once_and_what_the_backup_holds_goes_on(
-    stage: Stage, faults: Proofs, tmp_path: Path
-) -> None:
+def test_a_restored_etcd_ends_the_operator_once_and_what_the_backup_holds_goes_on(stage: Stage, tmp_path: Path) -> None:
     """After the backup a run ends, one is deleted and one is created; the restore undoes all three."""
     proxy = stage.proxy()
     first = stage.start(proxy=proxy, staleListSeconds=2, resyncIntervalSeconds=1)
     ended, deleted = begin(stage, "ended"), begin(stage, "deleted")
     for run in (ended, deleted):
         run.running_pod()
-    before = faults.remember(ended, deleted)
+    before = remember(ended, deleted)
     back_up(stage, tmp_path / "backup")
     wait_api_server(stage)
 
@@ -41,18 +38,20 @@ def test_a_restored_etcd_ends_the_operator_once_and_what_the_backup_holds_goes_o
 
     eventually(lambda: first.process.poll() is not None, "the operator has ended")
     assert first.process.returncode == 1
-    faults.saw("A21.ends", text=first.text().splitlines()[-1])
+    saw(
+        Sees(log=("so etcd seems to have been restored: a restart reads everything again",)),
+        text=first.text().splitlines()[-1],
+    )
     second = stage.start(proxy=proxy, staleListSeconds=2, resyncIntervalSeconds=1)
-    with faults.proving("A21.undone"):
-        assert len(proxy.made("create jobs", about="undone")) == 1
-        assert gone(stage.api, stage.path("lorafinetunes", "undone"))
-        assert len(stage.objects("jobs")) == 2
+    assert len(proxy.made("create jobs", about="undone")) == 1
+    assert gone(stage.api, stage.path("lorafinetunes", "undone"))
+    assert len(stage.objects("jobs")) == 2
     new = begin(stage, "new")
     new.running_pod()
-    for name in ("A21.pods", "A21.jobs", "A21.ends-well"):
-        faults.kept(name, before)
-    faults.kept("A21.ends-well", faults.remember(new))
-    faults.kept("A21.one-job", faults.remember(ended, deleted, new))
+    for what in (Kept.PODS, Kept.JOBS, Kept.ENDS_WELL):
+        kept(what, before)
+    kept(Kept.ENDS_WELL, remember(new))
+    kept(Kept.ONE_JOB, remember(ended, deleted, new))
     assert second.process.poll() is None, second.text()
 
 

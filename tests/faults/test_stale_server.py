@@ -10,8 +10,9 @@ from tests.component.patience import eventually
 from tests.component.stage import Stage
 from tests.faults.calls import Call
 from tests.faults.injections import Answer, Freeze, Instead, Rule
+from tests.faults.moments import Kept
 from tests.faults.one_run import begin
-from tests.faults.proofs import Proofs
+from tests.faults.seen import Sees, kept, remember, saw
 
 KINDS = ("lorafinetunes", "jobs", "pods")
 _REQUIREMENT = re.compile(r"([^\s,=]+)(?:=([^,]*)| in \(([^)]*)\))")
@@ -49,11 +50,8 @@ def _selects(selector: str, item: Object) -> bool:
     )
 
 
-@pytest.mark.fault("A8")
 @pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.soak)])
-def test_answers_from_the_past_make_nothing_twice_and_take_nothing_away(
-    stage: Stage, faults: Proofs, seconds: float
-) -> None:
+def test_answers_from_the_past_make_nothing_twice_and_take_nothing_away(stage: Stage, seconds: float) -> None:
     """The next operator reads of runs without their Jobs, with a Job that is gone, and without their end."""
     proxy = stage.proxy()
     started: dict[str, Any] = {"proxy": proxy, "watchInactivitySeconds": 3, "resyncIntervalSeconds": 1}
@@ -76,7 +74,7 @@ def test_answers_from_the_past_make_nothing_twice_and_take_nothing_away(
     for run in (old, new, ended):
         run.wait_told()
     second.kill()
-    before = faults.remember(old, new, ended)
+    before = remember(old, new, ended)
 
     proxy.add(Rule(fault=Instead(document=past.answer), where=lambda call: not call.is_watch))
     silent = proxy.add(Rule(fault=Freeze(), what="watch *"))
@@ -84,8 +82,8 @@ def test_answers_from_the_past_make_nothing_twice_and_take_nothing_away(
     stage.start(wait=False, **started)
     eventually(lambda: len(proxy.calls) > since + 50, "the third operator works on what it reads")
     _let_pass(seconds)
-    faults.kept("A8.jobs", before)
-    faults.saw("A8.nothing", since=before)
+    kept(Kept.JOBS, before)
+    saw(Sees(nothing=True), since=before)
     # The present is told by lists: of runs first, and then of Jobs. By watches, or from the middle of the lists on, it
     # could be told the other way round, which leaves nothing to look for.
     past.ending = True
@@ -94,13 +92,12 @@ def test_answers_from_the_past_make_nothing_twice_and_take_nothing_away(
 
     for run in (old, new):
         run.running_pod()
-    faults.kept("A8.ends-well", before)
-    faults.kept("A8.verdict", before)
-    now = faults.kept("A8.one-job", before)
+    kept(Kept.ENDS_WELL, before)
+    kept(Kept.VERDICT, before)
+    now = kept(Kept.ONE_JOB, before)
     assert old.status["attempt"] == 2
     assert {j["metadata"]["uid"] for j in now.all_jobs()} == {j["metadata"]["uid"] for j in before.all_jobs()}
-    with faults.proving("A8.no-deletion"):
-        assert [call for call in proxy.calls[since:] if call.verb == "delete" and call.code == 200] == []
+    assert [call for call in proxy.calls[since:] if call.verb == "delete" and call.code == 200] == []
 
 
 def _live_looks(calls: list[Call]) -> list[Call]:

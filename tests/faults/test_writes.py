@@ -33,7 +33,7 @@ def proxy(stage: Stage) -> FaultProxy:
     stage.api.patch(f"{node}/status", {"status": {"capacity": room, "allocatable": room}})
     stage.api.patch(node, {"spec": {"unschedulable": False}})
     proxy = stage.proxy()
-    stage.start(proxy=proxy, statusDelaySeconds=60)
+    stage.start(proxy=proxy, statusDelaySeconds=2)
     return proxy
 
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from tests.model.job_controller import JobController
 from tests.model.objects import Object
 from tests.model.server import FOREGROUND, ORPHAN, Server
+from tests.model.ttl import delete_expired
 
 NODE = "node-1"
 
@@ -23,6 +24,7 @@ class Controllers(JobController):
             before = self._server.version
             self.sync_jobs()
             self.sync_queues()
+            delete_expired(self._server, self._now())
             self.collect_garbage()
             if self._server.version == before:
                 return

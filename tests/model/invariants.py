@@ -16,7 +16,6 @@ from tests.model.server import labels_of
 from tests.model.talk import PASSWORD, SECRET
 from tests.unit.contradictions import contradictions
 
-from lora_operator.decision.trouble import RUN_LIMIT
 from lora_operator.views.conditions import result_of
 from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL, QUEUE_LABEL, TRAIN, place_of
 from lora_operator.views.wording import parse_instant
@@ -235,7 +234,6 @@ class Witness:
             if "deletionTimestamp" in run["metadata"]:
                 continue
             self._in_queue(run, seen)
-            self._within_limit(run, seen)
             for condition in run["status"]["conditions"]:
                 text = f"I10: {run['metadata']['name']}: {condition}"
                 assert condition["reason"], text
@@ -247,12 +245,6 @@ class Witness:
         uid = run["metadata"]["uid"]
         left = [job["metadata"]["name"] for job in jobs if run_uid(job) == uid and goes_on(job)]
         assert not left or uid in self._life.orphaned, f"I5: Jobs of a run that is over go on: {left}"
-
-    def _within_limit(self, run: Object, seen: Mapping[str, Sequence[Object]]) -> None:
-        """I10: a run that waits for another to end or to be deleted has another to wait for."""
-        waits = not result_of(run["status"]) and RUN_LIMIT in _stated(run)["Complete"]["message"]
-        others = [other for other in seen["lorafinetunes"] if other is not run and not result_of(other["status"])]
-        assert not waits or others, "I10: waits for a run that is gone"
 
     def _in_queue(self, run: Object, seen: Mapping[str, Sequence[Object]]) -> None:
         """I10: what Kueue holds is reported as a wait, what the user holds as the user's wish, and only these are."""

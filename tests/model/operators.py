@@ -14,29 +14,22 @@ from tests.model.server import Happening, Object, Server, labels_of
 from tests.model.virtual_loop import VirtualLoop
 
 from lora_operator.cluster.api import Api, ApiError, UnreachableError
-from lora_operator.cluster.cache import Cache, Key, Store
-from lora_operator.cluster.child_events import ChildEvents
-from lora_operator.cluster.kueue import Kueue
-from lora_operator.cluster.post_events import EventPoster
-from lora_operator.cluster.progress_poll import ProgressPoller
-from lora_operator.cluster.reflector import Reflector
+from lora_operator.cluster.lease import Election
+from lora_operator.cluster.server_clock import ServerClock
+from lora_operator.cluster.store import Store, Stores
+from lora_operator.running.identity import Identity
 from lora_operator.running.metrics import Metrics
-from lora_operator.running.pacing import MOST_PROGRESS_PER_S, Pacing
-from lora_operator.running.reconcile import Reconciler
-from lora_operator.running.resync import resync
-from lora_operator.running.run_limit import RunLimit
-from lora_operator.running.standby import drop_stored
+from lora_operator.running.operate import keep_house, lead
+from lora_operator.running.operator import make_operator
 from lora_operator.running.supervision import OperatorFailedError, run_together
-from lora_operator.running.urgency import rank_of
-from lora_operator.running.watch import sources_of
-from lora_operator.running.work_queue import WorkQueue
-from lora_operator.running.workers import run_worker
 from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
 from lora_trainer.contract.progress import Progress
 
 BEGINNING = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 REQUEST_TIMEOUT_S = 30.0
+# A leader that has lost its Lease ends sooner, but what it has sent may still be under way for so long.
+LAG_S = REQUEST_TIMEOUT_S
 WATCHED = ("lorafinetunes", "jobs", "pods", "workloads")
 METRICS = Metrics(CollectorRegistry())
 
@@ -139,9 +132,10 @@ class Network:
 class ModelApi(Api):
     """The operator's API at its lowest seam."""
 
-    def __init__(self, network: Network, operator: "ModelOperator") -> None:
+    def __init__(self, network: Network, operator: "ModelOperator", clock: ServerClock) -> None:
         self._network = network
         self._operator = operator
+        self.clock = clock
 
     async def read(self, path: str, query: Mapping[str, str]) -> tuple[Object, int]:
         """The same."""
@@ -160,20 +154,38 @@ class ModelApi(Api):
         return await self._network.carry(self._operator, method, path, body, query)
 
 
-class ModelPoller(ProgressPoller):
-    """Asks the trainers of the model."""
+class ModelElection(Election):
+    """The Lease comes at once, after hours or never, as the model says, and is kept for life."""
 
-    answers: Callable[[str], Progress]
+    def __init__(self) -> None:
+        self._led = asyncio.Event()
 
-    async def _fetch(self, ip: str) -> Progress:
-        await asyncio.sleep(0)
-        return self.answers(ip)
+    @property
+    def leading(self) -> bool:
+        """Whether the Lease is this operator's."""
+        return self._led.is_set()
+
+    def win(self) -> None:
+        """It has got the Lease."""
+        self._led.set()
+
+    async def acquire(self) -> None:
+        """Wait for it."""
+        await self._led.wait()
+
+    async def keep(self) -> None:
+        """Nobody takes it away."""
+        await asyncio.Event().wait()
+
+    async def release(self) -> None:
+        """Whoever dies holds it no more."""
 
 
 class ModelOperator:
     """One operator process. It hears of changes at once, unless `deaf` to a kind of objects, and until it dies.
 
-    One that does not lead hears of everything, too, and works once it does.
+    One that does not lead hears of everything, too, and works once it does. One that another has taken the Lease from
+    lags: it goes on for a while, and hears nothing of what the other says of the runs.
     """
 
     def __init__(
@@ -190,54 +202,34 @@ class ModelOperator:
         self.skew_s = skew_s
         self.network = network
         self.alive = True
-        self.leads = False
-        self.cache = Cache()
-        self.api = ModelApi(network, self)
-        self.kueue = Kueue()
+        self.lags = False
         self.deaf: set[str] = set()
         self._heard = dict.fromkeys(WATCHED, 0)
         self._life: asyncio.Task[None] | None = None
-        self._led = asyncio.Event()
+        self._election = ModelElection()
+
+        async def fetch(ip: str) -> Progress:
+            await asyncio.sleep(0)
+            return answers(ip)
 
         def now() -> datetime:
             return BEGINNING + timedelta(seconds=loop.time() + skew_s)
 
-        self.queue: WorkQueue[Key] = WorkQueue(
-            base_s=config.retry_base_s,
-            max_s=config.retry_max_s,
+        self._operator = make_operator(
+            config,
+            ModelApi(network, self, ServerClock(now, loop.time)),
+            metrics=METRICS,
+            registry=CollectorRegistry(),
+            identity=Identity(name=f"operator-{number}"),
             clock=loop.time,
             random=random.Random(number).random,  # noqa: S311 - jitter is no secret
-            rank=lambda key: rank_of(self.cache, key),
-            group=lambda key: key.namespace,
-            workers=config.workers,
+            fetch=fetch,
         )
-        self.run_limit = RunLimit(config.most_unfinished_runs_per_namespace, self.cache, self.queue.add)
-        self.poller = ModelPoller(
-            interval_s=lambda _: config.progress_interval_s,
-            timeout_s=2.0,
-            most_per_s=MOST_PROGRESS_PER_S,
-            wake=self.wake,
-            clock=loop.time,
-        )
-        self.poller.answers = answers
-        self.poster = EventPoster(self.api, now=now, instance=f"operator-{number}")
-        self.reconciler = Reconciler(
-            api=self.api,
-            cache=self.cache,
-            kueue=self.kueue,
-            config=config,
-            poller=self.poller,
-            events=ChildEvents(self.api, interval_s=config.pending_check_s, clock=loop.time, wake=self.wake),
-            poster=self.poster,
-            count=METRICS.runs.observe,
-            now=now,
-            over_limit=self.run_limit.exceeded_by,
-            looked_at=self.run_limit.update,
-            pacing=Pacing(loop.time, config.status_delay_s),
-            clock=loop.time,
-        )
-        self.workers = config.workers
-        self.resync_interval_s = config.resync_interval_s
+
+    @property
+    def stores(self) -> Stores:
+        """What it knows of the cluster."""
+        return self._operator.stores
 
     # -- life
 
@@ -246,67 +238,36 @@ class ModelOperator:
         self._life = self.network.loop.create_task(self._live())
 
     async def _live(self) -> None:
+        operator = self._operator
         try:
-            await self.kueue.discover(self.api)
-            reflectors = self._reflectors()
-            for reflector in reflectors:
-                await reflector.list()
+            await operator.kueue.discover(operator.api)
+            operator.follow()
+            for reflector in operator.reflectors:
+                await reflector.list()  # it is the model that brings what a watch would
             for plural in WATCHED:
                 self.relist(plural)
             self.network.server.listeners.append(self._hear_soon)
-            parts = {
-                "resync": resync(
-                    self.api, self.kueue, reflectors, interval_s=self.resync_interval_s, after=lambda: None
-                ),
-                "lead": self._lead(),
-            }
+            lists = {f"list of {reflector.path}": reflector.heal() for reflector in operator.reflectors}
+            parts = {**lists, "house": keep_house(operator), "lead": lead(operator, self._election)}
             await run_together(parts)
         except (ApiError, UnreachableError, OperatorFailedError):
             pass  # a real process ends with a sentence, and whoever runs it starts it again
         finally:
             self._forget()
-            await self.poller.close()
-
-    async def _lead(self) -> None:
-        """As a process does that has got the Lease, at once or after hours."""
-        await self._led.wait()
-        self.leads = True
-        for key in {*self.cache.pods.owners_of_tombstones(), *self.cache.jobs.owners_of_tombstones()}:
-            drop_stored(self.cache, key)
-        for key in self.cache.finetunes.places():
-            self.wake(key)
-        parts = {"timers": self.queue.run_timers(), "event poster": self.poster.run()}
-        workers = {
-            f"worker {number}": run_worker(self.queue, self.cache, self.reconciler, METRICS)
-            for number in range(self.workers)
-        }
-        await run_together({**parts, **workers})
 
     @property
     def has_lease(self) -> bool:
-        """Whether it works on runs, or will as soon as it has listed them."""
-        return self._led.is_set()
+        """Whether it works on runs, or will as soon as it has listed them, and nobody has taken the Lease from it."""
+        return self._election.leading and not self.lags
 
     def lead(self) -> None:
         """It has got the Lease."""
-        self._led.set()
+        self._election.win()
 
-    def wake(self, key: Key, after_s: float = 0) -> None:
-        """Have a run looked at; while it does not lead, nobody would: as `parts.Operator` does."""
-        if self.leads:
-            self.run_limit.update(key)
-            self.queue.add_after(key, after_s)
-        else:
-            drop_stored(self.cache, key)
-
-    def _reflectors(self) -> list[Reflector]:
-        """Of which lists are wanted alone: a watch is brought by the model."""
-        return [
-            Reflector(
-                self.api, source, None, silence_s=1.0, stale_s=150, random=lambda: 0.5, clock=self.network.loop.time
-            )
-            for source in sources_of(self.cache, self.kueue, self.wake)
-        ]
+    def lag(self) -> None:
+        """Another has got the Lease, and this one has yet to find that out."""
+        self.lags = True
+        self.network.loop.call_later(LAG_S, self.kill)
 
     def _forget(self) -> None:
         self.alive = False
@@ -328,7 +289,8 @@ class ModelOperator:
     # -- watches
 
     def _hear_soon(self, happening: Happening) -> None:
-        if happening.plural in WATCHED and happening.plural not in self.deaf:
+        deaf = self.deaf | {"lorafinetunes"} if self.lags else self.deaf
+        if happening.plural in WATCHED and happening.plural not in deaf:
             self.network.loop.call_soon(self.hear, happening.plural)
 
     def hear(self, plural: str, most: int = 1_000_000) -> None:
@@ -367,10 +329,11 @@ class ModelOperator:
 
     def _keep(self, plural: str, kind: str, document: Object) -> None:
         """As the reflector does."""
-        store: Store[Any] = getattr(self.cache, {"lorafinetunes": "finetunes"}.get(plural, plural))
+        operator = self._operator
+        store: Store[Any] = getattr(operator.stores, {"lorafinetunes": "finetunes"}.get(plural, plural))
         owner = store.remove(document) if kind == "DELETED" else store.put(document)
         if owner is not None:
-            self.wake(owner)
+            self.network.loop.call_soon(operator.wake, owner)  # timers need a running loop
 
 
 def _is_selected(plural: str, document: Object) -> bool:

@@ -1,4 +1,4 @@
-"""A whole cluster in memory: API server, controllers, users and nodes, and operators that may die, lag and be many."""
+"""A whole cluster in memory: API server, controllers, users and nodes, and operators that die, lag and take over."""
 
 import logging
 from collections import Counter
@@ -129,23 +129,27 @@ class World:
     # -- operators
 
     def start_operator(self, skew_s: float = 0.0, *, leads: bool = True) -> ModelOperator:
-        """One more operator, which may stand by until none leads any more."""
+        """One more operator, which takes the Lease from the one that leads, or stands by until none leads any more."""
         self.started += 1
         self.life.clocks_agree &= not skew_s
         operator = ModelOperator(self.started, self.network, self.config, self._answer, skew_s=skew_s)
         self.operators.append(operator)
         operator.start()
         if leads:
+            for former in self.operators:
+                if former.has_lease:
+                    former.lag()
             operator.lead()
         return operator
 
     def keep_one_running(self) -> None:
         """Whoever died is started again, as the cluster does, unless another one stood by."""
         self.operators = [operator for operator in self.operators if operator.alive]
-        if not self.operators:
+        candidates = [operator for operator in self.operators if not operator.lags]
+        if not candidates:
             self.start_operator()
-        if not any(operator.has_lease for operator in self.operators):
-            self.operators[0].lead()
+        elif not any(operator.has_lease for operator in candidates):
+            candidates[0].lead()
 
     def _answer(self, ip: str) -> Progress:
         if self.progress is None:
@@ -185,7 +189,7 @@ class World:
         raise AssertionError(f"no fixed point; the last writes: {self._last_writes()}")
 
     def _end_wrong_clocks(self) -> None:
-        """Two clocks never agree on how long something has lasted, and tell different things by turns."""
+        """What a clock that is wrong says of how long something has lasted is not what others say of it."""
         for operator in self.operators:
             if operator.skew_s:
                 operator.kill()
@@ -262,7 +266,7 @@ class World:
         name = request.answer["metadata"]["name"]
         ours |= request.method == "PATCH" and any(not is_of_another(name, uid) for uid in self.life.orphaned)
         if request.method == "DELETE":
-            assert plural in {"jobs", "services"}, f"I2: deleted {request.path}"
+            assert plural == "jobs", f"I2: deleted {request.path}"
             assert ours, f"I2: deleted {request.path}"
             assert request.body is not None
             assert request.body["preconditions"]["uid"], f"I2: deleted {request.path} by name alone"

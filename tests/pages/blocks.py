@@ -1,4 +1,4 @@
-"""The fenced code blocks of README.md and docs/, and why no test executes or compares one, where none does.
+"""The fenced code blocks of README.md and docs/, and why no test reads one, where none does.
 
 Pages that `hack/docs` writes are left out: `make lint` holds them against their sources, blocks included.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _FENCED = re.compile(r"^(?P<indent> *)```(?P<language>\S*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
-_REASON = re.compile(r"<!-- Not (?P<verb>run|compared|executed): (?P<reason>(?:(?!-->).)+?) -->\s*\Z", re.DOTALL)
+_REASON = re.compile(r"<!-- Not run: (?P<reason>(?:(?!-->).)+?) -->\s*\Z", re.DOTALL)
 _HERE_DOCUMENT = re.compile(r"<<'YAML'\n(.*?)^YAML$", re.MULTILINE | re.DOTALL)
 
 
@@ -17,8 +17,7 @@ _HERE_DOCUMENT = re.compile(r"<<'YAML'\n(.*?)^YAML$", re.MULTILINE | re.DOTALL)
 class Block:
     """A code block; `line` is that of its opening fence.
 
-    `reason` says why no test reads its commands or compares it, `unexecuted` why their programs parse them but do not
-    execute them; each is empty otherwise.
+    `reason` says why no test reads its commands; empty otherwise.
     """
 
     page: str
@@ -26,7 +25,6 @@ class Block:
     language: str
     text: str
     reason: str = ""
-    unexecuted: str = ""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -60,7 +58,7 @@ def blocks_of(page: str, text: str) -> list[Block]:
             line=text.count("\n", 0, match.start()) + 1,
             language=match["language"],
             text=re.sub(rf"^{match['indent']}", "", match["text"], flags=re.MULTILINE),
-            **_reason(text[: match.start()]),
+            reason=_reason(text[: match.start()]),
         )
         for match in _FENCED.finditer(text)
     ]
@@ -70,10 +68,9 @@ def blocks_of(page: str, text: str) -> list[Block]:
     return found
 
 
-def _reason(before: str) -> dict[str, str]:
+def _reason(before: str) -> str:
     found = _REASON.search(before)
-    field = "unexecuted" if found and found["verb"] == "executed" else "reason"
-    return {field: " ".join(found["reason"].split())} if found else {}
+    return " ".join(found["reason"].split()) if found else ""
 
 
 def pages() -> dict[str, str]:

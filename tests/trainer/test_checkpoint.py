@@ -116,7 +116,6 @@ DAMAGES = (truncate, flip, empty, no_manifest, half_manifest, other_version, for
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.fault("C10.checkpoints")
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -134,7 +133,6 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
-@pytest.mark.fault("C10.checkpoints")
 def test_where_all_are_damaged_the_run_ends_with_the_remedy_and_removes_nothing(tmp_path: Path) -> None:
     """78: to start over in silence would throw hours away."""
     run = tmp_path / "tiny-abcde"
@@ -150,7 +148,6 @@ def test_where_all_are_damaged_the_run_ends_with_the_remedy_and_removes_nothing(
     assert names(run) == ["step-00000001", "step-00000002"]
 
 
-@pytest.mark.fault("C10.checkpoints")
 def test_what_a_killed_trainer_left_half_written_is_no_checkpoint_and_goes(tmp_path: Path) -> None:
     """Whatever it holds; other hidden things stay."""
     checkpoints = Checkpoints(tmp_path, keep=2)
@@ -210,7 +207,6 @@ def test_a_volume_without_room_is_never_filled(small_volume: Path) -> None:
 
 
 @pytest.mark.parametrize("left_kib", [0, 4, 64, 700])
-@pytest.mark.fault("C9.checkpoint")
 def test_a_volume_that_fills_up_during_a_save_keeps_the_last_valid_checkpoint(
     small_volume: Path, left_kib: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,11 +92,16 @@ def test_a_volume_that_cannot_be_written_costs_the_curve_and_not_the_run(
     assert [record.getMessage() for record in caplog.records] == ["metrics.jsonl ends here: No such file or directory"]
 
 
-def test_processes_that_are_not_the_first_keep_nothing() -> None:
-    """They have no file."""
+def test_processes_that_are_not_the_first_keep_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They have no file, and warn of none."""
+    monkeypatch.chdir(tmp_path)
     metrics = MetricsFile(None)
     metrics.begin(3)
     metrics.add(4, loss=1.0)
+    assert list(tmp_path.iterdir()) == []
+    assert caplog.records == []
 
 
 def test_the_picture_shows_every_step_and_every_evaluation(tmp_path: Path) -> None:

@@ -427,7 +427,6 @@ BAD_INPUT: list[tuple[Any, int, str]] = [
 @pytest.mark.parametrize(
     ("prepare", "code", "sentence"), BAD_INPUT, ids=[sentence[:50] for _, _, sentence in BAD_INPUT]
 )
-@pytest.mark.fault("C5.sentence")
 def test_bad_input_gets_its_code_and_one_sentence(tmp_path: Path, prepare: Any, code: int, sentence: str) -> None:
     """Before a model is looked for, with file, line or row, field and remedy."""
     dataset = prepare(tmp_path) or {}

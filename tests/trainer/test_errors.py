@@ -137,7 +137,6 @@ GPU, UNFIT = (ExitCode.GPU_FAULT, Reason.GPU_FAULT), (ExitCode.CONFIG_INVALID, R
 SHORT = (ExitCode.CUDA_OUT_OF_MEMORY, Reason.CUDA_OUT_OF_MEMORY)
 
 
-@pytest.mark.fault("B9.cuda")
 @pytest.mark.parametrize(
     ("error", "blame", "named"),
     [

@@ -1,7 +1,6 @@
 """The acceptance of a GPU, on a CPU with tiny models: its code runs, and what is wrong fails it."""
 
 import importlib
-import inspect
 import json
 import os
 import shutil
@@ -285,8 +284,6 @@ def test_memory_of_a_step_is_not_that_of_making_the_model(bench: Bench, monkeypa
 
 def test_paged_state_is_paged() -> None:
     """bitsandbytes keeps that of fewer than 100,000 values on the GPU."""
-    library: Any = importlib.import_module("bitsandbytes.optim.optimizer").Optimizer8bit
-    assert "p.numel() < 1e5" in inspect.getsource(library.get_state_buffer)
     lora = adapter_for(Optimizer.PAGED_ADAMW_8BIT)
     assert (
         lora.rank

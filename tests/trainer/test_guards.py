@@ -59,7 +59,6 @@ def observe(losses: list[float], guard: LossGuard) -> None:
         guard.observe(number, loss)
 
 
-@pytest.mark.fault("C8.sentence")
 def test_a_loss_that_goes_up_for_good_ends_the_run() -> None:
     """From 1 to that of guessing; within the smoothing and the steps in a row."""
     calm, guard = [3.0, 2.0, 1.5, *[1.0] * 30], LossGuard()
@@ -88,7 +87,6 @@ def test_losses_of_a_healthy_run_never_end_it(losses: list[float]) -> None:
     assert guard.lowest == pytest.approx(min(losses), abs=3.0)
 
 
-@pytest.mark.fault("C8.checkpoint")
 def test_no_good_state_is_replaced_while_the_loss_is_up() -> None:
     """The guard says so from the first step above its threshold."""
     suspicious: list[bool] = []

@@ -124,7 +124,6 @@ def test_a_token_that_cannot_be_sent_is_refused_without_showing_it(
         ("hf://org/pickled", None, ConfigError, Reason.CONFIG_INVALID, "only pickled weights (pytorch_model.bin)"),
     ],
 )
-@pytest.mark.fault("C6.sentence")
 def test_a_model_that_cannot_be_had_is_reported(
     *,
     server: HubServer,
@@ -145,7 +144,6 @@ def test_a_model_that_cannot_be_had_is_reported(
     assert "hf_" not in str(caught.value)
 
 
-@pytest.mark.fault("C7.asks")
 def test_a_busy_hub_is_asked_again(server: HubServer, tmp_path: Path) -> None:
     """Two refusals, then the model."""
     server.inject(Fault(path="/api/models/org/tiny*", status=503, times=2))
@@ -155,7 +153,6 @@ def test_a_busy_hub_is_asked_again(server: HubServer, tmp_path: Path) -> None:
     assert all(0 < wait <= 2 for wait in waits)
 
 
-@pytest.mark.fault("C7.asks")
 def test_a_hub_that_stays_busy_is_transient(server: HubServer, tmp_path: Path) -> None:
     """After a bounded number of attempts: the Job may try again later."""
     server.inject(Fault(path="/api/models/org/tiny*", status=503, times=None))
@@ -166,7 +163,6 @@ def test_a_hub_that_stays_busy_is_transient(server: HubServer, tmp_path: Path) -
     assert len(waits) == 3
 
 
-@pytest.mark.fault("C7.asks")
 def test_a_hub_that_is_not_there_is_transient(tmp_path: Path) -> None:
     """Nobody listens."""
     waits: list[float] = []

@@ -62,7 +62,6 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.fault("C10.checkpoints")
 def test_killed_at_random_moments_a_run_resumes_each_time_and_gives_the_same_adapter(
     workplace: Workplace, calm: Calm
 ) -> None:
@@ -91,7 +90,6 @@ def test_killed_at_random_moments_a_run_resumes_each_time_and_gives_the_same_ada
     assert adapter(place) == adapter(calm.place)
 
 
-@pytest.mark.fault("B2.checkpoint")
 def test_sigterm_loses_no_step(workplace: Workplace) -> None:
     """143 with the state after the last whole step saved, far from the next interval; the adapter is the same."""
     # So many that it does not end while the signal is on its way on a busy machine.

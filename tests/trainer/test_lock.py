@@ -69,7 +69,6 @@ def take(folder: Path, clock: Clock, timing: Timing = TIMING) -> float:
         return clock.now
 
 
-@pytest.mark.fault("B20.lock")
 def test_a_second_trainer_waits_until_the_first_lets_go(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """And takes the lock at once then; the log says once for whom it waits."""
     caplog.set_level(logging.INFO)
@@ -82,7 +81,6 @@ def test_a_second_trainer_waits_until_the_first_lets_go(tmp_path: Path, caplog: 
     assert caplog.text.count("the run's folder is in use by attempt 1 on pod-a") == 1
 
 
-@pytest.mark.fault("B20.lock")
 def test_a_second_trainer_gives_up_after_the_wait_with_the_holder_named(tmp_path: Path) -> None:
     """75, so that it is started again; the holder is not disturbed."""
     with held(tmp_path, holder(), timing=replace(TIMING, beat_s=0.001)) as first:
@@ -179,7 +177,6 @@ def test_a_beating_holder_whose_lock_is_taken_is_reported(tmp_path: Path) -> Non
         assert lost.wait(300)
 
 
-@pytest.mark.fault("B20.lock")
 def test_of_many_that_find_a_dead_holder_one_gets_the_lock(tmp_path: Path) -> None:
     """All at the same moment; each gets it in the end, never two at once."""
     dead_lock(tmp_path, age_s=61)

@@ -84,37 +84,6 @@ def test_two_layers_foretell_all_of_them(model: str) -> None:
     assert simulate_deep(PUBLIC[model], how) == simulate(PUBLIC[model], how)
 
 
-@pytest.mark.parametrize("part", [0, 1], ids=["chosen", "pairs"])
-def test_the_page_shows_what_the_formulas_say(part: int) -> None:
-    """docs/fit-accuracy.md: each training with its estimate and error, and the mean and largest of these, which other
-    pages repeat."""
-    docs = Path(__file__).parents[2] / "docs"
-    page = (docs / "fit-accuracy.md").read_text(encoding="utf-8")
-    page = page.split("## Any two options")[part]
-    cells = list((MORE, array())[part])
-    rows = re.findall(r"^\| (.*) \| ([\d.]+) \| ([\d.]+) \| ([+-][\d.]+%) \|$", page, flags=re.MULTILINE)
-    assert [name for name, *_ in rows] == [cell.name for cell in cells]
-    errors = []
-    for cell, (_, simulated, estimated, error) in zip(cells, rows, strict=True):
-        assert f"{cell.estimated / 1e9:.3f}" == estimated
-        errors.append(cell.estimated / 1e9 / float(simulated) - 1)
-        # The page rounds what was simulated.
-        assert abs(errors[-1] - float(error.strip("%")) / 100) <= 0.001
-    mean, largest = sum(map(abs, errors)) / len(errors), max(map(abs, errors))
-    assert f"mean error is {mean:.1%}".replace("%", " %") in page
-    assert f"the largest {largest:.1%}".replace("%", " %") in page
-    summary = f"mean {mean:.1%}, worst {largest:.1%} of {len(rows)}".replace("%", " %")
-    assert summary in (docs / "benchmarks.md").read_text(encoding="utf-8")
-    short = " ".join((docs / "fit.md").read_text(encoding="utf-8").split())
-    kind = ("trainings of 20 public models", "of any two options")[part]
-    found = re.search(rf"{len(rows)} {kind} \((mean [\d.]+ %, worst [\d.]+ %)\)", short)
-    assert found is not None
-    assert summary.startswith(found[1])
-    if part == 0:
-        assert f"`make test` simulates {len(FEW)} trainings" in page
-        assert f"{len(rows)} trainings of {len({cell.model for cell in cells})} public models" in page
-
-
 def test_the_array_holds_every_pair() -> None:
     """Of at least 25 models with all values, and of any two options. What is not quantized as a whole has no NF4."""
     cells = list(array())

@@ -327,7 +327,6 @@ def _damaged_generation(folder: Path) -> None:
         (_damaged_generation, ConfigError, "its generation_config.json cannot be read"),
     ],
 )
-@pytest.mark.fault("C6.sentence")
 def test_a_model_that_cannot_be_trained_is_reported(
     *,
     tmp_path: Path,

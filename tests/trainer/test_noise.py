@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,8 @@ from lora_trainer.result import inputs
 from lora_trainer.result import verify as verification
 from lora_trainer.result.verify import judge, verify
 from lora_trainer.training.batches import Batch, Budget
-from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.noise import FLOORS, TOLERANCES, measure_noise, noise_of, tolerance_of
+from lora_trainer.training.evaluate import Evaluation, evaluate
+from lora_trainer.training.noise import DRAWS, FLOORS, TOLERANCES, measure_noise, noise_of, tolerance_of
 
 # What is allowed.
 
@@ -114,11 +115,35 @@ def test_the_noise_is_the_shift_and_two_standard_errors_of_it() -> None:
     assert noise_of(first, Evaluation(sums=(3.9,), tokens=(2,))) == pytest.approx(0.05)
 
 
-def row(length: int, learned: int = 4) -> Example:
+def row(length: int, learned: int = 4, token: int = 1) -> Example:
     """A row of so many tokens."""
     labels = np.full(length, IGNORED, dtype=np.int64)
     labels[-learned:] = 1
-    return Example(input_ids=np.ones(length, dtype=np.int64), labels=labels, truncated=False)
+    return Example(input_ids=np.full(length, token), labels=labels, truncated=False)
+
+
+class Mixture(nn.Module):
+    """Two experts, the first of which knows what follows; the router is sure at token 1, and near a tie at token 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(3, 2, dtype=torch.bfloat16)
+        self.router = nn.Identity()
+        self.head = nn.Linear(1, 3, dtype=torch.bfloat16)
+        with torch.no_grad():
+            self.embeddings.weight.copy_(torch.tensor([[1.0, 1.0], [1.0, 0.5], [1.0, 1 - 2**-9]]))
+            self.head.weight.copy_(torch.tensor([[-4.0], [4.0], [4.0]]))
+            self.head.bias.copy_(torch.tensor([4.0, 0.0, 0.0]))
+        self.requires_grad_(requires_grad=False)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """As a model of Transformers."""
+        return self.embeddings
+
+    def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+        """Logits by the expert that is chosen."""
+        chosen = self.router(self.embeddings(input_ids)).argmax(dim=-1, keepdim=True)
+        return SimpleNamespace(logits=self.head(1.0 - chosen.to(torch.bfloat16)))
 
 
 @pytest.mark.parametrize(
@@ -149,10 +174,34 @@ def test_some_rows_come_again_in_batches_of_half_the_size(
     first = Evaluation(sums=(4.0,) * len(lengths), tokens=(4,) * len(lengths))
     heard: list[int] = []
     budget = Budget(tokens=tokens, longest=max(lengths), packed=True)
-    noise = measure_noise(nn.Linear(1, 1), nn.Linear(1, 1), rows, cpu, heard.append, first=first, budget=budget)
+    model = Mixture()
+    noise = measure_noise(model, model.head, rows, cpu, heard.append, first=first, budget=budget)
     assert seen == batches
     assert len(heard) == len(batches)
     assert noise == pytest.approx(0.001 * batches[0], abs=1e-6)
+
+
+def test_the_noise_contains_the_choice_of_a_router_near_a_tie(cpu: Device) -> None:
+    """Where a fast path or other code for the same adapter rounds otherwise, a token has other experts. Other batches
+    do not show that on a CPU, which computes each row alike in all of them."""
+    device = dataclasses.replace(cpu, dtype=torch.bfloat16)
+    rows = Examples.of([*(row(20, learned=18) for _ in range(7)), row(20, learned=1, token=2)])
+    budget, model = Budget(tokens=400, longest=20), Mixture()
+
+    def loss() -> Evaluation:
+        return evaluate(model, model.head, rows, device, lambda _rows: None, budget=budget)
+
+    first = loss()
+    noise = max(
+        measure_noise(model, model.head, rows, device, lambda _: None, first=first, budget=budget, draw=draw)
+        for draw in range(DRAWS)
+    )
+    up = torch.tensor([1.0, 1 + torch.finfo(torch.bfloat16).eps], dtype=torch.bfloat16)
+    model.router.register_forward_hook(lambda _module, _given, logits: logits * up)
+    difference = loss().loss - first.loss
+    tokens = int(rows.targets.sum())
+    assert difference > tolerance_of(0.0, 2.0, ("bf16",), tokens=tokens), "it would be refused without noise"
+    assert difference < tolerance_of(noise, 2.0, ("bf16",), tokens=tokens)
 
 
 # What is found.
@@ -274,12 +323,14 @@ def _with_noise(sound: Sound, folder: Path, noise: float | None) -> Path:
 
 
 def test_the_larger_noise_counts(sound: Sound, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The training's, or that of the process that verifies, which measures it where the training's is not enough."""
-    asked: list[float] = []
+    """The training's, or that of the process that verifies, which draws it until it is enough where the training's is
+    not. What no draw explains is refused."""
+    asked: list[int] = []
+    shown = 3
 
-    def measured(*_: Any, **__: Any) -> float:
-        asked.append(0.5)
-        return 0.5
+    def measured(*_: Any, draw: int, **__: Any) -> float:
+        asked.append(draw)
+        return 0.5 if draw == shown else 0.0
 
     monkeypatch.setattr(verification, "measure_noise", measured)
     assert verify(_with_noise(sound, tmp_path / "large", 0.4), sound[1], Hub()).noise == 0.4
@@ -293,7 +344,11 @@ def test_the_larger_noise_counts(sound: Sound, tmp_path: Path, monkeypatch: pyte
     document["measured"]["eval_loss_after"] += (least + most) / 2
     (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
     assert least < verify(folder, sound[1], Hub()).difference < most
-    assert asked == [0.5]
+    assert asked == [1, 2, 3]
+    shown = DRAWS
+    with pytest.raises(VerificationError, match="they differ by"):
+        verify(folder, sound[1], Hub())
+    assert asked == [1, 2, 3, *range(1, DRAWS)]
 
 
 def test_a_result_of_a_release_that_did_not_measure_the_noise_is_verified(sound: Sound, tmp_path: Path) -> None:

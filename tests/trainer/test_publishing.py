@@ -72,7 +72,6 @@ def attempt(
     return lambda: ForkedRuns(workplace, capfd).run("--config", config, "--metrics-port", "0")
 
 
-@pytest.mark.fault("C11.published", "C13.weights")
 def test_a_publication_that_fails_costs_no_training(
     workplace: Workplace, gateway: str, proxy: Proxy, attempt: Attempt
 ) -> None:

@@ -89,7 +89,6 @@ def refused(attempt: Attempt, code: ExitCode, reason: Reason, *sentences: str) -
         assert sentence in failure["message"]
 
 
-@pytest.mark.fault("C10.falls-back", "C10.checkpoints")
 def test_a_damaged_newest_state_falls_back_and_gives_the_same_adapter(done: Place) -> None:
     """What is between the two is trained again; where none is whole the run ends, with all that is there left alone."""
     first = weights(done)
@@ -188,7 +187,6 @@ def test_a_chosen_template_lies_beside_the_adapter_and_may_not_change_during_a_r
     refused(finish(place), ExitCode.CHECKPOINT_INVALID, Reason.RESUME_MISMATCH, "has dataset.chatTemplate (content)")
 
 
-@pytest.mark.fault("C12.sentence")
 def test_a_changed_configuration_or_data_set_is_refused(workplace: Workplace, done: Place) -> None:
     """78 with the field and both values, before the model is loaded; the states stay."""
     changed = place_of(workplace, training={"learningRate": "0.5"})
@@ -335,7 +333,6 @@ def full_volume(workplace: Workplace) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.fault("C9.checkpoint")
 def test_a_volume_that_is_full_ends_the_training_with_74_and_the_next_attempt_goes_on(
     workplace: Workplace, full_volume: Path
 ) -> None:
@@ -417,7 +414,6 @@ def waiting() -> Iterator[threading.Event]:
     lock.removeFilter(hear)
 
 
-@pytest.mark.fault("B20.lock")
 def test_of_two_trainers_one_waits_and_takes_over_when_the_other_is_killed(
     workplace: Workplace, forked: ForkedRuns, waiting: threading.Event
 ) -> None:
@@ -454,7 +450,6 @@ def test_of_two_trainers_one_waits_and_takes_over_when_the_other_is_killed(
     assert workplace.adapters() == ["out"]
 
 
-@pytest.mark.fault("B10.checkpoint")
 def test_a_training_that_stands_still_is_ended_with_75_and_its_state_kept(
     workplace: Workplace, forked: ForkedRuns
 ) -> None:

@@ -111,14 +111,6 @@ def test_of_large_files_fewer_rows_are_counted(
     assert 45 <= (count_rows(samples, encoder, 42).sampled or 0) <= 55
 
 
-def test_the_page_has_the_numbers_from_which_on_a_sample_is_counted() -> None:
-    """And how many rows it has at least."""
-    page = Path(__file__).parents[2] / "docs/trainer-data.md"
-    rows, gib = f"{row_facts.MOST_ROWS:,} rows", f"{row_facts.MOST_BYTES / 2**30:g} GiB"
-    said = f"Above {rows} or {gib}, tokens are counted in a sample ({rows}, or the rows in {gib}, at least "
-    assert f"{said}{row_facts.FEWEST_ROWS:,})." in " ".join(page.read_text(encoding="utf-8").split())
-
-
 def test_rows_that_take_too_much_memory_are_left_out(
     tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -104,7 +104,6 @@ def test_an_error_in_compressed_text_has_the_line_of_the_text(tmp_path: Path, en
         ("a.jsonl", b"PAR1\x15rest", "a.jsonl: the file is Parquet and not text; let its name end in .parquet"),
     ],
 )
-@pytest.mark.fault("C5.sentence")
 def test_what_is_no_whole_text_is_reported_with_what_it_is(
     tmp_path: Path, name: str, content: bytes, sentence: str
 ) -> None:
@@ -178,7 +177,6 @@ def test_a_list_among_lines_is_reported_with_the_name_it_should_have(
         ("a.json", b'[{"a": "\\ud800"}]', "a.json, row 1 (line 1): half of a surrogate pair"),
     ],
 )
-@pytest.mark.fault("C5.sentence")
 def test_a_broken_file_is_reported_with_file_and_line(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
     """One sentence that a person can act on."""
     path = tmp_path / name
@@ -189,7 +187,6 @@ def test_a_broken_file_is_reported_with_file_and_line(tmp_path: Path, name: str,
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.fault("C5.sentence")
 def test_a_giant_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is one endless line must not fill the memory of the tokenizer."""
     monkeypatch.setattr(rows, "MAX_ROW_BYTES", 100)

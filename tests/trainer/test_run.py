@@ -105,7 +105,6 @@ def _loss_with_peft(workplace: Workplace, folder: Path, cpu: Device) -> float:
     ).loss
 
 
-@pytest.mark.fault("C11.published", "B19.published")
 def test_a_run_that_was_already_published_is_verified_and_not_trained_again(
     workplace: Workplace, forked: ForkedRuns
 ) -> None:
@@ -133,7 +132,6 @@ def test_a_run_that_was_already_published_is_verified_and_not_trained_again(
     assert "adapter_model.safetensors has sha256" in damaged.summary.message
 
 
-@pytest.mark.fault("B2.checkpoint")
 def test_progress_and_metrics_are_served_and_sigterm_ends_with_143(workplace: Workplace) -> None:
     """A run that is asked to stop is never a success and leaves nothing behind."""
     port = free_port()
@@ -244,7 +242,6 @@ def _get(port: int, path: str) -> str:
         return str(answer.read().decode())
 
 
-@pytest.mark.fault("B5.stage")
 def test_a_stage_that_the_kernel_kills_ends_with_137(workplace: Workplace, forked: ForkedRuns) -> None:
     """The supervisor survives and says so."""
     port, ended = free_port(), threading.Event()
@@ -263,7 +260,6 @@ def test_a_stage_that_the_kernel_kills_ends_with_137(workplace: Workplace, forke
     assert workplace.adapters() == []
 
 
-@pytest.mark.fault("B9.code")
 def test_a_gpu_that_was_given_and_is_not_there_is_a_gpu_fault(workplace: Workplace) -> None:
     """Unless the operator allows the CPU."""
     config = workplace.config_file(allow_cpu=False)
@@ -273,7 +269,6 @@ def test_a_gpu_that_was_given_and_is_not_there_is_a_gpu_fault(workplace: Workpla
     assert workplace.adapters() == []
 
 
-@pytest.mark.fault("C5.before")
 def test_a_bad_data_set_ends_with_65_before_a_model_is_loaded(workplace: Workplace) -> None:
     """File and line, no stack trace, nothing left on the claim."""
     (workplace.claims / "data/train.jsonl").write_text('{"messages": []}\nnonsense\n', encoding="utf-8")

@@ -181,7 +181,6 @@ def test_a_place_whose_objects_may_not_be_removed_is_published_to(
     assert "team/out/merged/model.safetensors" in names(admin)
 
 
-@pytest.mark.fault("C11.published")
 def test_the_manifest_comes_last(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
     """Whoever finds it finds everything that it lists."""
     folder = write_adapter(tmp_path / "staged")
@@ -195,7 +194,6 @@ def test_the_manifest_comes_last(proxy: Proxy, tmp_path: Path, admin: minio.Mini
     assert names(admin) == WHOLE
 
 
-@pytest.mark.fault("C11.published")
 def test_a_part_that_fails_is_sent_again_and_nothing_unfinished_stays(
     proxy: Proxy, tmp_path: Path, admin: minio.Minio
 ) -> None:
@@ -214,7 +212,6 @@ def test_a_part_that_fails_is_sent_again_and_nothing_unfinished_stays(
     assert sink(proxy, uri=other).publish(folder).uri == str(other)
 
 
-@pytest.mark.fault("C11.published")
 def test_an_upload_that_a_killed_attempt_began_is_ended(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
     """Its parts would be paid for and seen by nobody; another run's are left alone."""
     for key in ("team/out/adapter_model.safetensors", "team/outside/x"):
@@ -235,7 +232,6 @@ def test_rights_on_interrupted_uploads_are_not_needed_to_publish(
     assert "what an interrupted upload may have left in s3://models/team/out stays there" in caplog.text
 
 
-@pytest.mark.fault("C11.published")
 def test_a_result_that_reads_back_wrong_is_not_published(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
     """Sent again once; then the manifest, which would vouch for it, is not written."""
     folder = write_adapter(tmp_path / "staged")
@@ -475,7 +471,6 @@ def test_a_model_in_a_bucket_is_known_by_its_headers(
     assert caught.value.reason is Reason.MODEL_ACCESS_DENIED
 
 
-@pytest.mark.fault("C7.downloaded")
 def test_a_cut_download_goes_on_where_it_was_cut(
     proxy: Proxy, tmp_path: Path, admin: minio.Minio, tiny_folder: Path
 ) -> None:

@@ -114,7 +114,6 @@ def test_an_empty_folder_is_taken(root: Path) -> None:
     assert publish(root) == root / "adapters/team/out"
 
 
-@pytest.mark.fault("C3.folder")
 def test_a_second_run_gets_a_folder_of_its_own(root: Path) -> None:
     """The first adapter stays as it was."""
     first, second = publish(root, "uid-1"), publish(root, "uid-2")

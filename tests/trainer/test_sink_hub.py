@@ -149,7 +149,6 @@ def test_a_part_that_fails_is_sent_again(server: HubServer, tmp_path: Path) -> N
     assert [sent(server, f"/part/{n}") for n in (2, 3)] == [2, 1]
 
 
-@pytest.mark.fault("C11.published")
 def test_a_commit_that_fails_leaves_nothing_half_and_is_made_by_the_next_attempt(
     server: HubServer, tmp_path: Path
 ) -> None:
@@ -168,7 +167,6 @@ def test_a_commit_that_fails_leaves_nothing_half_and_is_made_by_the_next_attempt
 
 
 @pytest.mark.parametrize("status", [401, 403])
-@pytest.mark.fault("C13.token")
 def test_a_token_revoked_before_the_end_is_denied(server: HubServer, tmp_path: Path, status: int) -> None:
     """77; the result stays where it was."""
     folder = write_adapter(tmp_path / "staged")

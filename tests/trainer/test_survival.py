@@ -107,7 +107,6 @@ def test_state_that_is_not_plain_comes_back_exactly(bench: Bench, optimizer: Opt
     assert all(torch.equal(base[name], again[name]) for name in base)
 
 
-@pytest.mark.fault("B2.checkpoint")
 def test_a_request_to_stop_ends_within_the_micro_batch_and_loses_no_step(bench: Bench) -> None:
     """The step at hand is given up, the one before is saved, and nothing of the half step remains."""
     stop = Stop()
@@ -241,7 +240,6 @@ def test_out_of_memory_halves_the_micro_batch_and_takes_the_same_step_again(
     assert resumed.budget.tokens == budget // 2
 
 
-@pytest.mark.fault("B6.sentence")
 def test_out_of_memory_with_one_example_ends_with_peak_and_advice(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,7 +339,6 @@ def test_a_state_of_a_gpu_with_bf16_is_gone_on_from_in_fp16(bench: Bench) -> Non
     assert training.run().steps == 4
 
 
-@pytest.mark.fault("C8.sentence", "C8.checkpoint")
 def test_three_steps_without_finite_numbers_end_the_run_with_the_last_good_state_kept(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -346,7 +346,6 @@ def test_anyone_finds_the_reported_loss_with_the_published_files(adapter: tuple[
     assert abs(measured.eval_loss_before - measured.eval_loss_after) > 1e-2
 
 
-@pytest.mark.fault("C16.manifest")
 def test_the_manifest_tells_the_whole_story(adapter: tuple[Path, Volumes]) -> None:
     """Base model, revision, configuration, measurements, versions; it reads back to what was written."""
     manifest: Manifest = read_manifest(adapter[0])

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lora_operator.decision.states import CONDITIONS, STEPS, Group, Statement, group_of
+from docgen.state_tables import CONDITIONS, STEPS, Statement
+from lora_operator.decision.states import Group, group_of
 from lora_operator.views.conditions import Type
 
 

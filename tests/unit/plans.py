@@ -13,11 +13,9 @@ from tests.unit.builders import (
     make_summary,
     with_status,
 )
+from tests.unit.deciding import decide, run_of
 
-from lora_operator.decision.case import read_case
-from lora_operator.decision.decide import decide
-from lora_operator.decision.proof import Verdict
-from lora_operator.decision.stages.train import TRAIN
+from lora_operator.decision.verdict import Verdict, training_verdict
 from lora_operator.views.model import FineTune, JobView, Observed, Plan, PodView
 
 ATTEMPTED = {"attempt": 1, "jobName": job_name()}
@@ -35,7 +33,8 @@ def judged(
 ) -> Verdict | None:
     """The verdict on a training Job and its pods; None while it goes on."""
     observed = Observed(jobs=(job,), former_jobs=former, pods=pods)
-    return TRAIN.judge(read_case(make_finetune(spec=spec), observed, CONFIG, NOW), job)
+    run = run_of(make_finetune(spec=spec), observed)
+    return training_verdict(job, run.pods, run.memory, run.policy, run.evidence)
 
 
 def condition(plan: Plan, kind: str) -> dict[str, Any]:

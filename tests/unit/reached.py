@@ -21,10 +21,10 @@ from tests.unit.builders import (
     waiting_pod,
     with_status,
 )
+from tests.unit.deciding import decide
 
-from lora_operator.decision.decide import decide
 from lora_operator.decision.states import ENDS, STATES, Group
-from lora_operator.views.model import JobView, Observed, PodView, Rejection
+from lora_operator.views.model import JobView, Observed, PodView, Refusal
 from lora_operator.views.names import QUEUE_LABEL
 from lora_operator.views.wording import instant
 from lora_trainer.contract.exit_codes import ExitCode
@@ -43,8 +43,8 @@ def waiting(*pods: PodView, job: JobView | None = None, **facts: Any) -> Status:
 
 def refused(message: str, code: int = 403) -> Status:
     """The status of a run whose Job the API server does not take."""
-    rejection = Rejection(kind="Job", name="x", code=code, reason="", message=message)
-    return dict(decide(make_finetune(), Observed(rejection=rejection), CONFIG, NOW).status)
+    rejection = Refusal(kind="Job", name="x", code=code, reason="", message=message)
+    return dict(decide(make_finetune(), Observed(refusals=(rejection,)), CONFIG, NOW).status)
 
 
 def running(phase: Phase) -> Status:

@@ -10,8 +10,8 @@ from tests.unit.builders import ended_pod, make_job, make_pod, running_pod
 
 from lora_operator.cluster import child_events
 from lora_operator.cluster.api import Api, ApiError
-from lora_operator.cluster.cache import Key
 from lora_operator.cluster.child_events import ChildEvents
+from lora_operator.cluster.store import Key
 from lora_operator.running.work_queue import WorkQueue
 from lora_operator.views.model import PodView
 

@@ -19,8 +19,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Asked:
     async def operate(config: OperatorConfig) -> None:
         asked.append({"operate": config})
 
-    async def explain(place: object, config: OperatorConfig, form: str, **rest: Any) -> None:
-        asked.append({"explain": place, "config": config, "form": form, "notes": list(rest["notes"])})
+    async def explain(place: object, config: OperatorConfig, **rest: Any) -> None:
+        asked.append({"explain": place, "config": config, "notes": list(rest["notes"])})
 
     monkeypatch.setattr(command, "operate", operate)
     monkeypatch.setattr(command, "explain", explain)
@@ -51,9 +51,8 @@ def test_without_an_argument_the_variable_counts_and_then_the_mounted_file(
     command.MOUNTED_CONFIG.write_text("trainerImage: mounted\n")
     assert command.main(["explain", "team/tone"]) == 0
     monkeypatch.setenv(command.CONFIG_VARIABLE, str(file))
-    assert command.main(["explain", "team/tone", "-o", "json"]) == 0
+    assert command.main(["explain", "team/tone"]) == 0
     assert [each["config"].trainer_image for each in asked] == ["mounted", "registry.example/t:1"]
-    assert [each["form"] for each in asked] == ["text", "json"]
     assert [each["notes"] for each in asked] == [[], []]
 
 

@@ -21,11 +21,10 @@ def test_one_line_is_enough(tmp_path: Path) -> None:
     assert config == OperatorConfig(trainer_image="registry.example/trainer:1")
 
 
-def test_no_limit_and_no_series_of_runs_are_settings_too(tmp_path: Path) -> None:
+def test_no_user_and_no_series_of_runs_are_settings_too(tmp_path: Path) -> None:
     """0 and false are values like others."""
-    text = "trainerImage: a\nmostUnfinishedRunsPerNamespace: 0\nrunMetrics: false\n"
-    config = load_config(write(tmp_path, text))
-    assert (config.most_unfinished_runs_per_namespace, config.run_metrics) == (0, False)
+    config = load_config(write(tmp_path, "trainerImage: a\nrunAsUser: 0\nrunMetrics: false\n"))
+    assert (config.run_as_user, config.run_metrics) == (0, False)
 
 
 def test_every_setting_has_its_yaml_name(tmp_path: Path) -> None:
@@ -73,10 +72,6 @@ def test_the_clusters_gpus_are_a_list(tmp_path: Path) -> None:
             "retryPeriodSeconds is 12.0: must be below renewDeadlineSeconds, which is 10.0",
         ),
         ("trainerImage: a\nhttpPort: 70000\n", "httpPort is 70000: must be from 1 to 65535"),
-        (
-            "trainerImage: a\nmostUnfinishedRunsPerNamespace: -1\n",
-            "mostUnfinishedRunsPerNamespace is -1: must be 0 or above",
-        ),
         ("trainerImage: a\nlogLevel: VERBOSE\n", "logLevel is 'VERBOSE': must be one of DEBUG, INFO"),
         ("trainerImage: a\nlogFormat: xml\n", "logFormat is 'xml': must be one of text, json"),
         ("trainerImage: a\nimagePullPolicy: Sometimes\n", "imagePullPolicy is 'Sometimes': must be one of Always"),
@@ -126,7 +121,10 @@ def test_the_clusters_gpus_are_a_list(tmp_path: Path) -> None:
         ("trainerImage: a\ndefaultAffinity: {nodes: {}}\n", "defaultAffinity is .* nodeAffinity, podAffinity"),
         ("trainerImage: a\ndefaultTTLSeconds: 0\n", "defaultTTLSeconds is 0: must be above 0"),
         ("trainerImage: a\ndefaultTTLSeconds: 31536001\n", "defaultTTLSeconds is 31536001: must be at most 31536000"),
-        (f"trainerImage: a\ndefaultMemory: {'x' * 33}\n", "defaultMemory is 'x+': must be at most 32 characters long"),
+        (
+            f"trainerImage: a\ndefaultMemoryPerGPU: {'x' * 33}\n",
+            "defaultMemoryPerGPU is 'x+': must be at most 32 characters long",
+        ),
         (f"trainerImage: a\ndefaultQueue: {'q' * 254}\n", "defaultQueue is .* at most 253 characters long"),
         (
             "trainerImage: a\ndefaultTolerations: [" + ", ".join(f"{{key: t{n}}}" for n in range(33)) + "]\n",

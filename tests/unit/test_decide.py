@@ -6,9 +6,7 @@ from datetime import timedelta
 import pytest
 from tests.unit.builders import (
     CONFIG,
-    NAME,
     NOW,
-    UID,
     condition_object,
     ended_pod,
     finished_job,
@@ -16,7 +14,6 @@ from tests.unit.builders import (
     make_event,
     make_finetune,
     make_job,
-    make_job_object,
     make_pod,
     make_resolved,
     make_summary,
@@ -26,14 +23,11 @@ from tests.unit.builders import (
     waiting_pod,
     with_status,
 )
+from tests.unit.deciding import decide
 from tests.unit.plans import ATTEMPTED, condition, plan_for, stated
 
-from lora_operator.decision.decide import decide
-from lora_operator.views.model import Observed, Plan, PodView, Rejection
-from lora_operator.views.names import MANAGED_BY_LABEL, RELABELLED_ANNOTATION, child_labels
-from lora_operator.views.observe import parse_job
+from lora_operator.views.model import Observed, Plan, PodView, Refusal
 from lora_operator.views.wording import UNANSWERED, instant
-from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import Phase, Progress
 
 
@@ -41,7 +35,7 @@ def test_a_new_resource_gets_a_job_and_nothing_is_read_before() -> None:
     """Its name, which no second Job can have, is all that it rests on."""
     plan = plan_for(make_finetune())
     assert [obj["kind"] for obj in plan.create] == ["Job"]
-    assert not plan.read_first
+    assert not plan.verify
     assert stated(plan, "Accepted") == ("True", "Accepted")
     assert stated(plan) == ("Unknown", "Pending")
     assert (plan.status["attempt"], plan.status["jobName"]) == (1, job_name())
@@ -98,10 +92,8 @@ def test_a_job_that_is_there_is_adopted_by_its_owner() -> None:
 
 def test_a_job_of_somebody_else_under_our_name_is_a_conflict() -> None:
     """It is not touched, and there is no hurry to look again."""
-    rejection = Rejection(
-        kind="Job", name=job_name(), code=409, reason="AlreadyExists", message="it is somebody else's"
-    )
-    plan = plan_for(make_finetune(), jobs=(make_job(owner_uid="somebody-else"),), rejection=rejection)
+    rejection = Refusal(kind="Job", name=job_name(), code=409, reason="AlreadyExists", message="it is somebody else's")
+    plan = plan_for(make_finetune(), jobs=(make_job(owner_uid="somebody-else"),), refusals=(rejection,))
     assert plan.create == ()
     assert stated(plan, "Accepted") == ("False", "NameConflict")
     assert job_name() in condition(plan, "Accepted")["message"]
@@ -113,51 +105,6 @@ def test_a_job_with_our_owner_and_a_name_that_we_do_not_give_is_none_of_the_runs
     stranger = dataclasses.replace(finished_job("Failed"), name="by-hand-1")
     plan = plan_for(make_finetune(), jobs=(stranger,))
     assert [obj["metadata"]["name"] for obj in plan.create] == [job_name()]
-
-
-@pytest.mark.parametrize("labels", [{}, {MANAGED_BY_LABEL: "Helm"}])
-def test_labels_that_somebody_took_off_are_put_back_three_times(labels: dict[str, str]) -> None:
-    """Then the status says so, and the Job is read by name at each look."""
-    for times in range(4):
-        document = make_job_object(annotations={RELABELLED_ANNOTATION: str(times)})
-        document["metadata"]["labels"] = labels
-        job = parse_job(document)
-        plan = plan_for(make_finetune(status=ATTEMPTED), jobs=(job,), pods=(running_pod(),))
-        assert plan.create == ()
-        assert (plan.read_first, job_name() in plan.job_names) == (True, True)
-        codes = [advice["code"] for advice in plan.status.get("advice", ())]
-        if times < 3:
-            (patch,) = plan.patch
-            assert patch.body["metadata"]["labels"] == child_labels(NAME, UID, 1)
-            assert patch.body["metadata"]["annotations"] == {RELABELLED_ANNOTATION: str(times + 1)}
-            assert "LabelsRemoved" not in codes
-        else:
-            assert plan.patch == ()
-            assert "LabelsRemoved" in codes
-
-
-def test_pods_that_lost_their_labels_are_read_by_their_jobs_name() -> None:
-    """The Job says that one is active, and no watch shows it."""
-    job = make_job(status={"active": 1})
-    assert plan_for(make_finetune(status=ATTEMPTED), jobs=(job,)).read_first
-    seen = plan_for(make_finetune(status=ATTEMPTED), jobs=(job,), pods=(running_pod(),))
-    assert not seen.read_first
-    hidden = dataclasses.replace(running_pod(), is_indexed=False)
-    assert plan_for(make_finetune(status=ATTEMPTED), jobs=(job,), pods=(hidden,)).read_first
-    restarting = plan_for(make_finetune(status=ATTEMPTED), jobs=(job,), pods=(ended_pod(75, ended_at=NOW),))
-    assert not restarting.read_first, "the Job controller has yet to make the next pod, or to count this one"
-    just_made = make_job(status={"active": 1, "startTime": instant(NOW)})
-    assert not plan_for(make_finetune(status=ATTEMPTED), jobs=(just_made,)).read_first
-
-
-def test_a_pod_whose_end_its_job_has_yet_to_count_hides_no_other() -> None:
-    """A controller that a thousand Jobs keep busy takes minutes; each look of each of their runs would ask for more."""
-    known = make_finetune(status=ATTEMPTED)
-    counted, left_out = (ended_pod(code, ended_at=minutes_ago(5)) for code in (1, ExitCode.TERMINATED))
-    assert not plan_for(known, jobs=(make_job(status={"active": 1}),), pods=(counted,)).read_first
-    assert plan_for(known, jobs=(make_job(status={"active": 1, "failed": 1}),), pods=(counted,)).read_first
-    assert plan_for(known, jobs=(make_job(status={"active": 1}),), pods=(left_out,)).read_first
-    assert plan_for(known, jobs=(make_job(status={"active": 2}),), pods=(counted,)).read_first
 
 
 def test_an_image_that_admission_changed_is_said_and_nothing_more() -> None:
@@ -188,9 +135,9 @@ REFUSALS = [
 @pytest.mark.parametrize(("code", "message", "reason"), REFUSALS, ids=[f"{c}-{r}" for c, _, r in REFUSALS])
 def test_a_refusal_of_the_api_server_is_reported_and_tried_again(code: int, message: str, reason: str) -> None:
     """The state names it, nothing is made, and a later look starts afresh."""
-    rejection = Rejection(kind="Job", name=job_name(), code=code, reason="", message=message)
+    rejection = Refusal(kind="Job", name=job_name(), code=code, reason="", message=message)
     finetune = make_finetune()
-    plan = plan_for(finetune, rejection=rejection)
+    plan = plan_for(finetune, refusals=(rejection,))
     assert (plan.create, plan.patch) == ((), ())
     assert stated(plan, "Accepted") == ("False", reason)
     assert stated(plan) == ("Unknown", reason)
@@ -203,9 +150,9 @@ def test_a_refusal_of_the_api_server_is_reported_and_tried_again(code: int, mess
 
 def test_a_refused_change_of_a_running_job_does_not_hide_the_run() -> None:
     """Accepted tells the refusal, the state goes on to tell the training."""
-    rejection = Rejection(kind="Job", name=job_name(), code=422, reason="Invalid", message="backoffLimit: no")
+    rejection = Refusal(kind="Job", name=job_name(), code=422, reason="Invalid", message="backoffLimit: no")
     finetune = make_finetune(spec={"maxRetries": 5})
-    plan = plan_for(finetune, jobs=(make_job(),), pods=(running_pod(),), rejection=rejection)
+    plan = plan_for(finetune, jobs=(make_job(),), pods=(running_pod(),), refusals=(rejection,))
     assert plan.patch == ()
     assert stated(plan, "Accepted") == ("False", "AdmissionDenied")
     assert stated(plan) == ("Unknown", "Starting")
@@ -213,8 +160,8 @@ def test_a_refused_change_of_a_running_job_does_not_hide_the_run() -> None:
 
 def test_a_refused_change_of_a_suspended_job_is_tried_again() -> None:
     """Otherwise nothing would come to look again."""
-    rejection = Rejection(kind="Job", name=job_name(), code=422, reason="Invalid", message="no")
-    plan = plan_for(make_finetune(), jobs=(make_job(spec={"suspend": True}),), rejection=rejection)
+    rejection = Refusal(kind="Job", name=job_name(), code=422, reason="Invalid", message="no")
+    plan = plan_for(make_finetune(), jobs=(make_job(spec={"suspend": True}),), refusals=(rejection,))
     assert plan.requeue_after_s == CONFIG.retry_max_s
 
 
@@ -361,16 +308,6 @@ def test_no_retry_is_promised_where_none_is_left(counted: int) -> None:
     evicted = ended_pod(143, conditions=(condition_object("DisruptionTarget"),))
     plan = plan_for(make_finetune(spec={"maxRetries": 0}), jobs=(job,), pods=(evicted,))
     assert ("A new pod follows" in condition(plan, "Complete")["message"]) == (counted == 0)
-
-
-@pytest.mark.parametrize("retries", [0, 3])
-def test_a_failure_that_takes_no_retry_promises_a_pod_and_no_number(retries: int) -> None:
-    """The node lost the container, and the Job has not counted it."""
-    lost = ended_pod(137, reason="ContainerStatusUnknown")
-    plan = plan_for(make_finetune(spec={"maxRetries": retries}), jobs=(make_job(),), pods=(lost,))
-    assert stated(plan) == ("Unknown", "Restarting")
-    assert condition(plan, "Complete")["message"].endswith(". Now a new pod follows, with the same spec")
-    assert plan.status["retries"]["nodeLost"] == 1
 
 
 @pytest.mark.parametrize("code", [0, 65, 75])

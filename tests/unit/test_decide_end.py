@@ -29,7 +29,7 @@ from tests.unit.world import World
 
 from lora_operator.decision.results import plan_block
 from lora_operator.views import names
-from lora_operator.views.model import Plan
+from lora_operator.views.model import Plan, Rejection
 from lora_operator.views.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
@@ -38,7 +38,7 @@ from lora_trainer.contract.reasons import Reason
 def test_a_missing_job_is_read_by_name_before_another_is_made() -> None:
     """The cache may be behind."""
     plan = plan_for(make_finetune(status=ATTEMPTED))
-    assert (plan.read_first, plan.job_names) == (True, (job_name(1),))
+    assert (plan.verify, plan.job_names) == (True, (job_name(1),))
 
 
 def test_a_deleted_job_is_made_again_as_the_next_attempt() -> None:
@@ -103,7 +103,7 @@ def test_deletions_count_against_max_retries(retries: int, attempt: int, ends: b
 def test_the_pod_of_a_deleted_job_is_waited_for() -> None:
     """Two must never write the same output."""
     pods = (running_pod(job_uid=""),)
-    assert plan_for(make_finetune(status=ATTEMPTED), pods=pods).read_first
+    assert plan_for(make_finetune(status=ATTEMPTED), pods=pods).verify
     plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods)
     assert plan.create == ()
     assert stated(plan) == ("Unknown", "Restarting")
@@ -198,7 +198,7 @@ def test_exit_code_0_without_a_summary_is_never_complete() -> None:
 
 def test_a_finished_job_without_its_pod_is_looked_at_twice() -> None:
     """The pod may not have reached the cache yet, and a verdict is for ever."""
-    assert plan_for(make_finetune(), jobs=(finished_job(),)).read_first
+    assert plan_for(make_finetune(), jobs=(finished_job(),)).verify
     plan = plan_for(make_finetune(), jobs=(finished_job(),))
     assert stated(plan, "Failed") == ("True", "ResultUnknown")
 
@@ -224,7 +224,7 @@ def test_a_verdict_stands_whatever_is_observed_later() -> None:
         plan = plan_for(done, jobs=jobs, pods=(ended_pod(1),))
         assert dataclasses.replace(plan, delete=(), read_first=False, job_names=()) == Plan(status=done.status)
         assert [ref.kind for ref in plan.delete] == (["Job"] if make_job() in jobs else [])
-        assert plan.read_first == bool(plan.delete), "the Job may have ended by itself meanwhile"
+        assert plan.verify == bool(plan.delete), "the Job may have ended by itself meanwhile"
 
 
 def test_a_finished_resource_speaks_of_its_present_generation() -> None:
@@ -245,27 +245,65 @@ def test_without_a_time_to_live_a_finished_job_stays() -> None:
     assert dataclasses.replace(kept, job_names=()) == Plan(status=finished().status)
 
 
-def test_before_its_time_a_finished_job_stays() -> None:
-    """And the operator comes back when it is due."""
-    plan = plan_for(finished(spec={"ttlSecondsAfterFinished": 900}), jobs=(finished_job(),))
-    assert (plan.delete, plan.requeue_after_s) == ((), 300.0)
+def ttl_of(plan: Plan) -> dict[str, Any]:
+    """By Job, the time to live that a plan sets."""
+    assert all(patch.body["spec"].keys() == {"ttlSecondsAfterFinished"} for patch in plan.patch)
+    return {patch.name: patch.body["spec"]["ttlSecondsAfterFinished"] for patch in plan.patch}
 
 
-def test_after_its_time_a_finished_job_goes() -> None:
-    """By uid where there is one; the resource and its status stay."""
+def test_a_finished_job_gets_the_time_to_live_of_the_resource_and_kubernetes_deletes_it() -> None:
+    """After a live read, and by uid: the resource and its status stay, and nothing is deleted by the operator."""
     done = finished(spec={"ttlSecondsAfterFinished": 600})
     plan = plan_for(done, jobs=(finished_job(),))
-    assert [(ref.kind, ref.name, ref.uid) for ref in plan.delete] == [
-        ("Job", job_name(), "job-1"),
-    ]
+    assert (ttl_of(plan), plan.delete, plan.requeue_after_s, plan.read_first) == ({job_name(): 600}, (), None, True)
+    assert plan.patch[0].body["metadata"] == {"uid": "job-1"}
     assert plan.status == done.status
     assert plan_for(done) == Plan(status=done.status)
 
 
-def test_a_time_to_live_never_deletes_a_job_of_somebody_else() -> None:
-    """Nor one that is being deleted anyway."""
+@pytest.mark.parametrize(("known", "wanted"), [(600, {}), (60, {job_name(): 600}), (0, {job_name(): 600})])
+def test_a_time_to_live_that_has_changed_is_set_again(known: int, wanted: dict[str, int]) -> None:
+    """By the user, or by a policy of the cluster, which may have its own."""
+    plan = plan_for(
+        finished(spec={"ttlSecondsAfterFinished": 600}), jobs=(dataclasses.replace(finished_job(), ttl_s=known),)
+    )
+    assert ttl_of(plan) == wanted
+
+
+def test_before_the_verdict_no_job_has_a_time_to_live() -> None:
+    """Its success is proven by the Job, which stays until then."""
+    pods = (ended_pod(0, make_summary().to_message()),)
+    plan = plan_for(make_finetune(spec={"ttlSecondsAfterFinished": 0}), jobs=(finished_job(),), pods=pods)
+    assert (stated(plan), plan.patch) == (("True", "Succeeded"), ())
+
+
+def test_a_time_to_live_is_never_set_on_a_job_of_somebody_else() -> None:
+    """Nor on one that is being deleted anyway."""
     done = finished(spec={"ttlSecondsAfterFinished": 0})
-    assert plan_for(done, jobs=(finished_job(owner_uid="other"), finished_job(deleting=True))).delete == ()
+    assert plan_for(done, jobs=(finished_job(owner_uid="other"), finished_job(deleting=True))).patch == ()
+
+
+def test_a_time_to_live_that_is_refused_is_advised_until_it_is_set() -> None:
+    """The verdict's conditions stay as they are: nothing is wrong with the run."""
+    done, denied = finished(spec={"ttlSecondsAfterFinished": 0}), 'admission webhook "keep" denied the request: no'
+    (patch,) = plan_for(done, jobs=(finished_job(),)).patch
+    rejection = Rejection(kind="Job", name=patch.name, code=403, reason="Forbidden", message=denied)
+    plan = plan_for(done, jobs=(finished_job(),), rejection=rejection, refused=(patch,))
+    assert plan.patch == ()
+    assert plan.status["conditions"] == done.status["conditions"]
+    (advice,) = (one for one in plan.status["advice"] if one["code"] == "CleanupRefused")
+    assert denied in advice["evidence"]
+    told = with_status(done, plan.status)
+    set_by_now = dataclasses.replace(finished_job(), ttl_s=0)
+    assert plan_for(told, jobs=(set_by_now,)).status == done.status
+
+
+def test_a_time_to_live_that_somebody_takes_off_again_is_advised_and_not_fought_for() -> None:
+    """The shell says so, and when it is to be set again."""
+    done = finished(spec={"ttlSecondsAfterFinished": 0})
+    (patch,) = plan_for(done, jobs=(finished_job(),)).patch
+    plan = plan_for(done, jobs=(finished_job(),), undone=(patch,))
+    assert (plan.patch, [one["code"] for one in plan.status["advice"]]) == ((), ["ChangeUndone"])
 
 
 def test_the_whole_life_of_a_run_tells_its_story_in_events() -> None:
@@ -310,7 +348,7 @@ def test_a_job_that_had_failed_when_it_was_deleted_is_not_made_again(status: dic
     pods = (ended_pod(66, make_summary(Reason.MODEL_NOT_FOUND, "no such model").to_message()),)
     failed = finished_job("Failed", reason="PodFailurePolicy", failed=1)
     plan = plan_for(make_finetune(status=status), pods=pods, former_jobs=(failed,))
-    assert (stated(plan, "Failed"), plan.create, plan.read_first) == (("True", "ModelNotFound"), (), True)
+    assert (stated(plan, "Failed"), plan.create, plan.verify) == (("True", "ModelNotFound"), (), True)
     assert condition(plan, "Failed")["message"] == "no such model"
     assert plan_for(make_finetune(status=status), former_jobs=(finished_job(),)).create
     later = plan_for(make_finetune(status={"attempt": 2, "jobName": job_name(2)}), former_jobs=(failed,))

@@ -21,10 +21,10 @@ from tests.unit.builders import (
     running_pod,
     with_status,
 )
+from tests.unit.deciding import decide
 from tests.unit.plans import ATTEMPTED, condition, plan_for, stated
 
-from lora_operator.decision.decide import decide
-from lora_operator.views.model import Observed, PodView, Rejection
+from lora_operator.views.model import Observed, PodView, Refusal
 from lora_operator.views.names import CONFIG_ANNOTATION
 from lora_operator.views.pods import ignored_by_job
 from lora_operator.views.wording import instant
@@ -385,21 +385,12 @@ def test_a_service_that_was_deleted_is_made_again_before_new_pods_need_it() -> N
 def test_a_service_that_was_refused_is_tried_again() -> None:
     """The state has been told meanwhile, and does not change before the pods find each other."""
     job, pods = make_job(spec={"backoffLimit": 6}), (running_pod(index=0), running_pod(index=1))
-    refusal = Rejection(kind="Service", name=job_name(), code=403, reason="Forbidden", message="exceeded quota")
-    refused = plan_for(TWO, jobs=(job,), pods=pods, rejection=refusal)
+    refusal = Refusal(kind="Service", name=job_name(), code=403, reason="Forbidden", message="exceeded quota")
+    refused = plan_for(TWO, jobs=(job,), pods=pods, refusals=(refusal,))
     assert (condition(refused, "Accepted")["status"], refused.create) == ("False", ())
     again = plan_for(with_status(TWO, refused.status), jobs=(job,), pods=pods)
     assert [obj["kind"] for obj in again.create] == ["Service"]
     assert condition(again, "Accepted")["status"] == "True"
-
-
-def test_the_time_to_live_takes_the_service_too() -> None:
-    """It is not watched, so the Job goes last."""
-    pods = (ended_pod(0, make_summary().to_message()),)
-    done = plan_for(TWO, jobs=(finished_job(),), pods=pods)
-    spec = {"resources": {"nodes": 2}, "ttlSecondsAfterFinished": 0}
-    plan = plan_for(with_status(make_finetune(spec=spec), done.status), jobs=(finished_job(),))
-    assert [ref.kind for ref in plan.delete] == ["Service", "Job"]
 
 
 # Checkpoints

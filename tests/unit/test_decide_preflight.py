@@ -23,14 +23,14 @@ from tests.unit.builders import (
     waiting_pod,
     with_status,
 )
+from tests.unit.deciding import decide
 from tests.unit.plans import condition, plan_for, stated
 from tests.unit.reports import make_plan, make_report
 from tests.unit.status_schema import check_status
 from tests.unit.world import World
 
-from lora_operator.decision.decide import decide
 from lora_operator.views import names
-from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Plan, PodView, Rejection
+from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Plan, PodView, Refusal
 from lora_operator.views.observe import parse_finetune
 from lora_operator.views.wording import instant
 from lora_trainer.contract.config import Quantization, TrainConfig
@@ -267,7 +267,7 @@ def test_a_run_that_does_not_fit_ends_without_a_gpu_and_keeps_its_plan() -> None
 def test_a_failure_without_its_pod_is_looked_at_twice() -> None:
     """The pod may not have reached the cache yet, and a verdict is for ever."""
     job = finished_job("Failed", reason="BackoffLimitExceeded", failed=1, **STAGE)
-    assert plan_for(finetune(), jobs=(job,)).read_first
+    assert plan_for(finetune(), jobs=(job,)).verify
     assert stated(plan_for(finetune(), jobs=(job,)), "Failed")[0] == "True"
 
 
@@ -341,7 +341,7 @@ def test_how_one_ended_counts_though_its_job_is_deleted_before_that_was_read() -
     message = make_summary(Reason.MODEL_NOT_FOUND, "no such model").to_message()
     failed = finished_job("Failed", reason="PodFailurePolicy", failed=1, **STAGE)
     bad = plan_for(finetune(), former_jobs=(looking(), failed), pods=(ended_pod(66, message, **STAGE),))
-    assert (stated(bad, "Failed"), made(bad), bad.read_first) == (("True", "ModelNotFound"), [], True)
+    assert (stated(bad, "Failed"), made(bad), bad.verify) == (("True", "ModelNotFound"), [], True)
     assert PREFLIGHT in bad.job_names
     assert made(plan_for(finetune(), former_jobs=(looking(),))) == [("Job", PREFLIGHT)]
 
@@ -356,15 +356,15 @@ def test_how_one_ended_counts_though_its_job_is_deleted_before_that_was_read() -
 )
 def test_its_ended_job_makes_room_where_a_quota_refuses_the_training(kind: str, message: str, goes: bool) -> None:
     """Once the status has what it found; else a run would wait for its own preflight, and runs for each other's."""
-    refusal = Rejection(kind=kind, name=job_name(), code=403, reason="Forbidden", message=message)
-    first = plan_for(finetune(), jobs=(looked(),), pods=(reporting_pod(),), rejection=refusal)
+    refusal = Refusal(kind=kind, name=job_name(), code=403, reason="Forbidden", message=message)
+    first = plan_for(finetune(), jobs=(looked(),), pods=(reporting_pod(),), refusals=(refusal,))
     assert (stated(first, "PreflightPassed")[0], first.delete) == ("True", ())
     stored = with_status(finetune(), first.status)
-    second = plan_for(stored, jobs=(looked(),), pods=(reporting_pod(),), rejection=refusal)
+    second = plan_for(stored, jobs=(looked(),), pods=(reporting_pod(),), refusals=(refusal,))
     room = (ObjectRef(kind="Job", name=PREFLIGHT, uid=looked().uid),) if goes else ()
-    assert (second.delete, second.read_first, PREFLIGHT in second.job_names) == (room, goes, True)
+    assert (second.delete, second.verify, PREFLIGHT in second.job_names) == (room, goes, True)
     assert second.status == first.status
-    assert plan_for(stored, jobs=(looked(deleting=True),), rejection=refusal).delete == ()
+    assert plan_for(stored, jobs=(looked(deleting=True),), refusals=(refusal,)).delete == ()
     after = plan_for(stored)
     assert (made(after), after.status["plan"]) == ([("Job", job_name())], first.status["plan"])
 
@@ -391,14 +391,14 @@ def test_its_progress_is_not_that_of_the_training() -> None:
     assert plan.ask_progress is None
 
 
-def test_the_time_to_live_takes_it_with_the_rest() -> None:
-    """It is kept until then."""
+def test_its_job_gets_the_time_to_live_with_the_rest() -> None:
+    """Once there is a verdict."""
     pods = (ended_pod(0, make_summary().to_message()),)
     done = plan_for(finetune(), jobs=(looked(), finished_job()), pods=pods)
-    assert done.delete == ()
-    expired = with_status(finetune(ttlSecondsAfterFinished=0), done.status)
-    gone = plan_for(expired, jobs=(looked(), finished_job()), pods=pods).delete
-    assert [(ref.kind, ref.name) for ref in gone] == [("Job", PREFLIGHT), ("Job", job_name())]
+    assert (done.delete, done.patch) == ((), ())
+    ended = with_status(finetune(ttlSecondsAfterFinished=0), done.status)
+    plan = plan_for(ended, jobs=(looked(), finished_job()), pods=pods)
+    assert ([patch.name for patch in plan.patch], plan.delete) == ([PREFLIGHT, job_name()], ())
 
 
 def test_a_pod_that_has_ended_waits_for_its_job_to_say_so() -> None:
@@ -422,38 +422,6 @@ def test_a_run_that_has_a_training_job_already_is_not_looked_at(status: dict[str
     assert made(plan_for(with_status(finetune(), going.status))) == [("Job", job_name(2))]
 
 
-def test_a_run_that_was_being_prepared_at_an_upgrade_is_looked_at_when_the_old_job_is_gone() -> None:
-    """An earlier release made a Job that only fetched: it is stopped, and no two of the run's Jobs are at work."""
-    old = make_job(stage="prepare")
-    stopping = plan_for(finetune(), jobs=(old,))
-    assert [(ref.name, ref.uid) for ref in stopping.delete] == [(old.name, old.uid)]
-    assert (stopping.create, stopping.read_first) == ((), True)
-    waiting = plan_for(finetune(), jobs=(make_job(stage="prepare", deleting=True),))
-    assert (waiting.create, waiting.delete) == ((), ())
-    assert old.name in condition(waiting, "Complete")["message"]
-    assert made(plan_for(with_status(finetune(), waiting.status))) == [("Job", PREFLIGHT)]
-    skips = plan_for(make_finetune(), jobs=(make_job(stage="prepare", deleting=True),))
-    assert skips.create == ()
-
-
-@pytest.mark.parametrize("kind", ["Complete", "Failed"])
-def test_an_old_job_that_has_ended_is_left_as_it_is(kind: str) -> None:
-    """Until the time to live takes it; what it said is found out again."""
-    ended = finished_job(kind, reason="PodFailurePolicy", stage="prepare")
-    plan = plan_for(finetune(), jobs=(ended,), pods=(ended_pod(66, stage="prepare"),))
-    assert (made(plan), plan.delete) == ([("Job", PREFLIGHT)], ())
-
-
-def test_a_run_whose_data_an_earlier_release_had_fetched_goes_on_to_its_training() -> None:
-    """Its condition holds already, under the reason of that release."""
-    said = {"type": "PreflightPassed", "status": "True", "reason": "Prepared", "message": "All is at hand"}
-    old = with_status(finetune(), {"conditions": [{**said, "lastTransitionTime": instant(minutes_ago(5))}]})
-    plan = plan_for(old, jobs=(finished_job(stage="prepare"),))
-    assert made(plan) == [("Job", job_name())]
-    assert stated(plan, "PreflightPassed") == ("True", "PreflightPassed")
-    assert condition(plan, "PreflightPassed")["message"] == "All is at hand"
-
-
 def test_the_first_row_shows_no_secret_and_keeps_its_blanks() -> None:
     """Whoever may read the run would read a key that stands in its data."""
     preflight = make_report().preflight
@@ -470,19 +438,19 @@ def test_a_training_without_a_status_has_its_preflight_read_by_name_where_none_i
     """The operator was cut off between Job and status, and somebody took the preflight's labels off: what it found and
     planned would be lost for good."""
     lost = plan_for(finetune(), jobs=(make_job(),))
-    assert (lost.read_first, PREFLIGHT in lost.job_names) == (True, True)
+    assert (lost.verify, PREFLIGHT in lost.job_names) == (True, True)
     second = make_job(attempt=2, uid="job-2")
     lost = plan_for(finetune(), jobs=(second,))
-    assert (lost.read_first, lost.job_names) == (True, (job_name(2), PREFLIGHT)), "each run has one preflight"
+    assert (lost.verify, lost.job_names) == (True, (job_name(2), PREFLIGHT)), "each run has one preflight"
     found = plan_for(finetune(), jobs=(second, looked()), pods=(reporting_pod(),))
-    assert (found.read_first, "plan" in found.status) == (False, True)
+    assert (found.verify, "plan" in found.status) == (False, True)
     assert stated(found, "PreflightPassed")[0] == "True"
     for known in (
         plan_for(finetune(), jobs=(make_job(), looked()), pods=(reporting_pod(),)),
         plan_for(with_status(finetune(), {"attempt": 1}), jobs=(make_job(),)),
         plan_for(make_finetune(), jobs=(make_job(),)),
     ):
-        assert not known.read_first
+        assert not known.verify
 
 
 def test_a_preflight_at_work_has_no_events_read() -> None:
@@ -497,7 +465,7 @@ def test_a_preflight_at_work_has_no_events_read() -> None:
 
 def test_a_change_that_is_denied_hides_neither_a_preflights_work_nor_its_end() -> None:
     """The denial is said beside it."""
-    denied = Rejection(kind="Job", name=PREFLIGHT, code=422, reason="Invalid", message="policy 'x' denied request: no")
+    denied = Refusal(kind="Job", name=PREFLIGHT, code=422, reason="Invalid", message="policy 'x' denied request: no")
     known: dict[str, Any] = {"jobs": (make_job(**STAGE, status={"active": 1}),), "rejection": denied}
     plan = plan_for(finetune(), pods=(running_pod(**STAGE),), **known)
     assert stated(plan, "Accepted") == ("False", "AdmissionDenied")

@@ -11,13 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from prometheus_client import CollectorRegistry
 from tests.unit.builders import (
     CONFIG,
     NOW,
     SHARED,
     condition_object,
-    make_finetune,
     make_job_object,
     make_manifest,
     make_pod_object,
@@ -25,20 +23,16 @@ from tests.unit.builders import (
     make_summary,
     make_workload_object,
 )
+from tests.unit.deciding import decide
 from tests.unit.junk import EVIL, FREE_TEXT, JSON, damaged, hostile
 from tests.unit.reports import make_report
 from tests.unit.status_schema import check_status
 from tests.unit.world import World
 
-from lora_operator.decision.decide import decide
-from lora_operator.decision.retries import Cause
-from lora_operator.decision.usage import Usage, stored_usage
-from lora_operator.running.metrics import Metrics
-from lora_operator.running.transitions import UNKNOWN_CAUSE
 from lora_operator.views import names
-from lora_operator.views.conditions import Type, result_of
+from lora_operator.views.conditions import Type
 from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import Observed, Rejection
+from lora_operator.views.model import Observed, Refusal
 from lora_operator.views.observe import (
     LONGEST_TEXT,
     MOST_ITEMS,
@@ -72,9 +66,8 @@ class Life(RuleBasedStateMachine):
         self.verdict: dict[str, Any] | None = None
         self.passed = False
         self.snapshot: Observed | None = None
-        self.counts: dict[Cause, int] = {}
+        self.used = 0
         self.run_s = 0
-        self.usage = Usage()
         self.endings = 0
 
     @initialize(
@@ -214,19 +207,12 @@ class Life(RuleBasedStateMachine):
     def _counts_only_rise(self) -> None:
         """Time and retries that were counted stay counted, and one pod is never counted twice."""
         world = self.world
-        retries = world.status.get("retries", {})
-        counts = {cause: retries.get(cause.value, 0) for cause in Cause}
-        assert all(counts[cause] >= number for cause, number in self.counts.items())
-        assert sum(counts.values()) <= self.endings, "more ends than pods that ended and suspensions"
+        used = world.status.get("retries", {}).get("used", 0)
+        assert used >= self.used
+        assert used <= self.endings, "more ends than pods that ended and Jobs that were deleted"
         assert world.status.get("runSeconds", 0) >= self.run_s
         assert world.status.get("runSeconds", 0) <= (world.now - NOW).total_seconds()
-        usage = stored_usage(world.status)
-        assert usage.useful_gpu_s >= self.usage.useful_gpu_s
-        assert usage.wasted_gpu_s >= self.usage.wasted_gpu_s
-        assert all(usage.lost_steps.get(loss, 0) >= steps for loss, steps in self.usage.lost_steps.items())
-        gpus = self.world.finetune["spec"]["resources"]["nodes"]
-        assert usage.useful_gpu_s + usage.wasted_gpu_s <= gpus * (world.now - NOW).total_seconds()
-        self.counts, self.run_s, self.usage = counts, world.status.get("runSeconds", 0), usage
+        self.used, self.run_s = used, world.status.get("runSeconds", 0)
         if world.condition("Complete")[0] != "Unknown":
             assert all(world.is_over(job) for job in world.jobs.values()), "a Job goes on without a run"
 
@@ -279,14 +265,14 @@ def test_no_world_is_too_odd_to_decide_on(
     event = {"involvedObject": {"uid": "job-1"}, "reason": "FailedCreate", "message": "exceeded quota"}
     rejection = None
     if code is not None:
-        rejection = Rejection(kind="Job", name="x", code=code, reason="", message=data.draw(st.text(max_size=9)))
+        rejection = Refusal(kind="Job", name="x", code=code, reason="", message=data.draw(st.text(max_size=9)))
     observed = Observed(
         jobs=tuple(parse_job(data.draw(damaged(job))) for _ in range(data.draw(st.integers(0, 2)))),
         pods=tuple(parse_pod(data.draw(damaged(pod))) for _ in range(data.draw(st.integers(0, 2)))),
         events=(parse_event(data.draw(damaged(event))),),
         kueue=data.draw(st.booleans()),
         workloads=tuple(parse_workload(data.draw(damaged(workload))) for _ in range(data.draw(st.integers(0, 2)))),
-        rejection=rejection,
+        refusals=(rejection,),
     )
     decide(parse_finetune(data.draw(damaged(manifest))), observed, config, NOW)
     spec = data.draw(damaged(manifest["spec"]))
@@ -319,14 +305,14 @@ def test_an_object_without_measure_costs_a_sentence(text: str, keys: set[str] | 
     remembered = {names.IMAGE_ANNOTATION: "image"}
     job = make_job_object(status={"conditions": [failed] if state == "terminated" else []}, annotations=remembered)
     event = {"involvedObject": {"uid": "job-1"}, "reason": "FailedCreate", "message": "m"}
-    rejection = Rejection(kind="Job", name="x", code=422, reason="", message=text) if keys else None
+    rejection = Refusal(kind="Job", name="x", code=422, reason="", message=text) if keys else None
     observed = Observed(
         jobs=(parse_job(hostile(job, text, keys)),),
         pods=(parse_pod(hostile(pod, text, keys)),),
         events=(parse_event(hostile(event, text, keys)),),
         kueue=True,
         workloads=(parse_workload(hostile(make_workload_object(said), text, keys)),),
-        rejection=rejection,
+        refusals=(rejection,),
     )
     assert sum(map(len, _texts(observed.pods[0]))) < 100 * LONGEST_TEXT
     assert len(observed.pods[0].conditions) <= MOST_ITEMS
@@ -336,19 +322,6 @@ def test_an_object_without_measure_costs_a_sentence(text: str, keys: set[str] | 
         assert str(plan.status.get("resolved", {}).get("image", "")).isprintable()
         assert len(json.dumps(plan.status)) < 64 * 1024
         assert all(len(record.message) <= 1024 for record in plan.events)
-        before = {"podName": observed.pods[0].name, "attempt": plan.status.get("attempt")}
-        counted = _counted(before, known, {**plan.status, "podName": "another"})
-        assert counted["lorafinetune_restarts_total"] in {*Reason, UNKNOWN_CAUSE}
-        assert counted.get("lorafinetune_finished_total", "") in ({*Reason} if result_of(plan.status) else {""})
-
-
-def _counted(before: dict[str, Any], observed: Observed, status: dict[str, Any]) -> dict[str, str]:
-    """The reason or cause under which each counter of runs' ends and restarts has counted something."""
-    registry = CollectorRegistry()
-    Metrics(registry).runs.observe(make_finetune(status=before), observed, status)
-    samples = [sample for family in registry.collect() for sample in family.samples]
-    named = ("lorafinetune_finished_total", "lorafinetune_restarts_total")
-    return {s.name: s.labels.get("reason") or s.labels["cause"] for s in samples if s.name in named}
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -20,11 +20,11 @@ from tests.unit.builders import (
     running_pod,
     with_status,
 )
+from tests.unit.deciding import decide
 from tests.unit.world import World
 
-from lora_operator.decision.decide import decide
 from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import FineTune, Observed, Patch, Plan, Rejection
+from lora_operator.views.model import FineTune, Observed, Patch, Plan, Refusal
 from lora_operator.views.names import QUEUE_LABEL, SUSPEND_ANNOTATION
 from lora_operator.views.observe import parse_workload
 from lora_operator.views.wording import instant
@@ -282,7 +282,7 @@ def test_a_suspended_run_in_a_queue_has_no_job_until_it_is_resumed() -> None:
 def test_a_held_run_is_said_to_have_no_job_after_a_live_read_alone() -> None:
     """One that lost its labels may have its place in the queue, and quota."""
     plan = plan_for(run(suspend=True))
-    assert (plan.read_first, plan.read_for_status, plan.job_names) == (False, True, (job_name(),))
+    assert (plan.verify, plan.read_for_status, plan.job_names) == (False, True, (job_name(),))
 
 
 def test_the_training_job_waits_where_a_run_was_suspended_during_its_preflight() -> None:
@@ -299,11 +299,13 @@ def test_the_training_job_waits_where_a_run_was_suspended_during_its_preflight()
 
 def test_a_run_whose_return_to_its_queue_is_refused_says_so() -> None:
     """It was nobody else who deactivated the Workload."""
-    rejection = Rejection(kind="Workload", name="job-job-1", code=422, reason="Invalid", message="no")
+    rejection = Refusal(kind="Workload", name="job-job-1", code=422, reason="Invalid", message="no")
     workload = make_workload(PENDING, active=False, intent="true")
-    (back,) = plan_for(run(maxRetries=5), jobs=(held_job(),), workloads=(workload,), rejection=rejection).patch
+    (back,) = plan_for(run(maxRetries=5), jobs=(held_job(),), workloads=(workload,), refusals=(rejection,)).patch
     assert (back.kind, back.body["spec"]) == ("Workload", {"active": True})
-    plan = plan_for(run(maxRetries=5), jobs=(held_job(),), workloads=(workload,), rejection=rejection, refused=(back,))
+    plan = plan_for(
+        run(maxRetries=5), jobs=(held_job(),), workloads=(workload,), refusals=(rejection,), refused=(back,)
+    )
     assert (plan.patch, stated(plan, "Suspended")[:2]) == ((), ("True", "SuspendedByUser"))
     assert "false again, but Workload job-job-1 is not resumed yet" in stated(plan, "Suspended")[2]
 
@@ -429,7 +431,7 @@ def test_a_run_that_multikueue_sends_to_another_cluster_fails_with_the_reason(st
     plan = decide(run(), Observed(kueue=True, jobs=(held_job(),), workloads=(parse_workload(workload),)), CONFIG, NOW)
     assert stated(plan, "Failed")[:2] == ("True", "MultiClusterQueue")
     assert "worker-2" in stated(plan, "Failed")[2]
-    assert plan.read_first
+    assert plan.verify
 
 
 def test_a_job_that_another_controller_runs_is_none_that_can_be_followed() -> None:

@@ -11,7 +11,7 @@ from tests.unit.builders import (
 from tests.unit.plans import ATTEMPTED, condition, plan_for, stated
 from tests.unit.world import World
 
-from lora_operator.views.model import Rejection
+from lora_operator.views.model import Refusal
 from lora_operator.views.wording import instant
 
 
@@ -84,10 +84,10 @@ def test_a_suspension_by_somebody_else_is_reported_and_not_fought() -> None:
 
 def test_a_resumption_goes_alone_where_more_is_refused_and_is_reported_where_it_is_refused_itself() -> None:
     """It was nobody else who suspended the Job."""
-    rejection = Rejection(kind="Job", name=job_name(), code=422, reason="Invalid", message="no")
+    rejection = Refusal(kind="Job", name=job_name(), code=422, reason="Invalid", message="no")
     job = make_job(spec={"suspend": True}, annotations={"lora-operator.io/suspend": "true"})
     finetune = make_finetune(spec={"suspend": False, "maxRetries": 5})
-    (alone,) = plan_for(finetune, jobs=(job,), rejection=rejection).patch
+    (alone,) = plan_for(finetune, jobs=(job,), refusals=(rejection,)).patch
     assert alone.body == {
         "metadata": {"annotations": {"lora-operator.io/suspend": "false"}},
         "spec": {"suspend": False},

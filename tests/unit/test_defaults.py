@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 from tests.unit.builders import CONFIG, NOW, finished_job, make_finetune, make_job, minutes_ago, with_status
+from tests.unit.deciding import decide
 from tests.unit.plans import ATTEMPTED
 from tests.unit.reports import make_plan
 from tests.unit.test_render import container
 
-from lora_operator.decision.decide import decide
 from lora_operator.decision.results import plan_block
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed, Plan
@@ -167,67 +167,12 @@ def test_a_changed_default_reaches_new_runs_alone() -> None:
     assert resources_of(fresh)["limits"] == {"memory": "1Gi", "amd.com/gpu": "1"}
 
 
-def test_a_run_that_an_earlier_release_began_goes_on_without_defaults_that_it_did_not_know() -> None:
-    """As the Job of its first attempt was made."""
-    spec = {"resources": {"gpus": 8}}
-    began = {"resolved": {"rank": 16, "image": "registry.example/lora-trainer:0.9"}, **ATTEMPTED}
-    again = plan_of(make_finetune(spec=spec, status=began))
-    assert pod_of(again)["nodeSelector"] == LINUX
-    assert QUEUE_LABEL not in job_of(again)["metadata"]["labels"]
-    for config, requests in (
-        (dataclasses.replace(SITE, default_cpu="6", default_memory="64Gi"), {"cpu": "6", "memory": "64Gi"}),
-        (SITE, {"cpu": "32", "memory": "96Gi"}),
-        (CONFIG, {"cpu": "2", "memory": "8Gi"}),
-    ):
-        assert resources_of(plan_of(make_finetune(spec=spec, status=began), config))["requests"] == requests
-
-
-def test_the_earlier_settings_of_cpu_and_memory_are_those_of_a_pod_as_a_whole() -> None:
-    """Whatever its GPUs, and each only where there is none for each GPU."""
-    eight = make_finetune(spec={"resources": {"gpus": 8}})
-    earlier = dataclasses.replace(CONFIG, default_cpu="32", default_memory="64Gi")
-    assert resources_of(plan_of(eight, earlier))["requests"] == {"cpu": "32", "memory": "64Gi"}
-    mixed = dataclasses.replace(earlier, default_memory_per_gpu="12Gi")
-    assert resources_of(plan_of(eight, mixed))["requests"] == {"cpu": "32", "memory": "96Gi"}
-    assert resources_of(plan_of(eight, CONFIG))["requests"] == {"cpu": "16", "memory": "64Gi"}
-
-
-PROXY = "http://proxy:3128"
-EARLIER_RELEASE = {"image": "registry.example/lora-trainer:0.9"}
-BEGUN_WITH_A_PROXY = {"rank": 16, "pod": {"cpu": "2", "memory": "8Gi"}}
-
-
-@pytest.mark.parametrize("resolved", [EARLIER_RELEASE, BEGUN_WITH_A_PROXY])
-@pytest.mark.parametrize(
-    "site",
-    [{"https_proxy": PROXY}, {"default_environment": {"HTTPS_PROXY": PROXY, "NCCL_DEBUG": "WARN"}}],
-)
-def test_a_run_on_its_way_keeps_its_proxy_when_the_setting_is_renamed(resolved: Manifest, site: Manifest) -> None:
-    """And gets none of the variables that its release did not know."""
-    finetune = make_finetune(status={"resolved": resolved, **ATTEMPTED})
-    plan = plan_of(finetune, dataclasses.replace(CONFIG, **site))
-    variables = {e["name"]: e.get("value") for e in container(job_of(plan))["env"]}
-    assert (variables["HTTPS_PROXY"], variables["https_proxy"]) == (PROXY, PROXY)
-    assert "NCCL_DEBUG" not in variables
-    assert plan.status["resolved"]["pod"]["environment"] == {"HTTPS_PROXY": PROXY}
-
-
 def test_a_run_that_began_without_variables_gets_none_later() -> None:
     """An empty environment is frozen like any other."""
     began = plan_of(make_finetune(), CONFIG).status
     assert began["resolved"]["pod"]["environment"] == {}
     again = plan_of(with_status(make_finetune(), {**began, **ATTEMPTED}), SITE)
     assert "HTTPS_PROXY" not in {e["name"] for e in container(job_of(again))["env"]}
-
-
-def test_a_password_in_an_earlier_setting_of_a_proxy_reaches_the_pod_and_no_status() -> None:
-    """More people read statuses than pods."""
-    secret = "http://me:secret@proxy:3128"
-    config = dataclasses.replace(CONFIG, https_proxy=secret, http_proxy=PROXY, no_proxy="a" * 2000)
-    plan = plan_of(make_finetune(), config)
-    variables = {e["name"]: e.get("value") for e in container(job_of(plan))["env"]}
-    assert (variables["HTTPS_PROXY"], variables["NO_PROXY"]) == (secret, "a" * 2000)
-    assert plan.status["resolved"]["pod"]["environment"] == {"HTTP_PROXY": PROXY}
 
 
 @pytest.mark.parametrize(
@@ -275,14 +220,18 @@ def test_whatever_somebody_wrote_into_the_status_is_survived(junk: Any) -> None:
 
 
 def test_the_time_to_live_is_that_with_which_the_run_began() -> None:
-    """A Job that ended ten minutes ago goes after the default of then, unless the resource says something now."""
+    """A Job gets the default of then, unless the resource says something now."""
     ended = {"conditions": [{"type": "Complete", "status": "True"}], "completionTime": instant(minutes_ago(10))}
-    for kept, gone in (({"ttlSecondsAfterFinished": 600}, True), ({}, False)):
+
+    def ttl_of(plan: Plan) -> list[int]:
+        return [patch.body["spec"]["ttlSecondsAfterFinished"] for patch in plan.patch]
+
+    for kept, wanted in (({"ttlSecondsAfterFinished": 600}, [600]), ({}, [])):
         status = {**ended, "resolved": {"rank": 16, "pod": {"cpu": "1", **kept}}}
-        assert bool(plan_of(make_finetune(status=status), OTHER, jobs=(finished_job(),)).delete) is gone
+        assert ttl_of(plan_of(make_finetune(status=status), OTHER, jobs=(finished_job(),))) == wanted
     status = {**ended, "resolved": {"pod": {"ttlSecondsAfterFinished": 600}}}
     longer = make_finetune(spec={"ttlSecondsAfterFinished": 900}, status=status)
-    assert plan_of(longer, OTHER, jobs=(finished_job(),)).delete == ()
+    assert ttl_of(plan_of(longer, OTHER, jobs=(finished_job(),))) == [900]
 
 
 def test_devices_and_disk_beside_the_gpus_are_asked_for() -> None:

@@ -1,4 +1,4 @@
-"""What `lora-operator explain` says of what it was told, and of what it cannot be told."""
+"""`lora-operator explain`: what is seen of a run, and the plan."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,6 @@ from kubernetes.aio.client.configuration import Configuration
 from tests.unit.builders import (
     CONFIG,
     NOW,
-    condition_object,
     ended_pod,
     finished_job,
     make_event,
@@ -19,23 +18,19 @@ from tests.unit.builders import (
     make_job_object,
     make_pod,
     make_summary,
-    make_workload,
     minutes_ago,
     running_pod,
     with_status,
 )
+from tests.unit.deciding import decide
 
 from lora_operator.cluster.api import ApiError, UnreachableError
-from lora_operator.cluster.cache import Key
 from lora_operator.cluster.login import LoginError
-from lora_operator.decision.decide import decide
-from lora_operator.running import explain_command
-from lora_operator.running.explain import Document, describe, render
-from lora_operator.running.explain_command import ExplainError, ReadOnlyApi, explain, parse_place
-from lora_operator.views.config import OperatorConfig
+from lora_operator.cluster.store import Key
+from lora_operator.running import explain as module
+from lora_operator.running.explain import Document, ExplainError, ReadOnlyApi, describe, explain, parse_place
 from lora_operator.views.model import FineTune, Observed
 from lora_operator.views.names import QUEUE_LABEL
-from lora_operator.views.wording import instant
 from lora_trainer.contract.reasons import Reason
 
 if TYPE_CHECKING:
@@ -44,134 +39,42 @@ if TYPE_CHECKING:
 PLACE = Key("team-a", "support-tone")
 
 
-def explained(finetune: FineTune, observed: Observed | None = None, config: OperatorConfig = CONFIG) -> Document:
+def explained(finetune: FineTune, observed: Observed) -> Document:
     """The explanation of a run at `NOW`."""
-    seen = dataclasses.replace(observed or Observed())
-    return describe(finetune, seen, decide(finetune, seen, config, NOW), config=config, now=NOW)
+    return describe(finetune, observed, decide(finetune, observed, CONFIG, NOW))
 
 
-def test_what_an_event_says_is_one_line_without_a_secret() -> None:
-    """A kubelet quotes what a registry answered, and a terminal obeys control characters."""
+def test_what_is_seen_is_shown_without_what_is_unset_and_without_secrets() -> None:
+    """A kubelet quotes what a registry answered."""
     pod = make_pod()
-    event = make_event(pod.uid, "Failed", "401 from https://me:hunter2@hub.example\n\x1b[2J", seen_at=minutes_ago(3))
-    text = render(explained(make_finetune(), Observed(jobs=(make_job(),), pods=(pod,), events=(event,))))
-    assert "Warning Failed: 401 from https://***@hub.example [2J" in text
+    event = make_event(pod.uid, "Failed", "401 from https://me:hunter2@hub.example", seen_at=minutes_ago(3))
+    seen = explained(make_finetune(), Observed(jobs=(make_job(),), pods=(pod,), events=(event,)))
+    observed = seen["observed"]
+    assert (observed["jobs"][0]["name"], observed["pods"][0]["phase"]) == (make_job().name, "Pending")
+    assert observed["events"][0]["message"] == "401 from https://***@hub.example"
+    assert observed["events"][0]["last_seen"] == "2026-03-01T11:57:00Z"
+    assert not {"kueue", "workloads", "progress"} & set(observed)
 
 
-def test_children_are_shown_with_their_ages_and_what_they_say() -> None:
-    """Jobs, pods, workloads and Events, and the policy with what is used up of it."""
-    unscheduled = condition_object("PodScheduled", "False", since=minutes_ago(5), reason="Unschedulable", message="0/1")
-    pod = make_pod(node="", conditions=(unscheduled,))
-    event = make_event(pod.uid, "FailedScheduling", "0/1 nodes are available", seen_at=minutes_ago(3))
-    workload = make_workload(condition_object("QuotaReserved", since=minutes_ago(50), reason="QuotaReserved"))
-    observed = Observed(jobs=(make_job(),), pods=(pod,), workloads=(workload,), events=(event,))
-    document = explained(make_finetune(spec={"maxRetries": 5, "activeDeadlineSeconds": 7200}), observed)
-    assert document["policy"] | {"maxRetries": 5, "activeDeadlineSeconds": 7200} == document["policy"]
-    text = render(document)
-    for line in (
-        "maxRetries 5, activeDeadlineSeconds 7200, pendingTimeoutSeconds unlimited",
-        "usedRetries 0, retries preempted=0 outOfMemory=0 nodeLost=0 error=0",
-        "runSeconds 3480, secondsUntilDeadline 3720",
-        "State: Unschedulable",
-        "What to do: Add a node that fits",
-        f"Job/{make_job().name}: train, attempt 1, 59m0s old, 0 active, 0 failed of 3",
-        f"Pod/{pod.name}: train, 57m0s old, Pending, node none, trainer not started",
-        "    PodScheduled=False Unschedulable for 5m0s",
-        "    QuotaReserved=True QuotaReserved for 50m0s",
-        f"Event 3m0s ago about Pod/{pod.name}: Warning FailedScheduling: 0/1 nodes are available",
-    ):
-        assert line in text
+def test_the_plan_is_shown_with_what_it_would_change_of_the_status() -> None:
+    """Before the first turn all of it; of a run at rest nothing."""
+    document = explained(make_finetune(), Observed())
+    assert [made["kind"] for made in document["plan"]["create"]] == ["Job"]
+    assert document["plan"]["status"]["attempt"] == 1
+    assert document["notes"] == [module.UNTAKEN]
+    observed = Observed(jobs=(make_job(),), pods=(running_pod(),))
+    known = with_status(make_finetune(), decide(make_finetune(), observed, CONFIG, NOW).status)
+    rests = explained(known, observed)
+    assert not {"create", "patch", "status", "delete", "ask_progress"} & set(rests["plan"])
+    assert rests["asks_for_progress"] == running_pod().name
+    assert "notes" not in rests
 
 
-def test_what_is_used_up_includes_the_present_time_and_each_cause() -> None:
-    """The status closes a period at its end; whoever asks now wants to know what is left now."""
-    status = {
-        "attempt": 1,
-        "runSeconds": 600,
-        "activeSince": instant(minutes_ago(10)),
-        "activeUntil": instant(minutes_ago(20)),
-        "retries": {"preempted": 2, "outOfMemory": 1},
-    }
-    job = make_job(status={"active": 1, "startTime": instant(minutes_ago(10))})
-    finetune = make_finetune(spec={"activeDeadlineSeconds": 7200}, status=status)
-    policy = explained(finetune, Observed(jobs=(job,)))["policy"]
-    assert (policy["runSeconds"], policy["secondsUntilDeadline"]) == (1200, 6000)
-    assert policy["retries"] == {"preempted": 2, "outOfMemory": 1, "nodeLost": 0, "error": 0}
-    assert policy["usedRetries"] == 1
-    assert "secondsUntilDeadline" not in explained(make_finetune(), Observed(jobs=(job,)))["policy"]
-
-
-@pytest.mark.parametrize("job_uid", ["", "job-of-before"])
-def test_a_pod_whose_job_is_gone_is_shown_as_an_orphan(job_uid: str) -> None:
-    """Also while its owner reference still names that Job."""
-    orphan = make_pod(job_uid=job_uid)
-    assert explained(make_finetune(), Observed(pods=(orphan,)))["sees"]["pods"][0]["orphan"]
-    assert ", orphan" in render(explained(make_finetune(), Observed(pods=(orphan,))))
-    of_a_job = explained(make_finetune(), Observed(jobs=(make_job(),), pods=(make_pod(),)))
-    assert not of_a_job["sees"]["pods"][0]["orphan"]
-
-
-def test_planned_writes_are_shown_and_a_status_as_its_differences() -> None:
-    """A field each, and a condition as one."""
-    document = explained(make_finetune())
-    kinds = [name.partition("/")[0] for name in document["plans"]["create"]]
-    assert kinds == ["Job"]
-    assert "attempt: nothing -> 1" in document["plans"]["status"]
-    assert any(
-        line.startswith("conditions.Accepted: nothing -> True Accepted (") for line in document["plans"]["status"]
-    )
-    assert "No operator has written a status yet" in document["notes"][0]
-    assert "  create  Job/" in render(document)
-
-
-def test_a_run_at_rest_has_nothing_to_be_written() -> None:
-    """The status is the one that is stored."""
-    observed = Observed(jobs=(make_job(),))
-    plan = decide(make_finetune(), observed, CONFIG, NOW)
-    document = explained(with_status(make_finetune(), plan.status), observed)
-    assert document["plans"]["status"] == document["plans"]["create"] == document["notes"] == []
-    assert "(this command writes nothing)\n  nothing\n" in render(document)
-
-
-def test_an_ended_run_says_that_its_verdict_stands() -> None:
-    """And what is cleaned up."""
+def test_the_state_is_the_one_that_is_decided() -> None:
+    """And of a run that has ended, the verdict."""
     pod = ended_pod(65, make_summary(Reason.DATASET_INVALID, "line 3 is no JSON").to_message())
-    observed = Observed(jobs=(finished_job("Failed", failed=1),), pods=(pod,))
-    finetune = make_finetune(spec={"ttlSecondsAfterFinished": 60})
-    ended = with_status(finetune, decide(finetune, observed, CONFIG, NOW).status)
-    document = explained(ended, observed)
-    assert document["decides"]["verdict"] == "failed"
-    assert document["decides"]["why"] == (
-        "The run has ended, and its verdict never changes: line 3 is no JSON; "
-        "what is left of its attempt is cleaned up now"
-    )
-    assert document["plans"]["delete"]
-
-
-def test_the_advice_of_the_status_is_repeated() -> None:
-    """A run whose result goes to no claim, and that names none for checkpoints."""
-    document = explained(make_finetune(spec={"output": {"uri": "s3://adapters/tone"}}), Observed(jobs=(make_job(),)))
-    assert len(document["decides"]["advice"]) == 1
-    assert "spec.checkpoint.volumeClaimName" in document["decides"]["advice"][0]
-    said = "The result goes to s3://adapters/tone, and no claim is named"
-    assert document["decides"]["advice"][0].startswith("Warning: A restart loses what the run has done: ")
-    assert document["decides"]["advice"][0].endswith(f" ({said})")
-    assert f"  {document['decides']['advice'][0]}\n" in render(document)
-
-
-def test_advice_on_the_state_does_not_repeat_it() -> None:
-    """What was seen is the very sentence that the state has, which stands above it."""
-    silent = running_pod(conditions=(condition_object("Ready", "False", since=minutes_ago(6)),))
-    document = explained(make_finetune(), Observed(jobs=(make_job(),), pods=(silent,)))
-    assert document["decides"]["state"] == "NodeUnreachable"
-    (line,) = [line for line in document["decides"]["advice"] if "Look at the node" in line]
-    assert (line.startswith("Warning: "), line.endswith(" continues elsewhere")) == (True, True)
-
-
-def test_a_namespace_that_the_operator_does_not_watch_is_named() -> None:
-    """The most common reason for a run that nothing happens to."""
-    document = explained(make_finetune(), config=dataclasses.replace(CONFIG, namespaces=("team-b",)))
-    assert document["notes"][0].startswith("The operator with this configuration does not watch namespace team-a: add")
+    document = explained(make_finetune(), Observed(jobs=(finished_job("Failed", failed=1),), pods=(pod,)))
+    assert (document["state"], document["message"]) == ("DatasetInvalid", "line 3 is no JSON")
 
 
 @pytest.mark.parametrize("text", ["tone", "team/", "/tone", "Team/tone", "a/b/c", "team/tone extra", ""])
@@ -204,33 +107,10 @@ async def test_every_failure_is_a_sentence(error: Exception, sentence: str, monk
     async def fail(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(explain_command, "load_configuration", fail)
+    monkeypatch.setattr(module, "load_configuration", fail)
     with pytest.raises(ExplainError) as caught:
-        await explain(PLACE, CONFIG, "text")
+        await explain(PLACE, CONFIG)
     assert str(caught.value).startswith(sentence)
-
-
-@pytest.mark.parametrize("form", sorted(explain_command.FORMS))
-async def test_what_a_tenant_wrote_is_no_instruction_for_a_terminal(
-    form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An administrator explains what anyone may have put into names, annotations and messages."""
-    said = "日本 \x9b2J \x1b]52;c;cm0gLXJmIH4=\x07 \u202etxt"
-
-    async def configuration() -> Configuration:
-        return Configuration()
-
-    async def document(*_: Any) -> Document:
-        return {**explained(make_finetune()), "notes": [said, "plain\u202e"]}
-
-    monkeypatch.setattr(explain_command, "load_configuration", configuration)
-    monkeypatch.setattr(explain_command, "_read_and_describe", document)
-    await explain(PLACE, CONFIG, form)
-    printed = capsys.readouterr().out
-    assert "]52;c;cm0gLXJmIH4=" in printed
-    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(printed)
-    if form != "text":
-        assert yaml.safe_load(printed)["notes"] == [said, "plain\u202e"]
 
 
 class Shelf:
@@ -254,7 +134,8 @@ class Shelf:
 async def test_what_may_not_be_read_of_queue_and_events_is_a_note(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They only explain; the rest is explained without them."""
+    """They only explain; the rest is explained without them. What a tenant wrote is no instruction for a terminal."""
+    said = "日本 \x9b2J \x1b]52;c;cm0gLXJmIH4=\x07 \u202etxt"
     manifest = make_finetune(metadata={"labels": {QUEUE_LABEL: "gpus"}}).manifest
     kueue, job = "/apis/kueue.x-k8s.io", make_job_object(queue="gpus", spec={"suspend": True})
     shelf = Shelf(
@@ -271,14 +152,20 @@ async def test_what_may_not_be_read_of_queue_and_events_is_a_note(
     async def configuration() -> Configuration:
         return Configuration()
 
-    monkeypatch.setattr(explain_command, "load_configuration", configuration)
+    monkeypatch.setattr(module, "load_configuration", configuration)
     monkeypatch.setattr(ReadOnlyApi, "request", shelf.request)
     monkeypatch.setattr(ReadOnlyApi, "read", shelf.read)
-    await explain(PLACE, CONFIG, "text")
-    stated = capsys.readouterr().out
-    assert "State: Queued" in stated
-    assert "Kueue's Workloads cannot be read, so what its queue says is missing: workloads is forbidden" in stated
-    assert "The Events of the children cannot be read, so a reason may be missing: events is forbidden" in stated
+    await explain(PLACE, dataclasses.replace(CONFIG, namespaces=("team-b",)), notes=[said])
+    printed = capsys.readouterr().out
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(printed)
+    stated = yaml.safe_load(printed)
+    assert stated["state"] == "Queued"
+    assert stated["notes"][:4] == [
+        said,
+        "The operator with this configuration does not watch namespace team-a",
+        "Kueue's Workloads cannot be read, so what its queue says is missing: workloads is forbidden",
+        "The Events of the children cannot be read, so a reason may be missing: events is forbidden",
+    ]
 
 
 class NoClient:

@@ -1,8 +1,6 @@
 """Memory and time: the formulas against numbers that are known, and which way each setting moves them."""
 
-import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,20 +141,17 @@ def test_what_costs_memory_costs_some(name: str, change: str) -> None:
 
 
 def test_a_pod_without_a_gpu_holds_everything_in_main_memory() -> None:
-    """What SmolLM2-135M took on a CPU is within 5 %, and docs/fit.md says by how much."""
+    """What SmolLM2-135M took on a CPU is within 5 %."""
     shape = shape_of(MODELS["SmolLM2-135M"][0])
     setting = Setting(
         quantization=Quantization.NONE, recompute=False, tokens=1024, row=512, packs=False, cpu=True, fp32=True
     )
     adapter = plan_adapter(LoraConfig(), shape)
-    page = (Path(__file__).parents[2] / "docs" / "fit.md").read_text(encoding="utf-8")
     for tokens, measured in ((1024, 3219), (768, 2929)):
         estimated = main_memory(shape, adapter, replace(setting, tokens=tokens, row=256)) / 2**20
         assert estimated == pytest.approx(measured, rel=0.05)
-        error = f"{estimated / measured - 1:+.1%}".replace("%", " %")
-        assert re.search(rf"\| {measured:,} MiB, .* \| {estimated:,.0f} MiB \| {re.escape(error)} \|\n", page)
     quickstart = main_memory(shape, adapter, replace(setting, tokens=284, row=142)) / 2**30
-    assert f"| 2.2 GiB, measured | {quickstart:.2f} GiB | {quickstart / 2.2 - 1:+.0%}".replace("%", " %") in page
+    assert quickstart == pytest.approx(2.2, rel=0.1)
     assert main_memory(shape, adapter, replace(setting, cpu=False), processes=2) > 2 * 4 * GB
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from lupa.lua51 import LuaRuntime
 from tests.unit.builders import make_manifest
-from tests.unit.gitops_page import HEALTH, PAGE, argo_check
+from tests.unit.gitops_page import HEALTH, argo_check
 from tests.unit.reached import every_state, waiting
 
 from lora_operator.decision.states import Group, group_of
@@ -38,13 +38,8 @@ def test_argo_cd_is_told_how_each_state_is(name: str) -> None:
 
 
 def test_every_group_has_a_health_and_is_among_the_states() -> None:
-    """And stands in the page's table, in the row of that health."""
+    """None is left out of what is tried."""
     assert {group_of(status) for status in STATES.values()} == set(Group) == set(HEALTH)
-    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("|")]
-    for group, (argo, flux) in HEALTH.items():
-        (row,) = [row for row in rows if f"*{group}*" in row]
-        assert f"| `{argo}` |" in row
-        assert row.replace(" ", "").lower().endswith(f"|{flux.lower()}|")
 
 
 def test_what_the_operator_has_not_seen_yet_progresses() -> None:

@@ -80,7 +80,7 @@ async def test_an_object_without_measure_costs_one_bounded_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """In the turn that it is first seen in; the next ones say nothing, until something changes."""
-    world = World()
+    world = World(status_delay_s=2)
     await world.turn()
     bring(world, text, keys)
     caplog.set_level(logging.INFO, "lora_operator")

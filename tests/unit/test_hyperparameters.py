@@ -1,7 +1,6 @@
 """The study behind docs/hyperparameters.md: its rows, its order, its comparisons, and the page that shows them."""
 
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +8,10 @@ import pytest
 from benchmarks.study.claims import CLAIMS, SAME_WITHIN, Claim, Expected, Verdict, judge
 from benchmarks.study.compare import KINDS, Difference, difference, mean_loss
 from benchmarks.study.order import missing, plan
-from benchmarks.study.page import BEGIN, END, PLOT, digest, render
-from benchmarks.study.records import RESULTS, Run, append, by_setting, read
+from benchmarks.study.records import Run, append
 from benchmarks.study.rows import make_rows
 from benchmarks.study.settings import ALL, BASE, SEEDS, SETTINGS
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/hyperparameters.md"
 TOKENS = 5
 
 
@@ -37,18 +34,6 @@ def run(setting: str, seed: int, *losses: float) -> Run:
 def level(setting: str, losses: tuple[float, ...]) -> list[Run]:
     """A run for each seed, with the same loss in all rows."""
     return [run(setting, seed, *[loss] * len(KINDS)) for seed, loss in zip(SEEDS, losses, strict=False)]
-
-
-def test_the_page_counts_every_run_that_is_recorded() -> None:
-    """Each line of the results is in one of its three numbers."""
-    found = re.search(
-        r"^(\d+) of \d+ trainings of the settings are recorded, (\d+) at other learning rates, and (\d+) models "
-        r"without training\.$",
-        PAGE.read_text(encoding="utf-8"),
-        flags=re.MULTILINE,
-    )
-    assert found is not None
-    assert sum(map(int, found.groups())) == len(RESULTS.read_text(encoding="utf-8").splitlines())
 
 
 def test_rows_are_a_thousand_and_two_hundred_and_the_same_each_time() -> None:
@@ -194,25 +179,3 @@ def test_the_claims_are_about_settings_of_the_study() -> None:
     """Each setting but the base has one."""
     assert {claim.setting for claim in CLAIMS} == {setting.name for setting in SETTINGS} - {BASE.name}
     assert 0 < SAME_WITHIN < 1
-
-
-def test_the_page_shows_what_is_recorded() -> None:
-    """Tables and plot are made from the results: `benchmarks/hyperparameters.py --record`."""
-    runs = read(RESULTS)
-    shown = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
-    assert shown.strip() == render(runs).strip()
-    assert digest(runs) in PAGE.with_name(PLOT).read_text(encoding="utf-8")
-
-
-def test_recorded_results_are_of_these_rows_and_settings() -> None:
-    """Each run once, with a loss for each held-out row, of a setting that exists; each of the ten with three seeds."""
-    runs = read(RESULTS)
-    recorded = {each.key for each in runs}
-    assert len(recorded) == len(runs)
-    assert (len(SETTINGS), len(SEEDS)) == (10, 3)
-    for setting in SETTINGS:
-        assert {seed for name, seed in recorded if name == setting.name} == set(SEEDS), setting.name
-    assert recorded <= {(setting.name, seed) for setting, seed in plan(SEEDS)}
-    assert len({each.tokens for each in runs}) == 1
-    assert all(len(each.sums) == len(each.tokens) == len(KINDS) for each in runs)
-    assert by_setting(runs, BASE.name)

@@ -1,6 +1,5 @@
 """What the shell does about Kueue: asking for it, keeping the Workloads of our Jobs, patching and watching them."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -16,13 +15,11 @@ from tests.unit.builders import (
 )
 
 from lora_operator.cluster.api import Api, ApiError, Chunk, Resource
-from lora_operator.cluster.cache import Cache, Key
-from lora_operator.cluster.carry_out import TryAgainError, Writer
+from lora_operator.cluster.apply import TryAgainError, Writer
 from lora_operator.cluster.kueue import Kueue
-from lora_operator.cluster.look import look
-from lora_operator.running.resync import resync
+from lora_operator.cluster.observe import observe
+from lora_operator.cluster.store import Key, Stores
 from lora_operator.running.self_check import rights_used
-from lora_operator.running.supervision import OperatorFailedError
 from lora_operator.running.watch import sources_of
 from lora_operator.views.model import Answer, Patch
 
@@ -95,25 +92,10 @@ async def test_an_api_server_in_trouble_is_not_taken_for_one_without_kueue() -> 
         await Kueue().discover(cast("Api", Broken()))
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [((), ("v1beta2",)), (("v1beta2",), ()), (("v1beta1",), ("v1beta2", "v1beta1"))]
-)
-async def test_a_kueue_that_comes_goes_or_is_exchanged_ends_the_process(
-    before: tuple[str, ...], after: tuple[str, ...]
-) -> None:
-    """Whoever runs the operator starts it again, and the next start watches what there is."""
-    server = Discovery(*before)
-    kueue = await found(server)
-    server.versions = after
-    with pytest.raises(OperatorFailedError, match="Kueue was installed, removed or exchanged"):
-        async with asyncio.timeout(300):
-            await resync(cast("Api", server), kueue, [], interval_s=0.001, after=lambda: None)
-
-
 @pytest.mark.parametrize("versions", [(), ("v1beta1",), ("v1beta2",)])
 async def test_workloads_are_followed_only_where_they_are_served(versions: tuple[str, ...]) -> None:
     """A watch of a kind that does not exist would never be heard."""
-    sources = sources_of(Cache(), await found(Discovery(*versions)), lambda key, after_s: None)
+    sources = sources_of(Stores(), await found(Discovery(*versions)), lambda key, after_s: None)
     served = [source.resource.version for source in sources if source.resource.kind == "Workload"]
     assert served == list(versions)
 
@@ -126,7 +108,7 @@ def test_rights_on_workloads_are_asked_for_only_where_the_cluster_has_them() -> 
 
 def test_only_workloads_of_our_jobs_are_kept() -> None:
     """A cluster may have thousands of others; ours are known by the labels of their pods."""
-    workloads = Cache().workloads
+    workloads = Stores().workloads
     assert workloads.put(make_workload_object()) == KEY
     assert [view.job_uid for view in workloads.of(KEY, UID)] == ["job-1"]
     assert workloads.of(KEY, "another") == ()
@@ -140,7 +122,7 @@ def test_only_workloads_of_our_jobs_are_kept() -> None:
 
 def test_an_odd_workload_belongs_to_nobody() -> None:
     """Nothing that a server says ends the operator."""
-    workloads = Cache().workloads
+    workloads = Stores().workloads
     specs: tuple[Object, ...] = ({}, {"podSets": []}, {"podSets": [7]}, {"podSets": [{"template": None}]})
     for spec in specs:
         odd: Object = {"metadata": {"name": "w", "namespace": "n", "uid": "u", "resourceVersion": "1"}, "spec": spec}
@@ -150,15 +132,15 @@ def test_an_odd_workload_belongs_to_nobody() -> None:
 
 def test_a_look_at_a_run_shows_its_workloads_and_whether_there_is_kueue() -> None:
     """As decisions and `explain` need it."""
-    cache = Cache()
+    cache = Stores()
     cache.workloads.put(make_workload_object(condition_object("QuotaReserved")))
-    observed = look(cache, make_finetune(), events=(), ask=lambda _: Answer(), kueue=True)
+    observed = observe(cache, make_finetune(), events=(), ask=lambda _: Answer(), kueue=True)
     assert (observed.kueue, [w.name for w in observed.workloads]) == (True, ["job-job-1"])
 
 
 async def test_a_workload_is_patched_in_the_version_that_is_served_and_remembered_at_once() -> None:
     """The next decision sees it, whatever the watch does."""
-    server, cache = Discovery("v1beta1"), Cache()
+    server, cache = Discovery("v1beta1"), Stores()
     writer = Writer(cast("Api", server), cache, await found(server))
     patch = Patch(kind="Workload", name="job-job-1", body={"spec": {"active": False}})
     assert await writer.patch(make_finetune(), patch, patient=False) is None
@@ -174,16 +156,8 @@ async def test_a_workload_that_went_before_its_patch_is_looked_for_again() -> No
             raise ApiError(404, "NotFound", "not found")
 
     server = Gone("v1beta2")
-    writer = Writer(cast("Api", server), Cache(), await found(server))
+    writer = Writer(cast("Api", server), Stores(), await found(server))
     with pytest.raises(TryAgainError, match="Workload w is gone"):
         await writer.patch(
             make_finetune(), Patch(kind="Workload", name="w", body={"spec": {"active": False}}), patient=False
         )
-
-
-def test_a_list_of_workloads_forgets_those_that_are_gone() -> None:
-    """As with every other kind."""
-    workloads = Cache().workloads
-    workloads.put(make_workload_object())
-    assert workloads.prune("9", set(), NAMESPACE) == {KEY}
-    assert len(workloads) == 0

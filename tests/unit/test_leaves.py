@@ -7,17 +7,16 @@ import copy
 import dataclasses
 import enum
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tests.unit.builders import CONFIG, NOW, UID, finished_job, make_finetune, make_job, with_status
+from tests.unit.deciding import decide
 from tests.unit.plans import finished
 from tests.unit.test_definition_and_contract import SPEC
 from tests.unit.test_render import FULL, SITE, everything
 
-from lora_operator.decision.decide import decide
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed
 from lora_trainer.contract.config import TrainConfig
@@ -251,9 +250,9 @@ def test_every_setting_of_the_site_that_is_about_runs_changes_what_is_rendered(n
     """The others are about the operator itself: how it watches, asks, retries and logs."""
     itself = {
         "default_ttl_s",  # of a Job that has ended
-        *("most_unfinished_runs_per_namespace", "run_metrics", "status_delay_s"),
+        *("run_metrics", "status_delay_s"),
         *("namespaces", "progress_interval_s", "progress_timeout_s", "pending_check_s", "resync_interval_s"),
-        *("leader_election", "lease_name", "lease_namespace", "require_rendered_image"),
+        *("lease_name", "lease_namespace", "require_rendered_image"),
         *("lease_duration_s", "renew_deadline_s", "retry_period_s"),
         *(
             "watch_inactivity_s",
@@ -303,9 +302,3 @@ def _rendered(spec: Spec, site: OperatorConfig) -> str:
     finetune = make_finetune(spec=spec)
     plan = decide(finetune, Observed(), site, NOW)
     return yaml.safe_dump_all([*plan.create, *everything(spec, site)])
-
-
-def test_the_page_of_the_api_names_every_leaf() -> None:
-    """kubectl explain and the page are made from the same definition."""
-    page = (Path(__file__).parents[2] / "docs" / "api-reference.md").read_text()
-    assert [path for path in leaves(SPEC) if f"`{path.rpartition('.')[2]}`" not in page] == []

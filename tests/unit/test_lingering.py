@@ -17,8 +17,7 @@ from tests.unit.builders import (
 )
 from tests.unit.plans import finished, plan_for
 
-from lora_operator.cluster.cache import Cache, Key
-from lora_operator.cluster.look import look
+from lora_operator.cluster.store import Key, Stores
 from lora_operator.views.model import Answer, FineTune, ObjectRef, Plan
 from lora_operator.views.names import PREFLIGHT
 from lora_operator.views.observe import parse_finetune
@@ -39,14 +38,14 @@ def test_its_jobs_that_go_on_are_deleted_after_a_live_read() -> None:
         ObjectRef(kind="Job", name=job_name(), uid="job-1"),
         ObjectRef(kind="Job", name=job_name(1, PREFLIGHT), uid=f"{PREFLIGHT}-1"),
     )
-    assert plan == Plan(status=STATUS, delete=plan.delete, read_first=True, job_names=plan.job_names)
+    assert plan == Plan(status=STATUS, delete=plan.delete, verify=frozenset(), job_names=plan.job_names)
     assert set(plan.job_names) == {job_name(), job_name(1, PREFLIGHT)}
 
 
 def test_those_that_the_cache_does_not_show_are_looked_for_by_name() -> None:
     """They have lost their labels."""
     plan = plan_for(leaving(FOREIGN))
-    assert plan == Plan(status=STATUS, read_first=True, job_names=(job_name(),))
+    assert plan == Plan(status=STATUS, verify=frozenset(), job_names=(job_name(),))
 
 
 def test_so_are_those_of_one_that_has_ended() -> None:
@@ -87,18 +86,18 @@ def test_garbage_collection_that_has_begun_or_follows_at_once_is_left_to_it(fina
 def test_other_jobs_stay(job: Any) -> None:
     """What holds no GPU for long, and what is not the run's."""
     plan = plan_for(leaving(FOREIGN), jobs=(job,))
-    assert plan == Plan(status=STATUS, read_first=True, job_names=plan.job_names)
+    assert plan == Plan(status=STATUS, verify=frozenset(), job_names=plan.job_names)
 
 
 def test_a_job_that_was_orphaned_meanwhile_stays() -> None:
     """The collector takes its own finalizer away once all Jobs are orphans; the live read shows these as they are."""
-    cache = Cache()
+    cache = Stores()
     cache.jobs.put(make_job_object(version="5"))
     orphaned = make_job_object(version="6")
     del orphaned["metadata"]["ownerReferences"]
     deleted = []
     for _ in range(2):
-        observed = look(cache, leaving(FOREIGN), events=(), ask=lambda _: Answer())
+        observed = observe(cache, leaving(FOREIGN), events=(), ask=lambda _: Answer())
         assert len(observed.jobs) == 1
         deleted.append(len(plan_for(leaving(FOREIGN), jobs=observed.jobs).delete))
         cache.jobs.put(orphaned, (NAME, UID), as_of="5")
@@ -112,7 +111,7 @@ def test_a_resource_that_stays_is_run_whatever_its_finalizers() -> None:
 
 def test_what_is_read_of_finalizers_survives_packing_and_is_bounded() -> None:
     """A finished run is kept packed; a list of finalizers may be as large as the resource."""
-    cache = Cache()
+    cache = Stores()
     many = [f"{FOREIGN}-{number}" for number in range(1000)]
     manifest = {**finished().manifest}
     manifest["metadata"] = {**manifest["metadata"], "deletionTimestamp": instant(NOW), "finalizers": many}

@@ -9,7 +9,7 @@ import sys
 import kopf
 import pytest
 
-from lora_operator.cluster.cache import Key
+from lora_operator.cluster.store import Key
 from lora_operator.running import logs
 
 

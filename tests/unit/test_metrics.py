@@ -16,13 +16,14 @@ from tests.unit.builders import (
     make_finetune,
     make_manifest,
     minutes_ago,
+    running_pod,
 )
 
-from lora_operator.cluster.cache import Cache
-from lora_operator.decision.usage import Loss
+from lora_operator.cluster.store import Stores
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.object_metrics import ObjectCollector
 from lora_operator.views.model import FineTune, Observed
+from lora_operator.views.names import PREFLIGHT
 from lora_operator.views.wording import instant
 
 DEFINITION = Path(__file__).resolve().parents[2] / "crds/lorafinetunes.yaml"
@@ -43,53 +44,6 @@ def series_of(registry: CollectorRegistry, name: str) -> dict[tuple[str, ...], f
         for sample in family.samples
         if sample.name == name
     }
-
-
-def test_series_with_known_labels_are_there_before_the_first_event() -> None:
-    """A rate over a series that is born with 1 would miss the first."""
-    registry = CollectorRegistry()
-    Metrics(registry)
-    for result in ("success", "retry", "error"):
-        assert registry.get_sample_value("lora_operator_reconcile_total", {"result": result}) == 0.0
-    assert registry.get_sample_value("lora_operator_api_requests_total", {"verb": "update", "code": "200"}) == 0.0
-    assert registry.get_sample_value("lora_operator_watch_last_event_timestamp_seconds", {"resource": "jobs"}) == 0.0
-    assert registry.get_sample_value("lorafinetune_run_duration_seconds_count", {"result": "failed"}) == 0.0
-
-
-def test_a_namespace_has_its_counters_before_anything_is_counted_there() -> None:
-    """From a run's first status on, which is before it trains."""
-    registry = CollectorRegistry()
-    Metrics(registry).runs.observe(make_finetune(), Observed(), {})
-    used = {"namespace": NAMESPACE, "useful": "false"}
-    assert registry.get_sample_value("lorafinetune_gpu_seconds_total", used) == 0.0
-    for loss in Loss:
-        lost = {"namespace": NAMESPACE, "cause": loss.value}
-        assert registry.get_sample_value("lorafinetune_steps_lost_total", lost) == 0.0
-
-
-def test_an_hour_after_its_last_run_a_namespace_has_no_counters_and_begins_anew_with_the_next() -> None:
-    """Those of a thousand short-lived namespaces would else be there for as long as the process."""
-    registry = CollectorRegistry()
-    metrics = Metrics(registry)
-
-    def shown() -> set[str]:
-        samples = [sample for family in registry.collect() for sample in family.samples]
-        return {sample.labels["namespace"] for sample in samples if "namespace" in sample.labels}
-
-    metrics.runs.begin_at_zero(["brief", "lasting"])
-    metrics.runs.finished.labels("brief", "failed", "Unknown").inc()
-    metrics.runs.restarts.labels("brief", "Evicted").inc()
-    metrics.runs.keep(["lasting"], 1000)
-    metrics.runs.keep(["lasting"], 4600)
-    assert shown() == {"brief", "lasting"}
-    metrics.runs.observe(make_finetune(), Observed(), {})
-    metrics.runs.keep(["lasting"], 4601)
-    assert shown() == {NAMESPACE, "lasting"}
-    metrics.runs.begin_at_zero(["brief"])
-    metrics.runs.keep(["lasting"], 8202)
-    assert shown() == {"brief", "lasting"}
-    used = {"namespace": "brief", "useful": "true"}
-    assert registry.get_sample_value("lorafinetune_gpu_seconds_total", used) == 0.0
 
 
 def test_no_label_can_hold_credentials() -> None:
@@ -122,7 +76,6 @@ def test_a_resource_says_what_it_trains_and_how() -> None:
     facts = {**WHO, "base_model": "hf://acme/base", "quantization": "NF4", "queue": "gpu"}
     assert registry.get_sample_value("lorafinetune_info", facts) == 1.0
     assert registry.get_sample_value("lorafinetune_requested_gpus", WHO) == 6.0
-    assert registry.get_sample_value("lorafinetune_created_timestamp_seconds", WHO) == CREATED.timestamp()
 
 
 def test_the_quantization_is_the_one_that_was_resolved() -> None:
@@ -131,67 +84,6 @@ def test_the_quantization_is_the_one_that_was_resolved() -> None:
     registry = registry_of(make_finetune(spec={"quantization": "NF4"}, status=status))
     facts = {**WHO, "base_model": "hf://acme/base", "quantization": "INT8", "queue": ""}
     assert registry.get_sample_value("lorafinetune_info", facts) == 1.0
-
-
-def test_a_condition_has_the_series_of_its_status_alone() -> None:
-    """Two thirds of all series would be zeros else; a status that Kubernetes does not know has none."""
-    conditions = [condition_object("Complete", "False"), condition_object("Accepted", "Maybe")]
-    registry = registry_of(make_finetune(status={"conditions": conditions}))
-    assert [s.labels["condition"] for m in registry.collect() for s in m.samples if "condition" in s.labels] == [
-        "Complete"
-    ]
-    values = {
-        status: registry.get_sample_value(
-            "lorafinetune_status_condition", {**WHO, "condition": "Complete", "status": status}
-        )
-        for status in ("True", "False", "Unknown")
-    }
-    assert values == {"True": None, "False": 1.0, "Unknown": None}
-
-
-def test_numbers_that_are_not_known_have_no_series() -> None:
-    """No zero in place of nothing; attempts alone start at 0."""
-    registry = registry_of(make_finetune())
-    for name in (
-        "started_timestamp_seconds",
-        "completed_timestamp_seconds",
-        "active_seconds",
-        "progress_ratio",
-        "checkpoint_step",
-        "estimated_memory_bytes",
-        "final_eval_loss",
-        "final_eval_loss_before",
-    ):
-        assert registry.get_sample_value(f"lorafinetune_{name}", WHO) is None
-    assert registry.get_sample_value("lorafinetune_attempts", WHO) == 0.0
-
-
-def test_a_finished_run_keeps_its_final_numbers() -> None:
-    """A pod's own series go stale when it ends; these stay while the resource does."""
-    status = {
-        "attempt": 1,
-        "startTime": instant(minutes_ago(50)),
-        "completionTime": instant(minutes_ago(10)),
-        "runSeconds": 2400,
-        "activeUntil": instant(minutes_ago(10)),
-        "plan": {"peakBytes": 2**31},
-        "progress": {"step": 40, "totalSteps": 40, "peakMemoryBytes": 2**30, "checkpointStep": 30},
-        "results": {"trainLoss": "1.2500", "evalLossBefore": "2.5000", "evalLossAfter": "1.5000"},
-        "checkpoint": {"uri": "pvc://a/b", "step": 35},
-    }
-    registry = registry_of(make_finetune(status=status))
-    wanted = {
-        "progress_ratio": 1.0,
-        "peak_memory_bytes": 2.0**30,
-        "estimated_memory_bytes": 2.0**31,
-        "checkpoint_step": 35.0,
-        "active_seconds": 2400.0,
-        "final_loss": 1.25,
-        "final_eval_loss": 1.5,
-        "final_eval_loss_before": 2.5,
-        "attempts": 1.0,
-    }
-    assert {name: registry.get_sample_value(f"lorafinetune_{name}", WHO) for name in wanted} == wanted
 
 
 def test_an_odd_status_costs_its_own_series_only() -> None:
@@ -234,24 +126,12 @@ def test_a_state_that_is_none_has_no_series(reason: str) -> None:
     assert series_of(registry_of(make_finetune(status=stated(reason))), "lorafinetune_state") == {}
 
 
-def test_the_state_has_a_beginning() -> None:
-    """As the status says; before the first one since the creation, and after the last since the end."""
-    since, ended = instant(minutes_ago(7)), instant(minutes_ago(3))
-
-    def seconds(status: dict[str, Any]) -> float | None:
-        registry = registry_of(make_finetune(status=status))
-        return registry.get_sample_value("lorafinetune_state_since_timestamp_seconds", WHO)
-
-    assert seconds(stated("Training", stateSince=since)) == minutes_ago(7).timestamp()
-    assert seconds({"conditions": stated("Pending")["conditions"]}) == CREATED.timestamp()
-    assert seconds(stated("Succeeded", "True", completionTime=ended)) == minutes_ago(3).timestamp()
-    assert seconds(stated("Training")) is None, "an operator of an earlier release did not write it down"
-
-
-def test_the_time_of_activity_goes_on_while_a_run_is_active() -> None:
-    """What was counted, and the present period."""
+def test_the_time_of_activity_goes_on_while_a_run_is_active_and_so_does_that_of_its_gpus() -> None:
+    """What was counted, and the present period; of all nodes."""
     status = {"runSeconds": 60, "activeUntil": instant(minutes_ago(30)), "activeSince": instant(minutes_ago(2))}
-    assert series_of(registry_of(make_finetune(status=status)), "lorafinetune_active_seconds") == {(): 180.0}
+    registry = registry_of(make_finetune(spec={"resources": {"gpus": 4, "nodes": 2}}, status=status))
+    assert series_of(registry, "lorafinetune_active_seconds") == {(): 180.0}
+    assert series_of(registry, "lorafinetune_gpu_seconds") == {(): 1440.0}
 
 
 def test_retries_are_counted_by_cause() -> None:
@@ -279,67 +159,6 @@ def test_advice_has_a_series_for_each_code_that_there_is() -> None:
     assert series_of(registry, "lorafinetune_advice") == {("MoreMemory", "Warning"): 1.0}
 
 
-def test_conditions_of_others_and_numbers_without_end_have_no_series() -> None:
-    """Labels come from lists of ours."""
-    status = {
-        "conditions": [condition_object("acme.com/Own", "True"), condition_object("Complete", "True")],
-        "results": {"trainLoss": "nan", "evalLossAfter": "inf", "evalLossBefore": "1e999"},
-    }
-    registry = registry_of(make_finetune(status=status))
-    assert series_of(registry, "lorafinetune_status_condition") == {("Complete", "True"): 1.0}
-    for name in ("final_loss", "final_eval_loss", "final_eval_loss_before"):
-        assert series_of(registry, f"lorafinetune_{name}") == {}
-
-
-def full_status(result: str) -> dict[str, Any]:
-    """Everything that a status may hold, for a run that goes on or has ended."""
-    kinds = ("Accepted", "QuotaReserved", "PreflightPassed", "PodsReady", "CheckpointSaved", "Suspended")
-    conditions = [condition_object(kind) for kind in (*kinds, "ArtifactPublished")]
-    times = dict.fromkeys(("stateSince", "startTime", "activeUntil"), instant(minutes_ago(9)))
-    going = {
-        "observedGeneration": 1,
-        "attempt": 1,
-        "runSeconds": 60,
-        **times,
-        "plan": {"peakBytes": 1},
-        "progress": {"step": 1, "totalSteps": 2, "peakMemoryBytes": 1, "checkpointStep": 1},
-        "retries": {"error": 1},
-        "advice": [{"code": "MoreMemory", "severity": "Warning"}],
-    }
-    if result == "going":
-        return {**going, **stated("Training", conditions=[*conditions, *stated("Training")["conditions"]])}
-    end: dict[str, Any] = {
-        "completionTime": instant(minutes_ago(1)),
-        "results": {"trainLoss": "1", "evalLossAfter": "1"},
-    }
-    end["results"]["evalLossBefore"] = "1"
-    return {**going, **end, "conditions": [*conditions, *stated("Succeeded", "True")["conditions"]]}
-
-
-@pytest.mark.parametrize("result", ["going", "ended"])
-def test_a_thousand_resources_have_at_most_25_series_each_and_none_once_they_are_deleted(result: str) -> None:
-    """Advice and retries apart; from a store as the operator has it, in which those that are done are packed."""
-    cache = Cache()
-    manifests = []
-    for number in range(1000):
-        manifest = make_manifest(status=full_status(result))
-        manifest["metadata"] |= {"name": f"run-{number}", "uid": f"uid-{number}", "resourceVersion": "1"}
-        cache.finetunes.put(manifest)
-        manifests.append(manifest)
-    registry = CollectorRegistry()
-    registry.register(ObjectCollector(cache.finetunes, NOW.timestamp))
-    counts: dict[str, int] = {}
-    for sample in (sample for family in registry.collect() for sample in family.samples):
-        if sample.name not in ("lorafinetune_advice", "lorafinetune_retries_total"):
-            counts[sample.labels["name"]] = counts.get(sample.labels["name"], 0) + 1
-    assert set(counts.values()) == {25 if result == "ended" else 21}
-    assert len(counts) == 1000
-    for manifest in manifests:
-        manifest["metadata"]["resourceVersion"] = "2"
-        cache.finetunes.remove(manifest)
-    assert not [sample for family in registry.collect() for sample in family.samples]
-
-
 def test_namespaces_that_are_looked_after_again_are_no_longer_left_out() -> None:
     """The rights are looked at again while the start waits for the API server, and may be there then."""
     registry = CollectorRegistry()
@@ -348,3 +167,133 @@ def test_namespaces_that_are_looked_after_again_are_no_longer_left_out() -> None
     metrics.left_out(["b"])
     name = "lora_operator_left_out_namespace"
     assert [registry.get_sample_value(name, {"namespace": namespace}) for namespace in "ab"] == [None, 1.0]
+
+
+def test_series_that_alerts_count_by_are_there_before_the_first_event() -> None:
+    """An increase of a series that is born with 1 would miss the first."""
+    registry = CollectorRegistry()
+    Metrics(registry)
+    for result in ("success", "retry", "error"):
+        assert registry.get_sample_value("lora_operator_reconcile_total", {"result": result}) == 0.0
+    for result in ("succeeded", "failed"):
+        assert registry.get_sample_value("lorafinetune_finished_total", {"result": result}) == 0.0
+
+
+def test_an_end_is_counted_when_its_verdict_is_written_and_not_again() -> None:
+    """Whichever it is."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    good, bad = stated("Succeeded", "True"), stated("DatasetInvalid", "False")
+    for before, after in (({}, stated("Training")), (stated("Training"), good), (good, good), ({}, bad), (bad, bad)):
+        metrics.status_written(make_finetune(status=before), Observed(), after)
+    for result in ("succeeded", "failed"):
+        assert registry.get_sample_value("lorafinetune_finished_total", {"result": result}) == 1.0
+
+
+def test_the_wait_for_the_training_is_counted_once_and_the_preflight_belongs_to_it() -> None:
+    """From the creation of the resource to its first pod that trains, when the status names one for the first time."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    checks = running_pod(name="checks", created_at=minutes_ago(49), stage=PREFLIGHT)
+    first, second = (running_pod(name=n, created_at=minutes_ago(m)) for n, m in (("first", 40), ("second", 30)))
+    metrics.status_written(make_finetune(), Observed(pods=(checks,)), stated("Preflight"))
+    assert registry.get_sample_value("lorafinetune_queue_wait_seconds_count") == 0.0
+    seen = Observed(pods=(checks, second, first))
+    metrics.status_written(make_finetune(), seen, stated("Training", podName="second"))
+    for name in ("first", "second"):
+        known = make_finetune(status=stated("Training", podName="first"))
+        metrics.status_written(known, seen, stated("Training", podName=name))
+    assert registry.get_sample_value("lorafinetune_queue_wait_seconds_sum") == 1200.0
+    assert registry.get_sample_value("lorafinetune_queue_wait_seconds_count") == 1.0
+
+
+def test_the_state_has_a_beginning() -> None:
+    """As the status says; before the first one since the creation."""
+
+    def seconds(status: dict[str, Any]) -> float | None:
+        registry = registry_of(make_finetune(status=status))
+        return registry.get_sample_value("lorafinetune_state_since_timestamp_seconds", WHO)
+
+    assert seconds(stated("Training", stateSince=instant(minutes_ago(7)))) == minutes_ago(7).timestamp()
+    assert seconds({"conditions": stated("Pending")["conditions"]}) == CREATED.timestamp()
+    assert seconds(stated("Training")) is None
+
+
+def test_numbers_that_are_not_known_have_no_series() -> None:
+    """No zero in place of nothing, and nothing that has no end; attempts alone start at 0."""
+    odd = {"results": {"evalLossAfter": "inf", "evalLossBefore": "1e999"}, "progress": {"step": "nan"}}
+    for registry in (registry_of(make_finetune()), registry_of(make_finetune(status=odd))):
+        for name in (
+            "completed_timestamp_seconds",
+            "active_seconds",
+            "gpu_seconds",
+            "progress_ratio",
+            "checkpoint_step",
+            "estimated_memory_bytes",
+            "final_eval_loss",
+            "final_eval_loss_before",
+        ):
+            assert registry.get_sample_value(f"lorafinetune_{name}", WHO) is None
+        assert registry.get_sample_value("lorafinetune_attempts", WHO) == 0.0
+
+
+def full_status(result: str) -> dict[str, Any]:
+    """Everything that a series is read from, for a run that goes on or has ended."""
+    going = {
+        "attempt": 1,
+        "runSeconds": 60,
+        "stateSince": instant(minutes_ago(9)),
+        "activeUntil": instant(minutes_ago(9)),
+        "plan": {"peakBytes": 1},
+        "progress": {"step": 1, "totalSteps": 2, "checkpointStep": 30},
+        "retries": {"error": 1},
+        "advice": [{"code": "MoreMemory", "severity": "Warning"}],
+    }
+    if result == "going":
+        return {**going, **stated("Training")}
+    end = {"completionTime": instant(minutes_ago(1)), "results": {"evalLossBefore": "2.5", "evalLossAfter": "1.5"}}
+    return {**going, **end, "checkpoint": {"step": 35}, **stated("Succeeded", "True")}
+
+
+@pytest.mark.parametrize(
+    ("result", "wanted"),
+    [
+        (
+            "going",
+            {
+                "lorafinetune_state_since_timestamp_seconds": minutes_ago(9).timestamp(),
+                "lorafinetune_active_seconds": 60.0,
+                "lorafinetune_requested_gpus": 1.0,
+                "lorafinetune_attempts": 1.0,
+                "lorafinetune_checkpoint_step": 30.0,
+                "lorafinetune_estimated_memory_bytes": 1.0,
+            },
+        ),
+        (
+            "ended",
+            {
+                "lorafinetune_completed_timestamp_seconds": minutes_ago(1).timestamp(),
+                "lorafinetune_checkpoint_step": 35.0,
+                "lorafinetune_final_eval_loss": 1.5,
+                "lorafinetune_final_eval_loss_before": 2.5,
+            },
+        ),
+    ],
+)
+def test_a_run_has_few_series_fewer_after_its_end_and_none_once_it_is_deleted(
+    result: str, wanted: dict[str, float]
+) -> None:
+    """From a store as the operator has it, in which those that are done are packed."""
+    cache = Stores()
+    manifest = make_manifest(status=full_status(result))
+    manifest["metadata"]["resourceVersion"] = "1"
+    cache.finetunes.put(manifest)
+    registry = CollectorRegistry()
+    registry.register(ObjectCollector(cache.finetunes, NOW.timestamp))
+    samples = {sample.name: sample.value for family in registry.collect() for sample in family.samples}
+    always = {"lorafinetune_info": 1.0, "lorafinetune_state": 1.0, "lorafinetune_advice": 1.0}
+    numbers = {"lorafinetune_gpu_seconds": 60.0, "lorafinetune_progress_ratio": 0.5, "lorafinetune_retries_total": 1.0}
+    assert samples == {**always, **numbers, **wanted}
+    manifest["metadata"]["resourceVersion"] = "2"
+    cache.finetunes.remove(manifest)
+    assert not [sample for family in registry.collect() for sample in family.samples]

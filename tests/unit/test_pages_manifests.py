@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.pages.blocks import block
 
 from lora_trainer.contract.manifest import RunOptions, train_config
 
@@ -32,26 +31,12 @@ def manifests(page: str) -> Iterator[Manifest]:
 RUNS = [(page, found) for page in PAGES for found in manifests(page) if found["kind"] == "LoRAFineTune"]
 
 
-def test_the_first_run_of_both_first_pages_is_the_nine_lines_of_the_example() -> None:
-    """Whoever reads the second page after the first finds no other settings under the same name."""
-    example = (ROOT / "examples/minimal.yaml").read_text(encoding="utf-8")
-    shown = {page: block(page, '  model: {uri: "hf://meta-llama').text for page in ("README.md", "docs/quickstart.md")}
-    assert shown == dict.fromkeys(shown, example)
-    assert "You apply nine lines" in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert example.count("\n") == 9
-
-
 @pytest.mark.parametrize(("page", "run"), RUNS, ids=[f"{page}-{number}" for number, (page, _) in enumerate(RUNS)])
 def test_a_run_on_a_page_is_valid_and_may_read_its_model(page: str, run: Manifest) -> None:
     """A gated model without a Secret ends with ModelAccessDenied, which nobody wants to learn from an example."""
     assert train_config(run, RunOptions(uid="u", strict=True))
     model = run["spec"]["model"]
     assert "secretRef" in model or not model["uri"].startswith(GATED), page
-
-
-def test_the_pages_have_runs_to_look_at() -> None:
-    """Else a change of their form would leave nothing to be checked."""
-    assert {page for page, _ in RUNS} >= {"README.md", "docs/kueue.md", "docs/quickstart.md"}
 
 
 def test_each_claim_that_the_installation_mounts_is_made_there() -> None:
@@ -71,16 +56,6 @@ def test_the_pod_that_the_installation_copies_with_fits_a_teams_quota() -> None:
     resources = pod["spec"]["containers"][0].get("resources", {})
     stated = {f"{half}.{name}" for half, amounts in resources.items() for name in amounts}
     assert {counted for counted in quota if "/" not in counted} <= stated
-
-
-def test_what_kubectl_shows_of_queued_runs_is_the_run_of_the_page() -> None:
-    """The columns are those of the manifest above them."""
-    (run,) = (run for page, run in RUNS if page == "docs/kueue.md")
-    text = (ROOT / "docs/kueue.md").read_text(encoding="utf-8")
-    shown = next(line.split() for line in text.splitlines() if line.startswith(f"{run['metadata']['name']} "))
-    assert shown[:4] == [run["metadata"]["name"], "Queued", run["spec"]["model"]["uri"], "16"]
-    header = next(line for line in text.splitlines() if line.startswith("NAME "))
-    assert header.index("RANK") > len(shown[0]) + len(shown[2])
 
 
 def test_the_trainers_images_have_the_command_of_the_pages() -> None:

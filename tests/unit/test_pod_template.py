@@ -9,7 +9,7 @@ import yaml
 from tests.unit.builders import CONFIG, job_name
 from tests.unit.test_render import FULL, SITE, container, everything, rendered, understood
 
-from lora_operator.decision.stages.preflight import PREFLIGHT
+from lora_operator.decision.decide import PREFLIGHT_SHAPE
 from lora_operator.rendering.render import render_job, render_service
 from lora_operator.views.config import OperatorConfig
 
@@ -31,7 +31,7 @@ def trainer(spec: dict[str, Any], config: OperatorConfig = CONFIG) -> dict[str, 
 def looking(spec: dict[str, Any], config: OperatorConfig = SHARED) -> dict[str, Any]:
     """The Job of the preflight."""
     finetune, request, train = understood(spec, config)
-    return render_job(finetune, request, train, config, stage=PREFLIGHT.name, shape=PREFLIGHT.shape)
+    return render_job(finetune, request, train, config, stage="preflight", shape=PREFLIGHT_SHAPE)
 
 
 def plain(found: dict[str, Any]) -> dict[str, str]:
@@ -154,7 +154,7 @@ def test_services_of_the_site_are_named_in_the_words_of_their_clients() -> None:
     }
     assert plain(trainer({}, SITE)) == expected | COMPILED
     assert plain(container(looking({}, SITE))) == expected
-    offline = dataclasses.replace(CONFIG, offline=True, http_proxy="http://p:1")
+    offline = dataclasses.replace(CONFIG, offline=True, default_environment={"HTTP_PROXY": "http://p:1"})
     assert plain(trainer({}, offline)).items() >= {"HF_HUB_OFFLINE": "1", "HTTP_PROXY": "http://p:1"}.items()
     (volume,) = [v for v in pod_of(rendered({}, SITE))["volumes"] if v["name"] == "ca-bundle"]
     assert volume["configMap"] == {"name": "company-ca", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
@@ -324,8 +324,8 @@ def test_the_pod_of_the_preflight_asks_for_no_gpu_and_for_little_else() -> None:
     assert container(looking({}))["image"] == CONFIG.trainer_image, "where it has none of its own"
     assert (job["spec"]["completions"], job["spec"]["parallelism"], job["spec"]["backoffLimit"]) == (1, 1, 1)
     assert job["metadata"]["name"] == f"{job_name()}-preflight"
-    assert job["metadata"]["labels"]["lora-operator.io/role"] == "prepare"
-    assert job["spec"]["template"]["metadata"]["labels"]["lora-operator.io/role"] == "prepare"
+    assert job["metadata"]["labels"]["lora-operator.io/role"] == "preflight"
+    assert job["spec"]["template"]["metadata"]["labels"]["lora-operator.io/role"] == "preflight"
 
 
 def test_the_pod_of_the_preflight_gets_no_claim_to_write_to_but_the_cache() -> None:
@@ -338,7 +338,7 @@ def test_the_pod_of_the_preflight_gets_no_claim_to_write_to_but_the_cache() -> N
 def test_a_queued_preflight_waits_for_the_queue_like_the_one_that_trains() -> None:
     """A queue that manages every Job would suspend one without its label for ever."""
     finetune, request, train = understood({}, SHARED, labels={"kueue.x-k8s.io/queue-name": "gpus"})
-    job = render_job(finetune, request, train, SHARED, stage=PREFLIGHT.name, shape=PREFLIGHT.shape)
+    job = render_job(finetune, request, train, SHARED, stage="preflight", shape=PREFLIGHT_SHAPE)
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
     assert job["spec"]["suspend"] is True
 

@@ -14,7 +14,8 @@ from lora_operator.running.self_check import NoDefinitionError
 from lora_operator.running.supervision import OperatorFailedError
 
 if TYPE_CHECKING:
-    from lora_operator.running.parts import Operator
+    from lora_operator.cluster.lease import Election
+    from lora_operator.running.operator import Operator
 
 MISSING = NoDefinitionError("The cluster does not know lorafinetunes")
 SILENT = UnreachableError("GET /apis: no answer")
@@ -26,22 +27,26 @@ class Wait:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Exception | None) -> None:
         self.now_s, self.answers = 100.0, list(answers)
         config = dataclasses.replace(CONFIG, watch_stale_s=150.0)
-        self.operator = SimpleNamespace(config=config, api=None, hindrance="", election=None)
+        self.operator = SimpleNamespace(config=config, api=None, hindrance="")
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now_s))
         monkeypatch.setattr(module, "asyncio", SimpleNamespace(sleep=self.sleep))
         monkeypatch.setattr(module, "check_definition", self.check)
         monkeypatch.setattr(module, "_find_out", self.check)
+        monkeypatch.setattr(module, "check_lease", self.check_lease)
 
     async def check(self, _: object) -> None:
         answer = self.answers.pop(0) if self.answers else None
         if answer is not None:
             raise answer
 
+    async def check_lease(self, *_: object) -> None:
+        pass
+
     async def sleep(self, _: float) -> None:
         self.now_s += 60
 
     async def end(self) -> None:
-        await prepare(cast("Operator", self.operator))
+        await prepare(cast("Operator", self.operator), cast("Election", SimpleNamespace(namespace="", name="")))
 
 
 async def test_a_silent_moment_after_a_long_wait_for_the_definition_ends_nothing(

@@ -2,13 +2,20 @@
 
 import asyncio
 import dataclasses
+import functools
 import math
 
 import pytest
 from tests.unit.builders import running_pod
 
-from lora_operator.cluster.cache import Key
-from lora_operator.cluster.progress_poll import MOST_AT_ONCE, MOST_OF_NAMESPACE, ProgressPoller, _address
+from lora_operator.cluster.progress_poll import (
+    MOST_AT_ONCE,
+    MOST_OF_NAMESPACE,
+    ProgressPoller,
+    _address,
+    fetch_progress,
+)
+from lora_operator.cluster.store import Key
 from lora_operator.views.model import Answer, PodView
 from lora_trainer.contract.progress import Phase, Progress
 
@@ -45,7 +52,7 @@ def poller(clock: Clock, woken: list[Key], unused_tcp_port: int) -> ProgressPoll
         most_per_s=math.inf,
         wake=woken.append,
         clock=clock,
-        port=unused_tcp_port,
+        fetch=functools.partial(fetch_progress, port=unused_tcp_port),
     )
 
 
@@ -101,11 +108,12 @@ class SlowPods(ProgressPoller):
             most_per_s=most_per_s,
             wake=lambda _: None,
             clock=Clock(),
+            fetch=self._answer,
         )
         self.asked: list[str] = []
         self.let = asyncio.Event()
 
-    async def _fetch(self, ip: str) -> Progress:
+    async def _answer(self, ip: str) -> Progress:
         self.asked.append(ip)
         if ip.startswith("slow"):
             await self.let.wait()

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from tests.unit.builders import CONFIG, UID, make_finetune
 
-from lora_operator.decision.stages.preflight import PREFLIGHT
+from lora_operator.decision.decide import PREFLIGHT_SHAPE
 from lora_operator.rendering.render import render_job, render_service
 from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
@@ -115,8 +115,7 @@ SITE = OperatorConfig(
     hub_endpoint="http://hub.example",
     s3_endpoint="https://s3.example",
     s3_region="eu-north-1",
-    https_proxy="http://proxy.example:3128",
-    no_proxy=".svc,.cluster.local",
+    default_environment={"HTTPS_PROXY": "http://proxy.example:3128", "NO_PROXY": ".svc,.cluster.local"},
     ca_bundle_config_map="company-ca",
     oci_plain_http_registries=("registry.team-a.svc:5000", "localhost:5000"),
     mlflow_tracking_uri="https://mlflow.example",
@@ -141,7 +140,7 @@ def rendered(spec: dict[str, Any], config: OperatorConfig, **metadata: Any) -> d
 def everything(spec: dict[str, Any], config: OperatorConfig) -> tuple[dict[str, Any], ...]:
     """All that the first attempt may make, in the order in which it is made."""
     finetune, request, train = understood(spec, config)
-    first = render_job(finetune, request, train, config, stage=PREFLIGHT.name, shape=PREFLIGHT.shape)
+    first = render_job(finetune, request, train, config, stage="preflight", shape=PREFLIGHT_SHAPE)
     service = (render_service(finetune, train),) if request.pod.nodes > 1 else ()
     return (first, *service, rendered(spec, config))
 

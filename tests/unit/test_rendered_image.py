@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 from tests.unit.builders import CONFIG, NOW, ended_pod, make_finetune, make_job_object, make_summary, with_status
+from tests.unit.deciding import decide, run_of
 from tests.unit.plans import ATTEMPTED, stated
 
-from lora_operator.decision.case import read_case
-from lora_operator.decision.decide import decide
 from lora_operator.views.config import load_config
 from lora_operator.views.model import JobView, Observed, Plan
 from lora_operator.views.names import IMAGE_ANNOTATION
@@ -63,7 +62,7 @@ def test_a_first_status_after_an_upgrade_names_the_image_of_the_job_that_is_ther
     assert plan.status["resolved"]["image"] == OTHER
     assert "ImageChanged" not in [advice["code"] for advice in plan.status.get("advice", ())]
     known = with_status(make_finetune(), {key: plan.status[key] for key in ("attempt", "jobName", "resolved")})
-    assert read_case(known, Observed(jobs=(job,)), CONFIG, NOW).rendered_image == OTHER
+    assert run_of(known, Observed(jobs=(job,)), CONFIG, NOW).rendered_image == OTHER
 
 
 @pytest.mark.parametrize("status", [None, {**STORED, "attempt": 0}], ids=["before the first", "of a later attempt"])

@@ -1,24 +1,13 @@
 """The tables of states and conditions, held against what is decided; World.apply holds each step of the model world."""
 
-import re
-
 import pytest
 from tests.unit.builders import running_pod
 from tests.unit.contradictions import contradictions
 from tests.unit.reached import REACH, ended, waiting
 
-from docgen import states_page
-from lora_operator.decision.states import (
-    CONDITIONS,
-    ENDS,
-    STATES,
-    STEPS,
-    USUAL_WAY,
-    Group,
-    group_of,
-    is_good_news,
-)
-from lora_operator.decision.vocabulary import VOCABULARY
+from docgen.state_tables import CONDITIONS, STEPS
+from docgen.vocabulary import VOCABULARY
+from lora_operator.decision.states import ENDS, STATES, Group, group_of, is_good_news
 from lora_operator.views.conditions import condition_in
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.reasons import Reason
@@ -110,18 +99,3 @@ def test_only_what_needs_nobody_is_good_news() -> None:
         Reason.PREFLIGHT,
         *(Reason(phase.value) for phase in Phase),
     }
-
-
-def test_the_page_has_an_arrow_for_each_step_and_each_state_in_the_row_of_its_reason() -> None:
-    """docs/states.md is drawn from the tables."""
-    page = states_page.render()
-    for before, steps in STEPS.items():
-        for after, why in steps.items():
-            assert f"    {before or '[*]'} --> {after}: {why}\n" in page
-    assert {reason for step in USUAL_WAY for reason in step} == STATES[Group.RUNNING]
-    boxes = dict(
-        re.findall(r"^\| `(\w+)` \| ([^|]+) \| [^|]+ \| [^|]+ \|$", page.partition("## Conditions")[0], re.MULTILINE)
-    )
-    for group in Group:
-        for reason in STATES[group] if group is not Group.FAILING else ():
-            assert group.value in boxes[reason.value].split(", ")

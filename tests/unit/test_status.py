@@ -23,12 +23,11 @@ from tests.unit.builders import (
     running_pod,
     with_status,
 )
+from tests.unit.deciding import decide, run_of
 from tests.unit.reports import make_plan, make_report
 from tests.unit.status_schema import check_status, status_schema
 
 from lora_operator.decision.blocks import read_block
-from lora_operator.decision.case import read_case
-from lora_operator.decision.decide import decide
 from lora_operator.decision.progress import close_progress, follow_progress, next_question_s
 from lora_operator.decision.results import (
     artifact_block,
@@ -37,7 +36,6 @@ from lora_operator.decision.results import (
     resolved_by_spec,
     results_block,
 )
-from lora_operator.decision.usage import Loss
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed
 from lora_operator.views.wording import instant
@@ -237,12 +235,11 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     schema = status_schema()["properties"]
     assert written[""] == set(schema)
     found = ("preflight", "plan", "resolved", "dataset", "results", "artifact")
-    for key in (*found, "progress", "checkpoint", "retries", "usage"):
+    for key in (*found, "progress", "checkpoint", "retries"):
         assert written[key] == set(schema[key]["properties"]), key
     for key in ("model", "dataset"):
         part = next(plan.status["preflight"][key] for plan in plans if "preflight" in plan.status)
         assert set(part) == set(schema["preflight"]["properties"][key]["properties"]), key
-    assert {loss.value for loss in Loss} == set(schema["usage"]["properties"]["lostSteps"]["properties"])
     results_blocks = [plan.status["results"] for plan in plans if "results" in plan.status]
     for block in results_blocks:
         assert (block["estimatedPeakMemoryBytes"], block["estimatedSeconds"]) == (19_000_000_000, 1800)
@@ -313,8 +310,10 @@ def test_the_time_of_the_last_news_is_the_operators_own_and_moves_with_news_only
     first = follow(progress)
     finetune = make_finetune(status={"progress": first, "podName": running_pod().name})
     later = NOW + timedelta(minutes=3)
-    assert follow_progress(finetune, running_pod(), progress, later) == first
-    news = follow_progress(finetune, running_pod(), Progress(phase=Phase.TRAINING, step=2, total_steps=2), later)
+    assert follow_progress(read_stored(finetune.status), running_pod(), progress, later) == first
+    news = follow_progress(
+        read_stored(finetune.status), running_pod(), Progress(phase=Phase.TRAINING, step=2, total_steps=2), later
+    )
     assert news["lastUpdateTime"] == instant(later)
 
 
@@ -329,8 +328,8 @@ def test_the_next_question_comes_an_interval_after_the_last_news(age_s: float, w
 def test_a_run_that_ends_without_results_keeps_its_numbers() -> None:
     """Only what was of the moment goes."""
     finetune = make_finetune(status={"progress": {"steps": "1/2", "eta": "3s", "phase": "Training"}})
-    assert close_progress(finetune, None) == {"steps": "1/2"}
-    assert close_progress(finetune, make_results(steps=2))["steps"] == "2/2"
+    assert close_progress(read_stored(finetune.status), None) == {"steps": "1/2"}
+    assert close_progress(read_stored(finetune.status), make_results(steps=2))["steps"] == "2/2"
 
 
 def test_fractions_of_the_spec_are_resolved_in_plain_notation() -> None:
@@ -400,11 +399,11 @@ def test_a_run_goes_on_with_the_quantization_that_it_was_found_to_use() -> None:
     """Also where its resource was replaced by the old file, which names none: the next attempt's Job has it."""
     for written in ({}, {"quantization": "Auto"}):
         finetune = with_status(make_finetune(spec=written), {"resolved": {"quantization": "NF4", "rank": 16}})
-        train = read_case(finetune, Observed(), CONFIG, NOW).request.train
+        train = run_of(finetune, Observed(), CONFIG, NOW).request.train
         assert train is not None
         assert train.quantization is Quantization.NF4
         assert resolved_by_spec(train, "image")["quantization"] == "NF4"
-    fresh = read_case(make_finetune(), Observed(), CONFIG, NOW).request.train
+    fresh = run_of(make_finetune(), Observed(), CONFIG, NOW).request.train
     assert fresh is not None
     assert resolved_by_spec(fresh, "image")["quantization"] == "Auto"
 
@@ -412,7 +411,7 @@ def test_a_run_goes_on_with_the_quantization_that_it_was_found_to_use() -> None:
 def test_the_operators_gpus_tell_a_runs_device() -> None:
     """By the name of the resource that it asks for."""
     site = dataclasses.replace(CONFIG, gpus=(GpuSetting(name="nvidia.com/gpu", memory_gib=24, price=2.0),))
-    train = read_case(make_finetune(), Observed(), site, NOW).request.train
+    train = run_of(make_finetune(), Observed(), site, NOW).request.train
     assert train is not None
     assert (train.device.gpu, train.device.gpu_price) == ("nvidia.com/gpu", 2.0)
     assert train.device.gpu_memory_bytes == 22_610 * 2**20
@@ -434,12 +433,3 @@ def test_the_status_keeps_since_when_the_run_is_in_its_state() -> None:
     failed = Observed(jobs=(make_job(),), pods=(ended_pod(65),))
     ended = decide(with_status(waiting, training), failed, CONFIG, later).status
     assert ended["stateSince"] == instant(minutes_ago(11)), "a failure knows its own time"
-
-
-def test_a_state_that_an_earlier_release_wrote_has_no_beginning() -> None:
-    """An upgrade writes no status for that alone."""
-    pending = Observed(jobs=(make_job(),))
-    written = decide(make_finetune(), pending, CONFIG, NOW).status
-    before = {key: value for key, value in written.items() if key != "stateSince"}
-    assert before != written
-    assert decide(with_status(make_finetune(), before), pending, CONFIG, NOW).status == before

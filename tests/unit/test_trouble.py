@@ -15,9 +15,9 @@ from tests.unit.builders import (
     waiting_pod,
 )
 
-from lora_operator.decision.trouble import trouble_of_job, trouble_of_pod, trouble_of_rejection
+from lora_operator.decision.trouble import trouble_of_job, trouble_of_pod, trouble_of_refusal
 from lora_operator.views.gpu_nodes import gpu_labels, with_labels
-from lora_operator.views.model import EventView, PodView, Rejection
+from lora_operator.views.model import EventView, PodView, Refusal
 from lora_operator.views.observe import parse_pod
 from lora_trainer.contract.reasons import Reason
 
@@ -351,5 +351,5 @@ def test_a_job_that_made_its_pod_after_all_has_no_trouble() -> None:
 
 def test_a_refusal_without_a_text_tells_its_code() -> None:
     """A proxy may have answered."""
-    found = trouble_of_rejection(Rejection(kind="Job", name="a-b-1", code=503, reason="ServiceUnavailable", message=""))
+    found = trouble_of_refusal(Refusal(kind="Job", name="a-b-1", code=503, reason="ServiceUnavailable", message=""))
     assert found.message.startswith("The API server refused Job a-b-1: 503 ServiceUnavailable")

@@ -14,10 +14,8 @@ from tests.unit.builders import (
     running_pod,
 )
 from tests.unit.plans import judged
-from tests.unit.test_retries import count_pods
 
-from lora_operator.decision.proof import Evidence, Verdict, proven_success
-from lora_operator.decision.retries import Retries
+from lora_operator.decision.verdict import Evidence, Verdict, proven_success
 from lora_operator.views.model import JobView, PodView
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import FAILURES, Reason
@@ -234,7 +232,6 @@ def test_a_gpu_that_does_not_suit_the_image_is_a_gpu_fault_that_is_final() -> No
     pod = ended_pod(64, make_summary(Reason.GPU_FAULT, said).to_message())
     found = failed(pod, reason="PodFailurePolicy")
     assert (found.finding.reason, found.finding.message) == (Reason.GPU_FAULT, said)
-    assert count_pods(Retries(), (finished_job("Failed", reason="PodFailurePolicy"),), (pod,)).counts == {}
 
 
 def test_a_deadline_tells_the_seconds_and_what_came_before() -> None:

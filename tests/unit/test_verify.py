@@ -23,8 +23,7 @@ from lora_operator.running.verify_command import (
 
 ACCOUNT = Account(namespace="lora-system", name="lora")
 SAMPLE = {"kind": "LoRAFineTune", "metadata": {"name": "first-run"}, "spec": {}}
-WATCHED = dataclasses.replace(CONFIG, namespaces=("team-a",))
-ELECTING = dataclasses.replace(WATCHED, leader_election=True, lease_name="lora", lease_namespace="lora-system")
+WATCHED = dataclasses.replace(CONFIG, namespaces=("team-a",), lease_name="lora", lease_namespace="lora-system")
 
 
 class Cluster:
@@ -54,14 +53,15 @@ class Cluster:
 async def test_the_rights_of_the_operators_account_are_looked_for_and_not_those_of_who_asks() -> None:
     """By reviews in each namespace, which a Role allows; in the whole cluster where all are looked after."""
     listed, all_of_them = Cluster(), Cluster()
-    assert await faults_of_rights(cast("Api", listed), ACCOUNT, ELECTING) == []
+    assert await faults_of_rights(cast("Api", listed), ACCOUNT, WATCHED) == []
     assert await faults_of_rights(cast("Api", all_of_them), ACCOUNT, CONFIG) == []
-    paths = {path.removeprefix("/apis/authorization.k8s.io/v1/") for path, _ in listed.sent}
-    assert paths == {
-        "namespaces/team-a/localsubjectaccessreviews",
-        "namespaces/lora-system/localsubjectaccessreviews",
-    }
-    assert {path.rpartition("/")[2] for path, _ in all_of_them.sent} == {"subjectaccessreviews"}
+    of_listed, of_all = (
+        {path.removeprefix("/apis/authorization.k8s.io/v1/") for path, _ in cluster.sent}
+        for cluster in (listed, all_of_them)
+    )
+    of_the_lease = "namespaces/lora-system/localsubjectaccessreviews"
+    assert of_listed == {"namespaces/team-a/localsubjectaccessreviews", of_the_lease}
+    assert of_all == {"subjectaccessreviews", of_the_lease}
     subjects = [body["spec"] for _, body in listed.sent]
     assert {subject["user"] for subject in subjects} == {"system:serviceaccount:lora-system:lora"}
     assert all("system:serviceaccounts:lora-system" in subject["groups"] for subject in subjects)
@@ -70,7 +70,7 @@ async def test_the_rights_of_the_operators_account_are_looked_for_and_not_those_
 async def test_missing_rights_are_a_sentence_each() -> None:
     """That of a namespace, and that of the Lease."""
     cluster = Cluster(("create", "jobs"), ("update", "leases"))
-    work, lease = await faults_of_rights(cast("Api", cluster), ACCOUNT, ELECTING)
+    work, lease = await faults_of_rights(cast("Api", cluster), ACCOUNT, WATCHED)
     assert work.startswith("The operator may not create jobs.batch in namespace team-a: grant")
     assert lease.startswith("Leader election may not update leases.coordination.k8s.io in namespace lora-system")
 

@@ -12,44 +12,31 @@ from lora_operator.running.work_queue import WorkQueue, backoff_s
 
 
 class Clock:
-    """A clock that stands still until it is turned; whoever sleeps wakes when his time has come."""
+    """The running loop's clock, which stands still until it is turned; whatever is due is done then."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
-
-    def __call__(self) -> float:
-        return self.now_s
-
-    async def sleep(self, seconds: float) -> None:
-        future = asyncio.get_running_loop().create_future()
-        self._sleepers.append((self.now_s + seconds, future))
-        await future
+        # For good: each test has a loop of its own.
+        pytest.MonkeyPatch().setattr(asyncio.get_running_loop(), "time", lambda: self.now_s)
 
     async def turn(self, seconds: float) -> None:
         self.now_s += seconds
-        for due, future in self._sleepers:
-            if due <= self.now_s and not future.done():
-                future.set_result(None)
         for _ in range(5):
             await asyncio.sleep(0)
 
 
 def make_queue(
-    clock: Clock,
     random: Callable[[], float] = lambda: 1.0,
-    rank: Callable[[str], int] = lambda _: 0,
+    is_urgent: Callable[[str], bool] = lambda _: False,
     group: Callable[[str], str] = lambda _: "",
     workers: float = math.inf,
 ) -> WorkQueue[str]:
-    return WorkQueue(
-        base_s=1, max_s=60, clock=clock, sleep=clock.sleep, random=random, rank=rank, group=group, workers=workers
-    )
+    return WorkQueue(base_s=1, max_s=60, random=random, is_urgent=is_urgent, group=group, workers=workers)
 
 
 async def test_a_key_that_is_added_twice_is_taken_once() -> None:
     """The queue holds keys, not events."""
-    queue = make_queue(Clock())
+    queue = make_queue()
     queue.add("a")
     queue.add("b")
     queue.add("a")
@@ -59,7 +46,7 @@ async def test_a_key_that_is_added_twice_is_taken_once() -> None:
 
 async def test_a_key_that_is_added_while_a_worker_has_it_comes_again_afterwards() -> None:
     """Never two workers on one key, and no change missed."""
-    queue = make_queue(Clock())
+    queue = make_queue()
     queue.add("a")
     key = await queue.take()
     queue.add("a")
@@ -72,21 +59,18 @@ async def test_a_key_that_is_added_while_a_worker_has_it_comes_again_afterwards(
 async def test_a_timer_brings_its_key_when_the_time_has_come_and_not_before() -> None:
     """Requeue after a while."""
     clock = Clock()
-    queue = make_queue(clock)
-    timers = asyncio.create_task(queue.run_timers())
+    queue = make_queue()
     queue.add_after("a", 10)
     await clock.turn(9.9)
     assert len(queue) == 0
     await clock.turn(0.2)
     assert len(queue) == 1
-    timers.cancel()
 
 
 async def test_the_earlier_of_two_timers_wins() -> None:
     """In either order, and the later one does not fire as well."""
     clock = Clock()
-    queue = make_queue(clock)
-    timers = asyncio.create_task(queue.run_timers())
+    queue = make_queue()
     queue.add_after("a", 10)
     queue.add_after("a", 5)
     queue.add_after("a", 20)
@@ -95,25 +79,22 @@ async def test_the_earlier_of_two_timers_wins() -> None:
     queue.done("a")
     await clock.turn(30)
     assert len(queue) == 0
-    timers.cancel()
 
 
 async def test_an_immediate_wish_replaces_the_timer() -> None:
     """What has just been looked at is not looked at again because of an old timer."""
     clock = Clock()
-    queue = make_queue(clock)
-    timers = asyncio.create_task(queue.run_timers())
+    queue = make_queue()
     queue.add_after("a", 5)
     queue.add("a")
     queue.done(await queue.take())
     await clock.turn(10)
     assert len(queue) == 0
-    timers.cancel()
 
 
 async def test_a_timer_does_not_delay_a_wish_that_came_during_the_work() -> None:
     """The worker asks for a look in an hour; an event that came meanwhile comes first."""
-    queue = make_queue(Clock())
+    queue = make_queue()
     queue.add("a")
     key = await queue.take()
     queue.add("a")
@@ -123,8 +104,7 @@ async def test_a_timer_does_not_delay_a_wish_that_came_during_the_work() -> None
 
 async def test_failures_wait_longer_each_time_and_a_success_forgets_them() -> None:
     """1, 2, 4 seconds; then 1 again."""
-    clock = Clock()
-    queue = make_queue(clock)
+    queue = make_queue()
     delays = []
     for _ in range(3):
         queue.add("a")
@@ -138,7 +118,7 @@ async def test_failures_wait_longer_each_time_and_a_success_forgets_them() -> No
 
 async def test_a_waiting_worker_gets_a_key_that_is_added_later() -> None:
     """Two workers wait; each key goes to one of them."""
-    queue = make_queue(Clock())
+    queue = make_queue()
     first, second = asyncio.create_task(queue.take()), asyncio.create_task(queue.take())
     await asyncio.sleep(0)
     queue.add("a")
@@ -149,7 +129,7 @@ async def test_a_waiting_worker_gets_a_key_that_is_added_later() -> None:
 async def test_a_failure_may_ask_for_a_longer_pause_than_its_backoff() -> None:
     """A server that names the seconds is obeyed; one that names few shortens nothing."""
     clock = Clock()
-    queue = make_queue(clock)
+    queue = make_queue()
     queue.add("a")
     assert queue.failed(await queue.take(), at_least_s=7) == 7
     clock.now_s += 7
@@ -160,8 +140,7 @@ async def test_a_failure_may_ask_for_a_longer_pause_than_its_backoff() -> None:
 async def test_news_shorten_a_backoff_but_no_pause_that_a_server_asked_for() -> None:
     """An event during the work, or after it, is looked at when the server is ready for it."""
     clock = Clock()
-    queue = make_queue(clock)
-    timers = asyncio.create_task(queue.run_timers())
+    queue = make_queue()
     queue.add("a")
     key = await queue.take()
     queue.add("a")
@@ -174,14 +153,12 @@ async def test_news_shorten_a_backoff_but_no_pause_that_a_server_asked_for() -> 
     queue.failed(await queue.take())
     queue.add("a")
     assert len(queue) == 1
-    timers.cancel()
 
 
 async def test_a_timer_that_ends_within_a_pause_is_due_when_the_pause_is_over() -> None:
     """A pod's news came during the work, and a server then asked for seconds: the key is neither early nor lost."""
     clock = Clock()
-    queue = make_queue(clock)
-    timers = asyncio.create_task(queue.run_timers())
+    queue = make_queue()
     queue.add("a")
     key = await queue.take()
     queue.add_after("a", 0.5)
@@ -190,7 +167,6 @@ async def test_a_timer_that_ends_within_a_pause_is_due_when_the_pause_is_over() 
     assert len(queue) == 0
     await clock.turn(0.2)
     assert len(queue) == 1
-    timers.cancel()
 
 
 WISHES = st.sampled_from([None, 0.0, 0.5, 8.0])
@@ -206,8 +182,7 @@ def test_no_wish_is_ever_lost(turns: list[tuple[float | None, tuple[str, float],
 
 async def _take_turns(turns: list[tuple[float | None, tuple[str, float], float]]) -> None:
     clock = Clock()
-    queue = make_queue(clock)
-    timers = asyncio.create_task(queue.run_timers())
+    queue = make_queue()
     queue.add("a")
     wanted, pause_ends_s = True, 0.0
     for wish_s, (end, number), pass_s in [*turns, *[(None, ("done", 0.0), 10.0)] * 9]:
@@ -226,7 +201,6 @@ async def _take_turns(turns: list[tuple[float | None, tuple[str, float], float]]
             queue.failed("a", at_least_s=number)
             wanted, pause_ends_s = True, clock.now_s + number
         await clock.turn(pass_s)
-    timers.cancel()
     assert not wanted
 
 
@@ -238,40 +212,48 @@ def test_backoff_doubles_up_to_its_limit_with_jitter_of_half(failures: int, chan
     assert backoff_s(failures, base_s=1, max_s=60, random=lambda: chance) == expected
 
 
-async def test_keys_are_handed_out_by_rank_and_of_one_rank_in_their_order() -> None:
-    """What is urgent first, however late it comes."""
-    queue = make_queue(Clock(), rank=lambda key: int(key[0]))
-    for key in ("2-a", "0-a", "2-b", "0-b", "1-a"):
+def is_new(key: str) -> bool:
+    return key.startswith("new")
+
+
+async def test_urgent_keys_come_first_and_each_kind_in_its_order() -> None:
+    """However late it comes."""
+    queue = make_queue(is_urgent=is_new)
+    for key in ("old-a", "new-a", "old-b", "new-b"):
         queue.add(key)
-    assert (queue.is_waiting(0), queue.is_waiting(3), len(queue)) == (True, False, 5)
-    assert [await queue.take() for _ in range(5)] == ["0-a", "0-b", "1-a", "2-a", "2-b"]
-    assert not queue.is_waiting(0)
+    assert (queue.has_urgent, len(queue)) == (True, 4)
+    assert [await queue.take() for _ in range(4)] == ["new-a", "new-b", "old-a", "old-b"]
+    assert not queue.has_urgent
 
 
 async def test_a_flood_of_urgent_keys_starves_nobody() -> None:
-    """Every eighth turn is for those that can wait best."""
-    queue = make_queue(Clock(), rank=lambda key: 0 if key.startswith("new") else 2)
+    """Every eighth turn is for those that can wait."""
+    queue = make_queue(is_urgent=is_new)
     queue.add("old")
     for number in range(20):
         queue.add(f"new-{number}")
-    assert "old" in [await queue.take() for _ in range(8)]
-
-
-async def test_every_rank_has_its_turn_in_a_flood() -> None:
-    """Those in the middle as well as those that can wait best."""
-    queue = make_queue(Clock(), rank=lambda key: int(key[0]))
-    for key in ("1-a", "2-a", *(f"0-{number}" for number in range(20))):
-        queue.add(key)
-    assert {"1-a", "2-a"} <= {await queue.take() for _ in range(16)}
+    assert [await queue.take() for _ in range(8)] == [*(f"new-{number}" for number in range(7)), "old"]
 
 
 async def test_a_key_that_becomes_urgent_while_it_waits_moves_forward() -> None:
     """A Job may be heard of before its run is; once the run is known, it is new."""
-    ranks = {"late": 2, "other": 1}
-    queue = make_queue(Clock(), rank=lambda key: ranks[key])
-    queue.add("late")
+    urgent = set[str]()
+    queue = make_queue(is_urgent=urgent.__contains__)
     queue.add("other")
-    ranks.update(late=0)
+    queue.add("late")
+    urgent.add("late")
+    queue.add("late")
+    assert len(queue) == 2
+    assert [await queue.take(), await queue.take()] == ["late", "other"]
+
+
+async def test_a_key_that_is_urgent_no_more_keeps_its_place() -> None:
+    """Its Job is there by now, or it has a status; that it waits is known all the same."""
+    urgent = {"late"}
+    queue = make_queue(is_urgent=urgent.__contains__)
+    queue.add("other")
+    queue.add("late")
+    urgent.clear()
     queue.add("late")
     assert len(queue) == 2
     assert [await queue.take(), await queue.take()] == ["late", "other"]
@@ -279,16 +261,16 @@ async def test_a_key_that_becomes_urgent_while_it_waits_moves_forward() -> None:
 
 async def test_nothing_is_urgent_once_the_queue_is_closed() -> None:
     """What gives way to urgent keys would wait for ever."""
-    queue = make_queue(Clock())
+    queue = make_queue(is_urgent=lambda _: True)
     queue.add("a")
-    assert queue.is_waiting(0)
+    assert queue.has_urgent
     queue.close()
-    assert not queue.is_waiting(0)
+    assert not queue.has_urgent
 
 
 async def test_a_queue_that_is_closed_hands_out_nothing_and_tells_when_the_workers_are_done() -> None:
     """The end in order: no new work, and what was begun is finished."""
-    queue = make_queue(Clock())
+    queue = make_queue()
     queue.add("a")
     key = await queue.take()
     queue.add("b")
@@ -310,7 +292,7 @@ def namespace_of(key: str) -> str:
 
 async def test_a_group_with_thousands_of_keys_delays_another_by_one_turn_each() -> None:
     """One namespace's flood is worked off beside what others add, each in its own order."""
-    queue = make_queue(Clock(), group=namespace_of)
+    queue = make_queue(group=namespace_of)
     for number in range(10_000):
         queue.add(f"flood/{number}")
     for key in ("team/a", "team/b", "other/a"):
@@ -323,7 +305,7 @@ async def test_a_group_with_thousands_of_keys_delays_another_by_one_turn_each() 
 
 async def test_a_group_that_comes_back_has_not_lost_its_place_to_one_that_never_left() -> None:
     """Nor has it gained one: its next key waits for one key of each other group."""
-    queue = make_queue(Clock(), group=namespace_of)
+    queue = make_queue(group=namespace_of)
     for key in ("a/1", "a/2", "a/3", "b/1", "b/2"):
         queue.add(key)
     assert [await queue.take(), await queue.take()] == ["a/1", "b/1"]
@@ -338,7 +320,7 @@ def test_while_a_group_waits_no_other_has_two_turns(groups: list[str]) -> None:
 
 
 async def _take_all(keys: list[str]) -> None:
-    queue = make_queue(Clock(), group=namespace_of)
+    queue = make_queue(group=namespace_of)
     for key in keys:
         queue.add(key)
     taken = [await queue.take() for _ in keys]
@@ -352,15 +334,15 @@ async def _take_all(keys: list[str]) -> None:
 
 async def test_a_group_leaves_workers_to_others_however_long_its_turns_take() -> None:
     """Of 16 workers one group holds 12, and gets another one with each that it lets go."""
-    queue = make_queue(Clock(), group=namespace_of, workers=16)
+    queue = make_queue(is_urgent=lambda _: True, group=namespace_of, workers=16)
     for number in range(40):
         queue.add(f"slow/{number}")
     held = [await queue.take() for _ in range(12)]
     taking = asyncio.create_task(queue.take())
     await asyncio.sleep(0)
-    assert (taking.done(), queue.is_waiting(0)) == (False, False)
+    assert (taking.done(), queue.has_urgent) == (False, False)
     queue.add("team/a")
-    assert queue.is_waiting(0)
+    assert queue.has_urgent
     assert await taking == "team/a"
     taking = asyncio.create_task(queue.take())
     queue.done("team/a")
@@ -370,9 +352,9 @@ async def test_a_group_leaves_workers_to_others_however_long_its_turns_take() ->
     assert await taking == "slow/12"
 
 
-async def test_a_group_that_may_hold_no_more_keeps_no_lower_rank_from_its_turn() -> None:
+async def test_a_group_that_may_hold_no_more_keeps_nobody_from_a_turn() -> None:
     """What others want is done, however little it hurries."""
-    queue = make_queue(Clock(), rank=lambda key: 0 if "slow" in key else 2, group=namespace_of, workers=4)
+    queue = make_queue(is_urgent=lambda key: "slow" in key, group=namespace_of, workers=4)
     for key in ("slow/a", "slow/b", "slow/c", "slow/d", "team/a"):
         queue.add(key)
     assert [await queue.take() for _ in range(4)] == ["slow/a", "slow/b", "slow/c", "team/a"]
@@ -380,11 +362,11 @@ async def test_a_group_that_may_hold_no_more_keeps_no_lower_rank_from_its_turn()
 
 async def test_keys_that_wait_while_all_workers_are_busy_are_seen_to_wait() -> None:
     """What gives way to urgent keys does so then, above all."""
-    queue = make_queue(Clock(), workers=1)
+    queue = make_queue(is_urgent=lambda _: True, workers=1)
     queue.add("a")
     await queue.take()
     queue.add("b")
-    assert queue.is_waiting(0)
+    assert queue.has_urgent
 
 
 @given(st.lists(st.tuples(st.sampled_from(["a", "a", "a", "b", "c"]), st.booleans()), max_size=60))
@@ -394,7 +376,7 @@ def test_a_bounded_group_is_never_stuck_and_never_holds_more_than_its_share(step
 
 
 async def _take_within_shares(steps: list[tuple[str, bool]], *, workers: int) -> None:
-    queue = make_queue(Clock(), group=namespace_of, workers=workers)
+    queue = make_queue(group=namespace_of, workers=workers)
     held: list[str] = []
 
     async def work() -> None:
@@ -423,22 +405,3 @@ async def _take_within_shares(steps: list[tuple[str, bool]], *, workers: int) ->
     assert len(queue) == 0
     for task in tasks:
         task.cancel()
-
-
-async def test_timers_that_an_earlier_wish_replaced_take_no_memory() -> None:
-    """Runs wait for a year, with news again and again, while another is looked at every 15 seconds."""
-    clock = Clock()
-    queue = make_queue(clock)
-    timers = asyncio.create_task(queue.run_timers())
-    for _ in range(100):
-        for number in range(10):
-            queue.add(f"waits-{number}")
-        while len(queue):
-            key = await queue.take()
-            queue.done(key, requeue_after_s=15 if key == "trains" else 365 * 86_400)
-        queue.add_after("trains", 15)
-        await clock.turn(5)
-    assert len(queue._timers) <= 2 * 11 + 64 + 1
-    await clock.turn(366 * 86_400)
-    assert sorted([await queue.take() for _ in range(len(queue))]) == ["trains", *(f"waits-{n}" for n in range(10))]
-    timers.cancel()

@@ -8,8 +8,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from lora_operator.cluster.api import ApiError, UnreachableError
-from lora_operator.cluster.cache import Cache, Key
-from lora_operator.cluster.carry_out import TryAgainError
+from lora_operator.cluster.apply import TryAgainError
+from lora_operator.cluster.store import Key, Stores
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.supervision import OperatorFailedError
 from lora_operator.running.work_queue import WorkQueue
@@ -46,11 +46,10 @@ async def work(reconciler: Failing) -> CollectorRegistry:
     registry = CollectorRegistry()
     queue: WorkQueue[Key] = WorkQueue(base_s=0.001, max_s=0.001, random=lambda: 1.0)
     queue.add(KEY)
-    worker = asyncio.create_task(run_worker(queue, Cache(), cast("Reconciler", reconciler), Metrics(registry)))
-    timers = asyncio.create_task(queue.run_timers())
+    worker = asyncio.create_task(run_worker(queue, Stores(), cast("Reconciler", reconciler), Metrics(registry)))
     waiting = asyncio.create_task(reconciler.done.wait())
     await asyncio.wait({worker, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    tasks = [worker, timers, waiting]
+    tasks = [worker, waiting]
     for task in tasks:
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -111,7 +110,7 @@ async def test_thousands_of_turns_that_wait_for_nothing_leave_the_loop_to_others
     for number in range(1000):
         queue.add(Key("team", f"done-{number}"))
     reconciler, metrics = cast("Reconciler", Failing()), Metrics(CollectorRegistry())
-    worker = asyncio.create_task(run_worker(queue, Cache(), reconciler, metrics))
+    worker = asyncio.create_task(run_worker(queue, Stores(), reconciler, metrics))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert len(queue) > 900

@@ -16,14 +16,15 @@ from tests.unit.builders import (
 )
 
 from lora_operator.cluster.api import FINETUNES, JOBS, PODS, Api, ApiError
-from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.child_events import ChildEvents
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
+from lora_operator.cluster.store import Key, Stores
+from lora_operator.running.debounce import Debounce
 from lora_operator.running.metrics import Metrics
-from lora_operator.running.pacing import Pacing
 from lora_operator.running.reconcile import Reconciler
+from lora_operator.running.refusals import Refusals
 from lora_operator.views.names import TRAIN
 
 KEY = Key(NAMESPACE, NAME)
@@ -111,33 +112,31 @@ class World:
         manifest = make_manifest(spec=spec, status=status)
         self.registry = CollectorRegistry()
         self.now_s = 0.0
-        self.over_limit: int | None = None
         self.poller = Poller(
             interval_s=lambda _: 15, timeout_s=1, most_per_s=18, wake=lambda _: None, clock=lambda: 0.0
         )
-        self.server, self.cache, self.kueue = Server(manifest), Cache(), Kueue()
-        self.cache.finetunes.put(manifest)
+        self.server, self.stores, self.kueue = Server(manifest), Stores(), Kueue()
+        self.stores.finetunes.put(manifest)
         self.tell_job(stage=stage)
         self.reconciler = Reconciler(
             api=self.server,
-            cache=self.cache,
+            stores=self.stores,
             kueue=self.kueue,
             config=CONFIG,
             poller=self.poller,
             events=ChildEvents(self.server, interval_s=10, clock=lambda: 0.0),
             poster=EventPoster(self.server, now=lambda: NOW, instance="test"),
-            count=Metrics(self.registry).runs.observe,
+            count=Metrics(self.registry).status_written,
             now=lambda: NOW,
-            over_limit=lambda _: self.over_limit,
-            pacing=Pacing(lambda: self.now_s, 60),
-            clock=lambda: self.now_s,
+            refusals=Refusals(lambda: self.now_s, pause_s=60, long_pause_s=300),
+            debounce=Debounce(lambda: self.now_s, 60),
         )
 
     def tell_job(self, version: str = "20", **changes: Any) -> Object:
         """The watch brings the Job."""
         job = make_job_object(**changes)
         job["metadata"]["resourceVersion"] = version
-        self.cache.jobs.put(job)
+        self.stores.jobs.put(job)
         self.server.job = job
         return job
 
@@ -146,20 +145,20 @@ class World:
         scheduled = condition_object("PodScheduled", "False", reason="Unschedulable", message=message)
         pod = make_pod_object(node="", conditions=(scheduled,))
         pod["metadata"]["resourceVersion"] = version
-        self.cache.pods.put(pod)
+        self.stores.pods.put(pod)
 
     def lose_pod(self, last: Object, how: str) -> None:
         """The pod is gone, with this state at last: the watch says so, or a list does not hold it any more."""
         if how == "watch":
-            self.cache.pods.remove(last)
+            self.stores.pods.remove(last)
             return
-        self.cache.pods.put(last)
-        self.cache.pods.prune("40", set(), NAMESPACE)
+        self.stores.pods.put(last)
+        self.stores.pods.prune("40", set(), NAMESPACE)
 
     def strip(self, labels: dict[str, str], version: str, stage: str = TRAIN) -> None:
         """Somebody takes the Job's labels off, which is a deletion to the watch."""
         job = make_job_object(version=version, stage=stage)
-        self.cache.jobs.remove(job)
+        self.stores.jobs.remove(job)
         job["metadata"]["labels"] = labels
         self.server.job = job
 

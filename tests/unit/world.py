@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from tests.unit.builders import CONFIG, NOW, condition_object, make_manifest
 from tests.unit.contradictions import contradictions
+from tests.unit.deciding import decide
 
-from lora_operator.decision.decide import decide
 from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import EventRecord, FineTune, JobView, Observed, Patch, Plan, PodView, Rejection
+from lora_operator.views.model import EventRecord, FineTune, JobView, Observed, Patch, Plan, PodView, Refusal
 from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL, place_of
 from lora_operator.views.observe import parse_finetune, parse_job, parse_pod
 from lora_operator.views.wording import instant
@@ -57,15 +57,14 @@ class World:
         """The resource as the operator reads it."""
         return parse_finetune(copy.deepcopy(self.finetune))
 
-    def observed(self, *, rejection: Rejection | None = None, refused: tuple[Patch, ...] = ()) -> Observed:
+    def observed(self, refusals: tuple[Refusal, ...] = ()) -> Observed:
         """Everything that there is, with no lag."""
         running = any(self.state_of(pod) == "running" for pod in self.pods.values())
         return Observed(
             jobs=tuple(self.job_views()),
             pods=tuple(self.pod_views()),
             progress=self.progress if running else None,
-            rejection=rejection,
-            refused=refused,
+            refusals=refusals,
         )
 
     def job_views(self) -> list[JobView]:
@@ -88,21 +87,27 @@ class World:
         """One decision, on what a cache holds or on the truth, carried out; what it changed is marked in its status."""
         before = self.status
         plan = decide(self.view(), cached or self.observed(), self.config, self.now)
-        if plan.read_first or (plan.read_for_status and plan.status != before):
+        if plan.verify:
             plan = decide(self.view(), self.observed(), self.config, self.now)
-        if (plan.create or plan.patch) and self.refusal is not None:
-            code, message = self.refusal
-            rejection = Rejection(kind="Job", name="x", code=code, reason="", message=message)
-            refused: tuple[Patch, ...] = ()
-            for _ in range(MOST_REFUSED):
-                refused += plan.patch
-                plan = decide(self.view(), self.observed(rejection=rejection, refused=refused), self.config, self.now)
-            assert not plan.create
-            assert not plan.patch
+        if self.refusal is not None:
+            plan = self._refused(plan)
         self.apply(plan)
         if plan.status == before:
             return plan
         return dataclasses.replace(plan, status={**plan.status, "_": "changed"})
+
+    def _refused(self, plan: Plan) -> Plan:
+        """The plan once all changes and creations are refused."""
+        assert self.refusal is not None
+        code, message = self.refusal
+        refusals: tuple[Refusal, ...] = ()
+        while plan.create or plan.patch:
+            refusal = Refusal(kind="Job", name="x", code=code, reason="", message=message)
+            refusals += tuple(dataclasses.replace(refusal, patch=patch) for patch in plan.patch)
+            refusals += (refusal,) if plan.create else ()
+            assert len(refusals) <= MOST_REFUSED
+            plan = decide(self.view(), self.observed(refusals), self.config, self.now)
+        return plan
 
     @property
     def status(self) -> Object:

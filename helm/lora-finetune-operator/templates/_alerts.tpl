@@ -38,16 +38,6 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
     description: >-
       Processes of {{ .Release.Namespace }}/{{ include "lora-operator.fullname" . }} have worked on LoRAFineTunes for less than
       half of the last 15 minutes. Training pods continue; new runs begin late, if at all, and statuses are old.
-- alert: LoRAOperatorSeveralLeaders
-  expr: |-
-    sum by (namespace, job) (lora_operator_leader{{ $own }}) > 1
-  labels: {severity: warning}
-  annotations:
-    summary: >-
-      {{ $number }} LoRA operators lead at the same time in {{ $namespace }}
-    description: >-
-      {{ $number }} processes of {{ $operator }} work on the same LoRAFineTunes. They come to
-      the same results, and ask the API server as many times as much.
 - alert: LoRAOperatorWatchStale
   expr: |-
     time() - min by (namespace, job, resource) (lora_operator_watch_last_event_timestamp_seconds{{ $own }} > 0)

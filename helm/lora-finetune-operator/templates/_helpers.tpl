@@ -121,23 +121,6 @@ spec:
   output: {uri: "pvc://adapters/first-run"}
 {{- end -}}
 
-{{/* Not empty where the operators elect a leader. */}}
-{{- define "lora-operator.elects" -}}
-{{- if gt (int .Values.replicas) 1 }}true{{ end -}}
-{{- end -}}
-
-{{/* Values whose names are those of an earlier release, with the present ones: a sentence, or nothing. */}}
-{{- define "lora-operator.renamed" -}}
-{{- $found := list -}}
-{{- range $old, $new := dict "cacheClaim" "cacheClaim" "httpsProxy" "environment.HTTPS_PROXY" "httpProxy" "environment.HTTP_PROXY" "noProxy" "environment.NO_PROXY" -}}
-{{- if index $.Values.config $old }}{{ $found = append $found (printf "config.%s is now defaults.%s" $old $new) }}{{ end -}}
-{{- end -}}
-{{- range $old, $new := dict "defaultCPU" "cpuPerGPU" "defaultMemory" "memoryPerGPU" -}}
-{{- if index $.Values.config $old }}{{ $found = append $found (printf "config.%s, for a pod as a whole, is now defaults.%s, which is multiplied by the pod's GPUs" $old $new) }}{{ end -}}
-{{- end -}}
-{{- join ", " $found -}}
-{{- end -}}
-
 {{/* The operator's configuration file. */}}
 {{- define "lora-operator.config" -}}
 {{- $pullSecrets := list -}}
@@ -151,7 +134,7 @@ spec:
 {{- $_ := set $config $key (index $.Values.defaults $field) -}}
 {{- end -}}
 {{- end -}}
-{{- $_ := set $config "cacheClaim" (.Values.defaults.cacheClaim | default .Values.config.cacheClaim) -}}
+{{- $_ := set $config "cacheClaim" .Values.defaults.cacheClaim -}}
 {{- $_ := set $config "preflightNodeSelector" .Values.preflight.nodeSelector -}}
 {{- $_ := set $config "preflightTolerations" .Values.preflight.tolerations -}}
 {{- $_ := set $config "imagePullPolicy" .Values.trainer.image.pullPolicy -}}
@@ -166,7 +149,6 @@ spec:
 {{- end -}}
 {{- if not (kindIs "invalid" .Values.trainer.podAnnotations) }}{{ $_ := set $config "podAnnotations" $annotations }}{{ end -}}
 {{- $_ := set $config "namespaces" .Values.watch.namespaces -}}
-{{- $_ := set $config "leaderElection" (include "lora-operator.elects" . | eq "true") -}}
 {{- $_ := set $config "leaseName" (include "lora-operator.fullname" .) -}}
 {{- $_ := set $config "leaseNamespace" .Release.Namespace -}}
 {{- $_ := set $config "httpPort" 8080 -}}
@@ -200,7 +182,7 @@ spec:
 # Names for the pods of a run on several nodes.
 - apiGroups: [""]
   resources: [services]
-  verbs: [get, create, delete]
+  verbs: [get, create]
 - apiGroups: [""]
   resources: [events]
   verbs: [list, create]

@@ -99,7 +99,7 @@ which would end the installation: they are looked at only by who creates objects
 {{- $name := include "lora-operator.fullname" . }}
 {{- include "lora-operator.monitorNotes" . }}
 {{- $needs := list }}
-{{- range uniq (list (.Values.defaults.cacheClaim | default .Values.config.cacheClaim) .Values.defaults.checkpointClaim) }}
+{{- range uniq (list .Values.defaults.cacheClaim .Values.defaults.checkpointClaim) }}
 {{- with . }}{{ $needs = append $needs (printf "the PersistentVolumeClaim %s" .) }}{{ end }}
 {{- end }}
 {{- with .Values.defaults.queue }}{{ $needs = append $needs (printf "the LocalQueue %s" .) }}{{ end }}
@@ -109,10 +109,6 @@ which would end the installation: they are looked at only by who creates objects
 {{- with $needs }}
 
 * Each namespace with runs needs {{ join ", " . }}.
-{{- end }}
-{{- with include "lora-operator.renamed" . }}
-
-* {{ . }}: the earlier names are read in this release for the last time.
 {{- end }}
 {{- if and .Values.watch.namespaces .Values.rbac.create (not .Values.rbac.aggregate) }}
 

@@ -1,46 +1,45 @@
-"""`lora explain`: what the operator sees of a run, what it decides, and why it waits, with the user's own rights."""
+"""`lora explain`: a run's state, and what its Jobs, pods and queue say, with the user's own rights."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 from lora_client.cluster.connection import ApiError, Cluster, Object
 from lora_client.output import Form, data, show
-from lora_operator.decision.decide import decide
-from lora_operator.running.explain import describe, render
-from lora_operator.views.config import OperatorConfig
+from lora_operator.views.conditions import condition_in, is_untouched
 from lora_operator.views.model import EventView, FineTune, JobView, Observed, PodView, WorkloadView
 from lora_operator.views.names import UID_LABEL
 from lora_operator.views.observe import parse_event, parse_finetune, parse_job, parse_pod, parse_workload
+from lora_operator.views.plain import plain
 from lora_operator.views.pods import has_ended, newest_first
 
 _MOST_EVENTS = "50"
 _KUEUE_VERSIONS = ("v1beta2", "v1beta1")
-_DEFAULTS = (
-    "The state is the operator's own, and what it would write next is by default settings: an administrator's "
-    "lora-operator explain, in the operator's pod, knows those of the cluster"
-)
+_UNTAKEN = "No operator has written a status yet: ask an administrator whether one runs, and watches this namespace"
 
 
 def explain(cluster: Cluster, name: str, form: Form) -> None:
-    """Print the explanation. Raises `ClientError`."""
+    """Print the explanation, as text too in YAML. Raises `ClientError`."""
     run = cluster.get("lorafinetunes", name)
     if form is Form.NAME:
         show(form, [run], ())
-    elif form is Form.TEXT:
-        show(form, [run], render(explanation(cluster, run)).splitlines())
     else:
         data(form, explanation(cluster, run))
 
 
 def explanation(cluster: Cluster, run: Object) -> dict[str, Any]:
-    """What the operator sees and decides, as plain values. Raises `ClientError`."""
+    """State and advice by the status, and the children as they are seen, as plain values. Raises `ClientError`."""
     finetune = parse_finetune(run)
-    notes = [_DEFAULTS]
-    observed = _observe(cluster, finetune, notes)
-    config, now = OperatorConfig(trainer_image="unknown"), datetime.now(UTC)
-    plan = decide(finetune, observed, config, now)
-    return describe(finetune, observed, plan, config=config, now=now, notes=notes, knows_settings=False)
+    complete = condition_in(finetune.status, "Complete")
+    notes = [_UNTAKEN] if is_untouched(finetune.status) else []
+    document = {
+        "run": f"{finetune.namespace}/{finetune.name}",
+        "state": complete.get("reason"),
+        "message": complete.get("message"),
+        "advice": finetune.status.get("advice"),
+        "observed": _observe(cluster, finetune, notes),
+        "notes": notes,
+    }
+    return {key: plain(value) for key, value in document.items() if value}
 
 
 def _observe(cluster: Cluster, finetune: FineTune, notes: list[str]) -> Observed:

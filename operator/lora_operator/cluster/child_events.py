@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from lora_operator.cluster.api import EVENTS, JOBS, Api, ApiError, Chunk, UnreachableError
-from lora_operator.cluster.cache import Key
 from lora_operator.cluster.fair_slots import FairSlots
+from lora_operator.cluster.store import Key
 from lora_operator.views.jobs import FAILED_CREATE
 from lora_operator.views.model import EventView, JobView, PodView
 from lora_operator.views.observe import parse_event
@@ -80,7 +80,7 @@ class ChildEvents:
         self._wake = wake
         self._watched: dict[Key, _Watched] = {}
         self._refusals: dict[str, _Refusals] = {}
-        self._slots = FairSlots(most=MOST_READS, most_of_group=1)
+        self._slots = FairSlots(most=MOST_READS, most_of_namespace=1)
 
     def watch(self, key: Key, jobs: Iterable[JobView], pods: Iterable[PodView]) -> float | None:
         """From now on, read the Events of those children that Events alone can explain.

@@ -6,12 +6,12 @@ import io
 import ipaddress
 import logging
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
-from lora_operator.cluster.cache import Key
 from lora_operator.cluster.fair_slots import FairSlots
+from lora_operator.cluster.store import Key
 from lora_operator.views.model import Answer, PodView
 from lora_trainer.contract.progress import MAX_BYTES, PORT, Progress
 
@@ -37,6 +37,18 @@ class _Pod:
     task: asyncio.Task[None] | None = None
 
 
+async def fetch_progress(ip: str, port: int = PORT) -> Progress:
+    """What the pod at an address answers. Raises whatever keeps it from being known."""
+    data = await _ask(_address(ip), port)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"the answer has more than {MOST_BYTES} bytes")
+    response = http.client.HTTPResponse(cast("socket.socket", _Received(data)))
+    response.begin()
+    if response.status != 200:
+        raise ValueError(f"the answer is {response.status}")
+    return Progress.from_json(response.read())
+
+
 class ProgressPoller:
     """Asks each pod at most once in an interval, and keeps its last answer by the pod's uid.
 
@@ -55,15 +67,17 @@ class ProgressPoller:
         most_per_s: float,
         wake: Callable[[Key], None],
         clock: Callable[[], float],
-        port: int = PORT,
+        fetch: Callable[[str], Awaitable[Progress]] = fetch_progress,
     ) -> None:
         self._interval_s = interval_s
         self._timeout_s = timeout_s
         self._wake = wake
         self._clock = clock
-        self._port = port
+        self._fetch = fetch
         self._pods: dict[str, _Pod] = {}
-        self._slots = FairSlots(most=MOST_AT_ONCE, most_of_group=MOST_OF_NAMESPACE, most_per_s=most_per_s)
+        self._slots = FairSlots(most=MOST_AT_ONCE, most_of_namespace=MOST_OF_NAMESPACE)
+        self._pause_s = 1 / most_per_s
+        self._next_s = 0.0
 
     def __len__(self) -> int:
         """The pods that are asked."""
@@ -109,6 +123,7 @@ class ProgressPoller:
     async def _poll(self, key: Key, pod: PodView, state: _Pod) -> None:
         before = state.progress
         async with self._slots.slot(key.namespace):
+            await self._keep_apart()
             try:
                 async with asyncio.timeout(self._timeout_s):
                     state.progress = await self._fetch(pod.ip)
@@ -120,15 +135,13 @@ class ProgressPoller:
         if state.progress is not None or before is not None:
             self._wake(key)
 
-    async def _fetch(self, ip: str) -> Progress:
-        data = await _ask(_address(ip), self._port)
-        if len(data) > MOST_BYTES:
-            raise ValueError(f"the answer has more than {MOST_BYTES} bytes")
-        response = http.client.HTTPResponse(cast("socket.socket", _Received(data)))
-        response.begin()
-        if response.status != 200:
-            raise ValueError(f"the answer is {response.status}")
-        return Progress.from_json(response.read())
+    async def _keep_apart(self) -> None:
+        """Wait for a turn: what begins all at once does not stay together."""
+        now_s = asyncio.get_running_loop().time()
+        turn_s = max(self._next_s, now_s)
+        self._next_s = turn_s + self._pause_s
+        if turn_s > now_s:
+            await asyncio.sleep(turn_s - now_s)
 
 
 class _Received:

@@ -9,14 +9,13 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from lora_operator.decision.adjust import has_lost_labels
-from lora_operator.decision.case import Case
-from lora_operator.decision.retries import Cause
-from lora_operator.decision.stages.train import TRAIN
+from lora_operator.decision.run import Run
+from lora_operator.decision.trouble import trouble_of_refusal
 from lora_operator.views.conditions import Finding
-from lora_operator.views.model import Patch, PodView
+from lora_operator.views.model import PodView
+from lora_operator.views.names import TRAIN
 from lora_operator.views.pods import condition_of, failure_of, newest_first, was_disrupted, was_short_of_something
-from lora_operator.views.wording import last_line, maps_of, sentence
+from lora_operator.views.wording import last_line, sentence
 from lora_trainer.contract.advice import codes, rules
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import FINAL
@@ -36,8 +35,7 @@ class Code(enum.StrEnum):
     NODE_PRESSURE = "NodePressure"
     GPU_FAULT = "GPUFault"
     OFTEN_PREEMPTED = "OftenPreempted"
-    LABELS_REMOVED = "LabelsRemoved"
-    CHANGE_UNDONE = "ChangeUndone"
+    CLEANUP_REFUSED = "CleanupRefused"
     IMAGE_CHANGED = "ImageChanged"
 
 
@@ -47,14 +45,26 @@ SEVERITIES = frozenset(severity.value for severity in codes.Severity)
 _LONGEST_TEXT = 1024
 
 
-def advise(case: Case, state: Finding, *reported: codes.Advice) -> list[dict[str, Any]]:
+def advise(run: Run, state: Finding) -> list[dict[str, Any]]:
     """The list for the status, at most one for each code; empty where there is nothing to say.
 
-    `reported` is what preflight has to advise. It is kept in the status from then on, as its pod is not.
+    What the preflight has to advise is kept in the status, as its pod is not.
     """
-    train = case.request.train
+    train = run.request.train
     by_spec = map(_said, rules.spoken(rules.before(train))) if train else ()
-    return joined([*by_spec, *_kept(case.finetune.status), *_of_the_cluster(case, state, train)], *reported)
+    reported = run.report.advice if run.report else ()
+    return joined([*by_spec, *_kept(run.stored.advice), *_of_the_cluster(run, state, train)], *reported)
+
+
+def advise_cleanup(run: Run) -> list[Mapping[str, Any]]:
+    """What was advised until the end, and what keeps finished Jobs from their time to live, which comes first."""
+    message = (
+        "Have whatever refuses it let the operator set spec.ttlSecondsAfterFinished of Jobs that have ended, or delete "
+        "them: the operator tries again every few minutes, and the Job stays until then"
+    )
+    refused = (trouble_of_refusal(refusal).message for refusal in run.observed.refusals[:1])
+    found = [_advice(Code.CLEANUP_REFUSED, message, why) for why in refused]
+    return [*found, *(one for one in run.stored.advice if one.get("code") != Code.CLEANUP_REFUSED)][: rules.MOST]
 
 
 def joined(known: Iterable[dict[str, Any]], *reported: codes.Advice) -> list[dict[str, Any]]:
@@ -75,11 +85,11 @@ def _said(one: rules.Spoken) -> dict[str, Any]:
     return {"code": one.code.value, "severity": one.severity.value, **text}
 
 
-def _kept(status: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+def _kept(advice: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
     """What a stage reported, as it stands in the status, whoever wrote it there."""
     # Lists, as what somebody wrote there need not be hashable.
     known, severities = [code.value for code in codes.Code], [severity.value for severity in codes.Severity]
-    for one in maps_of(status.get("advice")):
+    for one in advice:
         if one.get("code") not in known or one.get("severity") not in severities:
             continue
         texts = {key: one.get(key) for key in ("message", "evidence")}
@@ -87,16 +97,14 @@ def _kept(status: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
             yield {"code": one["code"], "severity": one["severity"], **texts}
 
 
-def _of_the_cluster(case: Case, state: Finding, train: TrainConfig | None) -> list[dict[str, Any]]:
+def _of_the_cluster(run: Run, state: Finding, train: TrainConfig | None) -> list[dict[str, Any]]:
     return [
         *(_of_the_spec(train) if train else ()),
-        *_of_memory(case, state),
-        *_of_a_silent_node(case, state),
-        *_of_pods(newest_first(case.observed.pods)),
-        *_of_preemptions(case),
-        *_of_labels(case),
-        *_of_changes(case.observed.undone),
-        *_of_the_image(case),
+        *_of_memory(run, state),
+        *_of_a_silent_node(run, state),
+        *_of_pods(newest_first(run.observed.pods)),
+        *_of_preemptions(run),
+        *_of_the_image(run),
     ]
 
 
@@ -110,8 +118,8 @@ def _of_the_spec(train: TrainConfig) -> Iterable[dict[str, Any]]:
         )
 
 
-def _of_memory(case: Case, state: Finding) -> Iterable[dict[str, Any]]:
-    killed = case.retries.of(Cause.OUT_OF_MEMORY)
+def _of_memory(run: Run, state: Finding) -> Iterable[dict[str, Any]]:
+    killed = sum(failure.reason is Reason.OOM_KILLED for _, failure in run.failures)
     if not killed and state.reason is not Reason.OOM_KILLED:
         return
     message = (
@@ -119,13 +127,13 @@ def _of_memory(case: Case, state: Finding) -> Iterable[dict[str, Any]]:
         "was the pod of its preflight"
     )
     pods = "1 pod was" if killed == 1 else f"{killed} pods were"
-    evidence = f"{pods} killed for memory; a pod that trains has {TRAIN.memory(case).amount}"
+    evidence = f"{pods} killed for memory; a pod that trains has {run.memory_of(TRAIN).amount}"
     yield _advice(Code.MORE_MEMORY, message, evidence if killed else state.message)
 
 
-def _of_a_silent_node(case: Case, state: Finding) -> Iterable[dict[str, Any]]:
+def _of_a_silent_node(run: Run, state: Finding) -> Iterable[dict[str, Any]]:
     silent = state.reason is Reason.NODE_UNREACHABLE and state.since is not None
-    if silent and state.since and case.now - state.since >= PATIENCE_WITH_A_NODE:
+    if silent and state.since and run.now - state.since >= PATIENCE_WITH_A_NODE:
         message = (
             "Look at the node. If it is gone for good, delete it or taint it node.kubernetes.io/out-of-service: only "
             "then does Kubernetes let go of the pod and of its volume, and the run continues elsewhere"
@@ -161,8 +169,8 @@ def _of_pods(pods: Iterable[PodView]) -> Iterable[dict[str, Any]]:
             yield _advice(Code.GPU_FAULT, message, f"Pod {pod.name} on node {pod.node}: {failure.message}")
 
 
-def _of_preemptions(case: Case) -> Iterable[dict[str, Any]]:
-    times = case.retries.of(Cause.PREEMPTED)
+def _of_preemptions(run: Run) -> Iterable[dict[str, Any]]:
+    times = run.retries.preempted
     if times >= MANY_PREEMPTIONS:
         message = (
             "Each time the work since the last checkpoint is done again: a higher priority, a quieter queue or a "
@@ -171,37 +179,9 @@ def _of_preemptions(case: Case) -> Iterable[dict[str, Any]]:
         yield _advice(Code.OFTEN_PREEMPTED, message, f"The run was preempted, drained or deleted {times} times")
 
 
-def _of_labels(case: Case) -> Iterable[dict[str, Any]]:
-    lost = next((job for job in case.children.jobs if has_lost_labels(job)), None)
-    if lost is not None:
-        message = (
-            "Find what takes the operator's labels off its Jobs. They are not put back any more, so no watch shows "
-            "this Job: the operator reads it by name, and sees what becomes of it later than usual"
-        )
-        yield _advice(Code.LABELS_REMOVED, message, f"Job {lost.name} lost its labels {lost.relabelled + 1} times")
-
-
-def _of_changes(undone: Iterable[Patch]) -> Iterable[dict[str, Any]]:
-    said = [f"{patch.kind} {patch.name} does not keep {', '.join(_fields(patch))}" for patch in undone]
-    if said:
-        message = (
-            "Find what undoes the operator's changes of Jobs, such as a mutating policy: what the run asks for there "
-            "is not in effect. The operator tries again every few minutes"
-        )
-        yield _advice(Code.CHANGE_UNDONE, message, "; ".join(said))
-
-
-def _fields(patch: Patch) -> Iterable[str]:
-    for part, changes in patch.body.items():
-        for name, value in changes.items():
-            shown = "" if isinstance(value, Mapping | list) else f"={'null' if value is None else value}"
-            if name != "uid":  # which is a precondition
-                yield f"{part}.{name}{shown}"
-
-
-def _of_the_image(case: Case) -> Iterable[dict[str, Any]]:
-    rendered = case.rendered_image
-    changed = next((pod for pod in newest_first(case.children.pods) if pod.image and pod.image != rendered), None)
+def _of_the_image(run: Run) -> Iterable[dict[str, Any]]:
+    rendered = run.rendered_image
+    changed = next((pod for pod in newest_first(run.pods) if pod.image and pod.image != rendered), None)
     if changed is not None:
         message = (
             "Make sure that whatever changes images in this cluster may be trusted with the result: the pod runs "

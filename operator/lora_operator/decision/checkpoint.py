@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lora_operator.decision.proof import Verdict
+from lora_operator.decision.verdict import Verdict
 from lora_operator.views.conditions import Condition, Finding, Type
 from lora_operator.views.wording import parse_instant, sentence
 from lora_trainer.contract.config import TrainConfig

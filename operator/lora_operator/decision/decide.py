@@ -1,366 +1,289 @@
 """What is to be done about a LoRAFineTune: the specification of the operator, as one pure function.
 
-Total: it answers whatever is observed, however odd. Idempotent: once its plan is carried out it asks for nothing more,
-and gives the same status. `now` only times what comes later, and dates what has no date of its own.
+`RULES` is read from top to bottom; the first rule that answers makes the plan. It is total: some rule answers whatever
+is observed, however odd. It is idempotent: once its plan is carried out it asks for nothing more, and gives the same
+status. Time only says what comes later, and dates what has no date of its own.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any
+from collections.abc import Callable
 
-from lora_operator.decision.adjust import adjust, adjusted, still_held, suspension_alone
-from lora_operator.decision.case import Case, read_case
-from lora_operator.decision.expiry import expired_objects, may_go_on_unseen, on_the_way_out
-from lora_operator.decision.facts import milestones, resolution, with_counts, without_quota
-from lora_operator.decision.give_up import give_up, has_no_time_left, pending_left_s, waited_too_long
-from lora_operator.decision.notices import notices, recreated
-from lora_operator.decision.progress import follow_progress, next_question_s, stalled_since
-from lora_operator.decision.proof import Verdict, claims_success, proven_success
-from lora_operator.decision.quota import Place, held, hold, place_of, quota_reserved, waits_for_user
-from lora_operator.decision.results import resolved_by_request
-from lora_operator.decision.situation import (
-    Scene,
-    Situation,
-    assess,
-    awaiting_orphan,
-    awaiting_superseded,
-    held_by_user,
+from lora_operator.decision.cleanup import clean_up, stop_going_on
+from lora_operator.decision.events import events_of, recreated
+from lora_operator.decision.job_patch import patches_for, still_held
+from lora_operator.decision.kueue import waits_for_user
+from lora_operator.decision.limits import give_up, has_no_time_left, pending_left_s, waited_too_long
+from lora_operator.decision.preflight import is_unread, no_longer_needed, preflight_verdict
+from lora_operator.decision.progress import next_question_s
+from lora_operator.decision.run import Run
+from lora_operator.decision.state import RunState, assess, awaiting_orphan, awaiting_superseded, held_by_user
+from lora_operator.decision.status import final_status, ongoing_status, refreshed_status
+from lora_operator.decision.trouble import trouble_of_refusal
+from lora_operator.decision.verdict import (
+    Verdict,
+    claims_success,
+    deadline_exceeded,
+    deleted_too_often,
+    proven_success,
+    training_verdict,
 )
-from lora_operator.decision.stages.order import job_names, latest_job, makes_none, reached, superseded
-from lora_operator.decision.stages.preflight import no_longer_needed, planned
-from lora_operator.decision.stages.stage import Stage
-from lora_operator.decision.stages.train import TRAIN, failed_before_deletion
-from lora_operator.decision.status import Facts, Status, acceptance, final_status, ongoing_status, refreshed_status
-from lora_operator.decision.trouble import beyond_limit, trouble_of_rejection
-from lora_operator.decision.unseen import misses_pod, rests_on_unseen
-from lora_operator.decision.verdict import deadline_exceeded, deleted_too_often
-from lora_operator.rendering.render import marks_of, render_job, render_service
-from lora_operator.views.conditions import (
-    MESSAGE_LENGTH,
-    Condition,
-    Finding,
-    Type,
-    previous_condition,
-    result_of,
-    state_of,
-)
-from lora_operator.views.config import OperatorConfig
-from lora_operator.views.jobs import is_of
-from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView, soonest
+from lora_operator.rendering.pod_template import TRAINING, Shape
+from lora_operator.rendering.render import render_job, render_service
+from lora_operator.views import names
+from lora_operator.views.conditions import MESSAGE_LENGTH, Condition, Finding, Type, result_of
+from lora_operator.views.jobs import ending_of
+from lora_operator.views.model import JobView, ObjectRef, Plan, Refusal
 from lora_operator.views.observe import parse_job
-from lora_operator.views.pods import is_running, leader_first
-from lora_operator.views.wording import block_of, sentence
-from lora_trainer.contract.config import TrainConfig
+from lora_operator.views.pods import is_running
+from lora_operator.views.wording import sentence
 from lora_trainer.contract.reasons import Reason
 
 _LONGEST_PROBLEMS = MESSAGE_LENGTH - 200
+PREFLIGHT_SHAPE = Shape(command="preflight", trains=False)
 
 
-def decide(finetune: FineTune, observed: Observed, config: OperatorConfig, now: datetime) -> Plan:
-    """The plan for one resource, given all that is known of its children.
+def decide(run: Run) -> Plan:
+    """The plan for one run, given all that is known of it.
 
-    What rests on something not seen, or cannot be taken back, asks for a live read in the same turn: another attempt, a
-    Job that is made again, an end without proof, each change and deletion. What is made for the first time rests on its
-    name, which no second Job can have, and a proven end on the version of the resource: neither needs one.
+    What cannot be taken back, or rests on something that a watch may not have brought yet, names the Jobs that are to
+    be read live before it is carried out: another attempt, an end without proof, a change, a deletion. What is made for
+    the first time rests on its name, which no second Job can have, and a proven end on the version of the resource.
     """
-    if finetune.deleting:
-        return on_the_way_out(read_case(finetune, observed, config, now))
-    if result_of(finetune.status):
-        return _after_the_end(finetune, observed, now)
-    case = planned(read_case(finetune, observed, config, now))
-    stage, job = reached(case)
-    plan = _follow(case, stage, job) if case.children.job and job else _begin(case, stage, job)
-    # Beside the rest: a webhook may keep one from being deleted for as long as the run takes, and longer.
-    stale = tuple(ObjectRef(kind="Job", name=j.name, uid=j.uid) for j in superseded(case) if not j.deleting)
-    plan = dataclasses.replace(plan, delete=(*plan.delete, *stale))
-    read_first, read_for_status = rests_on_unseen(case, plan), makes_none(case) or misses_pod(case)
-    return dataclasses.replace(plan, read_first=read_first, read_for_status=read_for_status, job_names=job_names(case))
+    rule, plan = next((rule, plan) for rule in RULES if (plan := rule(run)) is not None)
+    if not run.finetune.deleting and not run.stored.verdict:
+        # Beside the rest: a webhook may keep one from being deleted for as long as the run takes, and longer.
+        stale = tuple(ObjectRef(kind="Job", name=j.name, uid=j.uid) for j in run.superseded if not j.deleting)
+        plan = dataclasses.replace(plan, delete=(*plan.delete, *stale))
+    return dataclasses.replace(
+        plan, rule=rule.__name__.strip("_"), verify=run.job_names if _needs_live_read(run, plan) else frozenset()
+    )
 
 
-def _after_the_end(finetune: FineTune, observed: Observed, now: datetime) -> Plan:
-    """The verdict stands. What is left is to stop a Job that was given up, and the time to live of one that ended."""
-    expired, left_s = expired_objects(finetune, observed, now)
-    jobs, unseen = tuple(job.name for job in observed.jobs if is_of(finetune, job)), may_go_on_unseen(finetune, now)
-    status, names = refreshed_status(finetune), tuple(dict.fromkeys((*jobs, *unseen)))
-    read_first = bool(expired) or not set(unseen).issubset(jobs)
-    return Plan(status=status, delete=expired, requeue_after_s=left_s, read_first=read_first, job_names=names)
+def _needs_live_read(run: Run, plan: Plan) -> bool:
+    fails = not run.stored.verdict and result_of(plan.status) == "failed"
+    again = {job.name for job in run.former} & {manifest["metadata"]["name"] for manifest in plan.create}
+    missing = run.training is None and (run.was_made or bool(run.orphans))
+    begins_unplanned = bool(plan.create) and is_unread(run)
+    cannot_be_undone = fails or bool(plan.patch or plan.delete)
+    return cannot_be_undone or bool(again) or (bool(plan.create) and missing) or begins_unplanned
 
 
-def _begin(case: Case, stage: Stage, job: JobView | None) -> Plan:
-    """There is no training Job. It may have been deleted, even when its work was done; its pod may live on."""
-    children = case.children
-    if case.observed.rejection is not None and job is None:
-        return _refused(case, trouble_of_rejection(case.observed.rejection))
-    proof = proven_success(children.pods, case.evidence)
-    if proof is not None:
-        return _end(case, proof)
-    if children.orphans:
-        return _await(case, awaiting_orphan(children.orphans[0]))
-    if late := superseded(case):
-        return _await(case, awaiting_superseded(late[0]))
-    return _advance(case, stage, job)
+# -- the rules
 
 
-def _advance(case: Case, stage: Stage, job: JobView | None) -> Plan:
-    """The stage goes on, or its Job is made, unless the run has come to its end."""
-    request, verdict = case.request, failed_before_deletion(case) or _spent_up(case)
+def deleting(run: Run) -> Plan | None:
+    """The resource is being deleted: garbage collection takes its children along. Where another's finalizer keeps it,
+    Jobs that go on are stopped."""
+    return stop_going_on(run) if run.finetune.deleting else None
+
+
+def ended(run: Run) -> Plan | None:
+    """A verdict is stored, which is final: a Job that was given up is stopped, one that has ended gets its time to
+    live."""
+    if not run.stored.verdict:
+        return None
+    return dataclasses.replace(clean_up(run), status=refreshed_status(run))
+
+
+def training_ended(run: Run) -> Plan | None:
+    """The training's Job has ended: Complete with a proof of the verified adapter, else Failed with the reason."""
+    verdict = training_verdict(run.training, run.pods, run.memory, run.policy, run.evidence) if run.training else None
+    return _end(run, verdict) if verdict else None
+
+
+def training_goes_on(run: Run) -> Plan | None:
+    """The training's Job is there: its state is reported, the spec's mutable fields are applied, and a run that is out
+    of retries or of time is ended."""
+    return _go_on(run, run.training) if run.training else None
+
+
+def refused(run: Run) -> Plan | None:
+    """The API server took no Job from us: why is said, and it is tried again, as long as the user waits."""
+    refusal = next((refusal for refusal in run.observed.refusals if refusal.patch is None), None)
+    if refusal is None or (run.job is not None and ending_of(run.job) is None):
+        return None
+    accepted = _not_accepted(refusal)
+    state = RunState(reason=accepted.finding)
+    verdict = waited_too_long(run, state)
     if verdict is not None:
-        return _end(case, verdict)
-    if request.train is None:
-        return _invalid(case)
-    if job is not None:
-        return _follow(case, stage, job)
-    if case.observed.over_limit is not None:
-        return _over_limit(case, beyond_limit(case.observed.over_limit))
-    if waits_for_user(request):
-        return dataclasses.replace(_await(case, Situation(state=held_by_user())), requeue_after_s=None)
-    return _create(case, stage, request.train)
+        return _end(run, verdict, accepted)
+    full = refusal.kind == "Job" and accepted.finding.reason is Reason.QUOTA_EXCEEDED
+    plan = _await(run, state, accepted)
+    return dataclasses.replace(plan, delete=no_longer_needed(run) if full else (), requeue_after_s=None)
 
 
-def _spent_up(case: Case) -> Verdict | None:
-    """The end of a run that has no retry or no second left for another Job."""
-    deletions, policy = case.deleted_jobs, case.request.policy
-    if deletions and case.used.retries > policy.max_retries:
-        claimant = next(filter(claims_success, case.children.pods), None)
-        failures = case.used.retries - deletions
-        return deleted_too_often(case.job_name, deletions, failures, policy.max_retries, claimant)
-    if has_no_time_left(case):
-        return deadline_exceeded(policy, case.children.pods, TRAIN.memory(case))
-    return None
+def proven_by_leftovers(run: Run) -> Plan | None:
+    """The Job is gone, and what is left of it proves the success."""
+    verdict = proven_success(run.pods, run.evidence)
+    return _end(run, verdict) if verdict else None
 
 
-def _follow(case: Case, stage: Stage, job: JobView) -> Plan:
-    """There is a Job. Report what it does, and how it ended once it has."""
-    verdict = stage.judge(case, job)
-    return _go_on(case, stage, job) if verdict is None else _end(case, verdict)
+def orphan_pod(run: Run) -> Plan | None:
+    """The Job is gone and its pod lives on: two must never write the same output, so the next attempt waits."""
+    return _await(run, awaiting_orphan(run.orphans[0])) if run.orphans else None
 
 
-def _go_on(case: Case, stage: Stage, job: JobView) -> Plan:
-    """The Job goes on, unless the run has come to an end that Kubernetes knows nothing of."""
-    patches: tuple[Patch, ...] = ()
-    place = place_of(job, case.observed)
-    if not job.deleting:
-        job, place, patches = _adjust(case, stage, job, place)
-    scene = _scene(case, stage, job, place)
-    situation = assess(scene)
-    state = still_held(situation.state, job, place, case.request.policy)
-    situation = dataclasses.replace(situation, state=state)
-    if stage.trains and any(map(claims_success, scene.pods)):
-        # Its Job has yet to count it, unless it is being deleted and never will: nothing gives the run up meanwhile.
-        proof = proven_success(scene.pods, case.evidence) if job.deleting else None
-        if proof is not None:
-            return _end(case, proof)
-    elif (verdict := give_up(case, scene, situation)) is not None:
-        return _end(case, verdict)
-    return dataclasses.replace(_watch(case, scene, situation), patch=patches)
+def superseded_job(run: Run) -> Plan | None:
+    """A Job of an earlier attempt turned up: it is deleted, and the next attempt waits until it is gone."""
+    return _await(run, awaiting_superseded(run.superseded[0])) if run.superseded else None
 
 
-def _adjust(
-    case: Case, stage: Stage, job: JobView, place: Place | None
-) -> tuple[JobView, Place | None, tuple[Patch, ...]]:
-    """The patches that the spec's mutable part asks for, and what they make of the Job and of its place in a queue.
-
-    A suspension, which frees GPUs, goes first. It goes alone where something else of the Job was refused, and so does
-    its end: else the run would be held for as long as the refusal lasts.
-    """
-    policy, observed = case.request.policy, case.observed
-    left_out, marks = observed.undone, marks_of(case.finetune, job.attempt, job.stage)
-    change = adjust(job, policy, stage.pods(case), case.spent.run_s, marks)
-    if observed.rejection is not None:
-        left_out, change = (*left_out, *observed.refused), suspension_alone(change)
-    holding = hold(place, policy) if place is not None else None
-    wanted = (holding, change) if policy.suspend else (change, holding)
-    patches = tuple(patch for patch in wanted if patch is not None and patch not in left_out)
-    if change in patches:
-        job = adjusted(job, change)
-    if place is not None and holding in patches:
-        place = held(place, holding)
-    return job, place, patches
-
-
-def _create(case: Case, stage: Stage, train: TrainConfig) -> Plan:
-    """The Job of a stage; a training is the first attempt, or the next one where the Job of the last was deleted."""
-    finetune, children = case.finetune, case.children
-    rendered = render_job(finetune, case.request, train, case.config, case.used, stage=stage.name, shape=stage.shape)
-    job = parse_job(rendered)
-    if not stage.trains:
-        stages = {**children.stages, stage.name: job}
-        plan = _watch_new(dataclasses.replace(case, children=dataclasses.replace(children, stages=stages)), stage, job)
-        return dataclasses.replace(plan, create=(rendered,), watch_events=False)
-    events = (recreated(job.name, job.attempt, case.job_name),) if children.expected else ()
-    fresh = dataclasses.replace(children, attempt=job.attempt, job=job, pods=())
-    resolved = resolved_by_request(case.request, case.config.trainer_image)
-    plan = _watch_new(dataclasses.replace(case, children=fresh), stage, job, resolved)
-    service = (render_service(finetune, train),) if case.request.pod.nodes > 1 else ()
-    return dataclasses.replace(plan, create=(*service, rendered), events=(*events, *plan.events), watch_events=False)
-
-
-def _watch_new(case: Case, stage: Stage, job: JobView, resolved: Status | None = None) -> Plan:
-    """The first status of a Job that is being made."""
-    scene = _scene(case, stage, job, place_of(job, case.observed))
-    return _watch(case, scene, assess(scene), resolved)
-
-
-def _scene(case: Case, stage: Stage, job: JobView, place: Place | None) -> Scene:
-    """What the situation of a Job is read from; `place` is the Job's in a queue."""
-    pods = case.pods_of(job) if job.uid else ()
-    progress = follow_progress(case.finetune, _reporter(stage, job, pods), case.observed.progress, case.now)
-    silent_since = stalled_since(progress, case.config.stall_timeout_s, case.now)
-    # Before its first answer an operator that was away knows nothing new: what was known of the run stands.
-    known = case.observed.asked or state_of(case.finetune.status) == Reason.STALLED
-    return Scene(
-        stage=stage,
-        request=case.request,
-        nodes=stage.pods(case),
-        job=job,
-        pods=pods,
-        events=case.observed.events,
-        progress=progress,
-        memory=stage.memory(case),
-        place=place,
-        stalled_since=silent_since if known else None,
-        retries=case.used.retries,
+def failed_before_deletion(run: Run) -> Plan | None:
+    """The Job had failed when somebody deleted it: another attempt would train to the same end."""
+    present = (names.TRAIN, max(1, run.attempt))  # the first may be gone before the status counts it
+    former = (job for job in reversed(run.former) if (job.stage, job.attempt) == present)
+    job = next((job for job in former if (end := ending_of(job)) is not None and end.type == "Failed"), None)
+    verdict = (
+        training_verdict(job, run.pods_of(job), run.memory_of(names.TRAIN), run.policy, run.evidence) if job else None
     )
+    return _end(run, verdict) if verdict else None
 
 
-def _reporter(stage: Stage, job: JobView, pods: Sequence[PodView]) -> PodView | None:
-    """The pod whose progress is the run's: of several nodes that of the one that leads."""
-    running = next((pod for pod in leader_first(pods) if pod.index == 0 and is_running(pod)), None)
-    return running if stage.trains and not job.suspended else None
+def out_of_retries(run: Run) -> Plan | None:
+    """The Job was deleted, and nothing is left of `maxRetries` for another one."""
+    deletions, most = run.attempt, run.policy.max_retries
+    if not deletions or run.used.retries <= most:
+        return None
+    claimant = next(filter(claims_success, run.pods), None)
+    return _end(run, deleted_too_often(run.job_name, deletions, run.used.retries - deletions, most, claimant))
 
 
-def _watch(case: Case, scene: Scene, situation: Situation, resolved: Status | None = None) -> Plan:
-    """The status of a run that goes on, and when to look again."""
-    observed, config, job, place = case.observed, case.config, scene.job, scene.place
-    trains = scene.stage.trains
-    answer = observed.progress if _reporter(scene.stage, job, scene.pods) else None
-    facts = Facts(
-        milestones=(
-            *milestones(case, situation.state, scene.progress),
-            *((quota_reserved(place, situation.state),) if place else ()),
-        ),
-        attempt=job.attempt if trains else case.children.attempt,
-        job_name=job.name if trains else case.job_name,
-        job=job,
-        resumed_by_others=place.resumed_by_others if place else job.suspend_intent is True and not job.suspended,
-        pod=_shown_pod(case, situation) if trains else None,
-        resolved=resolved or resolution(case),
-        found_out=answer.resolved if answer else None,
-        progress=dict(scene.progress),
-    )
-    accepted = acceptance(job.name)
-    if observed.rejection is not None:
-        accepted = Condition(type=Type.ACCEPTED, holds=False, finding=trouble_of_rejection(observed.rejection))
-    status = ongoing_status(case.finetune, accepted, situation, with_counts(case, facts, situation.state), case.now)
-    plan = Plan(status=status, create=_service_again(case, scene, situation), events=notices(case.finetune, status))
-    if situation.running and situation.pod is not None:
-        wait_s = next_question_s(scene.progress, config.progress_interval_s, case.now)
-        return _with_question(plan, situation.pod, wait_s, config)
-    if job.suspended:
-        return dataclasses.replace(plan, requeue_after_s=config.retry_max_s if observed.rejection else None)
-    due_s = pending_left_s(case, job, scene.pods, situation)
-    if observed.rejection is not None:  # which nothing takes back but another try
-        due_s = soonest(due_s, config.retry_max_s)
-    if situation.state.reason is Reason.PREFLIGHT and any(map(is_running, scene.pods)):
-        return dataclasses.replace(plan, due_in_s=due_s)  # no Event explains its work, and a watch brings its end
-    return dataclasses.replace(plan, requeue_after_s=config.pending_check_s, watch_events=True, due_in_s=due_s)
+def out_of_time(run: Run) -> Plan | None:
+    """Nothing is left of `activeDeadlineSeconds` for another Job."""
+    if not has_no_time_left(run):
+        return None
+    return _end(run, deadline_exceeded(run.policy, run.pods, run.memory_of(names.TRAIN)))
 
 
-def _service_again(case: Case, scene: Scene, situation: Situation) -> tuple[Mapping[str, Any], ...]:
-    """The Service of several nodes, in case that somebody deleted it.
-
-    It is not watched. Pods look for each other by it when they begin: so it is made again, or found to be there, at
-    each change of the state until all of them have met.
-    """
-    train = case.request.train
-    if train is None or case.observed.rejection is not None:
-        return ()
-    meeting = not scene.job.suspended and (not situation.running or situation.state.reason is Reason.STARTING)
-    refused = previous_condition(case.finetune, Type.ACCEPTED).get("status") == "False"
-    changed = refused or state_of(case.finetune.status) != situation.state.reason
-    return (render_service(case.finetune, train),) if scene.nodes > 1 and meeting and changed else ()
-
-
-def _shown_pod(case: Case, situation: Situation) -> PodView | None:
-    """The pod for kubectl logs: of several nodes always the one that leads, whichever the state is about."""
-    if case.request.pod.nodes == 1:
-        return situation.pod
-    return next((pod for pod in leader_first(case.children.pods) if pod.index == 0), None)
-
-
-def _with_question(plan: Plan, pod: PodView, wait_s: float, config: OperatorConfig) -> Plan:
-    if wait_s > 0:
-        return dataclasses.replace(plan, requeue_after_s=wait_s)
-    return dataclasses.replace(plan, requeue_after_s=config.progress_interval_s, ask_progress=pod)
-
-
-def _end(case: Case, verdict: Verdict, accepted: Condition | None = None) -> Plan:
-    """The run is over: the last status."""
-    job = latest_job(case)
-    pods = leader_first(case.children.pods)
-    progress = block_of(case.finetune.status, "progress")
-    facts = Facts(
-        milestones=(*milestones(case, verdict.finding, progress, verdict), *without_quota(case, verdict.finding)),
-        attempt=case.children.attempt,
-        job_name=case.job_name,
-        job=job,
-        pod=pods[0] if pods else None,
-        resolved=resolution(case),
-        progress=dict(progress),
-    )
-    counted = with_counts(case, facts, verdict.finding, verdict)
-    accepted = accepted or acceptance(job.name if job else case.job_name)
-    status = final_status(case.finetune, accepted, verdict, counted, case.now)
-    return Plan(status=status, events=notices(case.finetune, status))
-
-
-def _invalid(case: Case) -> Plan:
+def invalid(run: Run) -> Plan | None:
     """The spec breaks a rule, and cannot change any more: the run has failed before it began."""
-    message = "; ".join(str(problem) for problem in case.request.problems)
+    if run.request.train is not None:
+        return None
+    message = "; ".join(str(problem) for problem in run.request.problems)
     remedy = "create a new LoRAFineTune with a corrected spec"
     finding = Finding(reason=Reason.CONFIG_INVALID, message=f"{sentence(message, _LONGEST_PROBLEMS)}: {remedy}")
     accepted = Condition(type=Type.ACCEPTED, holds=False, finding=finding)
-    facts = with_counts(case, Facts(attempt=case.children.attempt, job_name=case.job_name), finding)
-    status = final_status(case.finetune, accepted, Verdict(succeeded=False, finding=finding), facts, case.now)
-    return Plan(status=status, events=notices(case.finetune, status))
+    return _end(run, Verdict(succeeded=False, finding=finding), accepted)
 
 
-def _refused(case: Case, finding: Finding) -> Plan:
-    """The API server takes no Job from us: say why, and try again after a while, but not longer than the user waits."""
-    accepted = Condition(type=Type.ACCEPTED, holds=False, finding=finding)
-    situation, (_, job) = Situation(state=finding), reached(case)
-    pods = case.pods_of(job) if job else ()
-    verdict = waited_too_long(case, job, pods, situation)
-    if verdict is not None:
-        return _end(case, verdict, accepted)
-    plan = _await(case, situation, accepted)
-    patient = finding.reason is Reason.NAME_CONFLICT
-    again_s = case.config.resync_interval_s if patient else case.config.retry_max_s
-    rejected = case.observed.rejection
-    full = rejected is not None and rejected.kind == "Job" and finding.reason is Reason.QUOTA_EXCEEDED
-    room, due_s = no_longer_needed(case) if full else (), pending_left_s(case, job, pods, situation)
-    return dataclasses.replace(plan, delete=room, requeue_after_s=again_s, due_in_s=due_s)
+def preflight_goes_on(run: Run) -> Plan | None:
+    """Model, data and output are looked at on a CPU before GPUs are asked for; a preflight that fails ends the run."""
+    if not run.needs_preflight or run.preflight is None:
+        return None
+    verdict = preflight_verdict(run)
+    if verdict is None:
+        return _go_on(run, run.preflight)
+    return None if verdict.succeeded else _end(run, verdict)
 
 
-def _over_limit(case: Case, finding: Finding) -> Plan:
-    """The shell wakes the run when another ends; a user who holds it waits for nothing."""
-    accepted = Condition(type=Type.ACCEPTED, holds=False, finding=finding)
-    held = case.request.policy.suspend
-    plan = _await(case, Situation(state=held_by_user()), accepted) if held else _refused(case, finding)
-    return dataclasses.replace(plan, requeue_after_s=None)
+def held_before_start(run: Run) -> Plan | None:
+    """The user holds a run that would wait in a queue: its Job is not made, as the queue would start it."""
+    if not waits_for_user(run.request):
+        return None
+    return dataclasses.replace(_await(run, RunState(reason=held_by_user())), requeue_after_s=None)
 
 
-def _await(case: Case, situation: Situation, accepted: Condition | None = None) -> Plan:
+def create_preflight(run: Run) -> Plan | None:
+    """The preflight is due and has no Job."""
+    if not run.needs_preflight or run.preflight is not None:
+        return None
+    return _create(run, names.PREFLIGHT)
+
+
+def create_training(run: Run) -> Plan | None:
+    """Nothing stands in the way: the first attempt's Job is made or, where the last one's was deleted, the next's."""
+    return _create(run, names.TRAIN)
+
+
+RULES: tuple[Callable[[Run], Plan | None], ...] = (
+    deleting,
+    ended,
+    training_ended,
+    training_goes_on,
+    refused,
+    proven_by_leftovers,
+    orphan_pod,
+    superseded_job,
+    failed_before_deletion,
+    out_of_retries,
+    out_of_time,
+    invalid,
+    preflight_goes_on,
+    held_before_start,
+    create_preflight,
+    create_training,
+)
+
+# -- what rules have in common
+
+
+def _go_on(run: Run, job: JobView) -> Plan:
+    """A Job goes on, unless the run has come to an end that Kubernetes knows nothing of."""
+    patches, changed = patches_for(run, job) if not job.deleting else ((), run)
+    job = changed.job or job
+    state = assess(changed, job)
+    state = dataclasses.replace(state, reason=still_held(state.reason, changed, job))
+    if job.stage == names.TRAIN and any(map(claims_success, run.job_pods)):
+        # Its Job has yet to count it, unless it is being deleted and never will: nothing gives the run up meanwhile.
+        proof = proven_success(run.job_pods, run.evidence) if job.deleting else None
+        if proof is not None:
+            return _end(run, proof)
+    elif (verdict := give_up(changed, job, state)) is not None:
+        return _end(run, verdict)
+    return dataclasses.replace(_watch(changed, job, state), patch=patches)
+
+
+def _create(run: Run, stage: str) -> Plan:
+    """Make the Job of a stage; the status is that of the run which has it."""
+    train = run.request.train
+    if train is None:
+        raise AssertionError("a spec without a configuration is refused before")
+    trains = stage == names.TRAIN
+    shape = TRAINING if trains else PREFLIGHT_SHAPE
+    rendered = render_job(run.finetune, run.request, train, run.config, run.used, stage=stage, shape=shape)
+    job = parse_job(rendered)
+    made = run.with_job(job)
+    plan = _watch(made, job, assess(made, job))
+    service = (render_service(run.finetune, train),) if trains and run.request.pod.nodes > 1 else ()
+    again = (recreated(job.name, job.attempt, run.job_name),) if trains and run.was_made else ()
+    return dataclasses.replace(plan, create=(*service, rendered), events=(*again, *plan.events), watch_events=False)
+
+
+def _watch(run: Run, job: JobView, state: RunState) -> Plan:
+    """The status of a run that has a Job, and when to look again."""
+    refusal = next(iter(run.observed.refusals), None)
+    status = ongoing_status(run, state, _not_accepted(refusal) if refusal else None)
+    plan = Plan(status=status, events=events_of(run.stored, status))
+    if state.running and state.pod is not None:
+        interval_s = run.config.progress_interval_s
+        wait_s = next_question_s(run.progress, interval_s, run.now)
+        if wait_s > 0:
+            return dataclasses.replace(plan, requeue_after_s=wait_s)
+        return dataclasses.replace(plan, requeue_after_s=interval_s, ask_progress=state.pod)
+    if job.suspended:
+        return plan
+    due_s = pending_left_s(run, state)
+    if state.reason.reason is Reason.PREFLIGHT and any(map(is_running, run.job_pods)):
+        return dataclasses.replace(plan, due_in_s=due_s)  # no Event explains its work, and a watch brings its end
+    return dataclasses.replace(plan, requeue_after_s=run.config.pending_check_s, watch_events=True, due_in_s=due_s)
+
+
+def _await(run: Run, state: RunState, accepted: Condition | None = None) -> Plan:
     """No Job is there, and none is made for now."""
-    progress = follow_progress(case.finetune, None, None, case.now)
-    facts = Facts(
-        milestones=(*milestones(case, situation.state, progress), *without_quota(case, situation.state)),
-        attempt=case.children.attempt,
-        job_name=case.job_name,
-        pod=situation.pod,
-        progress=progress,
+    status = ongoing_status(run, state, accepted)
+    return Plan(
+        status=status,
+        events=events_of(run.stored, status),
+        requeue_after_s=run.config.pending_check_s,
+        due_in_s=pending_left_s(run, state),
     )
-    facts = with_counts(case, facts, situation.state)
-    status = ongoing_status(case.finetune, accepted or acceptance(case.job_name), situation, facts, case.now)
-    return Plan(status=status, events=notices(case.finetune, status), requeue_after_s=case.config.pending_check_s)
+
+
+def _end(run: Run, verdict: Verdict, accepted: Condition | None = None) -> Plan:
+    """The run is over: the last status."""
+    status = final_status(run, verdict, accepted)
+    return Plan(status=status, events=events_of(run.stored, status))
+
+
+def _not_accepted(refusal: Refusal) -> Condition:
+    return Condition(type=Type.ACCEPTED, holds=False, finding=trouble_of_refusal(refusal))

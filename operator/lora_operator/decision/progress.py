@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from lora_operator.views.model import FineTune, PodView
-from lora_operator.views.wording import block_of, byte_size, decimal, duration, instant, parse_instant
+from lora_operator.views.model import PodView
+from lora_operator.views.stored import Stored
+from lora_operator.views.wording import byte_size, decimal, duration, instant, parse_instant
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.summary import Results
 
@@ -18,10 +19,10 @@ _OF_THE_MOMENT = ("phase", "tokensPerSecond", "estimatedRemainingSeconds", "eta"
 Block = dict[str, Any]
 
 
-def follow_progress(finetune: FineTune, running: PodView | None, progress: Progress | None, now: datetime) -> Block:
+def follow_progress(stored: Stored, running: PodView | None, progress: Progress | None, now: datetime) -> Block:
     """The block while the run goes on. Without news the last numbers stay, without a running trainer its speed goes."""
-    before = block_of(finetune.status, "progress")
-    if running is None or running.name != finetune.status.get("podName"):
+    before = stored.progress
+    if running is None or running.name != stored.pod_name:
         before = {key: value for key, value in before.items() if key not in _OF_THE_MOMENT}
     if running is None or progress is None:
         return before
@@ -37,9 +38,9 @@ def follow_progress(finetune: FineTune, running: PodView | None, progress: Progr
     return {**block, "lastUpdateTime": before["lastUpdateTime"] if unchanged else instant(now)}
 
 
-def close_progress(finetune: FineTune, results: Results | None) -> Block:
+def close_progress(stored: Stored, results: Results | None) -> Block:
     """The block of a finished run: what was reached, nothing of the moment."""
-    before = {key: value for key, value in block_of(finetune.status, "progress").items() if key not in _OF_THE_MOMENT}
+    before = {key: value for key, value in stored.progress.items() if key not in _OF_THE_MOMENT}
     if results is None:
         return before
     steps = whole(results.steps)

@@ -9,11 +9,20 @@ from typing import Any
 from lora_operator.decision.blocks import block_from
 from lora_operator.decision.progress import whole
 from lora_operator.views.request import Request
-from lora_operator.views.wording import block_of, byte_size, decimal, integer_of, printable, sentence, text_of
+from lora_operator.views.wording import byte_size, decimal, integer_of, printable, sentence, text_of
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
 from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS, checkpoint_claim
 from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, SavedState, Verification, clip
+from lora_trainer.contract.summary import (
+    Artifact,
+    DatasetStats,
+    ResolvedRun,
+    Results,
+    SavedState,
+    Summary,
+    Verification,
+    clip,
+)
 
 LARGEST_INT32 = 2**31 - 1
 MOST_MODULES, MOST_KERNELS, MOST_ALTERNATIVES = 256, 16, 8
@@ -104,23 +113,29 @@ def plan_block(plan: RunPlan) -> Block:
     return block | {key: byte_size(block[source]) for key, source in shown.items() if source in block}
 
 
-def kept_max_validation_rows(status: Mapping[str, Any]) -> int | None:
+def found_by(report: Summary) -> dict[str, Block]:
+    """The blocks of what a preflight found out."""
+    return {
+        "preflight": block_from(report.preflight) if report.preflight else {},
+        "plan": plan_block(report.plan) if report.plan else {},
+    }
+
+
+def kept_max_validation_rows(resolved: Mapping[str, Any]) -> int | None:
     """How many rows a run holds out at most whose spec names no number; None where it began without a limit.
 
-    A release from before there was one has resolved the rest already. What anybody wrote there that is no such number
-    reads as absent.
+    What anybody wrote there that is no such number reads as absent.
     """
-    resolved = block_of(status, "resolved")
     if not resolved:
         return MAX_VALIDATION_ROWS
     kept = integer_of(resolved.get("maxValidationRows"))
     return kept if kept is not None and kept >= 1 else None
 
 
-def kept_quantization(status: Mapping[str, Any]) -> Quantization | None:
+def kept_quantization(resolved: Mapping[str, Any]) -> Quantization | None:
     """What a run's `Auto` has become, in a former attempt or before somebody replaced None by it; None before that."""
     settled = {kind.value: kind for kind in Quantization if kind is not Quantization.AUTO}
-    return settled.get(text_of(block_of(status, "resolved").get("quantization")))
+    return settled.get(text_of(resolved.get("quantization")))
 
 
 def resolved_by_run(run: ResolvedRun) -> Block:

@@ -1,15 +1,10 @@
-"""The states of a run and the steps between them, and what each condition may say: the one home of both tables.
-
-STATE is the reason of the condition `Complete`. Events take from here whether a state is good news, docs/states.md is
-drawn from it, and the tests hold whatever a model world does to a LoRAFineTune against it.
-"""
+"""The states of a run, STATE being the reason of the condition `Complete`: their groups, and which are good news."""
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from lora_operator.views.conditions import Type, result_of, state_of
+from lora_operator.views.conditions import result_of, state_of
 from lora_trainer.contract.reasons import FAILURES, Reason
 
 
@@ -27,26 +22,25 @@ class Group(enum.StrEnum):
 
 ENDS = frozenset({Group.SUCCEEDED, Group.FAILED})
 
-_PASSING = frozenset(
-    {
-        Reason.UNSCHEDULABLE,
-        Reason.QUOTA_EXCEEDED,
-        Reason.IMAGE_PULL_BACK_OFF,
-        Reason.SECRET_NOT_FOUND,
-        Reason.CONFIG_MAP_NOT_FOUND,
-        Reason.VOLUME_NOT_READY,
-        Reason.CONTAINER_NOT_STARTED,
-        Reason.ADMISSION_DENIED,
-        Reason.FORBIDDEN,
-        Reason.POD_SECURITY_VIOLATION,
-        Reason.NAME_CONFLICT,
-        Reason.NODE_UNREACHABLE,
-    }
-)
-"""Something stands against the run, and the run goes on by itself once it is put right."""
-
 STATES: Mapping[Group, frozenset[Reason]] = {
-    Group.WAITING: frozenset({Reason.PENDING}) | _PASSING,
+    # But for Pending, something stands against the run, which goes on by itself once that is put right.
+    Group.WAITING: frozenset(
+        {
+            Reason.PENDING,
+            Reason.UNSCHEDULABLE,
+            Reason.QUOTA_EXCEEDED,
+            Reason.IMAGE_PULL_BACK_OFF,
+            Reason.SECRET_NOT_FOUND,
+            Reason.CONFIG_MAP_NOT_FOUND,
+            Reason.VOLUME_NOT_READY,
+            Reason.CONTAINER_NOT_STARTED,
+            Reason.ADMISSION_DENIED,
+            Reason.FORBIDDEN,
+            Reason.POD_SECURITY_VIOLATION,
+            Reason.NAME_CONFLICT,
+            Reason.NODE_UNREACHABLE,
+        }
+    ),
     Group.HELD: frozenset({Reason.QUEUED, Reason.PREEMPTED, Reason.SUSPENDED_BY_USER, Reason.SUSPENDED_EXTERNALLY}),
     Group.RUNNING: frozenset(
         {
@@ -67,181 +61,6 @@ STATES: Mapping[Group, frozenset[Reason]] = {
     Group.FAILED: FAILURES,
 }
 """The reasons that STATE may have. Failing: the last pod has failed, and its Job has not said so yet."""
-
-STEPS: Mapping[Group | None, Mapping[Group, str]] = {
-    None: {
-        Group.WAITING: "applied",
-        Group.HELD: "applied with a queue, or suspended",
-        Group.FAILED: "the spec breaks a rule",
-    },
-    Group.WAITING: {
-        Group.RUNNING: "all pods run",
-        Group.HELD: "suspended, or not admitted",
-        Group.RETRYING: "the pod is lost before it ran",
-        Group.FAILING: "a failure that is not tried again",
-        Group.SUCCEEDED: "as from Running, unseen",
-        Group.FAILED: "pendingTimeoutSeconds, or maxRetries used up",
-    },
-    Group.HELD: {
-        Group.WAITING: "resumed, or admitted",
-        Group.RUNNING: "resumed, and its pods run already",
-        Group.RETRYING: "resumed, after a failure",
-        Group.FAILING: "resumed, after the last failure",
-        Group.SUCCEEDED: "the pod had done its work",
-        Group.FAILED: "the pod had failed for good",
-    },
-    Group.RUNNING: {
-        Group.WAITING: "preflight has passed, its Job was deleted, or a node stopped answering",
-        Group.HELD: "suspended, or preempted",
-        Group.RETRYING: "a failure worth a retry, or the cluster took the pod",
-        Group.FAILING: "a failure that is final, or one too many",
-        Group.SUCCEEDED: "the adapter is verified and published",
-        Group.FAILED: "activeDeadlineSeconds",
-    },
-    Group.RETRYING: {
-        Group.WAITING: "a new pod is made",
-        Group.HELD: "suspended, or not admitted again",
-        Group.RUNNING: "the new pod runs",
-        Group.FAILING: "the new pod fails for good",
-        Group.SUCCEEDED: "as from Running, unseen",
-        Group.FAILED: "maxRetries used up",
-    },
-    Group.FAILING: {
-        Group.WAITING: "maxRetries was raised, or the Job deleted",
-        Group.HELD: "suspended",
-        Group.RUNNING: "maxRetries was raised, unseen",
-        Group.RETRYING: "maxRetries was raised",
-        Group.SUCCEEDED: "another pod had done the work",
-        Group.FAILED: "its Job reports it",
-    },
-    Group.SUCCEEDED: {},
-    Group.FAILED: {},
-}
-"""From which group a run may come into which, and what does it. The operator may have slept over what lay between."""
-
-USUAL_WAY: tuple[tuple[Reason, Reason], ...] = (
-    (Reason.PREFLIGHT, Reason.STARTING),
-    (Reason.STARTING, Reason.PREPARING),
-    (Reason.PREPARING, Reason.LOADING_MODEL),
-    (Reason.LOADING_MODEL, Reason.TRAINING),
-    (Reason.TRAINING, Reason.EVALUATING),
-    (Reason.EVALUATING, Reason.TRAINING),
-    (Reason.TRAINING, Reason.CHECKPOINTING),
-    (Reason.CHECKPOINTING, Reason.TRAINING),
-    (Reason.TRAINING, Reason.STALLED),
-    (Reason.EVALUATING, Reason.PUBLISHING),
-)
-"""How a training that goes well goes through the states of Running; asked now and then, it may seem to skip some."""
-
-_ONGOING = frozenset().union(*(STATES[group] for group in Group if group not in ENDS))
-_REFUSED = frozenset(
-    {
-        Reason.ADMISSION_DENIED,
-        Reason.FORBIDDEN,
-        Reason.NAME_CONFLICT,
-        Reason.POD_SECURITY_VIOLATION,
-        Reason.QUOTA_EXCEEDED,
-    }
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statement:
-    """One status of one condition, what it means, and the reasons that it may have."""
-
-    status: str
-    meaning: str
-    reasons: frozenset[Reason]
-
-
-CONDITIONS: Mapping[Type, tuple[Statement, ...]] = {
-    Type.ACCEPTED: (
-        Statement(status="Unknown", meaning="No operator has seen the resource", reasons=frozenset({Reason.PENDING})),
-        Statement(
-            status="True",
-            meaning="The spec is valid and the cluster took the Job",
-            reasons=frozenset({Reason.ACCEPTED}),
-        ),
-        Statement(
-            status="False",
-            meaning="A rule is broken, or the API server refuses the Job",
-            reasons=_REFUSED | {Reason.CONFIG_INVALID},
-        ),
-    ),
-    Type.QUOTA_RESERVED: (
-        Statement(
-            status="True",
-            meaning="The queue has reserved what the run needs",
-            reasons=frozenset({Reason.QUOTA_RESERVED}),
-        ),
-        Statement(
-            status="False",
-            meaning="It waits for its queue, lost its place there, or holds no quota; absent without a queue",
-            reasons=_ONGOING | STATES[Group.FAILED] | STATES[Group.SUCCEEDED],
-        ),
-    ),
-    Type.PREFLIGHT_PASSED: (
-        Statement(
-            status="Unknown",
-            meaning="Model, data, output and memory are being checked; absent where `spec.preflight` is Skip",
-            reasons=_ONGOING,
-        ),
-        Statement(
-            status="True",
-            meaning="Nothing was found that would make the run fail",
-            reasons=frozenset({Reason.PREFLIGHT_PASSED}),
-        ),
-        Statement(status="False", meaning="The run would fail, or its preflight did", reasons=STATES[Group.FAILED]),
-    ),
-    Type.PODS_READY: (
-        Statement(status="True", meaning="The trainer runs, on every node", reasons=frozenset({Reason.POD_RUNNING})),
-        Statement(
-            status="False",
-            meaning="It does not run yet, at the moment, or any longer",
-            reasons=_ONGOING | STATES[Group.FAILED] | STATES[Group.SUCCEEDED],
-        ),
-    ),
-    Type.CHECKPOINT_SAVED: (
-        Statement(status="True", meaning="A valid checkpoint exists", reasons=frozenset({Reason.CHECKPOINT_SAVED})),
-        Statement(
-            status="False",
-            meaning="There is none yet, there is no claim for one, none is whole, or the run ended before it",
-            reasons=STATES[Group.FAILED] | {Reason.PENDING, Reason.NO_CHECKPOINT_CLAIM, Reason.SUCCEEDED},
-        ),
-    ),
-    Type.SUSPENDED: (
-        Statement(
-            status="True",
-            meaning="The run is held by `spec.suspend`, its queue or another client",
-            reasons=STATES[Group.HELD],
-        ),
-        Statement(status="False", meaning="Nothing holds it", reasons=frozenset({Reason.NOT_SUSPENDED})),
-    ),
-    Type.ARTIFACT_PUBLISHED: (
-        Statement(
-            status="Unknown",
-            meaning="The run continues",
-            reasons=frozenset({Reason.PENDING, Reason.PUBLISHING}),
-        ),
-        Statement(
-            status="True",
-            meaning="The verified adapter is at status.artifact.uri",
-            reasons=frozenset({Reason.SUCCEEDED}),
-        ),
-        Statement(status="False", meaning="There will be none", reasons=STATES[Group.FAILED]),
-    ),
-    Type.COMPLETE: (
-        Statement(status="Unknown", meaning="The run continues; the reason is its STATE", reasons=_ONGOING),
-        Statement(status="True", meaning="The run succeeded", reasons=STATES[Group.SUCCEEDED]),
-        Statement(status="False", meaning="The run failed", reasons=STATES[Group.FAILED]),
-    ),
-    Type.FAILED: (
-        Statement(status="Unknown", meaning="The run continues; the reason is its STATE", reasons=_ONGOING),
-        Statement(status="False", meaning="The run succeeded", reasons=STATES[Group.SUCCEEDED]),
-        Statement(status="True", meaning="The run failed", reasons=STATES[Group.FAILED]),
-    ),
-}
-"""What each condition may say."""
 
 
 def is_good_news(reason: str) -> bool:

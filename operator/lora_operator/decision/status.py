@@ -2,39 +2,36 @@
 
 import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 
-from lora_operator.decision.advice import joined
+from lora_operator.decision.active_time import ActiveTime, time_block
+from lora_operator.decision.advice import advise, advise_cleanup, joined
+from lora_operator.decision.checkpoint import checkpoint_saved
+from lora_operator.decision.ends import retries_block, with_preemption
+from lora_operator.decision.kueue import no_quota, quota_reserved
+from lora_operator.decision.preflight import preflight_passed
 from lora_operator.decision.progress import close_progress
-from lora_operator.decision.proof import Verdict
 from lora_operator.decision.results import (
+    Block,
     artifact_block,
     checkpoint_block,
     dataset_block,
     plan_block,
+    resolved_by_request,
     resolved_by_run,
     results_block,
 )
-from lora_operator.decision.retries import Retries, retries_block
-from lora_operator.decision.situation import Situation
-from lora_operator.decision.spent_time import SpentTime, time_block
-from lora_operator.decision.usage import Usage, usage_block
-from lora_operator.views.conditions import (
-    Condition,
-    Finding,
-    Type,
-    refresh_conditions,
-    state_of,
-    write_conditions,
-)
-from lora_operator.views.model import FineTune, JobView, PodView
-from lora_operator.views.wording import block_of, instant, parse_instant, text_of
+from lora_operator.decision.run import Run
+from lora_operator.decision.state import RunState
+from lora_operator.decision.verdict import Verdict
+from lora_operator.views.conditions import Condition, Finding, Type, refresh_conditions, write_conditions
+from lora_operator.views.jobs import ending_of
+from lora_operator.views.model import PodView
+from lora_operator.views.names import PREFLIGHT
+from lora_operator.views.pods import leader_first
+from lora_operator.views.wording import instant
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import ResolvedRun
 
-Status = dict[str, Any]
 NOT_SUSPENDED = Finding(reason=Reason.NOT_SUSPENDED, message="The run is not suspended")
 _RESUMED_BY_OTHERS = Finding(
     reason=Reason.NOT_SUSPENDED,
@@ -45,30 +42,6 @@ _NOT_YET_PUBLISHED = Finding(reason=Reason.PENDING, message="The result is publi
 _SUSPENSIONS = {Reason.SUSPENDED_BY_USER, Reason.SUSPENDED_EXTERNALLY, Reason.QUEUED, Reason.PREEMPTED}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What a status says besides its state. None and empty mean: as before.
-
-    `milestones` are further conditions, `findings` the blocks of what was found out beforehand. `resumed_by_others`:
-    the user's suspension was applied, and then undone.
-    """
-
-    milestones: tuple[Condition, ...] = ()
-    findings: Status = dataclasses.field(default_factory=dict)
-    attempt: int = 0
-    job_name: str = ""
-    job: JobView | None = None
-    resumed_by_others: bool = False
-    pod: PodView | None = None
-    resolved: Status = dataclasses.field(default_factory=dict)
-    found_out: ResolvedRun | None = None
-    progress: Status = dataclasses.field(default_factory=dict)
-    spent: SpentTime = dataclasses.field(default_factory=SpentTime)
-    retries: Retries = dataclasses.field(default_factory=Retries)
-    usage: Usage = dataclasses.field(default_factory=Usage)
-    advice: list[Status] = dataclasses.field(default_factory=list)
-
-
 def acceptance(job_name: str) -> Condition:
     """The condition Accepted of a spec that breaks no rule; `job_name` is empty where no Job is made yet."""
     runs = f"Job {job_name} runs it" if job_name else "its Job is not made yet"
@@ -76,118 +49,151 @@ def acceptance(job_name: str) -> Condition:
     return Condition(type=Type.ACCEPTED, holds=True, finding=finding)
 
 
-def ongoing_status(
-    finetune: FineTune, accepted: Condition, situation: Situation, facts: Facts, now: datetime
-) -> Status:
+def ongoing_status(run: Run, state: RunState, accepted: Condition | None = None) -> Block:
     """The status of a run that has not ended. Its state is the reason of Complete and Failed, which are Unknown."""
-    state = situation.state
+    reason = state.reason
     # A pod's end is by its node's clock, which may be wrong, and a pending timeout counts from here.
-    ready = situation.ready_since if situation.running else _timeless(state)
-    suspended = state.reason in _SUSPENSIONS
-    publishing = (
-        dataclasses.replace(_NOT_YET_PUBLISHED, reason=state.reason) if _publishes(state) else _NOT_YET_PUBLISHED
-    )
+    ready = state.ready_since if state.running else _timeless(reason)
+    suspended = reason.reason in _SUSPENSIONS
+    publishing = reason.reason if reason.reason is Reason.PUBLISHING else Reason.PENDING
     conditions = (
-        accepted,
-        Condition(type=Type.PODS_READY, holds=situation.running, finding=ready),
-        Condition(type=Type.SUSPENDED, holds=suspended, finding=state if suspended else _free(finetune, facts)),
-        Condition(type=Type.ARTIFACT_PUBLISHED, holds=None, finding=publishing),
-        Condition(type=Type.COMPLETE, holds=None, finding=_timeless(state)),
-        Condition(type=Type.FAILED, holds=None, finding=_timeless(state)),
-        *facts.milestones,
+        accepted or acceptance(run.job.name if run.job else run.job_name),
+        Condition(type=Type.PODS_READY, holds=state.running, finding=ready),
+        Condition(type=Type.SUSPENDED, holds=suspended, finding=reason if suspended else _free(run)),
+        Condition(
+            type=Type.ARTIFACT_PUBLISHED, holds=None, finding=dataclasses.replace(_NOT_YET_PUBLISHED, reason=publishing)
+        ),
+        Condition(type=Type.COMPLETE, holds=None, finding=_timeless(reason)),
+        Condition(type=Type.FAILED, holds=None, finding=_timeless(reason)),
+        *_extra_conditions(run, reason),
     )
-    return _assemble(finetune, conditions, facts, now, state)
+    answer = run.observed.progress if run.reporter else None
+    found_out = answer.resolved if answer else None
+    return _assemble(run, conditions, reason, _shown_pod(run, state), run.progress, run.active, found_out)
 
 
-def final_status(finetune: FineTune, accepted: Condition, verdict: Verdict, facts: Facts, now: datetime) -> Status:
+def final_status(run: Run, verdict: Verdict, accepted: Condition | None = None) -> Block:
     """The status of a run that has ended, well or badly; it is the last one."""
-    end = min(verdict.finding.since or now, now)  # a node's clock may be ahead
+    end = min(verdict.finding.since or run.now, run.now)  # a node's clock may be ahead
     finding = dataclasses.replace(verdict.finding, since=end)
-    done = verdict.succeeded
+    done, summary = verdict.succeeded, verdict.summary
     published = finding
-    if verdict.summary is not None and verdict.summary.artifact is not None and done:
-        published = dataclasses.replace(finding, message=f"The verified result is at {verdict.summary.artifact.uri}")
+    if summary is not None and summary.artifact is not None and done:
+        published = dataclasses.replace(finding, message=f"The verified result is at {summary.artifact.uri}")
     over = finding if not done else dataclasses.replace(finding, message="The pod has done its work and ended")
     conditions = (
-        accepted,
+        accepted or acceptance(run.job.name if run.job else run.job_name),
         Condition(type=Type.PODS_READY, holds=False, finding=over),
         Condition(type=Type.SUSPENDED, holds=False, finding=NOT_SUSPENDED),
         Condition(type=Type.ARTIFACT_PUBLISHED, holds=done, finding=published),
         Condition(type=Type.COMPLETE, holds=done, finding=finding),
         Condition(type=Type.FAILED, holds=not done, finding=finding),
-        *facts.milestones,
+        *_extra_conditions(run, finding, verdict),
     )
-    summary = verdict.summary
-    facts = dataclasses.replace(facts, found_out=summary.resolved if summary and summary.resolved else facts.found_out)
-    if summary is not None and summary.plan is not None:
-        facts = dataclasses.replace(facts, findings={**facts.findings, "plan": plan_block(summary.plan)})
-    facts = dataclasses.replace(facts, spent=facts.spent.ended_at(end))
-    facts = dataclasses.replace(facts, advice=joined(facts.advice, *(summary.advice if summary else ())))
-    status = _assemble(finetune, conditions, facts, now, finding)
-    status["completionTime"] = instant(end)
-    blocks = {
-        "progress": close_progress(finetune, summary.results if summary and done else None),
-        "dataset": dataset_block(summary.dataset) if summary and summary.dataset else {},
-        "results": results_block(summary.results) if summary and summary.results else {},
-        "artifact": artifact_block(summary.artifact) if summary and summary.artifact and done else {},
-        "checkpoint": checkpoint_block(summary.checkpoint) if summary and summary.checkpoint else {},
-    }
-    return {key: value for key, value in {**status, **blocks}.items() if value != {}}
+    progress = close_progress(run.stored, summary.results if summary and done else None)
+    pod = next(iter(leader_first(run.pods)), None)
+    found_out = summary.resolved if summary else None
+    status = _assemble(run, conditions, finding, pod, progress, run.active.ended_at(end), found_out)
+    blocks: Block = {"completionTime": instant(end)}
+    if summary is not None:
+        blocks |= {
+            "advice": joined(status.get("advice", ()), *summary.advice),
+            "plan": plan_block(summary.plan) if summary.plan else status.get("plan"),
+            "dataset": dataset_block(summary.dataset) if summary.dataset else {},
+            "results": results_block(summary.results) if summary.results else {},
+            "artifact": artifact_block(summary.artifact) if summary.artifact and done else {},
+            "checkpoint": checkpoint_block(summary.checkpoint) if summary.checkpoint else {},
+        }
+    return {key: value for key, value in {**status, **blocks}.items() if value not in ({}, [], None)}
 
 
-def refreshed_status(finetune: FineTune) -> Status:
-    """A finished run's status, which changes no more except for the generation that it speaks of."""
+def refreshed_status(run: Run) -> Block:
+    """A finished run's status, which changes no more except for the generation that it speaks of, and its advice."""
+    finetune, advice = run.finetune, advise_cleanup(run)
+    kept = {key: value for key, value in finetune.status.items() if key != "advice"}
     return {
-        **finetune.status,
+        **kept,
         "observedGeneration": finetune.generation,
         "conditions": refresh_conditions(finetune),
+        **({"advice": advice} if advice else {}),
     }
 
 
-def _assemble(
-    finetune: FineTune, conditions: Iterable[Condition], facts: Facts, now: datetime, state: Finding
-) -> Status:
-    before = finetune.status
-    resolved = {**(facts.resolved or block_of(before, "resolved"))}
-    if facts.found_out is not None:
-        resolved |= resolved_by_run(facts.found_out)
-    started = parse_instant(before.get("startTime")) or (facts.job.started_at if facts.job else None)
-    status: Status = {
-        "observedGeneration": finetune.generation,
-        "conditions": write_conditions(finetune, conditions, now),
-        "stateSince": _state_since(finetune, state, now),
-        "attempt": facts.attempt,
+def _extra_conditions(run: Run, state: Finding, verdict: Verdict | None = None) -> Iterable[Condition]:
+    """Those that not every run has: quota, preflight, checkpoint."""
+    job, place = run.job, run.place
+    if place is not None and job is not None and ending_of(job) is None and verdict is None:
+        yield quota_reserved(place, state)
+    elif run.queue:
+        yield no_quota(state, run.queue)
+    preflight = preflight_passed(run, state, over=verdict is not None)
+    if preflight is not None:
+        yield preflight
+    progress = run.progress if verdict is None else run.stored.progress
+    checkpoint = checkpoint_saved(run.request.train, progress, verdict)
+    if checkpoint is not None:
+        yield checkpoint
+
+
+def _shown_pod(run: Run, state: RunState) -> PodView | None:
+    """The pod for kubectl logs: of several nodes always the one that leads, whichever the state is about."""
+    if run.training is None or run.nodes == 1:
+        return state.pod if state.pod is None or state.pod.stage != PREFLIGHT else None
+    return next((pod for pod in leader_first(run.pods) if pod.index == 0), None)
+
+
+def _assemble(  # noqa: PLR0917 - a status has as many parts
+    run: Run,
+    conditions: Iterable[Condition],
+    state: Finding,
+    pod: PodView | None,
+    progress: Block,
+    active: ActiveTime,
+    found_out: ResolvedRun | None,
+) -> Block:
+    stored, job = run.stored, run.job
+    resolved = stored.resolved
+    if job is not None:
+        # What was resolved stays, unless a crash came before the first status of the Job that trains.
+        resolved = run.resolved or resolved_by_request(run.request, run.rendered_image)
+    if found_out is not None:
+        resolved = {**resolved, **resolved_by_run(found_out)}
+    started = stored.started_at or (job.started_at if job else None)
+    status: Block = {
+        "observedGeneration": run.finetune.generation,
+        "conditions": write_conditions(run.finetune, conditions, run.now),
+        "stateSince": _state_since(run, state),
+        "attempt": run.attempt,
         "startTime": instant(started) if started else "",
-        "jobName": facts.job_name,
-        "podName": facts.pod.name if facts.pod else text_of(before.get("podName")),
-        **facts.findings,
+        "jobName": run.job_name,
+        "podName": pod.name if pod else stored.pod_name,
+        **run.findings,
         "resolved": resolved,
-        "progress": facts.progress,
-        "retries": retries_block(facts.retries),
-        "usage": usage_block(facts.usage),
-        "advice": facts.advice,
+        "progress": progress,
+        "retries": retries_block(with_preemption(run.retries, state, stored)),
+        "advice": advise(run, state),
     }
     known = {key: value for key, value in status.items() if value not in ("", {}, [], 0) or key == "observedGeneration"}
-    return known | time_block(facts.spent)
+    return known | time_block(active)
 
 
-def _state_since(finetune: FineTune, state: Finding, now: datetime) -> str:
+def _state_since(run: Run, state: Finding) -> str:
     """Since when the run is in this state; empty where it was before anybody wrote that down."""
-    before = finetune.status
-    if state_of(before) == state.reason and "observedGeneration" in before:
-        return text_of(before.get("stateSince"))
-    if state_of(before) in (state.reason, "") and state.reason is Reason.PENDING:
-        return instant(finetune.created_at or now)  # the definition's default says so, before there is an operator
-    return instant(min(state.since or now, now))
+    stored = run.stored
+    if stored.state == state.reason and stored.is_written:
+        return stored.state_since
+    if stored.state in (state.reason, "") and state.reason is Reason.PENDING:
+        return instant(run.finetune.created_at or run.now)  # the definition's default says so, before any operator
+    return instant(min(state.since or run.now, run.now))
 
 
-def _free(finetune: FineTune, facts: Facts) -> Finding:
-    """Why the run is not held, though the user may have wished it."""
-    return _RESUMED_BY_OTHERS if facts.resumed_by_others and finetune.spec.get("suspend") is True else NOT_SUSPENDED
-
-
-def _publishes(state: Finding) -> bool:
-    return state.reason is Reason.PUBLISHING
+def _free(run: Run) -> Finding:
+    """Why the run is not held, though the user may have wished it: somebody else undid that."""
+    job, place = run.job, run.place
+    if not run.policy.suspend or job is None:
+        return NOT_SUSPENDED
+    undone = place.resumed_by_others if place else job.suspend_intent is True and not job.suspended
+    return _RESUMED_BY_OTHERS if undone else NOT_SUSPENDED
 
 
 def _timeless(state: Finding) -> Finding:

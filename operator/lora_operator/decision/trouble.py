@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from lora_operator.views.conditions import Finding
 from lora_operator.views.jobs import FAILED_CREATE
-from lora_operator.views.model import EventView, JobView, PodView, Rejection
+from lora_operator.views.model import EventView, JobView, PodView, Refusal
 from lora_operator.views.pods import condition_of, has_ended, is_running, was_disrupted, was_short_of_something
 from lora_operator.views.wording import UNANSWERED, is_of_webhook, last_line, sentence
 from lora_trainer.contract.reasons import Reason
@@ -31,7 +31,6 @@ _VOLUME_TERMS = (
     "enough free storage",
     *_OUT_OF_REACH,
 )
-RUN_LIMIT = "mostUnfinishedRunsPerNamespace"
 _MISSING_OBJECT = re.compile(r'(secrets?|configmaps?) "([^"]+)" not found', re.IGNORECASE)
 _MISSING_KEY = re.compile(r"couldn't find key (\S+) in (Secret|ConfigMap) (?:[^/\s]+/)?(\S+)", re.IGNORECASE)
 _MISSING_PATH = re.compile(r"references non-existent (secret|config) key: (\S+)", re.IGNORECASE)
@@ -88,13 +87,13 @@ def trouble_of_job(job: JobView, pods: Iterable[PodView], events: Iterable[Event
     return _finding(reason, f"The Job cannot create its pod: {last_line(event.message, 600)}", remedy, event.last_seen)
 
 
-def trouble_of_rejection(rejection: Rejection) -> Finding:
+def trouble_of_refusal(refusal: Refusal) -> Finding:
     """Why the API server refused what the operator wanted to write."""
-    if rejection.code == 409 and not is_of_webhook(rejection.message):
-        return name_conflict(rejection.kind, rejection.name)
-    reason, remedy = classify_refusal(rejection.message)
-    said = sentence(rejection.message, 600) or f"{rejection.code} {rejection.reason}"
-    return _finding(reason, f"The API server refused {rejection.kind} {rejection.name}: {said}", remedy)
+    if refusal.code == 409 and not is_of_webhook(refusal.message):
+        return name_conflict(refusal.kind, refusal.name)
+    reason, remedy = classify_refusal(refusal.message)
+    said = sentence(refusal.message, 600) or f"{refusal.code} {refusal.reason}"
+    return _finding(reason, f"The API server refused {refusal.kind} {refusal.name}: {said}", remedy)
 
 
 def name_conflict(kind: str, name: str) -> Finding:
@@ -104,15 +103,6 @@ def name_conflict(kind: str, name: str) -> Finding:
         "delete or rename it, or create the LoRAFineTune under another name"
     )
     return Finding(reason=Reason.NAME_CONFLICT, message=message)
-
-
-def beyond_limit(most: int) -> Finding:
-    """The namespace has as many unfinished runs as it may, and this one is younger than those."""
-    message = (
-        f"The namespace may have {most} unfinished runs ({RUN_LIMIT}) and has older ones: this one "
-        "begins automatically when another ends or is deleted"
-    )
-    return Finding(reason=Reason.QUOTA_EXCEEDED, message=message)
 
 
 def classify_refusal(message: str) -> tuple[Reason, str]:

@@ -1,20 +1,92 @@
-"""The ends of a run that did not succeed. Success needs a proof (`proof.py`): an exit code of 0 alone is none."""
+"""How a run ends. A success needs a proof: a pod's summary of a verified adapter, and the status of the very Job that
+owns it; an exit code of 0 alone is none.
+
+The summary alone is worth as much as the right to create pods in the namespace. So the pod must be controlled, by uid,
+by a Job of the run that counts it (`PodView.job_uid`), and that Job must have counted a success. One that was deleted
+before it did cannot any more: the Job controller adopts whatever pod carries the labels of its template, so that an
+owner alone proves nothing. The next attempt then finds what was published, and verifies it.
+"""
 
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from lora_operator.decision.proof import Evidence, Verdict
 from lora_operator.views.conditions import Finding
+from lora_operator.views.jobs import ending_of, is_succeeding
 from lora_operator.views.model import ConditionView, JobView, MemoryLimit, PodView
 from lora_operator.views.pods import failures_of, newest_first, summary_of
 from lora_operator.views.request import Policy
 from lora_operator.views.wording import last_line, sentence
 from lora_trainer.contract.exit_codes import reason_of
 from lora_trainer.contract.reasons import FAILURES, Reason
+from lora_trainer.contract.summary import Summary
 
 _EXIT_CODE = re.compile(r"exit code ([0-9]{1,3})\b")
 _UNSPECIFIC = {Reason.RESTARTING, Reason.EVICTED, Reason.INTERNAL_ERROR, Reason.PENDING}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The end of a run, or of a stage before the training. `finding.since` is when."""
+
+    succeeded: bool
+    finding: Finding
+    summary: Summary | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Against what a claim is held: the run's Jobs, the last states of those that are gone, and the rendered image.
+
+    `image` is empty where any will do.
+    """
+
+    jobs: tuple[JobView, ...] = ()
+    former: tuple[JobView, ...] = ()
+    image: str = ""
+
+
+def claims_success(pod: PodView) -> bool:
+    """Whether the pod left the summary of a verified adapter."""
+    summary = summary_of(pod)
+    return summary is not None and summary.succeeded
+
+
+def proven_success(pods: Iterable[PodView], evidence: Evidence) -> Verdict | None:
+    """The success that a pod's summary and its Job prove together."""
+    for pod in newest_first(pods):
+        summary = summary_of(pod)
+        if summary is not None and summary.succeeded and _is_confirmed(pod, evidence):
+            finding = Finding(reason=Reason.SUCCEEDED, message=sentence(summary.message), since=pod.trainer.finished_at)
+            return Verdict(succeeded=True, finding=finding, summary=summary)
+    return None
+
+
+def _is_confirmed(pod: PodView, evidence: Evidence) -> bool:
+    if evidence.image and pod.image != evidence.image:
+        return False
+    return any(job.uid == pod.job_uid and is_succeeding(job) for job in (*evidence.jobs, *evidence.former))
+
+
+def dated(verdict: Verdict, job: JobView) -> Verdict:
+    """The verdict at the time at which the Job says that it ended."""
+    ending = ending_of(job)
+    since = job.completed_at or (ending.since if ending else None) or verdict.finding.since
+    return dataclasses.replace(verdict, finding=dataclasses.replace(verdict.finding, since=since))
+
+
+def training_verdict(
+    job: JobView, pods: Sequence[PodView], memory: MemoryLimit, policy: Policy, evidence: Evidence
+) -> Verdict | None:
+    """How the training's Job ended, with its pods; None while it goes on."""
+    ending = ending_of(job)
+    if ending is None:
+        return None
+    verdict = proven_success(pods, evidence)
+    if verdict is None and ending.type == "Complete":
+        verdict = complete_without_proof(pods, evidence)
+    return dated(verdict or failed(job, ending, pods, memory, policy), job)
 
 
 def deadline_exceeded(policy: Policy, pods: Iterable[PodView], memory: MemoryLimit) -> Verdict:

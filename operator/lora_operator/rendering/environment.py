@@ -52,12 +52,6 @@ def _services(train: TrainConfig, config: OperatorConfig) -> dict[str, str]:
     if config.offline:
         values["HF_HUB_OFFLINE"] = "1"
     optional = {"AWS_ENDPOINT_URL_S3": config.s3_endpoint, "AWS_REGION": config.s3_region}
-    for name, value in (
-        ("HTTPS_PROXY", config.https_proxy),
-        ("HTTP_PROXY", config.http_proxy),
-        ("NO_PROXY", config.no_proxy),
-    ):
-        optional |= _spelled(name, value)
     if config.ca_bundle_config_map:
         optional |= dict.fromkeys(_CA_VARIABLES, f"{CA_FOLDER}/{CA_FILE}")
     optional["LORA_OCI_PLAIN_HTTP"] = ",".join(config.oci_plain_http_registries)

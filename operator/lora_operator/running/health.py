@@ -6,9 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry
-
-from lora_operator.running.scrape import accepts_gzip, compressed, pieces
+from prometheus_client import CollectorRegistry, exposition
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -17,28 +15,21 @@ Probe = Callable[[], str]
 """Answers with an empty text where all is well, else with a sentence."""
 
 
-def make_application(registry: CollectorRegistry, *, healthy: Probe, ready: Probe) -> web.Application:
+def make_application(registry: CollectorRegistry, *, ready: Probe) -> web.Application:
     """The three endpoints. Metrics come in the format that the scraper asks for, and compressed where it takes that."""
 
-    async def metrics(request: web.Request) -> web.StreamResponse:
-        content_type, parts = pieces(registry, request.headers.get("Accept", ""))
-        response = web.StreamResponse(headers={"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"})
-        if accepts_gzip(request.headers.get("Accept-Encoding", "")):
-            parts = compressed(parts)
-            response.headers["Content-Encoding"] = "gzip"
+    async def metrics(request: web.Request) -> web.Response:
+        encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
         # Of thousands of resources it takes a second, in which runs are not to wait.
-        part = await asyncio.to_thread(next, parts, None)
-        await response.prepare(request)
-        while part is not None:
-            await response.write(part)
-            part = await asyncio.to_thread(next, parts, None)
-        await response.write_eof()
+        text = await asyncio.to_thread(encode, registry)
+        response = web.Response(body=text, headers={"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"})
+        response.enable_compression()
         return response
 
     application = web.Application()
     application.add_routes(
         [
-            web.get("/healthz", _answer(healthy)),
+            web.get("/healthz", _answer(lambda: "")),
             web.get("/readyz", _answer(ready)),
             web.get("/metrics", metrics),
         ]

@@ -1,23 +1,27 @@
-"""The metrics of the operator's process, and with them those of runs."""
+"""The metrics of the operator's process; those of each run are read from the cache (`object_metrics.py`)."""
 
 import platform
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
-from lora_operator.running.run_metrics import RunMetrics
+from lora_operator.views.conditions import has_just_ended, result_of
+from lora_operator.views.model import FineTune, Observed
+from lora_operator.views.names import TRAIN
 from lora_trainer.contract.release import RELEASE
 
-RESOURCES = ("lorafinetunes", "jobs", "pods")
-OUTCOMES = ("success", "retry", "error")
-VERBS = ("get", "watch", "create", "update", "patch", "delete")
 _RECONCILE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_WAIT_SECONDS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 3 * 86400, 7 * 86400)
 
 
 class Metrics:
-    """What the process does, and `runs`; each series is there with 0 where its labels are known beforehand."""
+    """What the process does, and what it has written for the first time.
+
+    No label is what a user wrote, but for the names of listed namespaces.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.reconciles = Counter(
@@ -46,7 +50,7 @@ class Metrics:
         )
         self.leader = Gauge(
             "lora_operator_leader",
-            "1 for the process that works on runs: with leader election one of several, without it each that is ready.",
+            "1 for the process that holds the Lease and works on runs, 0 for one that stands by.",
             registry=registry,
         )
         self.left_out_namespaces = Gauge(
@@ -64,8 +68,24 @@ class Metrics:
         )
         build = Info("lora_operator_build", "Version of the operator.", registry=registry)
         build.info({"version": RELEASE, "python": platform.python_version()})
-        self.runs = RunMetrics(registry)
-        self._start_at_zero()
+        self.finished = Counter(
+            "lorafinetune_finished",
+            "Runs whose verdict this process has written, by result (succeeded or failed).",
+            ["result"],
+            registry=registry,
+        )
+        self.wait_seconds = Histogram(
+            "lorafinetune_queue_wait_seconds",
+            "Time from the creation of a LoRAFineTune to its first pod that trains, which a queue, a quota, the "
+            "preflight or spec.suspend delays; the pod's own wait for a node is added to it.",
+            buckets=_WAIT_SECONDS,
+            registry=registry,
+        )
+        # `increase()` leaves out the first sample of a series: one that began with its first event would hide it.
+        for result in ("success", "retry", "error"):
+            self.reconciles.labels(result)
+        for result in ("succeeded", "failed"):
+            self.finished.labels(result)
 
     def left_out(self, namespaces: Iterable[str]) -> None:
         """Show the namespaces that are not looked after, and no others."""
@@ -78,14 +98,25 @@ class Metrics:
         for resource, timestamp_s in times.items():
             self.watch_last_event.labels(resource).set(timestamp_s)
 
-    def _start_at_zero(self) -> None:
-        for outcome in OUTCOMES:
-            self.reconciles.labels(outcome)
-        for verb in VERBS:
-            self.requests.labels(verb, "201" if verb == "create" else "200")
-            self.requests.labels(verb, "error")
-        for resource in RESOURCES:
-            self.watch_last_event.labels(resource)
+    def status_written(self, before: FineTune, observed: Observed, status: Mapping[str, Any]) -> None:
+        """Count what a status says that the one before did not."""
+        if has_just_ended(before, status):
+            self.finished.labels(result_of(status)).inc()
+        if (seconds := waited_s(before, observed, status)) is not None:
+            self.wait_seconds.observe(seconds)
+
+
+def waited_s(before: FineTune, observed: Observed, status: Mapping[str, Any]) -> float | None:
+    """Seconds from a run's creation to its first pod that trains; None unless the status is the first to name one.
+
+    Not to a start of a Job: the preflight's comes before the wait for GPUs, and the training's is often known only
+    after its pod.
+    """
+    created = before.created_at
+    made = min((pod.created_at for pod in observed.pods if pod.stage == TRAIN), default=None)
+    if before.status.get("podName") or not status.get("podName") or made is None or created is None:
+        return None
+    return max(0.0, (made - created).total_seconds())
 
 
 def count_requests(metrics: Metrics) -> aiohttp.TraceConfig:

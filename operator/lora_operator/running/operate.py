@@ -13,16 +13,15 @@ import kopf
 from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from lora_operator.cluster.api import ApiError
-from lora_operator.cluster.lease import RELEASE_S
+from lora_operator.cluster.api import Api, ApiError, UnreachableError
+from lora_operator.cluster.lease import RELEASE_S, Election
 from lora_operator.cluster.login import kopf_session, load_configuration
 from lora_operator.cluster.reflector import Reflector
 from lora_operator.running.health import make_application, serving
+from lora_operator.running.identity import own_identity
 from lora_operator.running.metrics import Metrics, count_requests
-from lora_operator.running.parts import Operator
+from lora_operator.running.operator import Operator, make_election, make_operator
 from lora_operator.running.prepare import prepare, wait_for_namespaces
-from lora_operator.running.resync import resync
-from lora_operator.running.run_metrics import FIRST_SCRAPE_S
 from lora_operator.running.self_check import check_definition
 from lora_operator.running.supervision import OperatorFailedError, end_within, run_together
 from lora_operator.running.watch import kopf_settings, register
@@ -36,17 +35,19 @@ _STOP_S = 5.0
 
 
 @contextlib.asynccontextmanager
-async def _operator(config: OperatorConfig) -> AsyncIterator[tuple[Operator, aiohttp.TraceConfig]]:
+async def _operator(config: OperatorConfig) -> AsyncIterator[tuple[Operator, Election, aiohttp.TraceConfig]]:
     disable_created_metrics()
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     counting = count_requests(metrics)
     configuration = await load_configuration([counting])
     async with ApiClient(configuration) as client:
-        operator = Operator(config, client, metrics, registry)
+        api, identity = Api(client), own_identity()
+        election = make_election(config, api, identity)
+        operator = make_operator(config, api, metrics=metrics, registry=registry, identity=identity)
         metrics.queue_depth.set_function(lambda: len(operator.queue))
-        metrics.leader.set_function(lambda: float(operator.leading()))
-        yield operator, counting
+        metrics.leader.set_function(lambda: float(operator.working and election.leading))
+        yield operator, election, counting
 
 
 async def operate(config: OperatorConfig) -> None:
@@ -55,10 +56,10 @@ async def operate(config: OperatorConfig) -> None:
     gc.set_threshold(10_000, 20, 50)
     stop = asyncio.Event()
     _stop_on_signal(stop)
-    async with _operator(config) as (operator, counting):
-        application = make_application(operator.registry, healthy=operator.trouble, ready=operator.unready)
+    async with _operator(config) as (operator, election, counting):
+        application = make_application(operator.registry, ready=operator.unready)
         async with serving(application, config.http_port):
-            working = asyncio.create_task(_work(operator, counting, stop), name="operator")
+            working = asyncio.create_task(_work(operator, election, counting, stop), name="operator")
             stopping = asyncio.create_task(stop.wait(), name="stop")
             await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
@@ -74,47 +75,56 @@ async def operate(config: OperatorConfig) -> None:
                 working.result()
 
 
-async def _work(operator: Operator, counting: aiohttp.TraceConfig, stop: asyncio.Event) -> None:
-    await prepare(operator)
+async def _work(operator: Operator, election: Election, counting: aiohttp.TraceConfig, stop: asyncio.Event) -> None:
+    await prepare(operator, election)
     operator.follow()
     parts = {
-        "resync": resync(
-            operator.api,
-            operator.kueue,
-            operator.reflectors,
-            interval_s=operator.config.resync_interval_s,
-            after=operator.forget,
-        ),
+        "housekeeping": keep_house(operator),
+        **{f"list of {reflector.path}": reflector.heal() for reflector in operator.reflectors},
         "watchdog": _watch_over(operator),
         "framework": _run_kopf(operator, counting, stop),
         **{f"watch of {reflector.path}": _follow(operator, reflector) for reflector in operator.reflectors},
-        "lead": _lead(operator),
+        "lead": _lead_once_listed(operator, election),
         **({"namespaces": wait_for_namespaces(operator)} if operator.left_out else {}),
     }
     await run_together(parts)
 
 
-async def _lead(operator: Operator) -> None:
-    """Work on runs, with leader election as long as the lease is held."""
+async def keep_house(operator: Operator) -> None:
+    """Drop what belongs to nobody any more, forever.
+
+    Raises `OperatorFailedError` when Kueue came, went or was exchanged, as its watch is begun at the start alone.
+    """
+    while True:
+        await operator.sleep(operator.config.resync_interval_s)
+        operator.forget()
+        try:
+            if await operator.kueue.has_changed(operator.api):
+                raise OperatorFailedError("Kueue was installed, removed or exchanged: a restart takes note of it")
+        except (ApiError, UnreachableError) as error:
+            logger.warning("whether Kueue is there is asked again in some minutes: %s", error)
+
+
+async def _lead_once_listed(operator: Operator, election: Election) -> None:
     for reflector in operator.reflectors:
         await reflector.listed.wait()
     # What was listed stays: the garbage collector need not walk over all of it again and again.
     gc.collect()
     gc.freeze()
-    election = operator.election
-    if election is not None:
-        await election.acquire()
-    operator.metrics.runs.hold()
-    asyncio.get_running_loop().call_later(FIRST_SCRAPE_S, operator.metrics.runs.release)
+    await lead(operator, election)
+
+
+async def lead(operator: Operator, election: Election) -> None:
+    """Work on runs, as long as the Lease is held."""
+    await election.acquire()
     operator.begin_work()
-    logger.info("ready to work on %d LoRAFineTunes", len(operator.cache.finetunes))
+    logger.info("ready to work on %d LoRAFineTunes", len(operator.stores.finetunes))
     queue, reconciler = operator.queue, operator.reconciler
     parts = {
-        "timers": queue.run_timers(),
         "event poster": operator.poster.run(),
-        **({"lease": election.keep()} if election is not None else {}),
+        "lease": election.keep(),
         **{
-            f"worker {number}": run_worker(queue, operator.cache, reconciler, operator.metrics)
+            f"worker {number}": run_worker(queue, operator.stores, reconciler, operator.metrics)
             for number in range(operator.config.workers)
         },
     }
@@ -122,14 +132,11 @@ async def _lead(operator: Operator) -> None:
         await run_together(parts)
     finally:
         await operator.poller.close()
-        if election is not None:
-            await election.release()
+        await election.release()
 
 
 async def _wind_down(operator: Operator) -> None:
     """Take no more work, and finish what was begun: its writes and their Events, within reason."""
-    # A last scrape may come meanwhile.
-    operator.metrics.runs.release()
     operator.queue.close()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_STOP_S):
@@ -140,7 +147,7 @@ async def _wind_down(operator: Operator) -> None:
 async def _follow(operator: Operator, reflector: Reflector) -> None:
     """Follow a kind. Raises `NoDefinitionError` where the definition is gone, and as the reflector does."""
     try:
-        await reflector.run()
+        await reflector.watch()
     except ApiError as error:
         if error.code == http.HTTPStatus.NOT_FOUND:
             await check_definition(operator.api)
@@ -180,9 +187,6 @@ async def _watch_over(operator: Operator) -> None:
     while True:
         await asyncio.sleep(WATCHDOG_INTERVAL_S)
         operator.metrics.watch_heard(operator.last_heard())
-        trouble = operator.trouble()
-        if trouble:
-            raise OperatorFailedError(trouble)
 
 
 def _stop_on_signal(stop: asyncio.Event) -> None:

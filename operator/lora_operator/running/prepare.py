@@ -6,7 +6,8 @@ import logging
 import time
 
 from lora_operator.cluster.api import ApiError, UnreachableError
-from lora_operator.running.parts import Operator
+from lora_operator.cluster.lease import Election
+from lora_operator.running.operator import Operator
 from lora_operator.running.self_check import (
     NoDefinitionError,
     can_look_after,
@@ -23,7 +24,7 @@ REVIEW_INTERVAL_S = 30.0
 _DEFINITION_S = 5.0
 
 
-async def prepare(operator: Operator) -> None:
+async def prepare(operator: Operator, election: Election) -> None:
     """Check the cluster, once it answers; an API server may be later than its operator, or busy."""
     deadline_s = time.monotonic() + operator.config.watch_stale_s
     reported = False
@@ -31,8 +32,7 @@ async def prepare(operator: Operator) -> None:
         try:
             await check_definition(operator.api)
             await _find_out(operator)
-            if operator.election is not None:
-                await check_lease(operator.api, operator.election.namespace, operator.election.name)
+            await check_lease(operator.api, election.namespace, election.name)
             operator.hindrance = ""
             return
         except NoDefinitionError as error:

@@ -1,63 +1,54 @@
-"""One turn of one LoRAFineTune: look, decide, write. It reads the cache, except where a plan asks for more."""
+"""One pass over one LoRAFineTune: observe, decide, read live where the plan asks for it and decide once more, apply."""
 
 import logging
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from lora_operator.cluster.api import JOBS, Api, ApiError
-from lora_operator.cluster.cache import Cache, Key, key_of
-from lora_operator.cluster.carry_out import TryAgainError, Writer
+from lora_operator.cluster.api import Api, ApiError
+from lora_operator.cluster.apply import RefusedError, Writer
 from lora_operator.cluster.child_events import ChildEvents
 from lora_operator.cluster.kueue import Kueue
-from lora_operator.cluster.look import Found, is_locked_out, look, read_live
+from lora_operator.cluster.observe import Live, is_locked_out, observe, read_live
 from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
+from lora_operator.cluster.store import Key, Stores, key_of
 from lora_operator.decision.decide import decide
-from lora_operator.decision.proof import claims_success
+from lora_operator.decision.run import Run
 from lora_operator.decision.trouble import KNOWN_FROM_EVENTS
+from lora_operator.decision.verdict import claims_success
 from lora_operator.running import logs
-from lora_operator.running.changes import Changes
-from lora_operator.running.contention import Contention
-from lora_operator.running.crowds import Crowds
-from lora_operator.running.decision_log import DecisionLine
-from lora_operator.running.pacing import SCHEDULER_S, Pacing, paced
-from lora_operator.running.transitions import has_just_ended
-from lora_operator.views.conditions import result_of, state_of
+from lora_operator.running.debounce import Debounce, progress_interval_s
+from lora_operator.running.logs import DecisionLine
+from lora_operator.running.refusals import Refusals
+from lora_operator.views.conditions import has_just_ended, result_of, state_of
 from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import FineTune, Observed, Plan, Rejection, soonest
-from lora_operator.views.wording import UNANSWERED, sentence
+from lora_operator.views.model import FineTune, Observed, Plan, Refusal, soonest
+from lora_operator.views.wording import sentence
 
 logger = logging.getLogger(__name__)
 
-_MOST_ROUNDS = 8
-_PATIENCE_FAILURES = 2
+AT_ONCE_S = 0.0
 
 
-@dataclass(slots=True, kw_only=True)
-class _Turn:
-    """What has happened in a turn to the resource with this uid: a refusal, live reads, and a change of a Job.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """A decision about to be carried out."""
 
-    `read` is what a live read found that no write has followed yet; None before one. `resource`: the resource was read,
-    too.
-    """
+    key: Key
+    run: Run
+    plan: Plan
 
-    uid: str
-    rejection: Rejection | None = None
-    read: Found | None = None
-    resource: bool = False
-    patched: bool = False
+    @property
+    def finetune(self) -> FineTune:
+        """The resource as it was decided on."""
+        return self.run.finetune
 
-    def has_read(self, job_names: Iterable[str], cache: Cache, finetune: FineTune) -> bool:
-        """Whether all of these Jobs were read, with their pods, and are still known; reading none is a read, too."""
-        read = self.read
-        return read is not None and read.jobs.keys() >= set(job_names) and read.is_in(cache, finetune)
-
-    def forget_reads(self) -> None:
-        """What was read is of a time before a write, or says nothing of a Job that has turned up."""
-        self.read, self.resource = None, False
+    @property
+    def changes_status(self) -> bool:
+        """Whether another status is to be written."""
+        return self.plan.status != self.finetune.status
 
 
 class Reconciler:
@@ -67,167 +58,168 @@ class Reconciler:
         self,
         *,
         api: Api,
-        cache: Cache,
+        stores: Stores,
         kueue: Kueue,
         config: OperatorConfig,
         poller: ProgressPoller,
         events: ChildEvents,
         poster: EventPoster,
+        refusals: Refusals,
+        debounce: Debounce,
         count: Callable[[FineTune, Observed, Mapping[str, Any]], None],
         now: Callable[[], datetime],
-        over_limit: Callable[[Key], int | None] = lambda _: None,
-        looked_at: Callable[[Key], None] = lambda _: None,
-        pacing: Pacing,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._over_limit = over_limit
-        self._looked_at = looked_at
-        self._pacing = pacing
         self._api = api
-        self._cache = cache
+        self._stores = stores
         self._kueue = kueue
         self._config = config
         self._poller = poller
         self._events = events
         self._poster = poster
+        self._refusals = refusals
+        self._debounce = debounce
         self._count = count
         self._now = now
-        self._writer = Writer(api, cache, kueue)
-        self._contention = Contention(clock)
-        self._changes = Changes(
-            clock, uid_of=self._writer.uid_of, first_s=config.retry_max_s, longest_s=config.resync_interval_s
-        )
-        self._crowds = Crowds()
+        self._writer = Writer(api, stores, kueue)
 
-    async def reconcile(self, key: Key, *, failures: int = 0) -> float | None:
+    async def reconcile(self, key: Key) -> float | None:
         """Bring the cluster to where the resource wants it; return the seconds until the next look, None for no need.
 
-        `failures` is how often in a row the turn has failed before. Raises `ApiError`, `UnreachableError` or
-        `TryAgainError` where it is to be tried again.
+        Raises `ApiError`, `UnreachableError` or `TryAgainError` where it is to be tried again.
         """
-        try:
-            return await self._reconcile(key, failures)
-        finally:
-            # What a turn has read or written is no news when a watch brings it: so nobody else says so.
-            self._looked_at(key)
-
-    async def _reconcile(self, key: Key, failures: int) -> float | None:
-        turn = _Turn(uid="")
-        for _ in range(_MOST_ROUNDS):
-            finetune = self._cache.finetunes.get(key)
+        finetune = self._stores.finetunes.get(key)
+        if finetune is None:
+            self._forget(key)
+            return None
+        run = await self._observe(key, finetune)
+        plan = decide(run)
+        if plan.verify:
+            live = await read_live(self._stores, self._api, finetune, plan.verify)
+            finetune = self._stores.finetunes.get(key)
             if finetune is None:
-                self._cache.pods.acknowledge(key)
-                self._cache.jobs.acknowledge(key)
-                self._events.forget(key)
-                self._contention.forget(key)
-                self._changes.forget(key)
-                self._crowds.forget(key)
-                self._pacing.forget(key)
-                return None
-            if finetune.uid != turn.uid:
-                # What was read of an earlier resource by this name, or was refused to it, says nothing of this one.
-                turn = _Turn(uid=finetune.uid)
-            observed = await self._observe(key, finetune, turn)
-            config = paced(self._config, running=len(self._poller))
-            plan = decide(finetune, observed, config, self._now())
-            if self._holds_back(key, plan, turn) or await self._reads_more(finetune, observed, plan, turn):
-                continue
-            with DecisionLine(finetune, plan) as line:
-                if turn.rejection is None or plan.patch:
-                    patient = failures >= _PATIENCE_FAILURES
-                    if not await self._create_and_patch(finetune, plan, turn, line, patient=patient):
-                        continue
-                postponed_s, again_s = self._postponed_s(key, finetune, observed, plan), None
-                if postponed_s is None:
-                    if not await self._write_status(finetune, observed, plan, line):
-                        turn = _Turn(uid=finetune.uid)
-                        continue
-                    again_s = self._acknowledge(key, observed, plan)
-                wait_s = await self._finish(key, finetune, plan, line, postponed_s)
-                wait_s = line.next_look_s = soonest(wait_s, again_s)
-            # What follows the end, such as the time to live of the Job, is decided once the verdict is stored.
-            return 0.0 if has_just_ended(finetune, plan.status) else wait_s
-        raise TryAgainError("the resource changes faster than its status can be written")
+                return AT_ONCE_S
+            run = await self._observe(key, finetune, live)
+            plan = decide(run)
+            if not plan.verify <= live.names:  # the resource names a later attempt, or is another one of that name
+                return AT_ONCE_S
+        if self._refusals.note_undone(key, plan.patch) or await self._reads_events(key, finetune, plan):
+            return AT_ONCE_S
+        return await self._apply(Pass(key=key, run=run, plan=plan))
 
     async def is_locked_out(self, key: Key) -> bool:
         """Whether a 401 is about the operator: a webhook may answer with it, too, about one object."""
         return await is_locked_out(self._api, key)
 
-    def _postponed_s(self, key: Key, finetune: FineTune, observed: Observed, plan: Plan) -> float | None:
+    async def _observe(self, key: Key, finetune: FineTune, live: Live | None = None) -> Run:
+        observed = observe(
+            self._stores,
+            finetune,
+            events=await self._events.latest(key),
+            ask=self._poller.latest,
+            kueue=self._kueue.served,
+            refusals=self._refusals.standing(key),
+            live=live,
+        )
+        return Run(finetune=finetune, observed=observed, config=self._paced_config(), now=self._now())
+
+    def _paced_config(self) -> OperatorConfig:
+        interval_s = progress_interval_s(self._config, len(self._poller))
+        same = interval_s == self._config.progress_interval_s
+        return self._config if same else replace(self._config, progress_interval_s=interval_s)
+
+    async def _apply(self, turn: Pass) -> float | None:
+        """Carry out a plan: changes and creations, then the status that tells of them, then deletions and Events."""
+        key, plan = turn.key, turn.plan
+        with DecisionLine(turn.finetune, plan) as line:
+            if not await self._change_children(turn, line):
+                return AT_ONCE_S
+            postponed_s = self._postponed_s(turn)
+            if postponed_s is None and turn.changes_status and not await self._write_status(turn, line):
+                return AT_ONCE_S
+            failure = await self._delete(turn, line)
+            for event in plan.events if postponed_s is None else ():
+                self._poster.post(turn.finetune, event)
+            wait_s = plan.requeue_after_s
+            if plan.watch_events:
+                news_s = self._watch_events(key, turn.finetune)
+                # All else that a waiting run waits for comes by a watch.
+                wait_s = None if wait_s is None or news_s is None else max(wait_s, news_s)
+            else:
+                self._events.forget(key)
+            asked_s = self._poller.ask(key, plan.ask_progress) if plan.ask_progress is not None else None
+            if failure is not None:  # not before: it may last as long as the run, which goes on
+                raise failure
+            wait_s = soonest(wait_s, asked_s, plan.due_in_s, postponed_s, self._refusals.due_in_s(key))
+            line.next_look_s = wait_s
+        # What follows the end, such as the time to live of the Job, is decided once the verdict is stored. And what the
+        # server answered to a change may say more of the Job than was known, of which a watch brings no news any more.
+        return AT_ONCE_S if plan.patch or has_just_ended(turn.finetune, plan.status) else wait_s
+
+    async def _change_children(self, turn: Pass, line: DecisionLine) -> bool:
+        """Patch and create; False if all is to be decided anew, since something was refused or is there already."""
+        is_new = True
+        try:
+            for patch in turn.plan.patch:
+                await self._writer.patch(turn.finetune, patch)
+                self._refusals.taken(turn.key, patch)
+                line.wrote("patched", patch.kind, patch.name)
+            for manifest in turn.plan.create:
+                made = await self._writer.create(turn.finetune, manifest)
+                line.wrote("created" if made else "adopted", manifest["kind"], manifest["metadata"]["name"])
+                is_new &= made or manifest["kind"] != "Job"
+        except RefusedError as error:
+            self._refusals.refused(turn.key, error.refusal)
+            _log_refusal(turn.finetune, error.refusal)
+            return False
+        return is_new
+
+    async def _write_status(self, turn: Pass, line: DecisionLine) -> bool:
+        """Write the status; False if the resource changed meanwhile and all is to be decided anew."""
+        key, status = turn.key, turn.plan.status
+        if not await self._writer.write_status(turn.finetune, status):
+            return False
+        line.wrote_status()
+        self._debounce.forget(key)
+        self._count(turn.finetune, turn.run.observed, status)
+        # The status accounts for what is gone; a claim of success, and Jobs, are kept until the verdict.
+        if result_of(status):
+            self._poller.forget(pod.uid for pod in turn.run.observed.pods)
+            self._stores.forget_gone(key)
+        else:
+            self._stores.pods.forget_gone(key, unless=claims_success)
+        return True
+
+    async def _delete(self, turn: Pass, line: DecisionLine) -> ApiError | None:
+        """Delete what the plan names; one that is refused keeps no other, least of all a Job that holds GPUs."""
+        failure: ApiError | None = None
+        for target in turn.plan.delete:
+            try:
+                await self._writer.delete(turn.finetune, target)
+            except ApiError as error:
+                failure = failure or error
+            else:
+                line.wrote("deleted", target.kind, target.name)
+        return failure
+
+    def _postponed_s(self, turn: Pass) -> float | None:
         """Seconds that the status and its Events wait; None where they are due.
 
         It is as after a crash at this point: the next turn finds the same, and writes the same status.
         """
-        if self._writer.is_written(finetune, plan.status):
-            self._pacing.forget(key)
+        key = turn.key
+        if not turn.changes_status:
+            self._debounce.forget(key)
             return None
-        if self._events.is_in_line(key) and self._needs_events(key, finetune, plan):
+        if self._events.is_in_line(key) and self._needs_events(key, turn.finetune, turn.plan):
             return self._config.pending_check_s  # sooner once they are read
-        scheduled = any(condition.type == "PodScheduled" for pod in observed.pods for condition in pod.conditions)
-        placed = scheduled or any(workload.conditions for workload in observed.workloads)
-        return self._pacing.delay_s(key, finetune.status, plan.status, placed=placed) or None
+        return self._debounce.wait_s(key, turn.finetune.status, turn.plan.status) or None
 
-    def _acknowledge(self, key: Key, observed: Observed, plan: Plan) -> float | None:
-        """The status accounts for what is gone; a claim of success, and the Job for it, are kept until the verdict.
-
-        Returns the seconds until a look without what is gone: the pod that follows may have been seen beside it, and
-        its own next news, which the scheduler mostly brings by then, may be long in coming.
-        """
-        if result_of(plan.status):
-            self._poller.forget(pod.uid for pod in observed.pods)
-            self._changes.forget(key)
-            self._cache.pods.acknowledge(key)
-            self._cache.jobs.acknowledge(key)
-            return None
-        acknowledged = self._cache.pods.acknowledge(key, (pod.uid for pod in observed.pods if not claims_success(pod)))
-        return SCHEDULER_S if acknowledged else None
-
-    def _holds_back(self, key: Key, plan: Plan, turn: _Turn) -> bool:
-        """Whether a change is wanted that the cluster has just refused or undone, so that all is to be decided anew."""
-        held, refusal = self._changes.held_back(key, plan.patch)
-        turn.rejection = turn.rejection or refusal
-        return held
-
-    async def _reads_more(self, finetune: FineTune, observed: Observed, plan: Plan, turn: _Turn) -> bool:
-        """Whether more had to be read before such a plan may be carried out, so that all is to be decided anew.
-
-        The resource that was read may name a later attempt, whose Job was not read: a plan rests on the Jobs that it
-        names itself.
-        """
-        key = key_of(finetune)
-        unread = not turn.has_read(plan.job_names, self._cache, finetune)
-        disputed = unread and self._contention.is_disputed(key, finetune, plan.status)
-        # A status alone is guarded by the version of the resource on which it rests.
-        resource = not turn.resource and (disputed or bool(plan.create or plan.patch or plan.delete))
-        changed = plan.read_for_status and not self._writer.is_written(finetune, plan.status)
-        # Much of it waits, and is replaced until then: each sentence that a queue has for a run.
-        news = changed and self._postponed_s(key, finetune, observed, plan) is None
-        if (plan.read_first or news or disputed) and (resource or unread):
-            if disputed:
-                self._events.read_anew(key)
-            # After the verdict it is the Jobs alone that may yet have to be stopped.
-            pods = not result_of(finetune.status)
-            turn.read = await read_live(self._cache, self._api, finetune, plan.job_names, resource=resource, pods=pods)
-            turn.resource |= resource
-            return True
+    async def _reads_events(self, key: Key, finetune: FineTune, plan: Plan) -> bool:
+        """Whether Events had to be read before such a plan may be carried out, so that all is to be decided anew."""
         if not self._needs_events(key, finetune, plan) or self._watch_events(key, finetune) is None:
             return False
         self._events.read_anew(key)
         return not self._events.is_in_line(key)
-
-    async def _observe(self, key: Key, finetune: FineTune, turn: _Turn) -> Observed:
-        events = await self._events.latest(key)
-        observed = look(
-            self._cache,
-            finetune,
-            events=events,
-            ask=self._poller.latest,
-            kueue=self._kueue.served,
-            rejection=turn.rejection,
-            over_limit=self._over_limit(key),
-        )
-        self._crowds.note(key, observed)
-        return replace(observed, undone=self._changes.undone(key), refused=self._changes.refused(key))
 
     def _needs_events(self, key: Key, finetune: FineTune, plan: Plan) -> bool:
         """Whether Events that this process has not read yet may be where the stored reason for waiting comes from."""
@@ -237,91 +229,17 @@ class Reconciler:
         return before != after and before in KNOWN_FROM_EVENTS
 
     def _watch_events(self, key: Key, finetune: FineTune) -> float | None:
-        jobs, pods = self._cache.jobs.of(key, finetune.uid), self._cache.pods.of(key, finetune.uid)
+        jobs, pods = self._stores.jobs.of(key, finetune.uid), self._stores.pods.of(key, finetune.uid)
         return self._events.watch(key, jobs, pods)
 
-    async def _create_and_patch(
-        self, finetune: FineTune, plan: Plan, turn: _Turn, line: DecisionLine, *, patient: bool
-    ) -> bool:
-        """Carry out the first half of a plan; False if all is to be decided anew.
-
-        So it is where a write was refused, and where a Job was adopted or changed: the server's answer may say more of
-        it than was known, and the watch that follows is no news then.
-        """
-        adopted, key = False, key_of(finetune)
-        for patch in plan.patch:
-            known = self._changes.was_refused(key, patch)
-            rejection = await self._writer.patch(finetune, patch, patient=patient or known)
-            self._changes.sent(key, patch, rejection)
-            if rejection is not None:
-                return _refused(finetune, turn, rejection)
-            line.wrote("patched", patch.kind, patch.name)
-        if plan.patch and not turn.patched:
-            # Once a turn: whatever becomes of the change, the status is written.
-            turn.patched = True
-            turn.forget_reads()
-            return False
-        for manifest in plan.create:
-            creation = await self._writer.create(finetune, manifest, patient=patient)
-            if creation.rejection is not None:
-                return _refused(finetune, turn, creation.rejection)
-            line.wrote("adopted" if creation.adopted else "created", manifest["kind"], manifest["metadata"]["name"])
-            adopted |= creation.adopted and manifest["kind"] == JOBS.kind
-        if adopted:
-            turn.forget_reads()
-        return not adopted
-
-    async def _write_status(self, finetune: FineTune, observed: Observed, plan: Plan, line: DecisionLine) -> bool:
-        """Write the status if it changed; False if the resource changed meanwhile and all is to be decided anew."""
-        if self._writer.is_written(finetune, plan.status):
-            return True
-        if not await self._writer.write_status(finetune, plan.status):
-            return False
-        line.wrote_status()
-        key = key_of(finetune)
-        self._pacing.forget(key)
-        stored = self._cache.finetunes.get(key)
-        self._contention.wrote(key, finetune, stored)
-        # What an older definition leaves out of it would be counted anew at each status.
-        self._count(finetune, observed, stored.status if stored is not None else plan.status)
-        return True
-
-    async def _delete(self, finetune: FineTune, plan: Plan, line: DecisionLine) -> ApiError | None:
-        """Delete what the plan names; one that is refused keeps no other, least of all a Job that holds GPUs."""
-        failure: ApiError | None = None
-        for target in plan.delete:
-            try:
-                await self._writer.delete(finetune, target)
-            except ApiError as error:
-                failure = failure or error
-            else:
-                line.wrote("deleted", target.kind, target.name)
-        return failure
-
-    async def _finish(
-        self, key: Key, finetune: FineTune, plan: Plan, line: DecisionLine, postponed_s: float | None
-    ) -> float | None:
-        failure = await self._delete(finetune, plan, line)
-        for event in plan.events if postponed_s is None else ():
-            self._poster.post(finetune, event)
-        wait_s = plan.requeue_after_s
-        if plan.watch_events:
-            news_s = self._watch_events(key, finetune)
-            # All else that a waiting run waits for comes by a watch.
-            wait_s = None if wait_s is None or news_s is None else max(wait_s, news_s)
-        else:
-            self._events.forget(key)
-        asked_s = self._poller.ask(key, plan.ask_progress) if plan.ask_progress is not None else None
-        if failure is not None:  # not before: it may last as long as the run, which goes on
-            raise failure
-        return soonest(wait_s, asked_s, plan.due_in_s, postponed_s, self._changes.due_in_s(key))
+    def _forget(self, key: Key) -> None:
+        """The run is gone."""
+        self._stores.forget_gone(key)
+        self._events.forget(key)
+        self._refusals.forget(key)
+        self._debounce.forget(key)
 
 
-def _refused(finetune: FineTune, turn: _Turn, rejection: Rejection) -> bool:
-    turn.rejection = turn.rejection or rejection
-    if rejection.message == UNANSWERED:  # it may have been carried out
-        turn.forget_reads()
-    place = (finetune.namespace, finetune.name)
-    fields = logs.about(place, finetune.uid, type="refusal", code=rejection.code, reason=rejection.reason)
-    logger.warning("%s %s was refused: %s", rejection.kind, rejection.name, sentence(rejection.message), extra=fields)
-    return False
+def _log_refusal(finetune: FineTune, refusal: Refusal) -> None:
+    fields = logs.about(key_of(finetune), finetune.uid, type="refusal", code=refusal.code, reason=refusal.reason)
+    logger.warning("%s %s was refused: %s", refusal.kind, refusal.name, sentence(refusal.message), extra=fields)

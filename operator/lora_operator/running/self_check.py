@@ -71,7 +71,7 @@ RIGHTS = (
     Right(verb="update", resource=FINETUNES, subresource="status"),
     *_rights(JOBS, "get", "list", "watch", "create", "patch", "delete"),
     *_rights(PODS, "list", "watch"),
-    *_rights(SERVICES, "get", "create", "delete"),
+    *_rights(SERVICES, "get", "create"),
     *_rights(EVENTS, "list", "create"),
     *_rights(WORKLOADS, "list", "watch", "patch"),
 )
@@ -79,7 +79,7 @@ RIGHTS = (
 
 
 LEASE_RIGHTS = _rights(LEASES, "get", "create", "update")
-"""Every right that leader election uses, in the namespace of the Lease."""
+"""Every right that the operator uses on the Lease, in its namespace."""
 
 
 def rights_used(*, kueue: bool) -> tuple[Right, ...]:
@@ -152,7 +152,7 @@ async def check_lease(api: Api, namespace: str, name: str, account: Account | No
     if missing:
         raise SelfCheckError(
             f"Leader election may not {', '.join(missing)} in namespace {namespace} for the Lease {name}: grant the "
-            "operator's service account these rights, as the chart does with rbac.create=true and replicas above 1"
+            "operator's service account these rights, as the chart does with rbac.create=true"
         )
 
 

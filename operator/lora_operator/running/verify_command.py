@@ -90,11 +90,10 @@ async def faults_of_rights(api: Api, account: Account, config: OperatorConfig) -
     rights = rights_used(kueue=kueue.served)
     sentence = await shortage(api, account, config.namespaces, rights)
     found = [sentence] if sentence else []
-    if config.leader_election:
-        try:
-            await check_lease(api, config.lease_namespace, config.lease_name, account)
-        except SelfCheckError as error:
-            found.append(str(error))
+    try:
+        await check_lease(api, config.lease_namespace or account.namespace, config.lease_name, account)
+    except SelfCheckError as error:
+        found.append(str(error))
     if not found:
         places = ", ".join(config.namespaces) or "all namespaces"
         _report(f"{account.name} may do all {len(rights)} things that the operator does, in {places}")

@@ -12,17 +12,12 @@ from typing import Any
 import kopf
 
 from lora_operator.cluster.api import CONNECT_TIMEOUT_S, FINETUNES, JOBS, PODS, REQUEST_TIMEOUT_S
-from lora_operator.cluster.cache import Cache, Key
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.reflector import Source
+from lora_operator.cluster.store import Key, Stores
 from lora_operator.views import names
 
 SELECTOR = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
-
-# A new Job, its pod and what the scheduler says of that come within a moment: one look and one write serve all. After
-# a pod's news its Job's follow, the later the busier the Job controller is, and those end the wait.
-SETTLE_S = 0.1
-POD_SETTLE_S = 0.5
 
 Login = Callable[[], Awaitable[kopf.AiohttpSession]]
 
@@ -40,25 +35,15 @@ def kopf_settings() -> kopf.OperatorSettings:
     return settings
 
 
-def sources_of(cache: Cache, kueue: Kueue, wake: Callable[[Key, float], None]) -> list[Source]:
-    """The kinds that are followed, where they are kept, and after how many seconds their news is looked at."""
-
-    def at_once(key: Key) -> None:
-        wake(key, 0)
-
-    def soon(key: Key) -> None:
-        wake(key, SETTLE_S)
-
-    def after_the_job(key: Key) -> None:
-        wake(key, POD_SETTLE_S)
-
+def sources_of(stores: Stores, kueue: Kueue, wake: Callable[[Key], None]) -> list[Source]:
+    """The kinds that are followed, where they are kept, and who hears of their news."""
     sources = [
-        Source(resource=FINETUNES, store=cache.finetunes, wake=at_once),
-        Source(resource=JOBS, store=cache.jobs, wake=soon, selector=SELECTOR),
-        Source(resource=PODS, store=cache.pods, wake=after_the_job, selector=SELECTOR),
+        Source(resource=FINETUNES, store=stores.finetunes, wake=wake),
+        Source(resource=JOBS, store=stores.jobs, wake=wake, selector=SELECTOR),
+        Source(resource=PODS, store=stores.pods, wake=wake, selector=SELECTOR),
     ]
     if kueue.served:
-        sources.append(Source(resource=kueue.workloads, store=cache.workloads, wake=soon))
+        sources.append(Source(resource=kueue.workloads, store=stores.workloads, wake=wake))
     return sources
 
 

@@ -1,18 +1,15 @@
 """A queue of keys: each key at most once in it, one worker per key at a time, timers, and backoff with jitter."""
 
 import asyncio
-import heapq
 import math
-import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
 
 _PATIENCE_TURNS = 8
 _SHARE = 3
-_MOST_REPLACED = 64
 
 
 class WorkQueue(Generic[K]):
@@ -21,12 +18,8 @@ class WorkQueue(Generic[K]):
     A key that is added while a worker has it comes round again when that worker is done: no change is missed, and no
     two workers hold the same key. Of an immediate wish and a timer, and of two timers, the earlier wins.
 
-    A wait that somebody else asked for, such as a busy server, is kept whatever happens meanwhile.
-
-    Keys are handed out by the lowest rank that they had when they were added, the lowest first. Within a rank groups
-    take turns, and a group's keys come in the order in which they were added: a group with thousands of keys delays
-    another's by one turn each. Every eighth turn goes to the higher ranks in turn, so that a flood of low ones starves
-    nobody.
+    Urgent keys come first, but for every eighth turn, so that a flood of them starves nobody. Among those, and among
+    the others, groups take turns, and a group's keys come in the order in which they were added.
 
     A group holds at most three times as many of the `workers` as are free: of 16 one holds 12, or two hold 7 each. So
     turns that take long, since the API server does not answer them, leave workers to other groups.
@@ -37,85 +30,64 @@ class WorkQueue(Generic[K]):
         *,
         base_s: float,
         max_s: float,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         random: Callable[[], float],
-        rank: Callable[[K], int] = lambda _: 0,
+        is_urgent: Callable[[K], bool] = lambda _: False,
         group: Callable[[K], Hashable] = lambda _: None,
         workers: float = math.inf,
     ) -> None:
-        self._workers = workers
-        self._rank = rank
-        self._group = group
-        self._turns = 0
         self._base_s = base_s
         self._max_s = max_s
-        self._clock = clock
-        self._sleep = sleep
         self._random = random
-        # By rank, the groups in the order of their turns, each with its keys in theirs.
-        self._ready: dict[int, OrderedDict[Hashable, OrderedDict[K, None]]] = {}
-        self._queued: dict[K, int] = {}
+        self._is_urgent = is_urgent
+        self._group = group
+        self._workers = workers
+        self._turns = 0
+        self._urgent: _Line[K] = _Line(group)
+        self._patient: _Line[K] = _Line(group)
         self._active: set[K] = set()
-        self._held: dict[Hashable, int] = {}
+        self._held: Counter[Hashable] = Counter()
         self._again: set[K] = set()
         self._failures: dict[K, int] = {}
-        self._due: dict[K, float] = {}
+        self._timers: dict[K, asyncio.TimerHandle] = {}
         self._not_before: dict[K, float] = {}
-        self._timers: list[tuple[float, int, K]] = []
-        self._count = 0
         self._closed = False
-        self._added = asyncio.Event()
-        self._released = asyncio.Event()
-        self._timer_set = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def __len__(self) -> int:
         """Keys that wait for a worker; those with a timer do not count."""
-        return len(self._queued)
+        return len(self._urgent) + len(self._patient)
 
     def add(self, key: K) -> None:
         """Want work on the key now, or as soon as the wait is over that somebody asked for."""
-        held_s = self._not_before.get(key, 0.0) - self._clock()
-        if held_s > 0 and key not in self._active:
-            self.add_after(key, held_s)
-            return
-        self._not_before.pop(key, None)
-        self._due.pop(key, None)
-        if key in self._active:
-            self._again.add(key)
+        if key in self._not_before:
+            self.add_after(key, 0)
         else:
-            rank = self._rank(key)
-            if rank < self._queued.get(key, rank + 1):
-                self._line_up(key, rank)
-            self._added.set()
+            self._line_up(key)
 
     def add_after(self, key: K, delay_s: float) -> None:
         """Want work on the key after a while; an earlier wish that is already known stays."""
-        if delay_s <= 0:
-            self.add(key)
+        loop = asyncio.get_running_loop()
+        due_s = max(loop.time() + delay_s, self._not_before.get(key, 0.0))
+        if due_s <= loop.time():
+            self._line_up(key)
             return
-        due = self._clock() + delay_s
-        if key in self._queued or key in self._again or self._due.get(key, due + 1) <= due:
+        timer = self._timers.get(key)
+        if key in self._again or key in self._urgent or key in self._patient or (timer and timer.when() <= due_s):
             return
-        self._due[key] = due
-        self._count += 1
-        heapq.heappush(self._timers, (due, self._count, key))
-        if len(self._timers) > 2 * len(self._due) + _MOST_REPLACED:
-            # One that an earlier wish has replaced would stay until it was due, which may be in a year.
-            self._timers = [(due, number, key) for number, (key, due) in enumerate(self._due.items())]
-            heapq.heapify(self._timers)
-        self._timer_set.set()
+        self._cancel_timer(key)
+        self._timers[key] = loop.call_at(due_s, self._fire, key)
 
-    def is_waiting(self, rank: int) -> bool:
-        """Whether a key of that rank waits for a worker, and not for others of its group; none does once closed."""
-        return not self._closed and self._place_in(rank) is not None
+    @property
+    def has_urgent(self) -> bool:
+        """Whether an urgent key waits for a worker, and not for others of its group; none does once closed."""
+        return not self._closed and self._urgent.first(self._may_hold_more) is not None
 
     async def take(self) -> K:
-        """Wait for a key and hold it until `done`."""
-        while self._closed or (place := self._next_place()) is None:
-            self._added.clear()
-            await self._added.wait()
-        return self._hand_out(*place)
+        """Wait for a key and hold it until `done` or `failed`."""
+        while (key := self._next()) is None:
+            self._changed.clear()
+            await self._changed.wait()
+        return key
 
     def close(self) -> None:
         """Hand out no more keys: whoever waits for one waits until it is cancelled."""
@@ -124,8 +96,8 @@ class WorkQueue(Generic[K]):
     async def idle(self) -> None:
         """Wait until no worker holds a key."""
         while self._active:
-            self._released.clear()
-            await self._released.wait()
+            self._changed.clear()
+            await self._changed.wait()
 
     def done(self, key: K, *, requeue_after_s: float | None = None) -> None:
         """Let go of a key whose work went well."""
@@ -137,13 +109,13 @@ class WorkQueue(Generic[K]):
     def failed(self, key: K, *, at_least_s: float = 0.0) -> float:
         """Let go of a key whose work failed and return the seconds until its next turn, `at_least_s` of them.
 
-        News shorten the wait, but not that part of it.
+        News shorten the wait, but not that part of it, which a busy server asked for.
         """
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         delay_s = max(at_least_s, backoff_s(failures, base_s=self._base_s, max_s=self._max_s, random=self._random))
         if at_least_s > 0:
-            self._not_before[key] = self._clock() + at_least_s
+            self._not_before[key] = asyncio.get_running_loop().time() + at_least_s
         self._release(key)
         self.add_after(key, delay_s)
         return delay_s
@@ -152,74 +124,46 @@ class WorkQueue(Generic[K]):
         """How often in a row the work on a key has failed."""
         return self._failures.get(key, 0)
 
-    async def run_timers(self) -> None:
-        """Move keys whose time has come to the queue, forever."""
-        while True:
-            self._timer_set.clear()
-            wait_s = self._fire()
-            sleeper = asyncio.ensure_future(self._sleep(wait_s)) if wait_s is not None else None
-            waker = asyncio.ensure_future(self._timer_set.wait())
-            waiting = [task for task in (sleeper, waker) if task is not None]
-            try:
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in waiting:
-                    task.cancel()
+    def _fire(self, key: K) -> None:
+        del self._timers[key]
+        self.add(key)
 
-    def _fire(self) -> float | None:
-        """Add the keys that are due; return the seconds until the next one, None where there is none."""
-        now = self._clock()
-        while self._timers:
-            due, _, key = self._timers[0]
-            current = self._due.get(key) == due
-            if current and due > now:
-                return due - now
-            heapq.heappop(self._timers)
-            if current:
-                del self._due[key]  # a key that is held back is given another timer, which this one must not forestall
-                self.add(key)
+    def _cancel_timer(self, key: K) -> None:
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _line_up(self, key: K) -> None:
+        self._cancel_timer(key)
+        if key in self._active:
+            self._again.add(key)
+        elif self._is_urgent(key):
+            self._patient.discard(key)
+            self._urgent.add(key)
+        elif key not in self._urgent:
+            self._patient.add(key)
+        self._changed.set()
+
+    def _next(self) -> K | None:
+        """The key whose turn it is; None where no group that waits may hold another worker."""
+        if self._closed:
+            return None
+        lines = [self._urgent, self._patient]
+        if (self._turns + 1) % _PATIENCE_TURNS == 0:
+            lines.reverse()
+        for line in lines:
+            key = line.first(self._may_hold_more)
+            if key is not None:
+                line.pass_on(key)
+                self._turns += 1
+                self._not_before.pop(key, None)
+                self._active.add(key)
+                self._held[self._group(key)] += 1
+                return key
         return None
 
-    def _line_up(self, key: K, rank: int) -> None:
-        former = self._queued.get(key)
-        if former is not None:
-            self._leave(key, former)
-        self._queued[key] = rank
-        groups = self._ready.setdefault(rank, OrderedDict())
-        groups.setdefault(self._group(key), OrderedDict())[key] = None
-
-    def _leave(self, key: K, rank: int) -> None:
-        del self._queued[key]
-        groups, group = self._ready[rank], self._group(key)
-        del groups[group][key]
-        if not groups[group]:
-            del groups[group]
-        if not groups:
-            del self._ready[rank]
-
-    def _next_place(self) -> tuple[int, Hashable] | None:
-        """The rank and the group whose turn it is; None where no group that waits may hold another worker."""
-        places = [place for rank in sorted(self._ready) if (place := self._place_in(rank)) is not None]
-        patient, number = divmod(self._turns + 1, _PATIENCE_TURNS)
-        if number or len(places) < 2:
-            return places[0] if places else None
-        return places[1 + patient % (len(places) - 1)]
-
-    def _place_in(self, rank: int) -> tuple[int, Hashable] | None:
-        """The first group of a rank that may hold another worker. Those that may not are few, as the workers are."""
-        most = _SHARE * max(1, self._workers - len(self._active))
-        return next(((rank, group) for group in self._ready.get(rank, ()) if self._held.get(group, 0) < most), None)
-
-    def _hand_out(self, rank: int, group: Hashable) -> K:
-        self._turns += 1
-        groups = self._ready[rank]
-        groups.move_to_end(group)
-        key = next(iter(groups[group]))
-        self._leave(key, rank)
-        self._due.pop(key, None)
-        self._active.add(key)
-        self._held[group] = self._held.get(group, 0) + 1
-        return key
+    def _may_hold_more(self, group: Hashable) -> bool:
+        return self._held[group] < _SHARE * max(1, self._workers - len(self._active))
 
     def _release(self, key: K) -> None:
         self._active.discard(key)
@@ -227,12 +171,47 @@ class WorkQueue(Generic[K]):
         self._held[group] -= 1
         if not self._held[group]:
             del self._held[group]
-        self._released.set()
-        if self._queued:
-            self._added.set()  # a group may have waited for this alone
         if key in self._again:
             self._again.discard(key)
             self.add(key)
+        self._changed.set()  # another key may have waited for this alone
+
+
+class _Line(Generic[K]):
+    """Keys in line, each once: groups take turns, and a group's keys come in the order in which they were added."""
+
+    def __init__(self, group: Callable[[K], Hashable]) -> None:
+        self._group = group
+        self._groups: OrderedDict[Hashable, OrderedDict[K, None]] = OrderedDict()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._groups.get(self._group(key), ())
+
+    def add(self, key: K) -> None:
+        if key not in self:
+            self._groups.setdefault(self._group(key), OrderedDict())[key] = None
+            self._count += 1
+
+    def discard(self, key: K) -> None:
+        group = self._group(key)
+        if key in self:
+            del self._groups[group][key]
+            self._count -= 1
+            if not self._groups[group]:
+                del self._groups[group]
+
+    def first(self, may_come: Callable[[Hashable], bool]) -> K | None:
+        """The next key of the groups that may come. Those that may not are few, as the workers are."""
+        return next((next(iter(keys)) for group, keys in self._groups.items() if may_come(group)), None)
+
+    def pass_on(self, key: K) -> None:
+        """Take a key out; the turn passes to the other groups."""
+        self._groups.move_to_end(self._group(key))
+        self.discard(key)
 
 
 def backoff_s(failures: int, *, base_s: float, max_s: float, random: Callable[[], float]) -> float:

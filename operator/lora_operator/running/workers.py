@@ -5,8 +5,8 @@ import logging
 import time
 
 from lora_operator.cluster.api import ApiError, UnreachableError
-from lora_operator.cluster.cache import Cache, Key
-from lora_operator.cluster.carry_out import TryAgainError
+from lora_operator.cluster.apply import TryAgainError
+from lora_operator.cluster.store import Key, Stores
 from lora_operator.running import logs
 from lora_operator.running.metrics import Metrics
 from lora_operator.running.reconcile import Reconciler
@@ -17,12 +17,12 @@ from lora_operator.views.wording import sentence
 logger = logging.getLogger(__name__)
 
 
-async def run_worker(queue: WorkQueue[Key], cache: Cache, reconciler: Reconciler, metrics: Metrics) -> None:
+async def run_worker(queue: WorkQueue[Key], stores: Stores, reconciler: Reconciler, metrics: Metrics) -> None:
     """Work on one key after the other, forever. Raises `OperatorFailedError` where the credentials are refused."""
     while True:
         key = await queue.take()
         began_s = time.monotonic()
-        finetune = cache.finetunes.get(key)
+        finetune = stores.finetunes.get(key)
         with logs.turn(key, finetune.uid if finetune else ""):
             result = await _take_turn(queue, reconciler, key)
         metrics.reconciles.labels(result).inc()
@@ -33,7 +33,7 @@ async def run_worker(queue: WorkQueue[Key], cache: Cache, reconciler: Reconciler
 async def _take_turn(queue: WorkQueue[Key], reconciler: Reconciler, key: Key) -> str:
     """Work on one LoRAFineTune, and put it back into the queue where it is to be looked at again; how it went."""
     try:
-        wait_s = await reconciler.reconcile(key, failures=queue.failures(key))
+        wait_s = await reconciler.reconcile(key)
     except (ApiError, UnreachableError, TryAgainError) as error:
         refusal = error if isinstance(error, ApiError) else None
         if refusal is not None and refusal.code == 401 and await reconciler.is_locked_out(key):

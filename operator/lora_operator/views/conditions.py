@@ -69,6 +69,11 @@ def result_of(status: Mapping[str, Any]) -> str:
     return "failed" if condition_in(status, Type.FAILED).get("status") == "True" else ""
 
 
+def has_just_ended(before: FineTune, status: Mapping[str, Any]) -> bool:
+    """Whether the status is the first with a verdict."""
+    return bool(result_of(status)) and not result_of(before.status)
+
+
 def state_of(status: Mapping[str, Any]) -> str:
     """The reason of the condition Complete, which `kubectl get` shows as STATE; empty before the first."""
     return str(condition_in(status, Type.COMPLETE).get("reason") or "")

@@ -25,7 +25,6 @@ class OperatorConfig:
     hub_endpoint            base URL of the Hugging Face Hub; empty means the client's own default
     offline                 the Hub is not asked at all: what is not in the cache or on a volume is missing
     s3_endpoint, -region    of the object store; empty means AWS, and the region that the client finds
-    https_proxy, http_proxy, no_proxy   for the training pods, as the environment variables of these names
     ca_bundle_config_map    ConfigMap with a CA bundle, in each namespace with runs; empty: the image's own bundle
     ca_bundle_key           the bundle's key there, as ca-bundle.crt where OpenShift injects the cluster's
     oci_plain_http_registries   host:port of registries that speak HTTP without TLS
@@ -41,20 +40,17 @@ class OperatorConfig:
     gpus                    the cluster's GPUs: product or resource, memory in GiB, price of an hour
     allow_cpu               a pod that was given a GPU and sees none trains on the CPU instead of failing (demo, tests)
     default_cpu_per_gpu, -memory-   requests of a training pod whose resource names none; empty: as defaults.py has it
-    default_cpu, -memory    earlier settings of the same, for a pod as a whole; read where those above are empty
     default_...             what else a run gets where its resource names none; defaults.py has how long it keeps it
-    most_unfinished_runs_per_namespace   those beyond wait for an older one to end; 0 is no limit
     run_metrics             a set of series for each LoRAFineTune, beside those of the operator
     progress_interval_s     how often a running pod is asked for its progress, and the status written
-    status_delay_s          how long a status in which only sentences differ may wait
+    status_delay_s          how long a status waits for more, unless it ends the run or counts something
     pending_check_s         how often a pod that does not start is looked at, its events included
     resync_interval_s       how often everything is listed anew
     watch_inactivity_s      a watch that is silent for so long is restarted; the API server speaks once a minute
     watch_stale_s           a watch without any sign of life for so long ends the process
     stale_list_s             lists of a time before what was seen, for so long, end the process
     retry_base_s, -max_s    delays between attempts at a reconcile that failed
-    leader_election         of several operators with the same Lease one works, and the others stand by
-    lease_name, -namespace  of that Lease; an empty namespace means the operator's own
+    lease_name, -namespace  of the Lease whose holder works; an empty namespace means the operator's own
     lease_duration_s        a Lease that was not renewed for so long is taken over
     renew_deadline_s        a leader that could not renew its Lease for so long ends its process
     retry_period_s          how often the Lease is renewed, or looked at by those that stand by
@@ -74,9 +70,6 @@ class OperatorConfig:
     offline: bool = False
     s3_endpoint: str = ""
     s3_region: str = ""
-    https_proxy: str = ""
-    http_proxy: str = ""
-    no_proxy: str = ""
     ca_bundle_config_map: str = ""
     ca_bundle_key: str = "ca.crt"
     oci_plain_http_registries: tuple[str, ...] = ()
@@ -93,8 +86,6 @@ class OperatorConfig:
     allow_cpu: bool = False
     default_cpu_per_gpu: str = ""
     default_memory_per_gpu: str = ""
-    default_cpu: str = ""
-    default_memory: str = ""
     default_gpu_resource_name: str = "nvidia.com/gpu"
     default_node_selector: Mapping[str, str] = field(default_factory=dict)
     default_tolerations: tuple[Mapping[str, str], ...] = ()
@@ -106,11 +97,10 @@ class OperatorConfig:
     default_environment: Mapping[str, str] = field(default_factory=dict)
     default_checkpoint_claim: str = ""
     termination_grace_s: int = 120
-    most_unfinished_runs_per_namespace: int = 0
     run_metrics: bool = True
     progress_interval_s: float = 15.0
     progress_timeout_s: float = 2.0
-    status_delay_s: float = 60.0
+    status_delay_s: float = 2.0
     pending_check_s: float = 10.0
     resync_interval_s: float = 300.0
     watch_inactivity_s: float = 70.0
@@ -118,7 +108,6 @@ class OperatorConfig:
     stale_list_s: float = 120.0
     retry_base_s: float = 1.0
     retry_max_s: float = 60.0
-    leader_election: bool = False
     lease_name: str = "lora-operator"
     lease_namespace: str = ""
     lease_duration_s: int = 15
@@ -277,7 +266,7 @@ CHECKS: Mapping[str, Callable[[Any], str]] = {
     "default_node_selector": _broken_node_selector,
     "default_affinity": _broken_affinity,
     "default_ttl_s": _broken_ttl,
-    **dict.fromkeys(("default_cpu", "default_memory", "default_cpu_per_gpu", "default_memory_per_gpu"), _long_amount),
+    **dict.fromkeys(("default_cpu_per_gpu", "default_memory_per_gpu"), _long_amount),
     **dict.fromkeys(("default_runtime_class_name", "default_priority_class_name", "default_queue"), _long_name),
     **dict.fromkeys(("default_checkpoint_claim", "cache_claim"), _long_name),
     "default_environment": _broken_environment,
@@ -326,7 +315,7 @@ ORDERED = (
     # Else a watch that is only quiet ends the process before it is restarted.
     ("watch_inactivity_s", "watch_stale_s"),
 )
-_MAY_BE_0 = ("most_unfinished_runs_per_namespace", "run_as_user", "run_as_group", "fs_group")
+_MAY_BE_0 = ("run_as_user", "run_as_group", "fs_group")
 _REQUIRED = (
     "trainer_image",
     "ca_bundle_key",

@@ -4,10 +4,10 @@ They stand in `status.resolved.pod`, and a changed setting reaches new runs alon
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from lora_operator.views.config import OperatorConfig, may_be_shown
+from lora_operator.views.config import OperatorConfig
 from lora_operator.views.wording import block_of, integer_of, maps_of, text_of
 from lora_trainer.contract.device_section import GPU_RESOURCE
 from lora_trainer.contract.quantity import times
@@ -35,36 +35,18 @@ class Defaults:
     cache_claim: str | None = None
 
 
-def defaults_for(spec: Mapping[str, Any], status: Mapping[str, Any], config: OperatorConfig) -> Defaults:
-    """Those of a run: as they are kept in its status or, before its first Job, as the configuration has them.
-
-    A run that an earlier release began has none in its status: it goes on with what that release knew. CPU and memory
-    were then said for a pod as a whole, so for such a run that setting counts before the one for each GPU.
-
-    Proxies were once settings of every pod and of no status. Where `resolved.pod` has an `environment`, an empty one
-    included, the run began after that and keeps it; without one, or without `pod`, it may have begun with such a proxy,
-    and follows the present ones, whichever of their names they have.
-    """
-    proxies = {name: value for name, value in _environment(config).items() if name.endswith("_PROXY")}
-    resolved = block_of(status, "resolved")
+def defaults_for(spec: Mapping[str, Any], resolved: Mapping[str, Any], config: OperatorConfig) -> Defaults:
+    """Those of a run: as they are kept in its status, whose block `resolved` this is, or, before its first Job, as the
+    configuration has them."""
     kept = block_of(resolved, "pod")
     if kept:
-        known = _kept(kept)
-        return known if isinstance(kept.get("environment"), Mapping) else replace(known, environment=proxies)
+        return _kept(kept)
     gpus = block_of(spec, "resources").get("gpus", 1)
     count = min(max(1, gpus), 64) if isinstance(gpus, int) else 1
-    cpu, memory = times(config.default_cpu_per_gpu, count), times(config.default_memory_per_gpu, count)
-    if resolved:
-        return Defaults(
-            cpu=config.default_cpu or cpu or CPU_PER_GPU,
-            memory=config.default_memory or memory or MEMORY_PER_GPU,
-            environment=proxies,
-            cache_claim=config.cache_claim or None,
-        )
     return Defaults(
         gpu_resource_name=config.default_gpu_resource_name,
-        cpu=cpu or config.default_cpu or times(CPU_PER_GPU, count),
-        memory=memory or config.default_memory or times(MEMORY_PER_GPU, count),
+        cpu=times(config.default_cpu_per_gpu or CPU_PER_GPU, count),
+        memory=times(config.default_memory_per_gpu or MEMORY_PER_GPU, count),
         node_selector=config.default_node_selector,
         tolerations=config.default_tolerations,
         affinity=config.default_affinity,
@@ -72,22 +54,15 @@ def defaults_for(spec: Mapping[str, Any], status: Mapping[str, Any], config: Ope
         priority_class_name=config.default_priority_class_name or None,
         queue=config.default_queue or None,
         ttl_s=config.default_ttl_s,
-        environment=_environment(config),
+        environment=config.default_environment,
         checkpoint_claim=config.default_checkpoint_claim or None,
         cache_claim=config.cache_claim or None,
     )
 
 
-def kept_ttl_s(status: Mapping[str, Any]) -> int | None:
+def kept_ttl_s(resolved: Mapping[str, Any]) -> int | None:
     """The time to live that a run without one of its own began with."""
-    return _kept(block_of(block_of(status, "resolved"), "pod")).ttl_s
-
-
-def _environment(config: OperatorConfig) -> Mapping[str, str]:
-    """The variables of a new run; an earlier setting of a proxy that a status must not show stays a pod's alone."""
-    earlier = {"HTTPS_PROXY": config.https_proxy, "HTTP_PROXY": config.http_proxy, "NO_PROXY": config.no_proxy}
-    shown = {name: value for name, value in earlier.items() if value and may_be_shown(name, value)}
-    return {**shown, **config.default_environment}
+    return _kept(block_of(resolved, "pod")).ttl_s
 
 
 def _kept(block: Mapping[str, Any]) -> Defaults:

@@ -68,7 +68,7 @@ class JobView:
     reference, back. `owners` are the references of a Job that has none to a controller, else None.
     `managed_by` is the controller that runs it, empty for Kubernetes' own. `waits_by_index`: each node waits for its
     next pod by its own failures, not by those of all. `image` is the trainer's as we rendered it,
-    which admission may have changed.
+    which admission may have changed. `ttl_s`: Kubernetes deletes it so many seconds after it has ended.
     """
 
     name: str
@@ -96,6 +96,7 @@ class JobView:
     managed_by: str = ""
     waits_by_index: bool = False
     image: str = ""
+    ttl_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +134,8 @@ class ContainerView:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodView:
     """A Pod of one of our Jobs. `job_uid` is that of the Job that controls and counts it, empty for an orphan and for a
-    pod that somebody else made and the Job adopted; `attempt` and `stage` are those of the Job `job_name`, 0 where it
-    is unknown.
+    pod that somebody else made and the Job adopted, which has a `controller_uid` alone; `attempt` and `stage` are those
+    of the Job `job_name`, 0 where it is unknown.
 
     `index` is the number of its node among those that train together; 0 leads and reports. `failures_before` are the
     pods of this number that failed before it, where the Job waits by index. `claims` are the names of
@@ -156,6 +157,7 @@ class PodView:
     deleting: bool
     conditions: tuple[ConditionView, ...]
     trainer: ContainerView
+    controller_uid: str = ""
     attempt: int = 0
     index: int = 0
     failures_before: int = 0
@@ -188,12 +190,11 @@ class EventView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rejection:
-    """The API server refused what the last plan wanted to create or patch. `message` is the server's own text.
+class Refusal:
+    """What the API server has refused lately, or taken and not kept: it is not asked for it again for a while.
 
-    The shell decides again with it at once; that plan creates and patches nothing, says in the status what is wrong,
-    and asks to be looked at again after a while, then without the rejection. A 409 that no webhook chose is a name that
-    somebody else's object has.
+    `patch` is the change that was wanted, None for a creation. `message` is the server's own text. A 409 that no webhook
+    chose is a name that somebody else's object has.
     """
 
     kind: str
@@ -201,6 +202,7 @@ class Rejection:
     code: int
     reason: str
     message: str
+    patch: "Patch | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,10 +218,7 @@ class Observed:
     """Everything that is known of a FineTune's children; `former_jobs` are the last states of Jobs that are gone.
 
     `kueue`: the cluster has Kueue, so that `workloads` are known. `progress` and `asked` are those of `Answer`.
-    `over_limit` is the most unfinished runs of the namespace, for a run that has no Job yet and is beyond it.
-    `jobs_left_out` and `pods_left_out` are how many more there are than `jobs` and `pods` have: they are not looked at.
-    `undone` are changes that somebody has just undone, `refused` those that the API server has just refused: neither is
-    to be made again now.
+    `refusals` are what is not to be tried again yet.
     """
 
     jobs: tuple[JobView, ...] = ()
@@ -230,12 +229,7 @@ class Observed:
     events: tuple[EventView, ...] = ()
     progress: Progress | None = None
     asked: bool = True
-    rejection: Rejection | None = None
-    over_limit: int | None = None
-    jobs_left_out: int = 0
-    pods_left_out: int = 0
-    undone: tuple["Patch", ...] = ()
-    refused: tuple["Patch", ...] = ()
+    refusals: tuple[Refusal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +243,7 @@ class Patch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectRef:
-    """An object to delete, with the uid it must have; without one (a Service, which is not watched) by name alone."""
+    """An object to delete, with the uid it must have."""
 
     kind: str
     name: str
@@ -274,9 +268,8 @@ def soonest(*waits_s: float | None) -> float | None:
 class Plan:
     """What is to be done now, in this order: create, patch, status, delete, events.
 
-    `status` is the whole status; equal to the present one means no write. `read_first`: the plan rests on something not
-    seen, or cannot be taken back, so it is carried out only after a live read in the same turn of the resource, of the
-    Jobs `job_names` and of their pods. `read_for_status`: so it is only where the status is to be written.
+    `rule` made it. `status` is the whole status; equal to the present one means no write. `verify` are the Jobs which,
+    with their pods and the resource itself, are to be read live before one more decision; empty for none.
     `watch_events` asks for the children's Events at the next look. `ask_progress` names the pod that is asked for its
     progress, once; the answer goes into `Observed.progress` of another look. `due_in_s` is when something falls due on
     time, however patient the rest is.
@@ -289,8 +282,7 @@ class Plan:
     events: tuple[EventRecord, ...] = ()
     requeue_after_s: float | None = None
     due_in_s: float | None = None
-    read_first: bool = False
-    read_for_status: bool = False
-    job_names: tuple[str, ...] = ()
+    verify: frozenset[str] = frozenset()
+    rule: str = ""
     watch_events: bool = False
     ask_progress: PodView | None = None

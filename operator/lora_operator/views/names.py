@@ -43,9 +43,8 @@ _SUFFIX = re.compile(rf"-([a-z2-7]{{{SUFFIX_LENGTH}}}){_JOB_NAME.pattern}")
 TRAIN = "train"
 """The last stage of every run, whose Job has the attempt's own name; that of another stage adds the stage's."""
 PREFLIGHT = "preflight"
-_ROLES = {PREFLIGHT: "prepare"}
-"""An operator of an earlier release, which may take over again, goes by the label and takes any other word for a
-training: it would end the run without a result."""
+FIRST = 1
+"""The attempt whose preflight is the run's, for all that follow."""
 
 
 def child_name(name: str, uid: str, attempt: int) -> str:
@@ -82,5 +81,5 @@ def child_labels(name: str, uid: str, attempt: int, stage: str = TRAIN) -> dict[
         UID_LABEL: uid,
         NAME_LABEL: name,
         ATTEMPT_LABEL: str(attempt),
-        ROLE_LABEL: _ROLES.get(stage, stage),
+        ROLE_LABEL: stage,
     }

@@ -106,6 +106,7 @@ def parse_job(obj: Mapping[str, Any]) -> JobView:
         managed_by="" if _text(spec, "managedBy") == _JOB_CONTROLLER else _text(spec, "managedBy"),
         waits_by_index=_integer(spec, "backoffLimitPerIndex") is not None,
         image=_rendered_image(metadata, spec),
+        ttl_s=_integer(spec, "ttlSecondsAfterFinished"),
     )
 
 
@@ -153,6 +154,7 @@ def parse_pod(obj: Mapping[str, Any]) -> PodView:
     return PodView(
         name=_name(metadata),
         uid=_text(metadata, "uid"),
+        controller_uid=owner.get("uid", ""),
         job_uid=owner.get("uid", "") if owner.get("kind") == "Job" and _is_counted(metadata, stage) else "",
         phase=_interned(status, "phase"),
         reason=_interned(status, "reason"),

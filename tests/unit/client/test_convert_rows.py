@@ -1,16 +1,18 @@
 """Each row of docs/coming-from.md that leads from an option to a field is one that `lora convert` follows."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tests.unit.test_coming_from import SECTIONS
 
 from lora_client.errors import ClientError
 from lora_client.foreign.convert import convert
 from lora_trainer.contract.manifest import RunOptions, train_config
 
+PAGE = Path(__file__).resolve().parents[3] / "docs/coming-from.md"
+SECTIONS = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
 BASE: dict[str, dict[str, Any]] = {
     "PEFT": {"peft_type": "LORA", "base_model_name_or_path": "a/b", "dataset_name": "c/d"},
     "TRL": {"model_name_or_path": "a/b", "dataset_name": "c/d", "use_peft": True, "eval_strategy": "steps"},

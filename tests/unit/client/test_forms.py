@@ -23,7 +23,6 @@ from lora_client.verbs.logs import logs
 from lora_client.verbs.pull import pull
 from lora_client.verbs.serve import serve
 from lora_client.views.refusals import Refusal
-from lora_operator.running.explain import render
 
 Object = dict[str, Any]
 NAMED = "lorafinetune.lora-operator.io/tone-2\n"
@@ -229,58 +228,7 @@ class OldKueue(OneRun):
 def test_what_a_queue_says_is_read_in_the_version_that_kueue_serves(versions: tuple[str, ...], want: list[str]) -> None:
     """As the operator reads it."""
     found = explanation(OldKueue(*versions), resource())
-    assert [workload["name"] for workload in found["sees"]["workloads"]] == want
-
-
-def explained(*conditions: Object) -> tuple[Object, str]:
-    """A run of two nodes without a Job yet, as data and as text: it needs a claim, which the chart may name."""
-    run = resource(output={"uri": "s3://bucket/tone"}, resources={"gpus": 8, "nodes": 2})
-    run["metadata"]["generation"] = 1
-    run["status"] = {"conditions": list(conditions), "observedGeneration": 1}
-    document = explanation(NoChildren(), run)
-    return document, render(document)
-
-
-class NoChildren(OneRun):
-    """Of which nothing was made yet."""
-
-    def request(self, method: str, path: str, **_: object) -> Object:
-        return {"items": []}
-
-
-def test_no_verdict_is_given_that_the_charts_defaults_may_mend() -> None:
-    """The operator has not written one."""
-    default = [condition(kind, "Unknown", "Pending", "Waiting for the operator") for kind in ("Complete", "Failed")]
-    for conditions in ([], default):
-        document, text = explained(*conditions)
-        assert "ConfigInvalid" not in text
-        assert "What to do" not in text
-        assert "  No operator has written a status yet: look whether one runs, and watches this namespace\n" in text
-        assert "The status still says" not in text
-        assert text.count("No operator has written") == 1
-        assert document["decides"]["verdict"] == ""
-        assert "What it would write depends on the chart's defaults, which are not known here" in text
-
-
-def test_the_state_is_the_one_that_the_operator_wrote() -> None:
-    """With its sentence and remedy, whatever unset defaults would make of the run."""
-    _, text = explained(condition("Complete", "Unknown", "QuotaExceeded", "exceeded quota: gpus"))
-    assert "State: QuotaExceeded\n  exceeded quota: gpus\n" in text
-    assert "What to do: Free some of the quota" in text
-    assert "ConfigInvalid" not in text
-    refused = [
-        condition(kind, holds, "ConfigInvalid", "no") for kind, holds in (("Complete", "False"), ("Failed", "True"))
-    ]
-    _, text = explained(*refused)
-    assert "State: ConfigInvalid (failed)\n  The run has ended, and its verdict never changes: no\n" in text
-
-
-def test_what_it_would_write_is_said_to_be_by_default_settings() -> None:
-    """A run that needs none of the chart's defaults."""
-    run = resource()
-    run["metadata"]["generation"] = 1
-    text = render(explanation(NoChildren(), run))
-    assert "With default settings it would write (this command writes nothing)\n  create  Job/tone-" in text
+    assert [workload["name"] for workload in found["observed"].get("workloads", ())] == want
 
 
 def test_a_pull_from_python_prints_nothing(

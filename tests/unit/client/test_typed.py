@@ -8,18 +8,12 @@ import pytest
 import yaml
 from tests.unit.client.resources import finished, resource
 from tests.unit.client.test_forms import OneRun
-from tests.unit.test_terms_of_messages import messages
 
 from lora_client import typed
 from lora_client.__main__ import main
 from lora_client.output import note
 
-CLIENT = Path(typed.__file__).parent
 COMMAND = re.compile(r"lora \w+ (?:-f )?[^\s,;:]+((?: -n \S+| --context \S+)*)")
-WITHOUT_A_NAME = re.compile(
-    r"\blora (?:(?:status|explain|watch|suspend|resume|logs|clone|pull|ask|serve) (?!NAME\b|x\b|tone\b)"
-    r"|(?:run|validate) (?!-f (?:FILE|x|asks the)))\S*"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -122,10 +116,3 @@ def test_the_command_of_a_failure_has_the_flags(
     assert "lora list --context there\n" in said
     assert main(["pull", "tone"]) == 1
     assert "lora status tone shows" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("file", sorted(CLIENT.rglob("*.py")), ids=lambda file: str(file.relative_to(CLIENT)))
-def test_a_message_names_the_run_of_its_command(file: Path) -> None:
-    """Or NAME, behind which the flags then are."""
-    texts = messages(file.read_text(encoding="utf-8"))
-    assert [(line, hit[0]) for line, text in texts for hit in WITHOUT_A_NAME.finditer(text)] == []

@@ -91,17 +91,24 @@ def _rounding(model: nn.Module) -> float:
 
 
 def sensitivity(model: Any, compute: Callable[[], list[torch.Tensor]]) -> float:
-    """How far logits change, see `distance`, where each embedding is changed by half a unit in its last place: what a
-    rounding grows to by the end of this model, by flips of near ties in routers above all."""
+    """How far logits change, see `distance`, where embeddings are rounded otherwise: what a rounding grows to by the
+    end of this model, by flips of near ties in routers above all."""
+    right = compute()
+    with rounded_otherwise(model):
+        return distance(compute(), right)
+
+
+@contextlib.contextmanager
+def rounded_otherwise(model: Any, seed: int = 0) -> Iterator[None]:
+    """Within it, each embedding of a token is changed by about half a unit in its last place, at random by `seed`."""
 
     def rounded(embedded: torch.Tensor) -> torch.Tensor:
-        random = torch.Generator(embedded.device).manual_seed(0)
+        random = torch.Generator(embedded.device).manual_seed(seed)
         noise = torch.randn(embedded.shape, generator=random, device=embedded.device)
         return (embedded.float() * (1 + noise * torch.finfo(embedded.dtype).eps / 2)).to(embedded.dtype)
 
-    right = compute()
     with _embedding(model, rounded):
-        return distance(compute(), right)
+        yield
 
 
 def distance(found: Logits, wanted: Logits) -> float:

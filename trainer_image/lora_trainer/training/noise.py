@@ -1,7 +1,9 @@
 """How far two losses of the same weights may be apart: the noise of the device and the base model, measured.
 
-Rounding, LLM.int8's outliers and a mixture's routing depend on which rows are computed together. So some rows are
-evaluated once more, in other batches, and a loss has to agree with another within a multiple of what that changes.
+Fast paths, batches and other code for the same adapter round otherwise, and a mixture's router that is near a tie
+chooses its experts by a rounding. So some rows are evaluated once more, from embeddings that are a rounding away, and a
+loss has to agree with another within a multiple of what that changes. Other batches alone would say little: on a CPU
+they are often rounded alike. They come in others even so, since LLM.int8's outliers are found over a whole batch.
 """
 
 import math
@@ -14,6 +16,7 @@ from torch import nn
 
 from lora_trainer.data.store import Examples
 from lora_trainer.model.device import Device
+from lora_trainer.model.isolation import rounded_otherwise
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import Evaluation, evaluate
@@ -40,6 +43,10 @@ Of a single row, or of rows that each come alone, the noise that is measured may
 FACTOR = 3
 """So many times the noise may losses be apart."""
 
+DRAWS = 9
+"""How often the noise is drawn before an adapter is refused. A token whose experts are near a tie changes them in about
+every second draw, and over few tokens one such token is most of the difference: a single draw may not show it."""
+
 MOST_OF_THE_IMPROVEMENT = 0.25
 """What noise may excuse at most, of that by which the loss fell."""
 
@@ -54,14 +61,17 @@ def measure_noise(
     first: Evaluation,
     budget: Budget,
     ranks: Ranks = ALONE,
+    draw: int = 0,
 ) -> float:
     """The noise of a loss, in nats per token, from some of the rows that gave `first` within `budget`.
 
-    They are padded, whether those of `first` were packed or not, and come in batches of half the size.
+    Their embeddings are rounded otherwise in each `draw`. They are padded, whether those of `first` were packed or not,
+    and come in batches of half the size.
     """
     few = examples[: _count(examples)]
     half = replace(budget, tokens=min(budget.tokens, len(few) * int(few.lengths.max())) // 2, packed=False)
-    return noise_of(first, evaluate(model, head, few, device, done, budget=half, ranks=ranks))
+    with rounded_otherwise(model, draw):
+        return noise_of(first, evaluate(model, head, few, device, done, budget=half, ranks=ranks))
 
 
 def _count(examples: Examples) -> int:

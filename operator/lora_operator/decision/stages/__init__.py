@@ -1,1 +1,0 @@
-"""The stages of a run, a file each; `order.py` has the list."""

@@ -1,0 +1,215 @@
+"""An operator: its parts, as `make_operator` makes and wires them, and what they are to each other."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry
+
+from lora_operator.cluster.api import Api
+from lora_operator.cluster.child_events import ChildEvents
+from lora_operator.cluster.kueue import Kueue
+from lora_operator.cluster.lease import Election
+from lora_operator.cluster.post_events import EventPoster
+from lora_operator.cluster.progress_poll import ProgressPoller, fetch_progress
+from lora_operator.cluster.reflector import Reflector
+from lora_operator.cluster.server_clock import wall_clock
+from lora_operator.cluster.store import Key, Stores
+from lora_operator.running.debounce import MOST_PROGRESS_PER_S, Debounce, progress_interval_s
+from lora_operator.running.identity import Identity, own_identity
+from lora_operator.running.metrics import Metrics
+from lora_operator.running.object_metrics import ObjectCollector
+from lora_operator.running.priority import is_urgent
+from lora_operator.running.reconcile import Reconciler
+from lora_operator.running.refusals import Refusals
+from lora_operator.running.self_check import SelfCheckError
+from lora_operator.running.watch import sources_of
+from lora_operator.running.work_queue import WorkQueue
+from lora_operator.views.config import OperatorConfig
+from lora_trainer.contract.progress import Progress
+
+Clock = Callable[[], float]
+Sleep = Callable[[float], Awaitable[None]]
+Random = Callable[[], float]
+JITTER: Random = random.Random().random  # noqa: S311 - jitter is no secret
+
+
+@dataclass(slots=True, kw_only=True)
+class Operator:
+    """All parts of one operator process; nothing of it runs by itself."""
+
+    config: OperatorConfig
+    api: Api
+    stores: Stores
+    kueue: Kueue
+    queue: WorkQueue[Key]
+    poller: ProgressPoller
+    poster: EventPoster
+    reconciler: Reconciler
+    metrics: Metrics
+    registry: CollectorRegistry
+    clock: Clock
+    sleep: Sleep
+    random: Random
+    namespaces: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    hindrance: str = ""
+    reflectors: list[Reflector] = field(default_factory=list)
+    working: bool = False
+
+    def follow(self) -> None:
+        """Make what follows each kind, in each namespace or everywhere."""
+        self.reflectors = [
+            Reflector(
+                self.api,
+                source,
+                place,
+                silence_s=self.config.watch_inactivity_s,
+                list_interval_s=self.config.resync_interval_s,
+                random=self.random,
+                clock=self.clock,
+                sleep=self.sleep,
+            )
+            for source in sources_of(self.stores, self.kueue, self.wake)
+            for place in self.namespaces or (None,)
+        ]
+
+    def forget(self) -> None:
+        """Drop what is kept of pods that a list of everything has shown to be gone."""
+        self.poller.keep_only({pod.uid for pod in self.stores.pods})
+
+    def unready(self) -> str:
+        """Why runs are not looked after yet; empty where they are."""
+        if self.reflectors and all(reflector.listed.is_set() for reflector in self.reflectors):
+            return ""
+        return self.hindrance or "The first list of the cluster is not complete"
+
+    def last_heard(self) -> dict[str, float]:
+        """For each kind when its most silent watch last brought something, in seconds since 1970; 0 for never."""
+        oldest: dict[str, float] = {}
+        for reflector in self.reflectors:
+            heard_s = 0.0 if reflector.heard_s is None else self._now_s() - (self.clock() - reflector.heard_s)
+            oldest[reflector.plural] = min(oldest.get(reflector.plural, heard_s), heard_s)
+        return oldest
+
+    def wake(self, key: Key) -> None:
+        """Have a run looked at. While this process stands by nobody would, and keys of deleted runs would pile up."""
+        if self.working:
+            self.queue.add(key)
+        else:
+            self.stores.forget_gone(key)
+
+    def begin_work(self) -> None:
+        """Have all runs looked at, and from now on those that there is news of; their series are shown."""
+        self.working = True
+        for key in self.stores.finetunes.places():
+            self.wake(key)
+        if self.config.run_metrics:
+            # Not before: of two processes that report the same runs, sums would count each run twice.
+            self.registry.register(ObjectCollector(self.stores.finetunes, self._now_s))
+
+    def _now_s(self) -> float:
+        """Seconds since 1970 by the API server's clock, as Prometheus and the status' times have it."""
+        return self.api.clock.now().timestamp()
+
+
+def make_operator(
+    config: OperatorConfig,
+    api: Api,
+    *,
+    metrics: Metrics | None = None,
+    registry: CollectorRegistry | None = None,
+    identity: Identity | None = None,
+    clock: Clock = time.monotonic,
+    sleep: Sleep = asyncio.sleep,
+    random: Random = JITTER,
+    fetch: Callable[[str], Awaitable[Progress]] = fetch_progress,
+) -> Operator:
+    """Make an operator for whatever API server, clock, chance and pods there are."""
+    registry = registry or CollectorRegistry()
+    metrics = metrics or Metrics(registry)
+    identity = identity or own_identity()
+    stores, kueue = Stores(), Kueue()
+
+    def wake(key: Key) -> None:
+        operator.wake(key)
+
+    queue: WorkQueue[Key] = WorkQueue(
+        base_s=config.retry_base_s,
+        max_s=config.retry_max_s,
+        random=random,
+        is_urgent=lambda key: is_urgent(stores, key),
+        group=lambda key: key.namespace,
+        workers=config.workers,
+    )
+    poller = ProgressPoller(
+        interval_s=lambda running: progress_interval_s(config, running),
+        timeout_s=config.progress_timeout_s,
+        most_per_s=MOST_PROGRESS_PER_S,
+        wake=wake,
+        clock=clock,
+        fetch=fetch,
+    )
+    poster = EventPoster(api, now=api.clock.now, instance=identity.name, hurried=lambda: queue.has_urgent)
+    reconciler = Reconciler(
+        api=api,
+        stores=stores,
+        kueue=kueue,
+        config=config,
+        poller=poller,
+        events=ChildEvents(api, interval_s=config.pending_check_s, clock=clock, wake=wake),
+        poster=poster,
+        count=metrics.status_written,
+        now=api.clock.now,
+        refusals=Refusals(clock, pause_s=config.retry_max_s, long_pause_s=config.resync_interval_s),
+        debounce=Debounce(clock, config.status_delay_s),
+    )
+    operator = Operator(
+        config=config,
+        api=api,
+        stores=stores,
+        kueue=kueue,
+        queue=queue,
+        poller=poller,
+        poster=poster,
+        reconciler=reconciler,
+        metrics=metrics,
+        registry=registry,
+        clock=clock,
+        sleep=sleep,
+        random=random,
+        namespaces=config.namespaces,
+    )
+    return operator
+
+
+def make_election(
+    config: OperatorConfig,
+    api: Api,
+    identity: Identity,
+    *,
+    clock: Clock = time.monotonic,
+    sleep: Sleep = asyncio.sleep,
+    random: Random = JITTER,
+) -> Election:
+    """The candidate for the Lease that the settings name. Raises `SelfCheckError` where nothing says where it is."""
+    namespace = config.lease_namespace or identity.namespace
+    if not namespace:
+        raise SelfCheckError(
+            "leaseNamespace is empty and this process is in no pod, so that nothing says where the Lease is: set it"
+        )
+    return Election(
+        api,
+        namespace=namespace,
+        name=config.lease_name,
+        identity=identity.name,
+        duration_s=config.lease_duration_s,
+        renew_deadline_s=config.renew_deadline_s,
+        retry_s=config.retry_period_s,
+        clock=clock,
+        sleep=sleep,
+        random=random,
+        now=wall_clock,
+    )

@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""Seeded defects of the operator, and which black-box test notices each: the baseline of a restructuring.
+
+`mutants.yaml` lists each mutant by what the operator then does wrong. `baseline` is its form for the code of the commit
+BASELINE; `present`, where it is written, that for the code of today: a file, a text that stands there once, and what
+takes its place. What a black-box suite killed at the baseline it is to kill today; a survivor is a promise without a
+test. `results` has for each form the first test that failed, `survived` and what that outlived, or `inert`, for a form
+that turned out to change no behaviour. A suite here is tests/model, tests/faults or tests/component, never tests/unit.
+
+    tests/mutants/run.py check                     every form applies, and its modules import
+    tests/mutants/run.py control                   the suspects without a mutant: what fails then proves nothing
+    tests/mutants/run.py run [ID ...]              those named, else those without a result, against their suspects
+    tests/mutants/run.py run --suite tests/model   the survivors against a whole suite
+    tests/mutants/run.py table                     the results
+
+With `--form present` all of it is about the code of HEAD. Each mutant is applied in a git worktree of its own, under
+the Python that runs this, so the checkout stays as it is. Several processes may run at once, with an ID each. It is no
+test itself: the mutants take two hours on two cores.
+"""
+
+import argparse
+import fcntl
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+BASELINE = "a9df28d8"
+REPOSITORY = Path(__file__).resolve().parents[2]
+LISTED = Path(__file__).with_name("mutants.yaml")
+SURVIVED = "survived"
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+
+Mutant = dict[str, Any]
+
+
+@contextmanager
+def worktree(form: str) -> Iterator[Path]:
+    """A checkout of the form's code; it is gone after the block."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        place = Path(folder) / "code"
+        commit = BASELINE if form == "baseline" else "HEAD"
+        git = ["git", "-C", str(REPOSITORY), "worktree"]
+        subprocess.run([*git, "add", "--quiet", "--detach", str(place), commit], check=True)
+        try:
+            yield place
+        finally:
+            subprocess.run([*git, "remove", "--force", str(place)], check=True)
+
+
+@contextmanager
+def applied(mutant: Mutant, form: str, place: Path) -> Iterator[None]:
+    """The defect is there within the block."""
+    file = place / mutant[form]["file"]
+    text = file.read_text()
+    if text.count(mutant[form]["find"]) != 1:
+        raise SystemExit(f"{mutant['id']}: its text stands {text.count(mutant[form]['find'])} times in {file}")
+    file.write_text(text.replace(mutant[form]["find"], mutant[form]["replace"]))
+    try:
+        yield
+    finally:
+        file.write_text(text)
+
+
+def pytest(place: Path, tests: list[str], limit_s: float, workers: int) -> str:
+    """The first test that failed; empty where none did. A suite that takes longer than that has failed, too."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider", *tests]
+    command += [f"-n{workers}"] if workers > 1 else []
+    try:
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=limit_s, check=False)
+    except subprocess.TimeoutExpired:
+        return f"timeout of {limit_s:.0f} s in {' '.join(tests)}"
+    if done.returncode == 0:
+        return ""
+    found = _FAILED.search(done.stdout)
+    return found[1] if found else f"exit status {done.returncode}: {(done.stdout + done.stderr)[-300:]}"
+
+
+def note(identity: str, form: str, result: str) -> None:
+    """Write one result down; another process may do the same."""
+    with LISTED.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        mutants = yaml.safe_load(file)
+        next(m for m in mutants if m["id"] == identity).setdefault("results", {})[form] = result
+        file.seek(0)
+        file.truncate()
+        file.write(written(mutants))
+
+
+def written(mutants: list[Mutant]) -> str:
+    """The list as it is kept, with its code line by line."""
+    yaml.SafeDumper.add_representer(str, _as_text)
+    return yaml.safe_dump(mutants, sort_keys=False, width=1000, allow_unicode=True)
+
+
+def _as_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+def run(mutant: Mutant, form: str, suites: list[str], limit_s: float, workers: int) -> str:
+    """How the mutant fared, against its suspects or, as a survivor, against these suites."""
+    outlived = str(mutant.get("results", {}).get(form, "")).removeprefix(SURVIVED).split() if suites else []
+    with worktree(form) as place, applied(mutant, form, place):
+        for tests in suites or mutant["suspects"]:
+            killer = pytest(place, [tests], limit_s, workers)
+            if killer:
+                return killer
+            outlived.append(tests)
+    return " ".join([SURVIVED, *outlived])
+
+
+def check(mutants: list[Mutant], form: str) -> None:
+    """Raise where a form does not apply or import."""
+    with worktree(form) as place:
+        for mutant in mutants:
+            with applied(mutant, form, place):
+                module = mutant[form]["file"].removeprefix("operator/").removesuffix(".py").replace("/", ".")
+                source = f"import sys; sys.path[:0] = ['operator', 'trainer_image']; import {module}"
+                subprocess.run([sys.executable, "-c", source], cwd=place, check=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["check", "control", "run", "table"])
+    parser.add_argument("ids", nargs="*")
+    parser.add_argument("--form", choices=["baseline", "present"], default="baseline")
+    parser.add_argument("--suite", nargs="*", default=[])
+    parser.add_argument("--limit", type=float, default=900, help="seconds for each run of pytest")
+    parser.add_argument("--workers", type=int, default=1)
+    given = parser.parse_args()
+    mutants = [m for m in yaml.safe_load(LISTED.read_text()) if given.form in m]
+    if given.what == "check":
+        check(mutants, given.form)
+    elif given.what == "control":
+        with worktree(given.form) as place:
+            for tests in given.suite or sorted({tests for m in mutants for tests in m["suspects"]}):
+                began_s = time.monotonic()
+                killer = pytest(place, [tests], given.limit, given.workers)
+                print(f"{time.monotonic() - began_s:6.0f} s  {tests}  {killer or 'passed'}", flush=True)
+    elif given.what == "table":
+        for mutant in mutants:
+            print(f"{mutant['id']:28}  {mutant.get('results', {}).get(given.form, 'not run')}")
+    for mutant in mutants if given.what == "run" else []:
+        before = str(mutant.get("results", {}).get(given.form, ""))
+        if mutant["id"] not in given.ids if given.ids else before.startswith(SURVIVED) is not bool(given.suite):
+            continue
+        if not given.ids and not given.suite and before:
+            continue
+        began_s = time.monotonic()
+        result = run(mutant, given.form, given.suite, given.limit, given.workers)
+        note(mutant["id"], given.form, result)
+        print(f"{time.monotonic() - began_s:6.0f} s  {mutant['id']}  {result}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
