@@ -13,11 +13,11 @@ TrainerError
  │   └─ DamagedError       1   VerificationFailed
  ├─ StorageError           74  StorageFull, StorageError or UploadFailed
  ├─ TransientError         75  Restarting, OutputLocked or Stalled
- ├─ PeerFailedError        76  PeerFailed
+ ├─ PeerFailedError        75  PeerFailed; 76 where the other one's end is known
  ├─ AccessDeniedError      77  ModelAccessDenied, DatasetAccessDenied or OutputAccessDenied
  ├─ CheckpointError        78  CheckpointInvalid or ResumeMismatch
  ├─ KernelOutOfMemoryError 137 OOMKilled
- ├─ TerminatedError        143 Evicted
+ ├─ TerminatedError        143 Evicted; 76 where a peer was asked to stop
  └─ InternalError          1   InternalError
 """
 
@@ -174,11 +174,15 @@ class TransientError(TrainerError):
 
 
 class PeerFailedError(TrainerError):
-    """Another process of the same training is gone, or did not come within the time: the cause is reported there."""
+    """Another process of the same training is gone, or did not come within the time: the cause is reported there.
 
-    code = ExitCode.PEER_FAILED
+    `accounted`: the other one said that it ends, or its pod is known to have ended or not to have begun. Else nobody may
+    ever say why this one ended, as where nodes cannot reach each other, and it counts as a failure of its own.
+    """
 
-    def __init__(self, detail: str) -> None:
+    code = ExitCode.TRANSIENT
+
+    def __init__(self, detail: str, *, accounted: bool = False) -> None:
         # A process that reads a large model from slow storage has done nothing wrong, and no log has a cause.
         late = ", or where it was still loading, raise stallTimeoutSeconds in the operator's configuration"
         super().__init__(
@@ -186,6 +190,8 @@ class PeerFailedError(TrainerError):
             f"{late if _LATE.search(detail) else ''}; the run is tried again from its last checkpoint",
             Reason.PEER_FAILED,
         )
+        if accounted:
+            self.code = ExitCode.PEER_FAILED
 
 
 class AccessDeniedError(TrainerError):
@@ -207,9 +213,14 @@ class KernelOutOfMemoryError(TrainerError):
 
 
 class TerminatedError(TrainerError):
-    """Somebody asked the run to stop before its end."""
+    """Somebody asked the run to stop before its end; `by_a_peer`, which was asked, and whose pod says so."""
 
     code = ExitCode.TERMINATED
+
+    def __init__(self, message: str, *, by_a_peer: bool = False) -> None:
+        super().__init__(message, Reason.EVICTED)
+        if by_a_peer:
+            self.code = ExitCode.PEER_FAILED
 
 
 class VerificationError(TrainerError):

@@ -6,7 +6,11 @@ from lora_trainer.contract.reasons import Reason
 
 
 class ExitCode(enum.IntEnum):
-    """Exit status of the trainer; 64 to 78 follow sysexits where a meaning exists there."""
+    """Exit status of the trainer; 64 to 78 follow sysexits where a meaning exists there.
+
+    With `PEER_FAILED`, which the Job leaves out of its count, ends a pod that another one of the run asked to, or that
+    waited for it in vain: that one's end counts, or its absence does not.
+    """
 
     OK = 0
     CONFIG_INVALID = 64
@@ -25,10 +29,6 @@ class ExitCode(enum.IntEnum):
     KERNEL_OUT_OF_MEMORY = 137
     TERMINATED = 143
 
-
-FOLLOWED = (ExitCode.PEER_FAILED, ExitCode.TERMINATED)
-"""Exit codes that follow from what somebody else did: the Job leaves them out of its count, and the operator finds who
-is to blame. Trainers of earlier releases end with 75 where a peer failed."""
 
 FINAL = (
     ExitCode.CONFIG_INVALID,

@@ -165,15 +165,11 @@ class SavedState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """The end of a run. `reason` is `Succeeded` only with a verified artifact; `message` is one sentence.
-
-    With `round_over` the pod ended since another node ended the round in which they trained: it came again, or is gone.
-    """
+    """The end of a run. `reason` is `Succeeded` only with a verified artifact; `message` is one sentence."""
 
     version: str = VERSION
     reason: Reason
     message: str
-    round_over: bool | None = None
     resolved: ResolvedRun | None = None
     dataset: DatasetStats | None = None
     results: Results | None = None
@@ -203,8 +199,7 @@ class Summary:
         9. `results` and `artifact`, which the manifest has, too,
         10. what message, the plan's reason and its device's name have beyond 80 characters.
 
-        Reason, message, `round_over` and the checkpoint are always there, and the plan's numbers where nothing was
-        achieved.
+        Reason, message and the checkpoint are always there, and the plan's numbers where nothing was achieved.
         """
         shorter = dataclasses.replace(self, message=clip(self.message, 1024))
         text = _compact(shorter)

@@ -1,5 +1,6 @@
 """A stage as a process of its own: its command line and environment, what it reports, and how it is asked to stop."""
 
+import dataclasses
 import logging
 import os
 import signal
@@ -38,9 +39,6 @@ _PASSING = (ExitCode.GPU_FAULT, ExitCode.STORAGE, ExitCode.TRANSIENT, ExitCode.P
 
 _ALLOCATOR_NAMES = frozenset({"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"})
 """Where PyTorch's allocator is set: the name of 2.9 and later, and the one before it, which still counts."""
-
-_AFTER_A_STOP = (ExitCode.TERMINATED, ExitCode.STORAGE)
-"""With these a stage that was asked to stop says what it saved, or why it could not; all else followed from it."""
 
 STOPPED = Failure(
     code=int(ExitCode.TERMINATED), reason=Reason.EVICTED, message="the run was asked to stop before its end"
@@ -187,11 +185,18 @@ class Stages:
 
     def _cause(self, status: int, said: str) -> Failure:
         """Why a stage ended with this status, which wrote that to stderr at last."""
-        if self.stopping.is_set() and (self.failure is None or self.failure.code not in _AFTER_A_STOP):
-            return STOPPED
+        if self.stopping.is_set():
+            return self._after_a_stop()
         # A process that a library ended reports nothing; those that waited for it report that it is gone.
         unsaid = explain_exit(said)
         return first_cause(self.failure, Failure.of(unsaid) if unsaid else None) or failure_of_status(status)
+
+    def _after_a_stop(self) -> Failure:
+        """What a stage that was asked to stop has saved, or why it could not; all else followed from the request."""
+        if self.failure is not None and self.failure.reason is Reason.EVICTED:
+            # A process may have heard of it by another one of this pod.
+            return dataclasses.replace(self.failure, code=int(ExitCode.TERMINATED))
+        return self.failure if self.failure is not None and self.failure.code == ExitCode.STORAGE else STOPPED
 
     def _check_stopping(self) -> None:
         if self.stopping.is_set():

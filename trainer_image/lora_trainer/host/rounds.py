@@ -25,7 +25,8 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
-from lora_trainer.errors import PeerFailedError
+from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.errors import PeerFailedError, explain
 from lora_trainer.host.launch import BY_ROUNDS
 
 log = logging.getLogger(__name__)
@@ -95,8 +96,28 @@ class Rounds(StaticTCPRendezvous):
         return BY_ROUNDS
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Wait for all nodes of a round in which this one has not been yet. Raises `DistError` where one does not come
-        in time, and `PeerFailedError` where the round before does not end."""
+        """Wait for all nodes of a round in which this one has not been yet. Raises `PeerFailedError` where one does not
+        come in time, or the round before does not end."""
+        try:
+            return self._next_round()
+        except DistError as error:
+            known = explain(error)
+            if isinstance(known, PeerFailedError) and self._is_alone():
+                known.code = ExitCode.PEER_FAILED
+            raise known from error
+
+    def _is_alone(self) -> bool:
+        """Whether the node that does not come may not be there yet, in which case this one has waited for its pod. That
+        of node 0 has no address until it begins; where it has one and cannot be reached, nodes might try for ever."""
+        if self.rank == 0 or self._store is not None:
+            return True
+        try:
+            socket.getaddrinfo(self.master_addr, self.master_port, type=socket.SOCK_STREAM)
+        except OSError:
+            return True
+        return False
+
+    def _next_round(self) -> RendezvousInfo:
         joined = _JOINED.format(self.rank)
         while True:
             met: RendezvousInfo = super().next_rendezvous()

@@ -354,7 +354,6 @@ class Supervisor:
         summary = Summary(
             reason=failure.reason,
             message=failure.message,
-            round_over=failure.round_over,
             resolved=resolved,
             dataset=self.dataset,
             checkpoint=self._saved_state(),

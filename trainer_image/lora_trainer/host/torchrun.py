@@ -6,7 +6,6 @@ these open the pipe by its path.
 """
 
 import contextlib
-import dataclasses
 import logging
 import os
 import signal
@@ -29,7 +28,7 @@ from lora_trainer.ranks import logs
 from lora_trainer.ranks.parent import STORE
 from lora_trainer.ranks.reports import Failure, Report, Reporter, failure_of_status
 
-_ROUND_OVER = dataclasses.replace(Failure.of(PeerFailedError("its node is gone or began again")), round_over=True)
+_ROUND_OVER = Failure.of(PeerFailedError("its node is gone or began again", accounted=True))
 _STACK_S = 0.2
 """Time for a process to write its stack before the next one does."""
 

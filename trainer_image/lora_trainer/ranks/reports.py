@@ -50,12 +50,11 @@ class GpuMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a stage ended; `message` is one sentence. `round_over` as of `Summary`."""
+    """Why a stage ended; `message` is one sentence."""
 
     code: int
     reason: Reason
     message: str
-    round_over: bool | None = None
 
     @classmethod
     def of(cls, error: TrainerError) -> "Failure":

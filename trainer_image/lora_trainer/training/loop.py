@@ -244,7 +244,7 @@ class Training:
             return
         if halved is None:
             if trouble is None:
-                raise PeerFailedError("its memory does not suffice for one example")
+                raise PeerFailedError("its memory does not suffice for one example", accounted=True)
             raise type(explain(trouble))(
                 f"the memory does not suffice for one example of {self.budget.longest} tokens (peak "
                 f"{peak / 2**30:.2f} GiB): lower training.maxSequenceLength, set training.activationCheckpointing: "
@@ -380,7 +380,10 @@ class Training:
         self._save()
         saved = self.saver is not None and self.course.step > 0
         what = f"its state after step {self.course.step} of {self.total} is saved, and the next attempt continues there"
-        raise TerminatedError(f"the run was asked to stop before its end: {what if saved else 'nothing is saved'}")
+        raise TerminatedError(
+            f"the run was asked to stop before its end: {what if saved else 'nothing is saved'}",
+            by_a_peer=not self.stop.requested,
+        )
 
     def _finish(self) -> Trained:
         best = self.course.best
