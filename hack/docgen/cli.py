@@ -12,6 +12,7 @@ from docgen import (
     chart_readme,
     client_page,
     command,
+    definition_fields,
     metrics_reference,
     schema,
     spec_types,
@@ -43,6 +44,9 @@ def outputs() -> dict[Path, str]:
         Path("docs/metrics.md"): metrics_reference.render(),
         Path("docs/api-reference.md"): api_reference.render(definition, example),
         Path("operator/lora_client/spec.py"): spec_types.render(definition.field("spec")),
+        Path("operator/lora_operator/views/definition.py"): definition_fields.render(
+            definition.version["schema"]["openAPIV3Schema"]
+        ),
         CHART / "files/lorafinetunes.yaml": read(DEFINITION),
         CHART / "README.md": chart_readme.render(chart, values, values_schema, str(CHART)),
     }

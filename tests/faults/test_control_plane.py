@@ -116,6 +116,7 @@ def test_an_outage_in_which_the_lease_cannot_be_renewed_ends_the_operator_and_th
     """The next one is not ready until the API server answers, and goes on with the pod that is there."""
     proxy = stage.proxy()
     short: dict[str, Any] = {"leaseDurationSeconds": 6, "renewDeadlineSeconds": 5, "retryPeriodSeconds": 0.3}
+    short["watchStaleSeconds"] = 3600
     first = stage.start(proxy=proxy, **short)
     run = begin(stage, "outlasts")
     run.running_pod()

@@ -15,7 +15,7 @@ from tests.component.patience import eventually
 from tests.component.stage import REPOSITORY, Stage, gone
 from tests.conftest import own_control_plane
 from tests.faults.moments import Kept
-from tests.faults.one_run import Run, begin
+from tests.faults.one_run import begin
 from tests.faults.seen import Sees, kept, remember, saw
 
 from localcluster.api import ApiError
@@ -23,6 +23,10 @@ from localcluster.client import Client
 
 DEFINITION = REPOSITORY / "crds" / "lorafinetunes.yaml"
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/lorafinetunes.lora-operator.io"
+OLDER = (
+    "The definition in the cluster is older than the operator, and lacks spec.pendingTimeoutSeconds, "
+    "status.activeSince: apply crds/"
+)
 UNKNOWN = "The cluster does not know lorafinetunes.lora-operator.io in version v1alpha1: apply crds/"
 
 
@@ -39,35 +43,34 @@ def definition(control_plane: Client) -> None:
     serve_definition(control_plane)
 
 
-def test_a_definition_that_lacks_a_field_leaves_runs_and_statuses_alone(
+def test_under_an_older_definition_no_operator_works_until_the_right_one_is_there(
     control_plane: Client, stage: Stage, tmp_path: Path
 ) -> None:
-    """The same operator under one that lacks a field of the status, the whole one, and the former again.
-
-    What it does not know is not stored, and is not written again and again for that.
-    """
+    """At the start it is waited for; one that comes under an operator ends it, and the next one waits for the other."""
     lacking = tmp_path / "lacking.yaml"
     lacking.write_text(yaml.safe_dump(_without_fields()))
     try:
         install_definition(control_plane, stage, lacking)
-        operator = stage.start(statusDelaySeconds=0.01)
+        operator = stage.start(wait=False, resyncIntervalSeconds=1)
         run = begin(stage, "a15")
+        eventually(partial(_is_unready_with, operator, OLDER), "the operator is unready, and says what it waits for")
+        assert (operator.get("/healthz")[0], run.jobs) == (200, [])
+        install_definition(control_plane, stage, DEFINITION)
+        operator.wait_ready()
         run.running_pod()
         before = remember(run)
-        assert "activeSince" not in run.status
-        _writes_nothing(run)
-        install_definition(control_plane, stage, DEFINITION)
-        run.be_looked_at()
         assert run.status["activeSince"]
-        _writes_nothing(run)
         install_definition(control_plane, stage, lacking)
+        assert operator.end_by_itself() == 1
+        saw(Sees(log=(OLDER,)), since=before)
+        assert "Traceback" not in operator.text()
+        waiting = stage.start(wait=False)
+        eventually(partial(_is_unready_with, waiting, OLDER), "the next operator waits")
+        install_definition(control_plane, stage, DEFINITION)
+        waiting.wait_ready()
         run.be_looked_at()
-        _writes_nothing(run)
         for what in (Kept.JOBS, Kept.PODS, Kept.ENDS_WELL):
             kept(what, before)
-        assert operator.process.poll() is None
-        saw(Sees(log=("The definition in the cluster is older than the operator",)), run)
-        assert operator.text().count("The definition in the cluster is older than the operator") == 1
     finally:
         install_definition(control_plane, stage, DEFINITION)
 
@@ -99,21 +102,6 @@ def _knows_pending_timeout(stage: Stage) -> bool | None:
             return None
         raise
     return "pendingTimeoutSeconds" in stored["spec"]
-
-
-def _writes_nothing(run: Run) -> None:
-    """The operator comes to rest, and looking at the run again it has nothing to write."""
-    operator = run.stage.operators[-1]
-
-    def still() -> bool:
-        before = operator.writes()
-        run.be_looked_at(writes=False)
-        return operator.writes() == before
-
-    eventually(still, "the operator is at rest")
-    at_rest = remember(run)
-    run.be_looked_at(writes=False)
-    kept(Kept.NO_WRITES, at_rest)
 
 
 def _is_unready_with(operator: OperatorProcess, remedy: str) -> bool:

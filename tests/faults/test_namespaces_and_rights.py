@@ -69,7 +69,7 @@ def test_each_right_that_is_missing_in_a_namespace_is_named_at_the_start_and_sto
             saw(Sees(log=(f"may not {right} in namespace {name}:",), metric=metric), since=_nothing(run))
         run.wait("Accepted", "True")
         # What is missing there stands in the way of nothing that this run needs.
-        other = next(place for place in places if str(lacks[place.namespace]) == "delete services")
+        other = next(place for place in places if str(lacks[place.namespace]) == "create services")
         begin(other, "others").wait("Accepted", "True")
 
 

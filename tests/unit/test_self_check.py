@@ -1,14 +1,18 @@
 """The check before the first watch, against an API that answers from a table."""
 
+import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import yaml
 
 from lora_operator.cluster.api import Api, ApiError
 from lora_operator.running.self_check import (
     LEASE_RIGHTS,
     RIGHTS,
+    NoDefinitionError,
     SelfCheckError,
     can_look_after,
     check_definition,
@@ -16,6 +20,9 @@ from lora_operator.running.self_check import (
     check_rights,
     rights_used,
 )
+
+CRD = yaml.safe_load((Path(__file__).parents[2] / "crds/lorafinetunes.yaml").read_text())
+SCHEMA: dict[str, Any] = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 
 
 class TableApi:
@@ -33,8 +40,17 @@ class TableApi:
         self.denied = denied
         self.denied_in = denied_in
         self.code = code
+        self.schema: dict[str, Any] = copy.deepcopy(SCHEMA)
+        self.hides_openapi = 0
         self.namespaces: set[str] = set()
         self.named: set[tuple[str, str]] = set()
+
+    def openapi(self) -> dict[str, Any]:
+        """As the API server publishes the definition, beside its list and other groups' kinds."""
+        if self.hides_openapi:
+            raise ApiError(self.hides_openapi, "Unknown", "no")
+        kinds = {"LoRAFineTune": self.schema, "LoRAFineTuneList": {"properties": {"items": {}}}}
+        return {"components": {"schemas": {f"io.lora-operator.v1alpha1.{kind}": s for kind, s in kinds.items()}}}
 
     async def request(self, method: str, path: str, *, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         if self.code:
@@ -42,7 +58,7 @@ class TableApi:
         if body is None:
             if not self.definition:
                 raise ApiError(404, "NotFound", "the server could not find the requested resource")
-            return {"resources": [{"name": "lorafinetunes"}]}
+            return self.openapi() if path.startswith("/openapi/") else {"resources": [{"name": "lorafinetunes"}]}
         attributes = body["spec"]["resourceAttributes"]
         namespace = attributes.get("namespace", "")
         self.namespaces.add(namespace)
@@ -68,6 +84,38 @@ async def test_a_missing_definition_is_named_with_the_remedy() -> None:
     """What to apply, in one sentence."""
     with pytest.raises(SelfCheckError, match=r"lorafinetunes\.lora-operator\.io .*apply crds/lorafinetunes\.yaml"):
         await run(TableApi(definition=False))
+
+
+async def test_an_older_definition_is_named_with_fields_that_it_lacks_and_the_remedy() -> None:
+    """In lists and maps, too; a few of many."""
+    api = TableApi()
+    status, spec = (api.schema["properties"][part]["properties"] for part in ("status", "spec"))
+    del status["conditions"]["items"]["properties"]["reason"]
+    with pytest.raises(
+        NoDefinitionError, match=r"older than the operator, and lacks status\.conditions\.reason: apply"
+    ):
+        await run(api)
+    del spec["lora"], spec["preflight"]
+    sentence = (
+        r"lacks spec\.lora, spec\.lora\.\w+, spec\.lora\.\w+ and \d+ more fields: apply crds/.*crds\.install=true"
+    )
+    with pytest.raises(NoDefinitionError, match=sentence):
+        await run(api)
+
+
+async def test_a_newer_definition_is_as_good() -> None:
+    """It has all that the operator writes."""
+    api = TableApi()
+    api.schema["properties"]["status"]["properties"]["later"] = {"type": "string"}
+    assert await run(api) == []
+
+
+@pytest.mark.parametrize("code", [403, 404])
+async def test_a_definition_that_cannot_be_compared_holds_nothing_up(code: int) -> None:
+    """Discovery may be closed to service accounts, and follows a definition late."""
+    api = TableApi()
+    api.hides_openapi = code
+    assert await run(api) == []
 
 
 async def test_missing_rights_are_named_all_at_once() -> None:

@@ -60,31 +60,14 @@ def test_a_clock_that_is_set_changes_nothing(skew: timedelta) -> None:
     assert world.answer() == RIGHT
 
 
-@pytest.mark.parametrize("skew", [RIGHT, timedelta(minutes=20)])
-@pytest.mark.parametrize("wrong", [HOURS, -HOURS])
-def test_one_server_of_two_whose_clock_is_wrong_moves_no_deadline(skew: timedelta, wrong: timedelta) -> None:
-    """Whether our own is right or not, and however long its answers are mixed with those of the other."""
+@pytest.mark.parametrize("ahead", [HOURS, -HOURS])
+@pytest.mark.parametrize("skew", [RIGHT, timedelta(minutes=7)])
+def test_a_server_whose_clock_is_set_is_followed_at_once(skew: timedelta, ahead: timedelta) -> None:
+    """There and back, and it goes on with our own in between; by seconds nothing moves."""
     world = World(skew)
     world.answer()
-    for _ in range(100):
-        assert world.answer(wrong) == RIGHT
-        assert world.answer(wrong) == RIGHT
-        assert world.answer() == RIGHT
-
-
-@pytest.mark.parametrize("wrong", [HOURS, -HOURS])
-def test_our_own_clock_and_an_answer_are_believed_against_another_answer(wrong: timedelta) -> None:
-    """Even if the other came first, and often."""
-    world = World()
-    for _ in range(20):
-        assert world.answer(wrong) == wrong, "nobody contradicts it yet"
+    assert world.answer(ahead) == ahead
+    assert world.answer(ahead + timedelta(seconds=3)) == ahead
+    world.now_s += 90
+    assert world.clock.now() == world.time + ahead
     assert world.answer() == RIGHT
-    assert world.answer(wrong) == RIGHT
-
-
-@pytest.mark.parametrize("ahead", [HOURS, -HOURS])
-def test_a_server_whose_clock_is_set_is_followed_within_half_a_minute(ahead: timedelta) -> None:
-    """Or one whose clock drifts away from ours: what all answers agree on is the cluster's time."""
-    world = World(timedelta(minutes=7))
-    world.answer()
-    assert [world.answer(ahead) for _ in range(17)] == [RIGHT] * 15 + [ahead] * 2

@@ -22,7 +22,7 @@ from lora_operator.running.identity import own_identity
 from lora_operator.running.metrics import Metrics, count_requests
 from lora_operator.running.operator import Operator, make_election, make_operator
 from lora_operator.running.prepare import prepare, wait_for_namespaces
-from lora_operator.running.self_check import check_definition
+from lora_operator.running.self_check import check_definition, check_fields
 from lora_operator.running.supervision import OperatorFailedError, end_within, run_together
 from lora_operator.running.watch import kopf_settings, register
 from lora_operator.running.workers import run_worker
@@ -93,16 +93,18 @@ async def _work(operator: Operator, election: Election, counting: aiohttp.TraceC
 async def keep_house(operator: Operator) -> None:
     """Drop what belongs to nobody any more, forever.
 
-    Raises `OperatorFailedError` when Kueue came, went or was exchanged, as its watch is begun at the start alone.
+    Raises `OperatorFailedError` when Kueue came, went or was exchanged, as its watch is begun at the start alone, and
+    `NoDefinitionError` when an older definition took the place of ours.
     """
     while True:
         await operator.sleep(operator.config.resync_interval_s)
         operator.forget()
         try:
+            await check_fields(operator.api)
             if await operator.kueue.has_changed(operator.api):
                 raise OperatorFailedError("Kueue was installed, removed or exchanged: a restart takes note of it")
         except (ApiError, UnreachableError) as error:
-            logger.warning("whether Kueue is there is asked again in some minutes: %s", error)
+            logger.warning("what the cluster has is asked again in some minutes: %s", error)
 
 
 async def _lead_once_listed(operator: Operator, election: Election) -> None:

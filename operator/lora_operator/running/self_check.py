@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from lora_operator.cluster.api import (
     ApiError,
     Resource,
 )
+from lora_operator.views.definition import FIELDS
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class SelfCheckError(Exception):
 
 
 class NoDefinitionError(SelfCheckError):
-    """The cluster does not know LoRAFineTunes, not yet or no more."""
+    """The cluster does not know LoRAFineTunes, or not all of their fields: not yet, or no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,8 +158,8 @@ async def check_lease(api: Api, namespace: str, name: str, account: Account | No
 
 
 async def check_definition(api: Api) -> None:
-    """Raise `NoDefinitionError` where the cluster does not know the definition, `SelfCheckError` where it does not
-    know the operator's credentials."""
+    """Raise `NoDefinitionError` where the cluster does not know the definition or has an older one, `SelfCheckError`
+    where it does not know the operator's credentials."""
     path = f"/apis/{FINETUNES.group}/{FINETUNES.version}"
     try:
         answer = await api.request("GET", path)
@@ -176,6 +177,41 @@ async def check_definition(api: Api) -> None:
             f"The cluster does not know {FINETUNES.plural}.{FINETUNES.group} in version {FINETUNES.version}: "
             "apply crds/lorafinetunes.yaml, or install the chart with crds.install=true"
         )
+    await check_fields(api)
+
+
+async def check_fields(api: Api) -> None:
+    """Raise `NoDefinitionError` where the definition in the cluster lacks fields, of which nothing would be stored.
+
+    A cluster that shows its service accounts no OpenAPI, or not yet, says nothing of that.
+    """
+    try:
+        document = await api.request("GET", f"/openapi/v3/apis/{FINETUNES.group}/{FINETUNES.version}")
+    except ApiError as error:
+        if error.code in (403, 404):
+            return
+        raise
+    schemas = document.get("components", {}).get("schemas", {})
+    known = (schema for name, schema in schemas.items() if name.endswith(f".{FINETUNES.kind}"))
+    lacking = sorted(FIELDS - set(field_paths(next(known, {}))))
+    if lacking:
+        others = f" and {len(lacking) - _MOST_NAMED} more fields" if len(lacking) > _MOST_NAMED else ""
+        raise NoDefinitionError(
+            f"The definition in the cluster is older than the operator, and lacks {', '.join(lacking[:_MOST_NAMED])}"
+            f"{others}: apply crds/lorafinetunes.yaml, or upgrade the chart with crds.install=true"
+        )
+
+
+def field_paths(schema: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """The path of each field of spec and status, as in `status.progress.step`, whatever lists and maps it is in."""
+    for name, field in schema.get("properties", {}).items():
+        path = f"{above}.{name}" if above else name
+        if path.partition(".")[0] in ("spec", "status"):
+            yield path
+            yield from field_paths(field, path)
+    for inner in (schema.get("items"), schema.get("additionalProperties")):
+        if isinstance(inner, Mapping):
+            yield from field_paths(inner, above)
 
 
 async def _is_allowed(
