@@ -12,7 +12,7 @@ from lora_operator.cluster.api import ApiError, UnreachableError
 from lora_operator.cluster.login import LoginError
 from lora_operator.running import logs
 from lora_operator.running.explain import ExplainError, explain, parse_place
-from lora_operator.running.operate import operate
+from lora_operator.running.handlers import operate
 from lora_operator.running.self_check import SelfCheckError
 from lora_operator.running.supervision import OperatorFailedError
 from lora_operator.running.verify_command import Installation, VerifyError, parse_account, verify
@@ -54,6 +54,8 @@ def _operate(config: OperatorConfig) -> int:
     logs.configure(config.log_level, config.log_format)
     try:
         asyncio.run(operate(config))
+    except asyncio.CancelledError:
+        return 0
     except (ApiError, LoginError, OperatorFailedError, OSError, SelfCheckError, UnreachableError) as error:
         logger.critical("%s", error)
         return 1

@@ -4,11 +4,12 @@ import asyncio
 import copy
 import enum
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
+import kopf
 from prometheus_client import CollectorRegistry
 from tests.model.server import Happening, Object, Server, labels_of
 from tests.model.virtual_loop import VirtualLoop
@@ -17,11 +18,12 @@ from lora_operator.cluster.api import Api, ApiError, UnreachableError
 from lora_operator.cluster.lease import Election
 from lora_operator.cluster.server_clock import ServerClock
 from lora_operator.cluster.store import Store, Stores
+from lora_operator.running.handlers import bring
 from lora_operator.running.identity import Identity
 from lora_operator.running.metrics import Metrics
-from lora_operator.running.operate import keep_house, lead
 from lora_operator.running.operator import make_operator
 from lora_operator.running.supervision import OperatorFailedError, run_together
+from lora_operator.running.work import Work, check_watches, keep_house, lead
 from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
 from lora_trainer.contract.progress import Progress
@@ -30,7 +32,10 @@ BEGINNING = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 REQUEST_TIMEOUT_S = 30.0
 # A leader that has lost its Lease ends sooner, but what it has sent may still be under way for so long.
 LAG_S = REQUEST_TIMEOUT_S
+WATCHDOG_S = 30.0
 WATCHED = ("lorafinetunes", "jobs", "pods", "workloads")
+_BRING = cast("Callable[..., Coroutine[Any, Any, None]]", bring)
+"""What kopf calls, with as much of its arguments as it takes."""
 METRICS = Metrics(CollectorRegistry())
 
 
@@ -225,6 +230,7 @@ class ModelOperator:
             random=random.Random(number).random,  # noqa: S311 - jitter is no secret
             fetch=fetch,
         )
+        self._memo = kopf.Memo(work=Work(self._operator, self._election, end_process=self.kill))
 
     @property
     def stores(self) -> Stores:
@@ -242,18 +248,28 @@ class ModelOperator:
         try:
             await operator.kueue.discover(operator.api)
             operator.follow()
-            for reflector in operator.reflectors:
-                await reflector.list()  # it is the model that brings what a watch would
+            for lister in operator.listers:
+                await lister.list()  # it is the model that brings what a watch would
             for plural in WATCHED:
                 self.relist(plural)
             self.network.server.listeners.append(self._hear_soon)
-            lists = {f"list of {reflector.path}": reflector.heal() for reflector in operator.reflectors}
-            parts = {**lists, "house": keep_house(operator), "lead": lead(operator, self._election)}
+            parts = {
+                **{f"list of {lister.path}": lister.heal() for lister in operator.listers},
+                "house": keep_house(operator),
+                "watchdog": self._watch_over(),
+                "lead": lead(operator, self._election),
+            }
             await run_together(parts)
         except (ApiError, UnreachableError, OperatorFailedError):
             pass  # a real process ends with a sentence, and whoever runs it starts it again
         finally:
             self._forget()
+
+    async def _watch_over(self) -> None:
+        """As seldom as the model's hours allow."""
+        while True:
+            await asyncio.sleep(WATCHDOG_S)
+            check_watches(self._operator)
 
     @property
     def has_lease(self) -> bool:
@@ -328,12 +344,15 @@ class ModelOperator:
             self._keep(plural, "DELETED", {**before, "metadata": {**before["metadata"], "resourceVersion": version}})
 
     def _keep(self, plural: str, kind: str, document: Object) -> None:
-        """As the reflector does."""
-        operator = self._operator
-        store: Store[Any] = getattr(operator.stores, {"lorafinetunes": "finetunes"}.get(plural, plural))
+        """As kopf and the reflectors do; theirs is a running loop."""
+        loop, operator = self.network.loop, self._operator
+        if plural == "lorafinetunes":
+            loop.create_task(_BRING(event={"type": kind, "object": document}, memo=self._memo))
+            return
+        store: Store[Any] = getattr(operator.stores, plural)
         owner = store.remove(document) if kind == "DELETED" else store.put(document)
         if owner is not None:
-            self.network.loop.call_soon(operator.wake, owner)  # timers need a running loop
+            loop.call_soon(operator.wake, owner)
 
 
 def _is_selected(plural: str, document: Object) -> bool:

@@ -6,7 +6,6 @@ import json
 import logging
 import sys
 
-import kopf
 import pytest
 
 from lora_operator.cluster.store import Key
@@ -37,16 +36,6 @@ def test_a_json_line_has_the_same_as_keys_and_holds_a_traceback(stream: io.Strin
     document = json.loads(stream.getvalue())
     assert (document["namespace"], document["name"], document["level"]) == ("a", "b", "ERROR")
     assert "ValueError: odd" in document["exception"]
-
-
-def test_what_kopf_itself_raises_is_reported_without_its_stack(stream: io.StringIO) -> None:
-    """The message of a watch that failed names the error; where in kopf it came up helps nobody who reads the log."""
-    logs.configure("INFO", "text", stream)
-    try:
-        kopf.adopt([], owner=None)
-    except LookupError as error:
-        logging.getLogger("kopf").exception("A watch has failed: %s", type(error).__name__)
-    assert stream.getvalue().endswith("ERROR A watch has failed: LookupError\n")
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

@@ -1,17 +1,17 @@
 """Where the API server is and how to prove who we are: one answer for our own requests and for kopf's."""
 
 import os
-import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import aiohttp
 import kopf
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client.configuration import Configuration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import aiohttp
 
 USER_AGENT = "lora-operator"
 _SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -55,27 +55,18 @@ async def authorization(configuration: Configuration) -> str | None:
     return str(value) if value else None
 
 
-async def kopf_session(configuration: Configuration) -> kopf.AiohttpSession:
-    """The session in which kopf asks what the cluster serves; it wants a new one when the server refuses the token."""
-    headers = {"User-Agent": USER_AGENT}
-    token = await authorization(configuration)
-    if token is not None:
-        headers["Authorization"] = token
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=_ssl_context(configuration)),
-        headers=headers,
-        proxy=configuration.proxy,
-        trust_env=False,
-        trace_configs=configuration.trace_configs,
+async def credentials() -> kopf.ConnectionInfo:
+    """How kopf logs in: as our own client does. Raises `LoginError`."""
+    configuration = await load_configuration()
+    scheme, _, token = (await authorization(configuration) or "").partition(" ")
+    return kopf.ConnectionInfo(
+        server=configuration.host,
+        ca_path=configuration.ssl_ca_cert,
+        ca_data=None if configuration.ssl_ca_cert else configuration.ca_cert_data,
+        insecure=not configuration.verify_ssl,
+        certificate_path=configuration.cert_file,
+        private_key_path=configuration.key_file,
+        scheme=scheme or None,
+        token=token or None,
+        proxy_url=configuration.proxy,
     )
-    return kopf.AiohttpSession(aiohttp_session=session, server=configuration.host, default_namespace=None)
-
-
-def _ssl_context(configuration: Configuration) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert, cadata=configuration.ca_cert_data)
-    if configuration.cert_file:
-        context.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
-    if not configuration.verify_ssl:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context

@@ -44,8 +44,8 @@ class Source:
     selector: str = ""
 
 
-class Reflector:
-    """Follows one kind of objects, in one namespace or in all."""
+class Lister:
+    """Lists one kind of objects, in one namespace or in all: at the start, and every `list_interval_s`, jittered."""
 
     def __init__(
         self,
@@ -53,17 +53,14 @@ class Reflector:
         source: Source,
         namespace: str | None,
         *,
-        silence_s: float,
         list_interval_s: float,
         random: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """A watch that brings nothing for `silence_s` is restarted; a list heals every `list_interval_s`, jittered."""
         self._api = api
         self._source = source
         self._namespace = namespace
-        self._silence_s = silence_s
         self._list_interval_s = list_interval_s
         self._random = random
         self._clock = clock
@@ -77,17 +74,6 @@ class Reflector:
         """When a list, an event or a bookmark last came, by the clock; None before the first."""
         self.listed = asyncio.Event()
         """Set with the first whole list."""
-
-    async def watch(self) -> None:
-        """Follow, forever. Raises `ApiError` where the API server refuses again and again."""
-        while True:
-            try:
-                version = await self.list()
-                while True:
-                    version = await self._watch(version)
-            except (ApiError, UnreachableError, RelistError) as error:
-                logger.info("%s is listed again: %s", self.path, error)
-                await self._back_off(error)
 
     async def heal(self) -> None:
         """List beside the watch, forever. Where a list fails, the next one heals."""
@@ -112,10 +98,63 @@ class Reflector:
                 news |= listing.finish(version)
         finally:
             # To the next list, and to the watch, what a list brought that failed half-way is no news any more.
-            for owner in news:
-                source.wake(owner)
+            self._wake(news)
         self.listed.set()
         return version
+
+    def _wake(self, news: set[Key]) -> None:
+        for owner in news:
+            self._source.wake(owner)
+
+    async def _back_off(self, error: Exception | None = None) -> None:
+        """Wait, the longer the more often in a row, and as long as the API server asks for.
+
+        Raises a refusal that has come too often.
+        """
+        asked_s, longest_s = 0.0, _LONGEST_S
+        if isinstance(error, ApiError) and error.is_passing:
+            asked_s = error.retry_after_s
+            longest_s = _LONGEST_BUSY_S if error.code == _TOO_MANY or asked_s else _LONGEST_FAILING_S
+        elif isinstance(error, ApiError) and error.code != _GONE:
+            self._refusals += 1
+            if self._refusals > MOST_REFUSALS:
+                raise error
+        delay_s = min(_BASE_S * 2.0**self._failures, longest_s) * (0.5 + self._random())
+        self._failures = min(self._failures + 1, 10)
+        await self._sleep(max(asked_s, delay_s))
+
+
+class Reflector(Lister):
+    """Follows one kind of objects: it watches from its lists on, and begins anew where that fails."""
+
+    def __init__(
+        self,
+        api: Api,
+        source: Source,
+        namespace: str | None,
+        *,
+        silence_s: float,
+        list_interval_s: float,
+        random: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """A watch that brings nothing for `silence_s` is restarted."""
+        super().__init__(
+            api, source, namespace, list_interval_s=list_interval_s, random=random, clock=clock, sleep=sleep
+        )
+        self._silence_s = silence_s
+
+    async def watch(self) -> None:
+        """Follow, forever. Raises `ApiError` where the API server refuses again and again."""
+        while True:
+            try:
+                version = await self.list()
+                while True:
+                    version = await self._watch(version)
+            except (ApiError, UnreachableError, RelistError) as error:
+                logger.info("%s is listed again: %s", self.path, error)
+                await self._back_off(error)
 
     async def _watch(self, version: str) -> str:
         """Take in events until the stream ends; return the version from which to watch on.
@@ -165,23 +204,6 @@ class Reflector:
         if owner is not None:
             source.wake(owner)
         return version
-
-    async def _back_off(self, error: Exception | None = None) -> None:
-        """Wait, the longer the more often in a row, and as long as the API server asks for.
-
-        Raises a refusal that has come too often.
-        """
-        asked_s, longest_s = 0.0, _LONGEST_S
-        if isinstance(error, ApiError) and error.is_passing:
-            asked_s = error.retry_after_s
-            longest_s = _LONGEST_BUSY_S if error.code == _TOO_MANY or asked_s else _LONGEST_FAILING_S
-        elif isinstance(error, ApiError) and error.code != _GONE:
-            self._refusals += 1
-            if self._refusals > MOST_REFUSALS:
-                raise error
-        delay_s = min(_BASE_S * 2.0**self._failures, longest_s) * (0.5 + self._random())
-        self._failures = min(self._failures + 1, 10)
-        await self._sleep(max(asked_s, delay_s))
 
 
 def _read(line: bytes) -> tuple[str, Mapping[str, Any], str]:

@@ -16,7 +16,10 @@ Probe = Callable[[], str]
 
 
 def make_application(registry: CollectorRegistry, *, ready: Probe) -> web.Application:
-    """The three endpoints. Metrics come in the format that the scraper asks for, and compressed where it takes that."""
+    """The three endpoints. Metrics come in the format that the scraper asks for, and compressed where it takes that.
+
+    No connection is kept: a task waits at each, and kopf waits for the end of every task when it stops.
+    """
 
     async def metrics(request: web.Request) -> web.Response:
         encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
@@ -24,6 +27,7 @@ def make_application(registry: CollectorRegistry, *, ready: Probe) -> web.Applic
         text = await asyncio.to_thread(encode, registry)
         response = web.Response(body=text, headers={"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"})
         response.enable_compression()
+        response.force_close()
         return response
 
     application = web.Application()
@@ -52,6 +56,8 @@ async def serving(application: web.Application, port: int) -> "AsyncIterator[Non
 def _answer(probe: Probe) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(_: web.Request) -> web.Response:
         trouble = probe()
-        return web.Response(text=f"{trouble or 'ok'}\n", status=503 if trouble else 200)
+        response = web.Response(text=f"{trouble or 'ok'}\n", status=503 if trouble else 200)
+        response.force_close()
+        return response
 
     return handle

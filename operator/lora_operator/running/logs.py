@@ -81,21 +81,10 @@ def configure(level: str, form: str, stream: TextIO = sys.stderr) -> None:
     """Send everything to the stream, as `form` (text or json) says. Libraries speak from WARNING on."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
-    handler.addFilter(_without_traces_of_kopf)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("lora_operator").setLevel(level)
-
-
-def _without_traces_of_kopf(record: logging.LogRecord) -> bool:
-    """Drop the stack trace of what kopf itself raised: its message says the error, such as 404 for a watch."""
-    trace = record.exc_info[2] if record.exc_info else None
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("kopf."):
-        record.exc_info = None
-    return True
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -3,18 +3,20 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from lora_operator.cluster.api import Api
+from lora_operator.cluster.api import FINETUNES, Api
 from lora_operator.cluster.child_events import ChildEvents
+from lora_operator.cluster.finetune_lister import FineTuneLister
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.lease import Election
 from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller, fetch_progress
-from lora_operator.cluster.reflector import Reflector
+from lora_operator.cluster.reflector import Lister, Reflector, Source
 from lora_operator.cluster.server_clock import wall_clock
 from lora_operator.cluster.store import Key, Stores
 from lora_operator.running.debounce import MOST_PROGRESS_PER_S, Debounce, progress_interval_s
@@ -56,11 +58,27 @@ class Operator:
     namespaces: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     hindrance: str = ""
-    reflectors: list[Reflector] = field(default_factory=list)
+    finetune_listers: Mapping[str, FineTuneLister] = field(default_factory=dict)
+    """By namespace; by "" where there is one for all."""
+    reflectors: Sequence[Reflector] = ()
     working: bool = False
 
     def follow(self) -> None:
-        """Make what follows each kind, in each namespace or everywhere."""
+        """Make what lists LoRAFineTunes and what follows the other kinds, in each namespace or everywhere."""
+        places = self.namespaces or (None,)
+        finetunes = Source(resource=FINETUNES, store=self.stores.finetunes, wake=self.wake)
+        self.finetune_listers = {
+            place or "": FineTuneLister(
+                self.api,
+                finetunes,
+                place,
+                list_interval_s=self.config.resync_interval_s,
+                random=self.random,
+                clock=self.clock,
+                sleep=self.sleep,
+            )
+            for place in places
+        }
         self.reflectors = [
             Reflector(
                 self.api,
@@ -73,8 +91,23 @@ class Operator:
                 sleep=self.sleep,
             )
             for source in sources_of(self.stores, self.kueue, self.wake)
-            for place in self.namespaces or (None,)
+            for place in places
         ]
+
+    @property
+    def listers(self) -> Sequence[Lister]:
+        """Of each kind, in each namespace or everywhere."""
+        return [*self.finetune_listers.values(), *self.reflectors]
+
+    def take_in(self, kind: str | None, document: Mapping[str, Any]) -> None:
+        """kopf's watch has brought a LoRAFineTune as it is or, of the kind DELETED, as it was at last."""
+        store, listers = self.stores.finetunes, self.finetune_listers
+        owner = store.remove(document) if kind == "DELETED" else store.put(document)
+        lister = listers.get("") or listers.get(document["metadata"]["namespace"])
+        if lister is not None:
+            lister.brought()
+        if owner is not None:
+            self.wake(owner)
 
     def forget(self) -> None:
         """Drop what is kept of pods that a list of everything has shown to be gone."""
@@ -82,16 +115,16 @@ class Operator:
 
     def unready(self) -> str:
         """Why runs are not looked after yet; empty where they are."""
-        if self.reflectors and all(reflector.listed.is_set() for reflector in self.reflectors):
+        if self.listers and all(lister.listed.is_set() for lister in self.listers):
             return ""
         return self.hindrance or "The first list of the cluster is not complete"
 
     def last_heard(self) -> dict[str, float]:
         """For each kind when its most silent watch last brought something, in seconds since 1970; 0 for never."""
         oldest: dict[str, float] = {}
-        for reflector in self.reflectors:
-            heard_s = 0.0 if reflector.heard_s is None else self._now_s() - (self.clock() - reflector.heard_s)
-            oldest[reflector.plural] = min(oldest.get(reflector.plural, heard_s), heard_s)
+        for lister in self.listers:
+            heard_s = 0.0 if lister.heard_s is None else self._now_s() - (self.clock() - lister.heard_s)
+            oldest[lister.plural] = min(oldest.get(lister.plural, heard_s), heard_s)
         return oldest
 
     def wake(self, key: Key) -> None:

@@ -133,7 +133,7 @@ class Reconciler:
         with DecisionLine(turn.finetune, plan) as line:
             if not await self._change_children(turn, line):
                 return AT_ONCE_S
-            postponed_s = self._postponed_s(turn)
+            postponed_s, gone = self._postponed_s(turn), self._stores.pods.gone(key, turn.finetune.uid)
             if postponed_s is None and turn.changes_status and not await self._write_status(turn, line):
                 return AT_ONCE_S
             failure = await self._delete(turn, line)
@@ -151,9 +151,11 @@ class Reconciler:
                 raise failure
             wait_s = soonest(wait_s, asked_s, plan.due_in_s, postponed_s, self._refusals.due_in_s(key))
             line.next_look_s = wait_s
-        # What follows the end, such as the time to live of the Job, is decided once the verdict is stored. And what the
-        # server answered to a change may say more of the Job than was known, of which a watch brings no news any more.
-        return AT_ONCE_S if plan.patch or has_just_ended(turn.finetune, plan.status) else wait_s
+        # What follows the end, such as the time to live of the Job, is decided once the verdict is stored; so is what a
+        # run does whose pod is gone, once that is accounted for. And what the server answered to a change may say more
+        # of the Job than was known, of which a watch brings no news any more.
+        accounted = bool(gone) and postponed_s is None and turn.changes_status
+        return AT_ONCE_S if plan.patch or accounted or has_just_ended(turn.finetune, plan.status) else wait_s
 
     async def _change_children(self, turn: Pass, line: DecisionLine) -> bool:
         """Patch and create; False if all is to be decided anew, since something was refused or is there already."""

@@ -1,13 +1,8 @@
 """Parts that run side by side for as long as the process: the first that ends, ends all."""
 
 import asyncio
-import logging
-import os
-import threading
 from collections.abc import Coroutine, Mapping
 from typing import Any
-
-logger = logging.getLogger(__name__)
 
 
 class OperatorFailedError(Exception):
@@ -28,18 +23,3 @@ async def run_together(parts: Mapping[str, Coroutine[Any, Any, None]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def end_within(limit_s: float, reason: BaseException) -> None:
-    """End the process with status 1 in so many seconds, unless it has ended by then: nothing may hold up a restart.
-
-    A failed watch can leave tasks of kopf behind that wait for ever, however often they are cancelled.
-    """
-
-    def end() -> None:
-        logger.critical("%s", reason)
-        os._exit(1)
-
-    timer = threading.Timer(limit_s, end)
-    timer.daemon = True
-    timer.start()
