@@ -168,9 +168,9 @@ def test_a_changed_default_reaches_new_runs_alone() -> None:
 
 
 def test_a_run_that_began_without_variables_gets_none_later() -> None:
-    """An empty environment is frozen like any other."""
+    """What is absent is frozen, too."""
     began = plan_of(make_finetune(), CONFIG).status
-    assert began["resolved"]["pod"]["environment"] == {}
+    assert "environment" not in began["resolved"]["pod"]
     again = plan_of(with_status(make_finetune(), {**began, **ATTEMPTED}), SITE)
     assert "HTTPS_PROXY" not in {e["name"] for e in container(job_of(again))["env"]}
 

@@ -67,9 +67,7 @@ def _pod_block(request: Request, train: TrainConfig) -> Block:
         "checkpointClaim": checkpoint_claim(train),
         "cacheClaim": pod.cache_claim,
     }
-    kept = {key: value for key, value in block.items() if value not in (None, "", {}, [])}
-    # An empty one too: without any, `defaults_for` takes the run for one of an earlier release.
-    return kept | {"environment": block["environment"]}
+    return {key: value for key, value in block.items() if value not in (None, "", {}, [])}
 
 
 def plan_block(plan: RunPlan) -> Block:

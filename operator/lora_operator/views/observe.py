@@ -104,7 +104,7 @@ def parse_job(obj: Mapping[str, Any]) -> JobView:
         relabelled=_number_in(metadata, names.RELABELLED_ANNOTATION),
         owners=None if _controller(metadata) else tuple(_maps(metadata, "ownerReferences")),
         managed_by="" if _text(spec, "managedBy") == _JOB_CONTROLLER else _text(spec, "managedBy"),
-        image=_rendered_image(metadata, spec),
+        image=_interned(_map(metadata, "annotations"), names.IMAGE_ANNOTATION),
         ttl_s=_integer(spec, "ttlSecondsAfterFinished"),
     )
 
@@ -281,13 +281,6 @@ def _is_counted(metadata: Mapping[str, Any], stage: str) -> bool:
 def _index(metadata: Mapping[str, Any]) -> int:
     label = _text(_map(metadata, "labels"), names.INDEX_LABEL)
     return int(label) if _INDEX.fullmatch(label) else 0
-
-
-def _rendered_image(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
-    """As the Job remembers it; one of an earlier release has it in its template alone."""
-    return _interned(_map(metadata, "annotations"), names.IMAGE_ANNOTATION) or _image(
-        _map(_map(spec, "template"), "spec")
-    )
 
 
 def _image(spec: Mapping[str, Any]) -> str:
