@@ -82,7 +82,7 @@ def test_a_killed_trainer_is_retried_and_the_restart_is_counted(stage: Stage) ->
     second = stage.wait_pod(job, other_than=first["metadata"]["uid"])
     stage.run_pod(second)
     stage.wait_condition("PodsReady", status="True")
-    restarts = f'lorafinetune_retries_total{{cause="outOfMemory",name="tone",namespace="{stage.namespace}"}}'
+    restarts = f'lorafinetune_retries_total{{kind="used",name="tone",namespace="{stage.namespace}"}}'
     assert eventually(lambda: operator.metric(restarts), "the restart is counted") == 1.0
     assert stage.finetune()["status"]["podName"] == second["metadata"]["name"]
 
