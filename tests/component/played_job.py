@@ -14,11 +14,12 @@ from tests.model.life import Client
 from tests.model.objects import condition_of, controller_uid, is_over
 
 from localcluster.api import ApiError
+from lora_operator.decision.ends import failures_of_job
 from lora_operator.rendering.pod_template import Shape
 from lora_operator.rendering.render import render_job
 from lora_operator.views import names
 from lora_operator.views.config import OperatorConfig
-from lora_operator.views.observe import parse_finetune
+from lora_operator.views.observe import parse_finetune, parse_job, parse_pod
 from lora_operator.views.request import read_request
 from lora_operator.views.wording import instant, parse_instant
 from lora_trainer.contract.manifest import RunOptions
@@ -33,8 +34,9 @@ _KINDS = ("Suspended", "SuccessCriteriaMet", "FailureTarget", "Complete", "Faile
 class Book:
     """What a Job and its pods say of what has happened. `counts` are by index those of the newest pod's annotations,
     failures and ignored ones; `living` the indexes with a pod that has neither ended nor been deleted. `conditions` are
-    those that hold, with their reasons."""
+    those that hold, with their reasons. `used` is what the operator makes of it."""
 
+    used: int = 0
     failed: int = 0
     done: str = ""
     counts: tuple[tuple[int, int], ...] = ()
@@ -216,7 +218,9 @@ class PlayedJob:
             return Book()
         status, newest = job.get("status", {}), [self.newest(index) for index in range(self.nodes)]
         conditions = {kind: condition_of(status, kind) for kind in _KINDS}
+        views = [parse_pod(pod) for pod in pods]
         return Book(
+            used=failures_of_job(parse_job(job), [pod for pod in views if pod.job_uid], self.nodes),
             failed=status.get("failed", 0),
             done=status.get("completedIndexes", ""),
             counts=tuple(failures_before(pod) for pod in newest if pod is not None),

@@ -27,7 +27,7 @@ ODD_STATUS: tuple[Any, ...] = (
     {"conditions": [{"type": "Failed", "status": "True"}, {"type": "Complete", "status": "True"}] * 2},
     {"attempt": "many", "jobName": 7, "podName": {}, "startTime": "yesterday", "completionTime": -1},
     {"attempt": 10**15, "observedGeneration": "x", "progress": [], "retries": 3, "resolved": "x", "artifact": 1},
-    {"retries": {"preempted": "x", "counted": {"a": 1}, "error": -5}, "runSeconds": "1", "activeSince": 0},
+    {"retries": {"preempted": "x", "used": -5}, "runSeconds": "1", "activeSince": 0},
     {"advice": "none", "checkpoint": [1], "results": None, "progress": {"step": "x", "lastUpdateTime": "x"}},
     {"conditions": [{"type": f"Foreign{number}", "status": "True"} for number in range(5000)]},
     {"progress": {"phase": "x" * 500_000}, "unknown": {"deep": [[[[{}]]]]}},

@@ -61,7 +61,7 @@ def _by_exit_code(code: int) -> Scenario:
             verdict = {"FailureTarget": "PodFailurePolicy", "Failed": "PodFailurePolicy"}
             job.comes_to(Book(failed=1, counts=ALONE, conditions=verdict))
         else:
-            job.comes_to(Book(failed=job.counts(code), counts=ALONE, living=(0,)))
+            job.comes_to(Book(used=job.counts(code), failed=job.counts(code), counts=ALONE, living=(0,)))
 
     return Scenario(play=play)
 
@@ -80,19 +80,19 @@ def success(job: PlayedJob) -> None:
 def preflight(job: PlayedJob) -> None:
     """Not Indexed."""
     job.end(job.run(), 75)
-    job.comes_to(Book(failed=1, counts=ALONE, living=(0,)))
+    job.comes_to(Book(used=1, failed=1, counts=ALONE, living=(0,)))
     job.end(job.run(), 0)
     reasons = {"SuccessCriteriaMet": "CompletionsReached", "Complete": "CompletionsReached"}
-    job.comes_to(Book(failed=1, counts=ALONE, conditions=reasons))
+    job.comes_to(Book(used=1, failed=1, counts=ALONE, conditions=reasons))
 
 
 @scenario(spec={"maxRetries": 1})
 def last_retry(job: PlayedJob) -> None:
     job.end(job.run(), 1)
-    job.comes_to(Book(failed=1, counts=ALONE, living=(0,)))
+    job.comes_to(Book(used=1, failed=1, counts=ALONE, living=(0,)))
     job.end(job.run(), 1)
     verdict = {"FailureTarget": "BackoffLimitExceeded", "Failed": "BackoffLimitExceeded"}
-    job.comes_to(Book(failed=2, counts=ALONE, conditions=verdict))
+    job.comes_to(Book(used=2, failed=2, counts=ALONE, conditions=verdict))
 
 
 @scenario()
@@ -101,7 +101,7 @@ def backoff(job: PlayedJob) -> None:
     for failed, pause_s in ((1, 10), (2, 20)):
         pod = job.run()
         job.end(pod, 1, ago=JUST_NOW)
-        job.comes_to(Book(failed=failed, counts=ALONE, living=(0,)))
+        job.comes_to(Book(used=failed, failed=failed, counts=ALONE, living=(0,)))
         job.came_after(pod, pause_s)
 
 
@@ -120,7 +120,7 @@ def short_of_disk(job: PlayedJob) -> None:
     pod = job.run()
     job.disrupt(pod, "TerminationByKubelet")
     job.end(pod, 137, reason="Evicted")
-    job.comes_to(Book(counts=ALONE, living=(0,)))
+    job.comes_to(Book(used=1, counts=ALONE, living=(0,)))
 
 
 @scenario()
@@ -139,7 +139,7 @@ def deleted_by_hand(job: PlayedJob) -> None:
     job.ask_to_stop(pod)
     job.comes_to(Book(counts=ALONE))
     job.finish(pod, 143)
-    job.comes_to(Book(failed=job.counts(143), counts=ALONE, living=(0,)))
+    job.comes_to(Book(used=job.counts(143), failed=job.counts(143), counts=ALONE, living=(0,)))
 
 
 @scenario()
@@ -147,7 +147,7 @@ def deleted_by_hand_and_killed(job: PlayedJob) -> None:
     pod = job.run()
     job.ask_to_stop(pod)
     job.finish(pod, 137)
-    job.comes_to(Book(failed=1, counts=ALONE, living=(0,)))
+    job.comes_to(Book(used=1, failed=1, counts=ALONE, living=(0,)))
 
 
 @scenario()
@@ -156,7 +156,7 @@ def deleted_before_it_began(job: PlayedJob) -> None:
     pod = job.run()
     job.ask_to_stop(pod)
     job.finish(pod, None)
-    job.comes_to(Book(failed=1, counts=ALONE, living=(0,)))
+    job.comes_to(Book(used=1, failed=1, counts=ALONE, living=(0,)))
 
 
 @scenario()
@@ -169,13 +169,13 @@ def vanished(job: PlayedJob) -> None:
 def held_and_let_go(job: PlayedJob) -> None:
     """The failure before it stays in the book; the pod that is stopped is not counted, however it ends."""
     job.end(job.run(), 1)
-    job.comes_to(Book(failed=1, counts=ALONE, living=(0,)))
+    job.comes_to(Book(used=1, failed=1, counts=ALONE, living=(0,)))
     job.run()
     job.suspend(wish=True)
-    job.comes_to(Book(failed=1, counts=ALONE, conditions={"Suspended": "JobSuspended"}))
+    job.comes_to(Book(used=1, failed=1, counts=ALONE, conditions={"Suspended": "JobSuspended"}))
     job.finish(job.stopping(), 1)
     job.suspend(wish=False)
-    job.comes_to(Book(failed=1, counts=ALONE, living=(0,)))
+    job.comes_to(Book(used=1, failed=1, counts=ALONE, living=(0,)))
 
 
 @scenario(suspended=True)
@@ -222,7 +222,7 @@ def deleted_with_its_pod(job: PlayedJob) -> None:
     pod = job.run()
     job.delete()
     job.end(job.stopping(), 1)
-    job.comes_to(Book(failed=1, counts=ALONE))
+    job.comes_to(Book(used=1, failed=1, counts=ALONE))
     job.remove(pod)
     job.comes_to(Book())
 
@@ -236,8 +236,8 @@ def one_fails_and_the_other_follows(job: PlayedJob) -> None:
     first, second = job.run(0), job.run(1)
     job.end(second, 1, ago=JUST_NOW)
     job.end(first, PEER, ago=JUST_NOW)
-    job.comes_to(Book(counts=TWO))
-    job.comes_to(Book(failed=1, counts=((0, 1), (1, 0)), living=(0, 1)))
+    job.comes_to(Book(used=1, counts=TWO))
+    job.comes_to(Book(used=1, failed=1, counts=((0, 1), (1, 0)), living=(0, 1)))
 
 
 @scenario(nodes=2)
@@ -246,7 +246,7 @@ def the_same_fails_again(job: PlayedJob) -> None:
         first, second = job.run(0), job.run(1)
         job.end(second, 1)
         job.end(first, PEER)
-        job.comes_to(Book(failed=number, counts=((0, number), (number, 0)), living=(0, 1)))
+        job.comes_to(Book(used=number, failed=number, counts=((0, number), (number, 0)), living=(0, 1)))
 
 
 @scenario(nodes=2)
@@ -254,11 +254,11 @@ def now_one_fails_now_the_other(job: PlayedJob) -> None:
     first, second = job.run(0), job.run(1)
     job.end(second, 1)
     job.end(first, PEER)
-    job.comes_to(Book(failed=1, counts=((0, 1), (1, 0)), living=(0, 1)))
+    job.comes_to(Book(used=1, failed=1, counts=((0, 1), (1, 0)), living=(0, 1)))
     first, second = job.run(0), job.run(1)
     job.end(second, PEER)
     job.end(first, 1)
-    job.comes_to(Book(failed=2, counts=((1, 1), (1, 1)), living=(0, 1)))
+    job.comes_to(Book(used=1, failed=2, counts=((1, 1), (1, 1)), living=(0, 1)))
 
 
 @scenario(nodes=2)
@@ -267,7 +267,7 @@ def all_fail_at_once(job: PlayedJob) -> None:
     for number in (1, 2):
         for pod in [job.run(index) for index in (0, 1)]:
             job.end(pod, 75)
-        job.comes_to(Book(failed=2 * number, counts=((number, 0), (number, 0)), living=(0, 1)))
+        job.comes_to(Book(used=number, failed=2 * number, counts=((number, 0), (number, 0)), living=(0, 1)))
 
 
 @scenario(nodes=2, spec={"maxRetries": 1})
@@ -275,14 +275,14 @@ def all_fail_too_often(job: PlayedJob) -> None:
     """The backoff limit is one for each node."""
     for pod in [job.run(index) for index in (0, 1)]:
         job.end(pod, 75)
-    job.comes_to(Book(failed=2, counts=((1, 0), (1, 0)), living=(0, 1)))
+    job.comes_to(Book(used=1, failed=2, counts=((1, 0), (1, 0)), living=(0, 1)))
     first, second = job.run(0), job.run(1)
     job.end(first, 75)
     verdict = {"FailureTarget": "BackoffLimitExceeded"}
-    job.comes_to(Book(failed=4, counts=((1, 0), (1, 0)), conditions=verdict))
+    job.comes_to(Book(used=2, failed=4, counts=((1, 0), (1, 0)), conditions=verdict))
     job.finish(second, PEER)
     verdict |= {"Failed": "BackoffLimitExceeded"}
-    job.comes_to(Book(failed=4, counts=((1, 0), (0, 0)), conditions=verdict))
+    job.comes_to(Book(used=2, failed=4, counts=((1, 0), (0, 0)), conditions=verdict))
 
 
 @scenario(nodes=2)
@@ -295,7 +295,7 @@ def backoff_of_each_index(job: PlayedJob) -> None:
     first, second = job.run(0), job.run(1)
     job.end(second, 1)
     job.end(first, PEER, ago=JUST_NOW)
-    job.comes_to(Book(failed=1, counts=((0, 2), (1, 1)), living=(0, 1)))
+    job.comes_to(Book(used=1, failed=1, counts=((0, 2), (1, 1)), living=(0, 1)))
     job.came_after(first, 20)
 
 
@@ -326,8 +326,11 @@ def the_second_is_done_first(job: PlayedJob) -> None:
     first, second = job.run(0), job.run(1)
     job.end(second, 0)
     job.comes_to(Book(done="1", counts=TWO, living=(0,)))
-    job.end(first, 1)
-    job.comes_to(Book(done="1", failed=1, counts=((1, 0), (0, 0)), living=(0,)))
+    job.end(first, 1, ago=JUST_NOW)
+    job.comes_to(Book(used=1, failed=1, done="1", counts=((1, 0), (0, 0)), living=(0,)))
+    # It waits for one that comes no more, again and again.
+    job.end(job.run(0), PEER)
+    job.comes_to(Book(used=2, failed=1, done="1", counts=((1, 1), (0, 0)), living=(0,)))
 
 
 @scenario(nodes=2)
@@ -345,7 +348,7 @@ def one_is_deleted_by_hand(job: PlayedJob) -> None:
     job.ask_to_stop(second)
     job.finish(second, 137)
     job.end(first, PEER)
-    job.comes_to(Book(failed=1, counts=((0, 1), (1, 0)), living=(0, 1)))
+    job.comes_to(Book(used=1, failed=1, counts=((0, 1), (1, 0)), living=(0, 1)))
 
 
 @scenario(nodes=2)
@@ -354,7 +357,7 @@ def one_is_lost_without_a_word(job: PlayedJob) -> None:
     first, second = job.run(0), job.run(1)
     job.vanish(second)
     job.end(first, 75)
-    job.comes_to(Book(failed=1, counts=((1, 0), (0, 0)), living=(0, 1)))
+    job.comes_to(Book(used=1, failed=1, counts=((1, 0), (0, 0)), living=(0, 1)))
 
 
 @scenario(nodes=2)
@@ -365,7 +368,7 @@ def failed_pods_are_deleted(job: PlayedJob) -> None:
     job.end(first, PEER, ago=JUST_NOW)
     for pod in (first, second):
         job.remove(pod)
-    job.comes_to(Book(failed=1, counts=((0, 1), (1, 0)), living=(0, 1)))
+    job.comes_to(Book(used=1, failed=1, counts=((0, 1), (1, 0)), living=(0, 1)))
 
 
 @scenario(nodes=2)
@@ -375,7 +378,7 @@ def held_while_it_trains(job: PlayedJob) -> None:
         first, second = job.run(0), job.run(1)
         job.end(second, 1)
         job.end(first, PEER)
-        job.comes_to(Book(failed=number, counts=((0, number), (number, 0)), living=(0, 1)))
+        job.comes_to(Book(used=number, failed=number, counts=((0, number), (number, 0)), living=(0, 1)))
     for index in (0, 1):
         job.run(index)
     job.suspend(wish=True)
@@ -383,7 +386,7 @@ def held_while_it_trains(job: PlayedJob) -> None:
         job.finish(pod, 143)
     job.wait(lambda: job.book().conditions == {"Suspended": "JobSuspended"}, "it is held")
     job.suspend(wish=False)
-    job.comes_to(Book(failed=2, counts=TWO, living=(0, 1)))
+    job.comes_to(Book(used=2, failed=2, counts=TWO, living=(0, 1)))
 
 
 @scenario(nodes=2)
@@ -393,9 +396,9 @@ def held_in_its_backoff(job: PlayedJob) -> None:
     job.end(second, 1, ago=JUST_NOW)
     job.end(first, PEER, ago=JUST_NOW)
     job.suspend(wish=True)
-    job.comes_to(Book(counts=TWO, conditions={"Suspended": "JobSuspended"}))
+    job.comes_to(Book(used=1, counts=TWO, conditions={"Suspended": "JobSuspended"}))
     job.suspend(wish=False)
-    job.comes_to(Book(failed=1, counts=((0, 1), (1, 0)), living=(0, 1)))
+    job.comes_to(Book(used=1, failed=1, counts=((0, 1), (1, 0)), living=(0, 1)))
 
 
 @scenario(nodes=2, spec={"activeDeadlineSeconds": 20})

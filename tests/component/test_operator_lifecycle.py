@@ -96,7 +96,7 @@ def test_retries_are_counted_over_a_deleted_job(stage: Stage) -> None:
     pod = stage.wait_pod(job)
     stage.run_pod(pod)
     stage.end_pod(pod, 75, "the Hub did not answer")
-    eventually(lambda: status(stage).get("retries", {}).get("error") == 1, "the failure is counted")
+    eventually(lambda: status(stage).get("retries", {}).get("used") == 1, "the failure is counted")
     stage.api.delete(stage.path("jobs", job["metadata"]["name"]) + "?propagationPolicy=Background")
     again = stage.wait_job(attempt=2)
     assert again["spec"]["backoffLimit"] == 0
@@ -104,7 +104,7 @@ def test_retries_are_counted_over_a_deleted_job(stage: Stage) -> None:
     stage.run_pod(last)
     stage.end_pod(last, 75, "the Hub did not answer again")
     stage.wait_condition("Failed", status="True", reason="BackoffLimitExceeded")
-    assert status(stage)["retries"]["error"] == 2
+    assert status(stage)["retries"]["used"] == 3
     assert status(stage)["attempt"] == 2
 
 
@@ -144,4 +144,4 @@ def _has_deadline(stage: Stage, path: str, seconds: int) -> bool:
 
 
 def _has_counted(stage: Stage, number: int) -> bool:
-    return bool(status(stage).get("retries", {}).get("error") == number)
+    return bool(status(stage).get("retries", {}).get("used") == number)

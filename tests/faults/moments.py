@@ -18,7 +18,6 @@ from lora_operator.views.pods import has_ended
 
 # What answers of a few KiB from each of fifty pods need is much less; the rest is for the runs themselves.
 MOST_GROWTH_BYTES = 8 * 2**20
-_NOT_OWN_ERRORS = ("preempted", "nodeLost")
 _ENDS = ("Complete", "Failed")
 
 
@@ -183,8 +182,8 @@ def _retries(before: Moment, now: Moment) -> list[str]:
 def _own_errors(moment: Moment) -> dict[str, Any]:
     said = {name: finetune.get("status", {}).get("retries", {}) for name, finetune in moment.finetunes.items()}
     counted = {
-        name: {k: v for k, v in causes.items() if isinstance(v, int) and v and k not in _NOT_OWN_ERRORS}
-        for name, causes in said.items()
+        name: {k: v for k, v in retries.items() if isinstance(v, int) and v and k != "preempted"}
+        for name, retries in said.items()
     }
     failed = {name: sum(job["status"].get("failed", 0) for job in jobs) for name, jobs in moment.jobs.items()}
     return {"counted": counted, "failed": failed}

@@ -80,7 +80,7 @@ class Run:
         eventually(look, f"the last Event about {self.name} is that of its state")
 
     def wait_retries(self, **counts: int) -> None:
-        """Wait until the status counts these retries by cause, and no others."""
+        """Wait until the status counts these retries, and no others."""
 
         def look() -> bool:
             said = self.status.get("retries", {})

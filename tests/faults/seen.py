@@ -28,8 +28,9 @@ class Sees:
     """What the user sees at one moment.
 
     `state` is the reason of condition Complete, STATE in `kubectl get`. `says` are parts of the first condition's
-    message, of the state's where no condition is named, else of the Event's. `retries` are counts by cause; `status`
-    are fields that are set. A metric `counts` or `does not count`; one that is a time `stands still` or `goes on`.
+    message, of the state's where no condition is named, else of the Event's. `retries` are those numbers of the status;
+    `status` are fields that are set. A metric `counts` or `does not count`; one that is a time `stands still` or `goes
+    on`.
     """
 
     state: Reason | None = None

@@ -32,9 +32,9 @@ class Early:
     last: Sees
 
 
-def _again(*says: str, cause: str = "error") -> Sees:
+def _again(*says: str) -> Sees:
     """A retry in the same Job."""
-    return Sees(state=Reason.RESTARTING, says=says, event=("Warning", Reason.RESTARTING), retries={cause: 1})
+    return Sees(state=Reason.RESTARTING, says=says, event=("Warning", Reason.RESTARTING), retries={"used": 1})
 
 
 def _last(reason: Reason, *says: str) -> Sees:
@@ -65,14 +65,14 @@ EARLY: Mapping[str, Early] = {
     "b5": Early(
         code=137,
         termination="OOMKilled",
-        again=_again("OOMKilled", "8Gi", cause="outOfMemory"),
+        again=_again("OOMKilled", "8Gi"),
         last=_last(Reason.OOM_KILLED, "8Gi", "spec.resources.memory"),
     ),
     "b7-container": Early(
         code=137,
         termination="ContainerStatusUnknown",
         message="The container could not be located when the pod was terminated",
-        again=_again("NodeLost", "lost the container", cause="nodeLost"),
+        again=_again("NodeLost", "lost the container"),
         last=_last(Reason.NODE_LOST, "lost the container"),
     ),
     "b9": _end(72, Reason.GPU_FAULT, ECC),
@@ -150,9 +150,10 @@ def test_a_trainer_that_takes_no_step_is_stalled_before_it_ends(stage: Stage) ->
     assert run.status["progress"]["step"] == 10**5
 
 
-def test_pods_that_are_drained_or_deleted_are_replaced_and_use_up_no_retry(shared: Stage) -> None:
-    """Both get their grace period to save in; even with maxRetries 0 the run goes on in the same Job."""
-    drained, deleted = begin(shared, "b2-drained", maxRetries=0), begin(shared, "b2-deleted", maxRetries=0)
+def test_pods_that_are_drained_or_deleted_are_replaced_and_a_drain_uses_no_retry(shared: Stage) -> None:
+    """Both get their grace period to save in, and the run goes on in the same Job: a drained one even with maxRetries
+    0, a deleted one with a retry less."""
+    drained, deleted = begin(shared, "b2-drained", maxRetries=0), begin(shared, "b2-deleted", maxRetries=1)
     firsts = {run.name: run.running_pod() for run in (drained, deleted)}
     before = remember(drained, deleted)
     evict(shared, firsts["b2-drained"])
@@ -161,7 +162,7 @@ def test_pods_that_are_drained_or_deleted_are_replaced_and_use_up_no_retry(share
     saw(
         Sees(
             conditions={"PodsReady": ("False", Reason.RESTARTING)},
-            says=("was deleted and is being stopped; a new one follows",),
+            says=("was deleted and is being stopped; a new one follows, and uses a retry",),
         ),
         deleted,
     )
@@ -169,12 +170,21 @@ def test_pods_that_are_drained_or_deleted_are_replaced_and_use_up_no_retry(share
         (pod,) = run.pods
         assert pod["metadata"]["deletionGracePeriodSeconds"] == 120
         finish_deletion(shared, pod)
-    for run in (drained, deleted):
+    for run, retries in ((drained, {"preempted": 1}), (deleted, {"used": 1})):
         run.running_pod(other_than=firsts[run.name])
-        saw(Sees(conditions={"PodsReady": ("True", None)}, retries={"preempted": 1}), run)
+        saw(Sees(conditions={"PodsReady": ("True", None)}, retries=retries), run)
     kept(Kept.ENDS_WELL, before)
-    kept(Kept.RETRIES, before)
     assert len(kept(Kept.ONE_JOB, before).all_jobs()) == 2
+
+
+def test_a_pod_that_is_deleted_with_no_retry_left_is_the_run_s_last(shared: Stage) -> None:
+    """The Job counts it; that is said while it stops."""
+    run = begin(shared, "b2-last", maxRetries=0)
+    pod = run.running_pod()
+    shared.api.delete(shared.path("pods", pod["metadata"]["name"]))
+    run.wait_said("PodsReady", "no retry is left for a new one")
+    finish_deletion(shared, pod)
+    saw(_last(Reason.BACKOFF_LIMIT_EXCEEDED, "maxRetries is 0"), run)
 
 
 def test_a_run_whose_node_the_scheduler_takes_goes_on_in_the_same_job(shared: Stage) -> None:
@@ -287,7 +297,7 @@ def test_a_lost_node_is_named_and_no_second_pod_writes_before_the_first_is_surel
         taint = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}
         stage.api.patch(f"/api/v1/nodes/{node}", {"spec": {"taints": [taint]}})
         run.running_pod(other_than=pod)
-        run.wait_retries(nodeLost=1)
+        assert "used" not in run.status.get("retries", {})
         kept(Kept.ONE_WRITER, before)
         kept(Kept.ONE_JOB, before)
         kept(Kept.ENDS_WELL, before)
@@ -347,7 +357,7 @@ def test_a_run_whose_every_pod_fails_ends_with_the_last_error(shared: Stage, ret
             conditions={"Failed": ("True", Reason.BACKOFF_LIMIT_EXCEEDED)},
             says=("ValueError: second", "the last of 2 failures"),
             event=("Warning", Reason.BACKOFF_LIMIT_EXCEEDED),
-            retries={"error": 2},
+            retries={"used": 2},
         ),
         run,
     )

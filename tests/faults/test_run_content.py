@@ -59,7 +59,7 @@ class End:
             state=Reason.RESTARTING,
             says=(self.says, "retry 1 of 3 follows"),
             event=("Warning", Reason.RESTARTING),
-            retries={"error": 1},
+            retries={"used": 1},
         )
 
 
@@ -142,7 +142,7 @@ def test_what_passes_is_tried_again_in_the_same_job(shared: Stage) -> None:
     for row, run in runs.items():
         run.running_pod(other_than=firsts[row])
         kept(Kept.ENDS_WELL, remember(run))
-        run.wait_retries(error=1)
+        run.wait_retries(used=1)
     assert len(kept(Kept.ONE_JOB, before).all_jobs()) == 3
 
 

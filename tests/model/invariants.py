@@ -47,7 +47,6 @@ class Witness:
         self._late: set[str] = set()
         self._read: set[tuple[str, str]] = set()
         self._pods: dict[str, set[str]] = {}
-        self._names: dict[str, str] = {}
         self._suspensions: dict[str, set[tuple[str, str]]] = {}
 
     def look(self, seen: Mapping[str, Sequence[Object]]) -> None:
@@ -62,7 +61,6 @@ class Witness:
             if has_failed(pod):
                 self._life.failed.setdefault(run_uid(pod), set()).add(pod["metadata"]["uid"])
             self._pods.setdefault(run_uid(pod), set()).add(pod["metadata"]["uid"])
-            self._names[pod["metadata"]["uid"]] = pod["metadata"]["name"]
         for job in seen["jobs"]:
             held = condition_of(job.get("status", {}), "Suspended")
             if held.get("status") == "True":
@@ -170,9 +168,8 @@ class Witness:
         uid, status, verdict = run["metadata"]["uid"], run.get("status", {}), _stated(run).get("Failed", {})
         failed, removed = len(self._life.failed.get(uid, ())), len(self._life.removed.get(uid, ()))
         retries = status.get("retries", {})
-        counted = sum(retries.get(cause, 0) for cause in ("error", "outOfMemory", "nodeLost"))
-        names = [self._names.get(pod, pod) for pod in retries.get("counted", ())]
-        assert counted <= failed, f"I8: {counted} pods are counted as failed, and {failed} did: {retries}, {names}"
+        used = retries.get("used", 0)
+        assert used <= failed + removed, f"I8: {failed} pods failed, {removed} Jobs were deleted, and used are {used}"
         staying = {pod["metadata"]["uid"] for pod in seen["pods"] if not _was_taken(pod)}
         taken = len(self._pods.get(uid, set()) - staying) + len(self._suspensions.get(uid, ()))
         assert retries.get("preempted", 0) <= taken, f"I8: {taken} pods were taken away or suspended: {retries}"

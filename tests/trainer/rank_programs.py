@@ -236,10 +236,11 @@ def train(plan: Plan) -> Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stopped:
-    """How a process ended that was stopped in an evaluation: its last sentence, batches that it evaluated until then,
-    and the losses of the rows where nobody stops, heard and unheard."""
+    """How a process ended that was stopped in an evaluation: its last sentence and exit code, batches that it evaluated
+    until then, and the losses of the rows where nobody stops, heard and unheard."""
 
     sentence: str
+    code: int
     batches: int
     losses: tuple[float, float]
 
@@ -283,7 +284,7 @@ def stop_in_an_evaluation(plan: Plan, folder: Path) -> Stopped:
         try:
             training.run()
         except TerminatedError as error:
-            return Stopped(sentence=str(error), batches=batches[0], losses=losses)
+            return Stopped(sentence=str(error), code=int(error.code), batches=batches[0], losses=losses)
         raise AssertionError("nobody heard")
 
 

@@ -132,7 +132,7 @@ def cuda(last: str) -> torch.distributed.DistBackendError:
     return nccl("unhandled cuda error", preface + last, "ncclUnhandledCudaError")
 
 
-PEER, OWN_NETWORK = (ExitCode.PEER_FAILED, Reason.PEER_FAILED), (ExitCode.TRANSIENT, Reason.RESTARTING)
+PEER, OWN_NETWORK = (ExitCode.TRANSIENT, Reason.PEER_FAILED), (ExitCode.TRANSIENT, Reason.RESTARTING)
 GPU, UNFIT = (ExitCode.GPU_FAULT, Reason.GPU_FAULT), (ExitCode.CONFIG_INVALID, Reason.GPU_FAULT)
 SHORT = (ExitCode.CUDA_OUT_OF_MEMORY, Reason.CUDA_OUT_OF_MEMORY)
 

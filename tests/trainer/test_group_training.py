@@ -134,6 +134,7 @@ def test_a_request_to_stop_that_one_process_hears_ends_the_evaluation_of_all(
     assert newest is not None
     assert newest.step == 2
     assert [one.batches for one in found] == ([ASK_EVERY] * 2 if divided else [1, ASK_EVERY])
+    assert [one.code for one in found] == [76, 143], "the other one's end counts"
 
 
 def test_one_process_without_memory_makes_all_repeat_the_step_with_smaller_micro_batches(

@@ -19,7 +19,6 @@ from lora_trainer.contract.config import DeviceConfig, TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode, reason_of
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import Summary
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError, explain_exit
 from lora_trainer.host.child import StageFailedError, Stages
 from lora_trainer.host.launch import ONE_PROCESS, Node, Program, grace_s, this_node, training_program
@@ -127,9 +126,9 @@ def test_each_process_takes_its_share_of_the_cpus(monkeypatch: pytest.MonkeyPatc
     assert cpu_threads(quota) == 1
 
 
-def failure(reason: Reason) -> Failure:
+def failure(reason: Reason, code: int = 1) -> Failure:
     """A report of that reason."""
-    return Failure(code=1, reason=reason, message=reason.value)
+    return Failure(code=code, reason=reason, message=reason.value)
 
 
 OWN, LATER = failure(Reason.DATASET_INVALID), failure(Reason.STORAGE_FULL)
@@ -224,12 +223,14 @@ def test_processes_that_find_that_the_run_does_not_fit_end_alike(
     assert (ending.summary.plan, ending.summary.message) == (failing_stage.PLAN, failing_stage.PLAN.reason)
 
 
-def test_a_pod_says_in_its_summary_that_its_round_was_over(tmp_path: Path) -> None:
-    """By which the operator knows that it counts for no retry."""
-    supervisor = Supervisor(config=config(), settings=Settings(volumes=Volumes(), port=None, work=tmp_path))
-    ended = supervisor._failed(dataclasses.replace(GONE, round_over=True))
-    assert Summary.from_message(ended.summary.to_message()).round_over
-    assert "round_over" not in supervisor._failed(GONE).summary.to_message()
+@pytest.mark.parametrize(
+    ("said", "code"), [(STOPPED, 143), (None, 143), (GONE, 143), (failure(Reason.STORAGE_FULL, 74), 74)]
+)
+def test_a_pod_that_was_asked_to_stop_ends_by_that(watched: Watched, said: Failure | None, code: int) -> None:
+    """Also where a process of it heard of the request by another one first; or because it could not save."""
+    watched.stages.stopping.set()
+    watched.stages.failure = said
+    assert watched.stages._cause(1, "").code == code
 
 
 def test_a_process_that_fails_takes_those_along_that_wait_for_it(

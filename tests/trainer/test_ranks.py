@@ -116,4 +116,4 @@ def test_the_others_learn_at_once_that_a_process_is_lost(how: str) -> None:
 def test_a_collective_within_a_layer_that_fails_is_a_lost_process_too(text: str) -> None:
     """Sharded layers talk within the forward pass; a retry may help, the configuration is not at fault."""
     known = explain(RuntimeError(text))
-    assert (known.code, known.reason) == (ExitCode.PEER_FAILED, Reason.PEER_FAILED)
+    assert (known.code, known.reason) == (ExitCode.TRANSIENT, Reason.PEER_FAILED), "nobody has said that it ends"

@@ -20,6 +20,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters, rendezvou
 
 from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.errors import PeerFailedError
 from lora_trainer.host import rounds
 from lora_trainer.host.child import StageFailedError, Stages
 from lora_trainer.host.launch import BY_ROUNDS, Node, training_program
@@ -110,7 +111,7 @@ def test_a_node_that_comes_again_ends_the_round_and_takes_part_in_the_next(start
     again = start(1)
     failure = first.end()
     assert failure is not None
-    assert (failure.code, failure.reason, failure.round_over) == (76, Reason.PEER_FAILED, True)
+    assert (failure.code, failure.reason) == (76, Reason.PEER_FAILED)
     assert not again.joined.is_set()
     assert (start(0).end(), again.end()) == (None, None)
 
@@ -233,6 +234,33 @@ def test_a_round_is_watched_while_torchrun_waits_on_its_own_connection(
 def _wait_in_vain(store: Store, seconds: float) -> None:
     with contextlib.suppress(DistError):
         store.wait(["never"], timedelta(seconds=seconds))
+
+
+@pytest.mark.parametrize(
+    ("rank", "host", "code"),
+    [(0, "127.0.0.1", 76), (1, "node-0.example.invalid", 76), (1, "127.0.0.1", 75)],
+    ids=["the first one waits", "the first one is not there", "the first one cannot be reached"],
+)
+def test_a_node_that_waits_for_one_that_is_not_there_has_not_failed(port: int, rank: int, host: str, code: int) -> None:
+    """Its pod may wait for a GPU for hours. One that is there and cannot be reached might be tried for ever."""
+    place = RendezvousParameters(BY_ROUNDS, f"{host}:{port}", "run", 2, 2, rank=rank, timeout=2)
+    with in_rounds(lambda: None):
+        handler = rendezvous_handler_registry.create_handler(place)
+        with pytest.raises(PeerFailedError) as caught:
+            handler.next_rendezvous()
+    assert caught.value.code == code
+
+
+def test_a_node_that_meets_some_and_waits_for_another_has_not_failed(port: int) -> None:
+    """Whoever is there waits with it."""
+    server = serve(port)
+    place = RendezvousParameters(BY_ROUNDS, f"127.0.0.1:{port}", "run", 3, 3, rank=1, timeout=2)
+    with in_rounds(lambda: None):
+        handler = rendezvous_handler_registry.create_handler(place)
+        with pytest.raises(PeerFailedError) as caught:
+            handler.next_rendezvous()
+    assert caught.value.code == 76
+    del server
 
 
 def test_whether_processes_are_left_is_what_the_system_says() -> None:

@@ -199,6 +199,7 @@ def make_pod_object(
     deleting: bool = False,
     stage: str = names.TRAIN,
     index: int = 0,
+    failures_before: int = 0,
 ) -> Object:
     """A pod of an attempt's Job; `state` is that of its trainer's container. An empty `job_uid` makes it an orphan."""
     trains = stage == names.TRAIN
@@ -211,7 +212,9 @@ def make_pod_object(
         "namespace": NAMESPACE,
         "uid": f"uid-of-{name or default}",
         "labels": {**labels, names.INDEX_LABEL: str(index)} if trains else labels,
-        "annotations": {names.INDEX_LABEL: str(index)} if trains else {},
+        "annotations": {names.INDEX_LABEL: str(index), names.FAILURES_ANNOTATION: str(failures_before)}
+        if trains
+        else {},
         "ownerReferences": [{"kind": "Job", "name": job, "uid": owner, "controller": True}] if owner else [],
         "creationTimestamp": instant(created_at or minutes_ago(57)),
     }

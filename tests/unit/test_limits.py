@@ -11,6 +11,7 @@ from tests.unit.builders import (
     condition_object,
     ended_pod,
     finished_job,
+    make_event,
     make_finetune,
     make_job,
     make_pod,
@@ -114,6 +115,13 @@ def test_a_run_waits(finetune: FineTune, job: JobView, pods: tuple[PodView, ...]
     assert stated(plan, "Failed") == ("True", "PendingTimeout")
     assert plan.status["completionTime"] == plan.status["activeUntil"] == instant(NOW + timedelta(seconds=left_s))
     assert "activeSince" not in plan.status
+
+
+def test_a_job_that_is_refused_the_next_pod_does_not_keep_it_back() -> None:
+    """The namespace's quota does, which is a wait."""
+    event = make_event("job-1", "FailedCreate", 'pods "x" is forbidden: exceeded quota: gpus')
+    plan = look(ready_since(4), jobs=(job_since(50),), pods=(ended_pod(75),), events=(event,))
+    assert (stated(plan), plan.due_in_s) == (("Unknown", "QuotaExceeded"), 360)
 
 
 def test_the_end_of_a_wait_tells_the_last_reason_and_comes_after_a_live_look() -> None:

@@ -176,8 +176,8 @@ class TransientError(TrainerError):
 class PeerFailedError(TrainerError):
     """Another process of the same training is gone, or did not come within the time: the cause is reported there.
 
-    `accounted`: the other one said that it ends, or its pod is known to have ended or not to have begun. Else nobody may
-    ever say why this one ended, as where nodes cannot reach each other, and it counts as a failure of its own.
+    `accounted`: the other one said that it ends, or its pod is known to have ended, or not to have begun. Else nobody
+    may ever say why this one ended, as where nodes cannot reach each other, and it counts as a failure of its own.
     """
 
     code = ExitCode.TRANSIENT

@@ -1,18 +1,32 @@
-"""What is used up of `maxRetries`. The Job is the book: its controller counts each end of a pod once."""
+"""What is used up of `maxRetries`. The Job is the book: its controller counts each end of a pod once, whoever looks.
+
+Of one pod at a time the count is `status.failed`. Of pods that train together each index hands its own on to its next
+pod, as an annotation, also where the failed one is gone; the Job's lacks the last failed pod of each index until
+another has that (pkg/controller/job of Kubernetes 1.34, which `tests/component/test_job_controller.py` asks):
+
+    used = before the Job + max(ceil(status.failed / nodes), most of any index)
+
+That is never too high, and too low where nodes fail in turns after a suspension, which takes annotations with it. Pods
+that stop with their Job are in neither: a suspension takes them out of the book, and a Job that fails for another
+reason than its failures counts those that still live, and is not asked any more.
+"""
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from lora_operator.views.conditions import Finding
-from lora_operator.views.jobs import is_ending
+from lora_operator.views.jobs import failing_of
 from lora_operator.views.model import JobView, PodView
 from lora_operator.views.names import TRAIN
-from lora_operator.views.pods import failure_of, ignored_by_job, newest_first, was_short_of_something
+from lora_operator.views.pods import failure_of, ignored_by_job, is_done, was_disrupted, was_short_of_something
 from lora_operator.views.stored import Stored
 from lora_operator.views.wording import integer_of
+from lora_trainer.contract.exit_codes import FINAL
 from lora_trainer.contract.reasons import Reason
 
 _LARGEST = 2**31 - 1
@@ -31,13 +45,16 @@ def count_ends(
     stored: Mapping[str, Any], jobs: Iterable[JobView], pods: Iterable[PodView], *, nodes: int, deletions: int
 ) -> Retries:
     """With what the run's Jobs, those that are gone included, and their pods say; each deletion of a Job is a retry."""
-    pods = tuple(pods)
+    of_job = defaultdict[str, list[PodView]](list)
+    for pod in pods:
+        if pod.job_uid:
+            of_job[pod.job_uid].append(pod)
     seen = [
-        _used_by(job, [pod for pod in pods if pod.job_uid == job.uid], nodes if job.stage == TRAIN else 1)
+        job.retries_before + failures_of_job(job, of_job.get(job.uid, ()), nodes if job.stage == TRAIN else 1)
         for job in jobs
     ]
     used = max(_number(stored.get("used")), deletions, *seen, 0)
-    return Retries(used=used, preempted=_number(stored.get("preempted")))
+    return Retries(used=min(used, _LARGEST), preempted=_number(stored.get("preempted")))
 
 
 def retries_block(retries: Retries) -> dict[str, Any]:
@@ -51,31 +68,37 @@ def with_preemption(retries: Retries, state: Finding, stored: Stored) -> Retries
     return dataclasses.replace(retries, preempted=min(retries.preempted + taken, _LARGEST))
 
 
-def _used_by(job: JobView, pods: Iterable[PodView], nodes: int) -> int:
-    """What is used up with this Job. One that is ending counts its living pods as failed, so it says nothing new.
-
-    Of several nodes the Job counts all failures. The annotation of each node's newest pod tells those of that node
-    (`batch.kubernetes.io/job-index-failure-count`; pkg/controller/job/indexed_job_utils.go of Kubernetes 1.34).
-    """
-    if is_ending(job) or not job.uid:
-        return job.retries_before
-    if nodes == 1:
-        return job.retries_before + job.failed + sum(map(_is_left_out, pods))
-    of_node: dict[int, list[PodView]] = {}
-    for pod in newest_first(pods):
-        of_node.setdefault(pod.index, []).append(pod)
-    by_node = [
-        of[0].failures_before
-        + (failure_of(of[0]) is not None and not ignored_by_job(of[0]))
-        + sum(map(_is_left_out, of))
-        for of in of_node.values()
-    ]
-    return job.retries_before + max(math.ceil(job.failed / nodes), *by_node, 0)
+def failures_of_job(job: JobView, pods: Sequence[PodView], nodes: int) -> int:
+    """How often pods of this Job, which has so many at a time, failed: those of all nodes in one round as one."""
+    ending = failing_of(job)
+    if ending is not None and ending.reason != "BackoffLimitExceeded":
+        return 0
+    of_index = defaultdict[int, list[PodView]](list)
+    for pod in pods:
+        if pod.index < nodes:
+            of_index[pod.index].append(pod)
+    done_at = max((pod.created_at for pod in pods if is_done(pod)), default=None) if nodes > 1 else None
+    of_indexes = [_failures_of_index(job, own, done_at, by_index=nodes > 1) for own in of_index.values()]
+    return max(math.ceil(job.failed / nodes), *of_indexes, 0)
 
 
-def _is_left_out(pod: PodView) -> bool:
-    """Whether the Job leaves out an end that may come again without bound: a new pod there may want as much."""
-    return was_short_of_something(pod) and ignored_by_job(pod)
+def _failures_of_index(job: JobView, pods: Sequence[PodView], done_at: datetime | None, *, by_index: bool) -> int:
+    """What the Job counts, and ends that it ignores and that may come again without bound: for want of memory or disk
+    on a node, as a new pod may want as much, and since the pod waits for a node that is done, and comes no more."""
+    if by_index:
+        counted = max(pod.failures_before + _fails(pod) for pod in pods)
+    else:
+        counted = max(job.failed, sum(map(_fails, pods)))
+    ignored = [pod for pod in pods if ignored_by_job(pod) and failure_of(pod) is not None]
+    alone = [pod for pod in ignored if done_at and pod.created_at > done_at and not was_disrupted(pod)]
+    return counted + sum(map(was_short_of_something, ignored)) + len(alone)
+
+
+def _fails(pod: PodView) -> bool:
+    """Whether the Job counts this end, or is about to. One that is being deleted may have been stopped with its Job: if
+    it counts, the Job says so, or the next pod of its index."""
+    final = pod.trainer.exit_code in FINAL
+    return failure_of(pod) is not None and not (final or pod.deleting or ignored_by_job(pod))
 
 
 def _number(value: object) -> int:

@@ -3,17 +3,21 @@
 from datetime import datetime, timedelta
 
 from lora_operator.decision.run import Run
-from lora_operator.decision.state import RunState
+from lora_operator.decision.state import RunState, nodes_with
+from lora_operator.decision.trouble import trouble_of_job
 from lora_operator.decision.verdict import Verdict, claims_success, deadline_exceeded, out_of_retries
 from lora_operator.views.budget import is_spent
 from lora_operator.views.conditions import Finding, Type
 from lora_operator.views.jobs import ending_of, is_ending, suspension_of
 from lora_operator.views.model import JobView
 from lora_operator.views.names import PREFLIGHT
-from lora_operator.views.pods import is_running
+from lora_operator.views.pods import has_ended, ignored_by_job, is_running
 from lora_operator.views.wording import parse_instant, sentence
 from lora_trainer.contract.exit_codes import FINAL
 from lora_trainer.contract.reasons import Reason
+
+_LONGEST_BACKOFF_S = 600
+"""For so long at most a Job makes no pod after one that failed (pkg/controller/job/backoff_utils.go of Kubernetes)."""
 
 
 def give_up(run: Run, job: JobView, state: RunState) -> Verdict | None:
@@ -48,8 +52,16 @@ def _has_used_up_its_retries(run: Run, job: JobView, state: RunState) -> bool:
     """
     if state.running or job.suspended or run.retries.used <= run.policy.max_retries:
         return False
-    job_will_say = job.failed > job.backoff_limit or any(pod.trainer.exit_code in FINAL for pod, _ in run.failures)
-    return bool(run.failures) and not job_will_say
+    failed = [pod for pod, _ in run.failures]
+    by_the_job = max(job.failed, sum(not ignored_by_job(pod) for pod in failed))
+    job_will_say = by_the_job > job.backoff_limit or any(pod.trainer.exit_code in FINAL for pod in failed)
+    return bool(failed) and not job_will_say and not _may_learn_the_cause(run)
+
+
+def _may_learn_the_cause(run: Run) -> bool:
+    """Whether the pods that ended have only followed others so far, of which some live."""
+    followed = all(failure.reason in (Reason.PEER_FAILED, Reason.EVICTED) for _, failure in run.failures)
+    return run.nodes > 1 and followed and not all(map(has_ended, run.job_pods))
 
 
 def has_no_time_left(run: Run) -> bool:
@@ -90,14 +102,20 @@ def pending_left_s(run: Run, state: RunState) -> float | None:
 def _waiting_since(run: Run) -> datetime:
     """Since when not all pods run, by the times at which the conditions of the status changed.
 
-    Not included are the preflight, and the time for which the run is suspended or in a queue.
+    Not included are the preflight, the time for which the run is suspended or in a queue, and a Job's own backoff.
     """
     stored, job = run.stored, run.job
     moments = [run.finetune.created_at]
     if stored.holds(Type.PREFLIGHT_PASSED):
         moments.append(stored.since(Type.PREFLIGHT_PASSED))
+    missing = 0
     if job is not None:
         moments.append(job.started_at or job.created_at)
+        missing = run.nodes - nodes_with(lambda pod: not has_ended(pod), run.nodes, job, run.job_pods)
+        if not missing:
+            # One that failed at once may never have been seen to run: the next one's wait is another.
+            waiting = (pod.created_at for pod in run.job_pods if not has_ended(pod) and not is_running(pod))
+            moments.append(min(waiting, default=None))
         if job.stage == PREFLIGHT:
             # No condition says when its pod runs: the change of the state does, and the ends of pods that are there.
             ending = ending_of(job)
@@ -111,4 +129,12 @@ def _waiting_since(run: Run) -> datetime:
     elif suspended is False:
         moments.append(stored.since(Type.SUSPENDED))
     moments.append(stored.since(Type.PODS_READY) if ready is False else run.now if ready else None)
-    return max((moment for moment in moments if moment is not None), default=run.now)
+    since = max((moment for moment in moments if moment is not None), default=run.now)
+    held_back = job is not None and bool(missing) and _holds_pods_back(run, job)
+    return since + timedelta(seconds=_LONGEST_BACKOFF_S) if held_back else since
+
+
+def _holds_pods_back(run: Run, job: JobView) -> bool:
+    """Whether the Job waits by itself before it makes the next pod, and not for a cluster that refuses it."""
+    ended = bool(job.failed or run.failures or run.retries.preempted)
+    return ended and trouble_of_job(job, run.job_pods, run.observed.events) is None

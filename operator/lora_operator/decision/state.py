@@ -21,6 +21,7 @@ from lora_operator.views.pods import (
     is_running,
     leader_first,
     newest_first,
+    was_disrupted,
 )
 from lora_operator.views.wording import instant
 from lora_trainer.contract.exit_codes import FINAL
@@ -132,7 +133,7 @@ def _without_pod(run: Run, job: JobView, newest: PodView | None) -> Finding:
     if failed:
         pod, failure = failed[0]
         ends = pod.trainer.exit_code in FINAL or _used(run, job) > run.policy.max_retries
-        return _but_held(failure if ends else _restarting(run, job, failure), run.job_pods)
+        return _but_held(failure if ends else _restarting(run, job, pod, failure), run.job_pods)
     if newest is not None:
         message = f"Pod {newest.name} has ended; waiting for its Job to report it"
         return _but_held(Finding(reason=_ENDED[job.stage], message=message), run.job_pods)
@@ -157,23 +158,25 @@ def _with_pod(run: Run, job: JobView, pod: PodView) -> RunState:
     if trouble is not None:
         return RunState(reason=trouble, pod=pod)
     if pod.deleting:
-        message = f"Pod {pod.name} was deleted and is being stopped; a new one follows"
+        left = run.retries.used < run.policy.max_retries
+        follows = "a new one follows, and uses a retry" if left else "no retry is left for a new one"
+        message = f"Pod {pod.name} was deleted and is being stopped; {follows}"
         return RunState(reason=Finding(reason=Reason.RESTARTING, message=message), pod=pod)
-    failures = [failure for _, failure in run.failures]
+    failures = run.failures
     if is_running(pod) and job.stage == names.PREFLIGHT:
         message = f"Pod {pod.name} looks at model, data and output, before GPUs are asked for{_after(failures)}"
         return RunState(reason=Finding(reason=Reason.PREFLIGHT, message=message), pod=pod)
     if is_running(pod) and running_nodes(run, job) == run.nodes:
         return RunState(reason=_but_held(_running(run, failures), run.job_pods), pod=pod, running=True)
-    return RunState(reason=_awaited(run, job, pod, failures), pod=pod)
+    return RunState(reason=_awaited(run, job, pod), pod=pod)
 
 
-def _awaited(run: Run, job: JobView, pod: PodView, failures: Sequence[Finding]) -> Finding:
+def _awaited(run: Run, job: JobView, pod: PodView) -> Finding:
     """What must come about before all pods run."""
     refused = trouble_of_job(job, run.job_pods, run.observed.events) if _lacks_pods(run, job) else None
     if refused is not None:
         return refused
-    return _restarting(run, job, failures[0]) if failures else _starting(pod)
+    return _restarting(run, job, *run.failures[0]) if run.failures else _starting(pod)
 
 
 def running_nodes(run: Run, job: JobView) -> int:
@@ -197,8 +200,8 @@ def nodes_with(is_there: Callable[[PodView], bool], nodes: int, job: JobView, po
     return min(len(there) + max(0, job.succeeded - len(counted)), nodes)
 
 
-def _restarting(run: Run, job: JobView, failure: Finding) -> Finding:
-    if failure.reason is Reason.EVICTED:
+def _restarting(run: Run, job: JobView, pod: PodView, failure: Finding) -> Finding:
+    if failure.reason is Reason.EVICTED and was_disrupted(pod):
         return dataclasses.replace(failure, message=f"{failure.message}. A new pod follows")
     used = _used(run, job)
     next_pod = f"retry {used} of {run.policy.max_retries}" if used else "a new pod"
@@ -207,9 +210,9 @@ def _restarting(run: Run, job: JobView, failure: Finding) -> Finding:
 
 
 def _used(run: Run, job: JobView) -> int:
-    """What counts against maxRetries: the Job may count a pod a little later than that says how it ended."""
-    uncounted = sum(not ignored_by_job(pod) for pod, _ in run.failures) if run.nodes == 1 else 0
-    return max(run.retries.used, job.retries_before + uncounted)
+    """What is used up, with a pod that somebody deleted, which its Job counts a moment later than that says it."""
+    failed = sum(not ignored_by_job(pod) for pod, _ in run.failures) if run.nodes == 1 else 0
+    return max(run.retries.used, job.retries_before + failed)
 
 
 def _name(failure: Finding) -> str:
@@ -226,7 +229,7 @@ def _starting(pod: PodView) -> Finding:
     return Finding(reason=Reason.PENDING, message=message)
 
 
-def _running(run: Run, failures: Sequence[Finding]) -> Finding:
+def _running(run: Run, failures: Sequence[tuple[PodView, Finding]]) -> Finding:
     phase = _phase(run.progress)
     if run.stalled_since is not None and phase is Phase.TRAINING:
         message = (
@@ -237,11 +240,11 @@ def _running(run: Run, failures: Sequence[Finding]) -> Finding:
     return Finding(reason=Reason(phase.value), message=_doing(phase, run.progress) + _after(failures))
 
 
-def _after(failures: Sequence[Finding]) -> str:
+def _after(failures: Sequence[tuple[PodView, Finding]]) -> str:
     if not failures:
         return ""
     count = "1 failed pod" if len(failures) == 1 else f"{len(failures)} failed pods"
-    return f" (after {count}, the last with {_name(failures[0])})"
+    return f" (after {count}, the last with {_name(failures[0][1])})"
 
 
 def _phase(progress: Block) -> Phase:

@@ -23,7 +23,7 @@ from lora_trainer.contract.reasons import FAILURES, Reason
 from lora_trainer.contract.summary import Summary
 
 _EXIT_CODE = re.compile(r"exit code ([0-9]{1,3})\b")
-_UNSPECIFIC = {Reason.RESTARTING, Reason.EVICTED, Reason.INTERNAL_ERROR, Reason.PENDING}
+_UNSPECIFIC = {Reason.RESTARTING, Reason.EVICTED, Reason.INTERNAL_ERROR, Reason.PENDING, Reason.RESULT_UNKNOWN}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

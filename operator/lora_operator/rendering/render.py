@@ -13,7 +13,7 @@ from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune
 from lora_operator.views.request import Policy, Request
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.exit_codes import FINAL, FOLLOWED
+from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.manifest import API_VERSION, KIND
 
 Manifest = dict[str, Any]
@@ -124,12 +124,12 @@ def marks_of(finetune: FineTune, attempt: int, stage: str = names.TRAIN) -> Mani
 def _pod_failure_policy() -> Manifest:
     codes = {"containerName": names.TRAINER_CONTAINER, "operator": "In"}
     final = {**codes, "values": [int(code) for code in FINAL]}
-    followed = {**codes, "values": sorted(map(int, FOLLOWED))}
+    followed = {**codes, "values": [int(ExitCode.PEER_FAILED)]}
     return {
         "rules": [
             {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             {"action": "FailJob", "onExitCodes": final},
-            # So ends a pod that somebody deleted, and one whose peer failed: the operator counts who is to blame.
+            # So ends a pod that another one asked to, or that waited for it in vain: what became of that counts.
             {"action": "Ignore", "onExitCodes": followed},
         ]
     }

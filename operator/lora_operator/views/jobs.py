@@ -21,6 +21,11 @@ def ending_of(job: JobView) -> ConditionView | None:
     return _true(job, _ENDED)
 
 
+def failing_of(job: JobView) -> ConditionView | None:
+    """The condition by which the Job says that it has failed or will, once it has stopped the pods that still run."""
+    return _true(job, ("Failed", "FailureTarget"))
+
+
 def is_ending(job: JobView) -> bool:
     """Whether the Job has ended or will do so by itself, once it has stopped the pods that still run."""
     return _true(job, _ENDING) is not None

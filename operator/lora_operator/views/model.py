@@ -136,7 +136,7 @@ class PodView:
     of the Job `job_name`, 0 where it is unknown.
 
     `index` is the number of its node among those that train together; 0 leads and reports. `failures_before` are the
-    pods of this number that failed before it, where the Job waits by index. `claims` are the names of
+    failures of this number that the Job counted before it, where it counts by index. `claims` are the names of
     the PersistentVolumeClaims of a pod that waits for a node, and `wants_gpu_labels` says that it may go only to nodes
     with labels of GPU feature discovery. `image` is that of the trainer's container. `is_indexed`: it carries the
     labels by which our watches find it. `outlasting` is a container that somebody put into the pod and that runs on

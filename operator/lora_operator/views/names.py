@@ -21,10 +21,7 @@ CONFIG_ANNOTATION = "lora-operator.io/config"
 ROLE_LABEL = "lora-operator.io/role"
 # A label and an annotation.
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
-FAILURES_ANNOTATIONS = (
-    "batch.kubernetes.io/job-index-failure-count",
-    "batch.kubernetes.io/job-index-ignored-failure-count",
-)
+FAILURES_ANNOTATION = "batch.kubernetes.io/job-index-failure-count"
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 CONTROLLER_UID_LABEL = "batch.kubernetes.io/controller-uid"
 GPU_MEMORY_LABEL = "nvidia.com/gpu.memory"

@@ -166,7 +166,7 @@ def parse_pod(obj: Mapping[str, Any]) -> PodView:
         trainer=_container(status),
         attempt=attempt,
         index=_index(metadata),
-        failures_before=sum(_number_in(metadata, annotation) for annotation in names.FAILURES_ANNOTATIONS),
+        failures_before=_number_in(metadata, names.FAILURES_ANNOTATION),
         stage=stage,
         job_name=job_name,
         claims=() if _text(spec, "nodeName") else _claims(spec),

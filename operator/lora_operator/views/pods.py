@@ -7,7 +7,7 @@ from lora_operator.views.conditions import Finding
 from lora_operator.views.model import ConditionView, MemoryLimit, PodView
 from lora_operator.views.wording import last_line, sentence
 from lora_trainer.contract.codec import CodecError
-from lora_trainer.contract.exit_codes import FOLLOWED, ExitCode, reason_of
+from lora_trainer.contract.exit_codes import ExitCode, reason_of
 from lora_trainer.contract.reasons import FAILURES, Reason
 from lora_trainer.contract.summary import Summary
 
@@ -34,7 +34,7 @@ def was_disrupted(pod: PodView) -> bool:
 
 def ignored_by_job(pod: PodView) -> bool:
     """Whether the Job's pod failure policy leaves this end out of its own count."""
-    return was_disrupted(pod) or pod.trainer.exit_code in FOLLOWED
+    return was_disrupted(pod) or pod.trainer.exit_code == ExitCode.PEER_FAILED
 
 
 def was_short_of_something(pod: PodView) -> bool:
