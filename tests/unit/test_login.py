@@ -12,7 +12,7 @@ from kubernetes.aio.client.api_client import ApiClient
 from tests.ports import free_port
 
 from lora_operator.cluster.api import LEASES, PODS, Api
-from lora_operator.cluster.login import load_configuration
+from lora_operator.cluster.login import credentials, load_configuration
 
 WATCHES, LONG_S = 120, 600
 
@@ -71,3 +71,12 @@ async def test_watches_of_many_namespaces_leave_connections_for_requests(
                 assert await api.get(LEASES, "lora-system", "lora") == {"kind": "Lease"}
         finally:
             await asyncio.gather(*(watch.aclose() for watch in watches), return_exceptions=True)
+
+
+async def test_kopf_logs_in_where_and_as_our_own_client_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal as long as they stay the same: so a refusal of them is known to be one for good."""
+    write_kubeconfig(tmp_path / "config", 6443)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    found = await credentials()
+    assert (found.server, found.scheme, found.token) == ("http://127.0.0.1:6443", "Bearer", "secret")
+    assert found == await credentials()
