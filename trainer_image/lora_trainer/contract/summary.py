@@ -85,8 +85,8 @@ class DatasetStats:
 class Verification:
     """A fresh process applied the written adapter to the pristine base: `difference` is |loss - final loss|.
 
-    `noise` is by how much a loss changes where the same rows come in other batches, which sets the `tolerance`; None
-    is what a trainer says that does not measure it.
+    `noise` is by how much a loss changes where the same rows are rounded otherwise, which sets the `tolerance`; None is
+    what a trainer says that does not measure it.
     """
 
     loss: float
