@@ -52,7 +52,8 @@ def worktree(form: str) -> Iterator[Path]:
         git = ["git", "-C", str(REPOSITORY), "worktree"]
         subprocess.run([*git, "add", "--quiet", "--detach", str(place), commit], check=True)
         patience = place / "tests" / "component" / "patience.py"
-        patience.write_text(re.sub(r"^DEADLINE_S = .*", f"DEADLINE_S = {PATIENCE_S}", patience.read_text(), flags=re.M))
+        text = re.sub(r"^DEADLINE_S = .*", f"DEADLINE_S = {PATIENCE_S}", patience.read_text(), flags=re.MULTILINE)
+        patience.write_text(text)
         try:
             yield place
         finally:
