@@ -9,8 +9,8 @@ that turned out to change no behaviour. A suite here is tests/model, tests/fault
 
     tests/mutants/run.py check                     every form applies, and its modules import
     tests/mutants/run.py control                   the suspects without a mutant: what fails then proves nothing
-    tests/mutants/run.py run [ID ...]              those named, else those without a result, against their suspects
-    tests/mutants/run.py run --suite tests/model   the survivors against a whole suite
+    tests/mutants/run.py run [ID ...]              these, else all, against the suspects that they have yet to meet
+    tests/mutants/run.py run --suite tests/model   what is not killed yet against a whole suite
     tests/mutants/run.py table                     the results
 
 With `--form present` all of it is about the code of HEAD. Each mutant is applied in a git worktree of its own, under
@@ -36,6 +36,8 @@ BASELINE = "a9df28d8"
 REPOSITORY = Path(__file__).resolve().parents[2]
 LISTED = Path(__file__).with_name("mutants.yaml")
 SURVIVED = "survived"
+# What is waited for in vain, which is how most mutants are noticed, costs so much; mostly it comes in a second or two.
+PATIENCE_S = 60.0
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 Mutant = dict[str, Any]
@@ -49,6 +51,9 @@ def worktree(form: str) -> Iterator[Path]:
         commit = BASELINE if form == "baseline" else "HEAD"
         git = ["git", "-C", str(REPOSITORY), "worktree"]
         subprocess.run([*git, "add", "--quiet", "--detach", str(place), commit], check=True)
+        patience = place / "tests" / "component" / "patience.py"
+        text = re.sub(r"^DEADLINE_S = .*", f"DEADLINE_S = {PATIENCE_S}", patience.read_text(), flags=re.MULTILINE)
+        patience.write_text(text)
         try:
             yield place
         finally:
@@ -70,7 +75,7 @@ def applied(mutant: Mutant, form: str, place: Path) -> Iterator[None]:
 
 
 def pytest(place: Path, tests: list[str], limit_s: float, workers: int) -> str:
-    """The first test that failed; empty where none did. A suite that takes longer than that has failed, too."""
+    """The first test that failed; empty where none did. A suite that takes longer than `limit_s` has failed, too."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider", *tests]
     command += [f"-n{workers}"] if workers > 1 else []
     try:
@@ -104,16 +109,23 @@ def _as_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
+def left(mutant: Mutant, form: str, suites: list[str]) -> list[str]:
+    """Of these suites, or of its suspects, those that a mutant has yet to meet; none for one that was killed."""
+    result = str(mutant.get("results", {}).get(form, SURVIVED))
+    outlived = result.removeprefix(SURVIVED).split() if result.startswith(SURVIVED) else [""]
+    return [tests for tests in suites or mutant["suspects"] if not any(map(tests.startswith, outlived))]
+
+
 def run(mutant: Mutant, form: str, suites: list[str], limit_s: float, workers: int) -> str:
-    """How the mutant fared, against its suspects or, as a survivor, against these suites."""
-    outlived = str(mutant.get("results", {}).get(form, "")).removeprefix(SURVIVED).split() if suites else []
+    """How the mutant fares against these suites."""
+    outlived = str(mutant.get("results", {}).get(form, SURVIVED)).split()
     with worktree(form) as place, applied(mutant, form, place):
-        for tests in suites or mutant["suspects"]:
+        for tests in suites:
             killer = pytest(place, [tests], limit_s, workers)
             if killer:
                 return killer
             outlived.append(tests)
-    return " ".join([SURVIVED, *outlived])
+    return " ".join(outlived)
 
 
 def check(mutants: list[Mutant], form: str) -> None:
@@ -149,13 +161,11 @@ def main() -> None:
         for mutant in mutants:
             print(f"{mutant['id']:28}  {mutant.get('results', {}).get(given.form, 'not run')}")
     for mutant in mutants if given.what == "run" else []:
-        before = str(mutant.get("results", {}).get(given.form, ""))
-        if mutant["id"] not in given.ids if given.ids else before.startswith(SURVIVED) is not bool(given.suite):
-            continue
-        if not given.ids and not given.suite and before:
+        suites = left(mutant, given.form, given.suite)
+        if not suites or (given.ids and mutant["id"] not in given.ids):
             continue
         began_s = time.monotonic()
-        result = run(mutant, given.form, given.suite, given.limit, given.workers)
+        result = run(mutant, given.form, suites, given.limit, given.workers)
         note(mutant["id"], given.form, result)
         print(f"{time.monotonic() - began_s:6.0f} s  {mutant['id']}  {result}", flush=True)
 
