@@ -97,7 +97,7 @@ class Server:
         if stored is None:
             return _json({"kind": "Status", "reason": "NotFound", "message": "not found"}, 404)
         if method == "PUT":
-            changed = {part: body[part] for part in ("spec", "status") if part in body}
+            changed: Object = {part: body[part] for part in ("spec", "status") if part in body}
             stored = self.store(plural, name, {**stored, **changed}, "MODIFIED")
         return _json(stored)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tests.component.documents import Object
 from tests.component.operator_process import OperatorProcess
@@ -28,7 +28,7 @@ DURATION_S = float(os.environ.get("RANDOM_LIFE_SECONDS", "50"))
 NAMES = ("tone", "mood", "voice", "style")
 # The operators look at what waits every half second, and list everything anew every five.
 QUIET_S = 6.0
-LEASE = {"leaseDurationSeconds": 6, "renewDeadlineSeconds": 5, "retryPeriodSeconds": 0.5}
+LEASE: dict[str, Any] = {"leaseDurationSeconds": 6, "renewDeadlineSeconds": 5, "retryPeriodSeconds": 0.5}
 # Long enough for another one to lead meanwhile.
 FROZEN_S = 8.0
 
