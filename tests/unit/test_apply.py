@@ -7,7 +7,7 @@ import pytest
 from tests.unit.builders import NAME, NAMESPACE, UID, condition_object, make_finetune
 
 from lora_operator.cluster.api import JOBS, Api, ApiError, Resource, UnreachableError
-from lora_operator.cluster.apply import TryAgainError, Writer
+from lora_operator.cluster.apply import RefusedError, TryAgainError, Writer
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.store import Key, Stores
 from lora_operator.views.model import Patch
@@ -82,24 +82,24 @@ SILENT = UnreachableError("POST /apis/batch/v1/namespaces/team-a/jobs: TimeoutEr
 async def test_what_was_created_is_in_the_cache_at_once() -> None:
     """The next decision sees it, whatever the watch does."""
     writer, cache = make_writer(ScriptedApi(create=job()))
-    creation = await writer.create(FINETUNE, job(), patient=False)
-    assert (creation.rejection, creation.adopted) == (None, False)
+    assert await writer.create(FINETUNE, job())
     assert [view.name for view in cache.jobs.of(KEY, UID)] == ["j"]
 
 
 async def test_an_object_of_ours_that_is_there_already_is_adopted() -> None:
     """A crash came between its creation and the status."""
     writer, cache = make_writer(ScriptedApi(create=EXISTS, get=job()))
-    assert (await writer.create(FINETUNE, job(), patient=False)).adopted
+    assert not await writer.create(FINETUNE, job())
     assert len(cache.jobs) == 1
 
 
 async def test_an_object_of_somebody_else_is_a_conflict() -> None:
     """Told by the uid of its controller, never by its name."""
     writer, cache = make_writer(ScriptedApi(create=EXISTS, get=job(owner_uid="other")))
-    rejection = (await writer.create(FINETUNE, job(), patient=False)).rejection
-    assert rejection is not None
-    assert (rejection.code, rejection.kind, rejection.name) == (409, "Job", "j")
+    with pytest.raises(RefusedError) as refused:
+        await writer.create(FINETUNE, job())
+    refusal = refused.value.refusal
+    assert (refusal.code, refusal.kind, refusal.name) == (409, "Job", "j")
     assert len(cache.jobs) == 0
 
 
@@ -108,7 +108,7 @@ async def test_an_object_that_is_just_going_is_waited_for(found: Object | ApiErr
     """Neither adopted nor called a conflict."""
     writer, _ = make_writer(ScriptedApi(create=EXISTS, get=found))
     with pytest.raises(TryAgainError):
-        await writer.create(FINETUNE, job(), patient=False)
+        await writer.create(FINETUNE, job())
 
 
 def config_map(text: str) -> Object:
@@ -119,12 +119,13 @@ def ended(name: str) -> Object:
     return {**job(name), "status": {"conditions": [condition_object("Complete")]}}
 
 
-async def test_a_refusal_carries_the_servers_own_words() -> None:
+@pytest.mark.parametrize("error", [DENIED, BROKEN], ids=["quota", "a webhook that does not answer"])
+async def test_a_refusal_carries_the_servers_own_words(error: ApiError) -> None:
     """Quota, pod security, admission."""
-    writer, _ = make_writer(ScriptedApi(create=DENIED))
-    rejection = (await writer.create(FINETUNE, job(), patient=False)).rejection
-    assert rejection is not None
-    assert (rejection.code, rejection.message) == (403, "exceeded quota: none")
+    writer, _ = make_writer(ScriptedApi(create=error))
+    with pytest.raises(RefusedError) as refused:
+        await writer.create(FINETUNE, job())
+    assert (refused.value.refusal.code, refused.value.refusal.message) == (error.code, error.message)
 
 
 @pytest.mark.parametrize("error", [CONFLICT, BUSY, LOCKED_OUT], ids=["conflict", "busy", "credentials"])
@@ -132,9 +133,9 @@ async def test_what_is_about_the_moment_or_the_operator_is_never_a_refusal_of_th
     """The quota controller's conflicts, an overload, a token that has run out."""
     writer, _ = make_writer(ScriptedApi(create=error, patch=error))
     with pytest.raises(ApiError):
-        await writer.create(FINETUNE, job(), patient=True)
+        await writer.create(FINETUNE, job())
     with pytest.raises(ApiError):
-        await writer.patch(FINETUNE, Patch(name="j", body={}), patient=True)
+        await writer.patch(FINETUNE, Patch(name="j", body={"metadata": {"uid": "1"}}))
 
 
 CODES_OF_WEBHOOKS = (400, 401, 402, 403, 404, 409, 410, 412, 422, 429, 451, 503)
@@ -147,11 +148,11 @@ async def test_what_a_webhook_denies_is_refused_at_once_whatever_code_it_chose(c
     denial = ApiError(code, reason, 'admission webhook "costs.example" denied the request: no budget', retry_after_s=9)
     writer, cache = make_writer(ScriptedApi(create=denial, patch=denial, get=NOT_FOUND))
     cache.jobs.put(job())
-    created = (await writer.create(FINETUNE, job(), patient=False)).rejection
-    patched = await writer.patch(FINETUNE, Patch(name="j", body={}), patient=False)
-    for rejection in (created, patched):
-        assert rejection is not None
-        assert (rejection.code, rejection.message) == (code, denial.message)
+    patch = Patch(name="j", body={"metadata": {"uid": "1"}})
+    for write in (writer.create(FINETUNE, job()), writer.patch(FINETUNE, patch)):
+        with pytest.raises(RefusedError) as refused:
+            await write
+        assert (refused.value.refusal.code, refused.value.refusal.message) == (code, denial.message)
     assert [view.name for view in cache.jobs.of(KEY, UID)] == ["j"]
 
 
@@ -169,7 +170,7 @@ async def test_a_job_that_went_before_its_patch_is_looked_for_again() -> None:
     """The cache was behind."""
     writer, _ = make_writer(ScriptedApi(patch=NOT_FOUND))
     with pytest.raises(TryAgainError):
-        await writer.patch(FINETUNE, Patch(name="j", body={}), patient=False)
+        await writer.patch(FINETUNE, Patch(name="j", body={"metadata": {"uid": "1"}}))
 
 
 async def test_of_a_resource_only_the_status_is_written() -> None:

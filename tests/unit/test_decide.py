@@ -35,7 +35,7 @@ def test_a_new_resource_gets_a_job_and_nothing_is_read_before() -> None:
     """Its name, which no second Job can have, is all that it rests on."""
     plan = plan_for(make_finetune())
     assert [obj["kind"] for obj in plan.create] == ["Job"]
-    assert not plan.verify
+    assert not bool(plan.verify)
     assert stated(plan, "Accepted") == ("True", "Accepted")
     assert stated(plan) == ("Unknown", "Pending")
     assert (plan.status["attempt"], plan.status["jobName"]) == (1, job_name())
@@ -47,7 +47,7 @@ def test_a_new_resource_gets_a_job_and_nothing_is_read_before() -> None:
 def test_a_resource_on_its_way_out_is_left_alone() -> None:
     """Its children have an owner reference."""
     finetune = make_finetune(metadata={"deletionTimestamp": instant(NOW)}, status={"attempt": 1})
-    assert plan_for(finetune) == Plan(status={"attempt": 1})
+    assert plan_for(finetune) == Plan(status={"attempt": 1}, rule="deleting")
 
 
 def test_an_invalid_spec_fails_at_once_with_every_problem_and_makes_nothing() -> None:
@@ -97,7 +97,6 @@ def test_a_job_of_somebody_else_under_our_name_is_a_conflict() -> None:
     assert plan.create == ()
     assert stated(plan, "Accepted") == ("False", "NameConflict")
     assert job_name() in condition(plan, "Accepted")["message"]
-    assert plan.requeue_after_s == CONFIG.resync_interval_s
 
 
 def test_a_job_with_our_owner_and_a_name_that_we_do_not_give_is_none_of_the_runs() -> None:
@@ -142,7 +141,7 @@ def test_a_refusal_of_the_api_server_is_reported_and_tried_again(code: int, mess
     assert stated(plan, "Accepted") == ("False", reason)
     assert stated(plan) == ("Unknown", reason)
     assert "jobName" not in plan.status
-    assert plan.requeue_after_s in {CONFIG.retry_max_s, CONFIG.resync_interval_s}
+    assert plan.requeue_after_s is None, "the shell knows when it is to be tried again"
     later = plan_for(with_status(finetune, plan.status))
     assert len(later.create) == 1
     assert stated(later, "Accepted") == ("True", "Accepted")
@@ -152,17 +151,12 @@ def test_a_refused_change_of_a_running_job_does_not_hide_the_run() -> None:
     """Accepted tells the refusal, the state goes on to tell the training."""
     rejection = Refusal(kind="Job", name=job_name(), code=422, reason="Invalid", message="backoffLimit: no")
     finetune = make_finetune(spec={"maxRetries": 5})
+    (patch,) = plan_for(finetune, jobs=(make_job(),), pods=(running_pod(),)).patch
+    rejection = dataclasses.replace(rejection, patch=patch)
     plan = plan_for(finetune, jobs=(make_job(),), pods=(running_pod(),), refusals=(rejection,))
     assert plan.patch == ()
     assert stated(plan, "Accepted") == ("False", "AdmissionDenied")
     assert stated(plan) == ("Unknown", "Starting")
-
-
-def test_a_refused_change_of_a_suspended_job_is_tried_again() -> None:
-    """Otherwise nothing would come to look again."""
-    rejection = Refusal(kind="Job", name=job_name(), code=422, reason="Invalid", message="no")
-    plan = plan_for(make_finetune(), jobs=(make_job(spec={"suspend": True}),), refusals=(rejection,))
-    assert plan.requeue_after_s == CONFIG.retry_max_s
 
 
 def test_a_running_pod_is_asked_for_its_progress() -> None:

@@ -29,7 +29,7 @@ from tests.unit.world import World
 
 from lora_operator.decision.results import plan_block
 from lora_operator.views import names
-from lora_operator.views.model import Plan, Rejection
+from lora_operator.views.model import Plan, Refusal
 from lora_operator.views.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
@@ -38,7 +38,7 @@ from lora_trainer.contract.reasons import Reason
 def test_a_missing_job_is_read_by_name_before_another_is_made() -> None:
     """The cache may be behind."""
     plan = plan_for(make_finetune(status=ATTEMPTED))
-    assert (plan.verify, plan.job_names) == (True, (job_name(1),))
+    assert (bool(plan.verify), job_name(1) in plan.verify) == (True, True)
 
 
 def test_a_deleted_job_is_made_again_as_the_next_attempt() -> None:
@@ -103,7 +103,6 @@ def test_deletions_count_against_max_retries(retries: int, attempt: int, ends: b
 def test_the_pod_of_a_deleted_job_is_waited_for() -> None:
     """Two must never write the same output."""
     pods = (running_pod(job_uid=""),)
-    assert plan_for(make_finetune(status=ATTEMPTED), pods=pods).verify
     plan = plan_for(make_finetune(status=ATTEMPTED), pods=pods)
     assert plan.create == ()
     assert stated(plan) == ("Unknown", "Restarting")
@@ -222,9 +221,9 @@ def test_a_verdict_stands_whatever_is_observed_later() -> None:
     done = finished()
     for jobs in ((), (make_job(),), (finished_job("Failed", reason="BackoffLimitExceeded"),)):
         plan = plan_for(done, jobs=jobs, pods=(ended_pod(1),))
-        assert dataclasses.replace(plan, delete=(), read_first=False, job_names=()) == Plan(status=done.status)
+        assert dataclasses.replace(plan, delete=(), verify=frozenset()) == Plan(status=done.status, rule="ended")
         assert [ref.kind for ref in plan.delete] == (["Job"] if make_job() in jobs else [])
-        assert plan.verify == bool(plan.delete), "the Job may have ended by itself meanwhile"
+        assert bool(plan.verify) == bool(plan.delete), "the Job may have ended by itself meanwhile"
 
 
 def test_a_finished_resource_speaks_of_its_present_generation() -> None:
@@ -239,12 +238,6 @@ def test_a_finished_resource_speaks_of_its_present_generation() -> None:
     ]
 
 
-def test_without_a_time_to_live_a_finished_job_stays() -> None:
-    """Nothing is planned at all."""
-    kept = plan_for(finished(), jobs=(finished_job(),))
-    assert dataclasses.replace(kept, job_names=()) == Plan(status=finished().status)
-
-
 def ttl_of(plan: Plan) -> dict[str, Any]:
     """By Job, the time to live that a plan sets."""
     assert all(patch.body["spec"].keys() == {"ttlSecondsAfterFinished"} for patch in plan.patch)
@@ -255,10 +248,10 @@ def test_a_finished_job_gets_the_time_to_live_of_the_resource_and_kubernetes_del
     """After a live read, and by uid: the resource and its status stay, and nothing is deleted by the operator."""
     done = finished(spec={"ttlSecondsAfterFinished": 600})
     plan = plan_for(done, jobs=(finished_job(),))
-    assert (ttl_of(plan), plan.delete, plan.requeue_after_s, plan.read_first) == ({job_name(): 600}, (), None, True)
+    assert (ttl_of(plan), plan.delete, plan.requeue_after_s, bool(plan.verify)) == ({job_name(): 600}, (), None, True)
     assert plan.patch[0].body["metadata"] == {"uid": "job-1"}
     assert plan.status == done.status
-    assert plan_for(done) == Plan(status=done.status)
+    assert plan_for(done) == Plan(status=done.status, rule="ended")
 
 
 @pytest.mark.parametrize(("known", "wanted"), [(600, {}), (60, {job_name(): 600}), (0, {job_name(): 600})])
@@ -287,8 +280,8 @@ def test_a_time_to_live_that_is_refused_is_advised_until_it_is_set() -> None:
     """The verdict's conditions stay as they are: nothing is wrong with the run."""
     done, denied = finished(spec={"ttlSecondsAfterFinished": 0}), 'admission webhook "keep" denied the request: no'
     (patch,) = plan_for(done, jobs=(finished_job(),)).patch
-    rejection = Rejection(kind="Job", name=patch.name, code=403, reason="Forbidden", message=denied)
-    plan = plan_for(done, jobs=(finished_job(),), rejection=rejection, refused=(patch,))
+    rejection = Refusal(kind="Job", name=patch.name, code=403, reason="Forbidden", message=denied)
+    plan = plan_for(done, jobs=(finished_job(),), refusals=(dataclasses.replace(rejection, patch=patch),))
     assert plan.patch == ()
     assert plan.status["conditions"] == done.status["conditions"]
     (advice,) = (one for one in plan.status["advice"] if one["code"] == "CleanupRefused")
@@ -296,14 +289,6 @@ def test_a_time_to_live_that_is_refused_is_advised_until_it_is_set() -> None:
     told = with_status(done, plan.status)
     set_by_now = dataclasses.replace(finished_job(), ttl_s=0)
     assert plan_for(told, jobs=(set_by_now,)).status == done.status
-
-
-def test_a_time_to_live_that_somebody_takes_off_again_is_advised_and_not_fought_for() -> None:
-    """The shell says so, and when it is to be set again."""
-    done = finished(spec={"ttlSecondsAfterFinished": 0})
-    (patch,) = plan_for(done, jobs=(finished_job(),)).patch
-    plan = plan_for(done, jobs=(finished_job(),), undone=(patch,))
-    assert (plan.patch, [one["code"] for one in plan.status["advice"]]) == ((), ["ChangeUndone"])
 
 
 def test_the_whole_life_of_a_run_tells_its_story_in_events() -> None:
@@ -348,7 +333,7 @@ def test_a_job_that_had_failed_when_it_was_deleted_is_not_made_again(status: dic
     pods = (ended_pod(66, make_summary(Reason.MODEL_NOT_FOUND, "no such model").to_message()),)
     failed = finished_job("Failed", reason="PodFailurePolicy", failed=1)
     plan = plan_for(make_finetune(status=status), pods=pods, former_jobs=(failed,))
-    assert (stated(plan, "Failed"), plan.create, plan.verify) == (("True", "ModelNotFound"), (), True)
+    assert (stated(plan, "Failed"), plan.create, bool(plan.verify)) == (("True", "ModelNotFound"), (), True)
     assert condition(plan, "Failed")["message"] == "no such model"
     assert plan_for(make_finetune(status=status), former_jobs=(finished_job(),)).create
     later = plan_for(make_finetune(status={"attempt": 2, "jobName": job_name(2)}), former_jobs=(failed,))

@@ -24,13 +24,12 @@ from tests.unit.builders import (
 from tests.unit.deciding import decide
 from tests.unit.plans import ATTEMPTED, condition, plan_for, stated
 
-from lora_operator.views.model import Observed, PodView, Refusal
+from lora_operator.views.model import Observed, PodView
 from lora_operator.views.names import CONFIG_ANNOTATION
-from lora_operator.views.pods import ignored_by_job
 from lora_operator.views.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import SavedState, Summary
+from lora_trainer.contract.summary import SavedState
 
 TWO = make_finetune(spec={"resources": {"nodes": 2}})
 BUCKET: dict[str, Any] = {"output": {"uri": "s3://adapters/tone"}}
@@ -183,137 +182,10 @@ def round_of(number: int, cause: PodView, nodes: int) -> tuple[PodView, ...]:
     )
 
 
-@pytest.mark.parametrize(("reason", "retries"), [("DeletionByTaintManager", 0), ("TerminationByKubelet", 4)])
-def test_of_many_nodes_only_what_failed_is_counted_and_by_the_job_too(reason: str, retries: int) -> None:
-    """Seven of eight pods end because the eighth did. Four lost nodes end no run, more errors than maxRetries do."""
-    finetune = make_finetune(spec={"resources": {"nodes": 8}, "maxRetries": 3})
-    taken = ended_pod(143, conditions=(condition_object("DisruptionTarget", reason=reason),), index=5)
-    for number in range(1, 5):
-        pods = round_of(number, taken, 8)
-        job = make_job(spec={"backoffLimit": 24}, status={"failed": sum(not ignored_by_job(pod) for pod in pods)})
-        assert job.failed == 0
-        plan = plan_for(finetune, jobs=(job,), pods=pods)
-        finetune = with_status(finetune, plan.status)
-    block = plan.status["retries"]
-    assert (block["nodeLost"], block["error"]) == (4 - retries, retries)
-    assert stated(plan, "Failed")[0] == ("True" if retries else "Unknown")
-
-
-def test_a_first_node_that_must_train_again_without_one_that_is_done_uses_retries() -> None:
-    """No Job makes a pod again that has succeeded. Its user may delete it; the operator deletes no Job that goes on."""
-    done = ended_pod(
-        0,
-        Summary(reason=Reason.SUCCEEDED, message="this node's part is done").to_message(),
-        index=1,
-        created_at=minutes_ago(120),
-        ended_at=minutes_ago(40),
-    )
-    alone = ended_pod(76, PEER, index=0, created_at=minutes_ago(35), ended_at=minutes_ago(1))
-    plan = plan_for(TWO, jobs=(make_job(spec={"backoffLimit": 6}, status={"succeeded": 1}),), pods=(alone, done))
-    assert (plan.status["retries"]["error"], plan.delete) == (1, ())
-
-
 ROUND_OVER = make_summary(Reason.PEER_FAILED, "its node is gone or began again", round_over=True).to_message()
 
 
-@pytest.mark.parametrize(("message", "errors"), [(ROUND_OVER, 0), (PEER, 1)])
-def test_a_round_that_ended_since_a_lost_node_came_again_uses_no_retry(message: str, errors: int) -> None:
-    """The lost pod was counted and is known no more: the round ends once its successor is there. All that a pod says
-    otherwise is that another one ended, which must be counted once."""
-    counted = {"preempted": 0, "outOfMemory": 0, "nodeLost": 1, "error": 0, "counted": ["uid-of-gone"]}
-    spec, status = {"resources": {"nodes": 2}, "maxRetries": 0}, {"attempt": 1, "retries": counted}
-    finetune, job = make_finetune(spec=spec, status=status), make_job(spec={"backoffLimit": 0})
-    met = ended_pod(76, message, index=0, created_at=minutes_ago(55), ended_at=minutes_ago(20))
-    again = running_pod(index=1, name="again", created_at=minutes_ago(32))
-    first = plan_for(finetune, jobs=(job,), pods=(met, again))
-    assert first.status["retries"]["error"] == 0
-    assert (met.uid in first.status["retries"]["counted"]) is not bool(errors)
-    part = Summary(reason=Reason.SUCCEEDED, message="this node's part is done").to_message()
-    done = ended_pod(0, part, index=1, name="again", created_at=minutes_ago(32), ended_at=minutes_ago(2))
-    next_one = running_pod(index=0, name="next", created_at=minutes_ago(19))
-    plan = plan_for(with_status(finetune, first.status), jobs=(job,), pods=(met, next_one, done))
-    assert (plan.status["retries"]["nodeLost"], plan.status["retries"]["error"]) == (1, errors)
-
-
-@pytest.mark.parametrize("message", [ROUND_OVER, PEER])
-def test_of_a_round_that_ended_for_a_known_cause_only_that_is_counted(message: str) -> None:
-    """In whatever words the others say that they ended with it."""
-    cause = ended_pod(74, index=1)
-    pods = (ended_pod(76, message, index=0), cause)
-    retries = plan_for(TWO, jobs=(make_job(spec={"backoffLimit": 6}),), pods=pods).status["retries"]
-    assert (retries["error"], retries["nodeLost"]) == (1, 0)
-
-
 STALLED = make_summary(Reason.STALLED, "the training reported no progress for 1800 s").to_message()
-
-
-@pytest.mark.parametrize(
-    ("lost", "counts"), [({"reason": "DeletionByTaintManager"}, (0, 1)), ({"status": "False"}, (1, 0))]
-)
-def test_nodes_that_wait_for_one_that_is_silently_lost_use_no_retry(
-    lost: dict[str, Any], counts: tuple[int, int]
-) -> None:
-    """They end as `Stalled` while the pod of the lost one is being deleted; a stall of their own is an error."""
-    finetune = make_finetune(spec={"resources": {"nodes": 3}})
-    waited = tuple(ended_pod(75, STALLED, index=index) for index in (0, 1))
-    taken: dict[str, Any] = {
-        "index": 2,
-        "deleting": True,
-        "conditions": (condition_object("DisruptionTarget", **lost),),
-    }
-    job = make_job(spec={"backoffLimit": 9}, status={"failed": 2})
-    first = plan_for(finetune, jobs=(job,), pods=(*waited, running_pod(**taken)))
-    assert first.status["retries"]["error"] == counts[0]
-    back = ended_pod(143, "", **taken)
-    plan = plan_for(with_status(finetune, first.status), jobs=(job,), pods=(*waited, back))
-    assert (plan.status["retries"]["error"], plan.status["retries"]["nodeLost"]) == counts
-
-
-def test_nodes_that_wait_for_a_container_that_its_node_lost_use_no_retry() -> None:
-    """Whichever of them is looked at first."""
-    pods = (ended_pod(75, STALLED, index=0), ended_pod(137, reason="ContainerStatusUnknown", index=1))
-    retries = plan_for(TWO, jobs=(make_job(spec={"backoffLimit": 6}, status={"failed": 2}),), pods=pods).status[
-        "retries"
-    ]
-    assert (retries["error"], retries["nodeLost"]) == (0, 1)
-
-
-@pytest.mark.parametrize(
-    "successor",
-    [
-        make_pod(index=1, node="", created_at=minutes_ago(28)),
-        make_pod(index=1, created_at=minutes_ago(28)),
-        running_pod(index=1, created_at=minutes_ago(28), state={"running": {"startedAt": instant(minutes_ago(1))}}),
-    ],
-    ids=["without a node", "starting", "started since"],
-)
-def test_nodes_that_stand_still_until_the_successor_of_a_lost_pod_has_its_node_use_no_retry(successor: PodView) -> None:
-    """The lost pod was counted and is known no more. One that had started explains nothing."""
-    waited = ended_pod(75, STALLED, index=0, created_at=minutes_ago(55), ended_at=minutes_ago(2))
-    job = make_job(spec={"backoffLimit": 6}, status={"failed": 1})
-    status = plan_for(TWO, jobs=(job,), pods=(waited, successor)).status
-    assert status["retries"]["error"] == 0
-    assert status["retries"]["counted"] == [waited.uid]
-    met = running_pod(index=1, created_at=minutes_ago(55))
-    assert plan_for(TWO, jobs=(job,), pods=(waited, met)).status["retries"]["error"] == 1
-    stalled = ended_pod(75, STALLED, index=1, created_at=minutes_ago(55), ended_at=minutes_ago(20))
-    both = plan_for(TWO, jobs=(job,), pods=(waited, stalled, dataclasses.replace(successor, uid="next")))
-    assert both.status["retries"]["error"] == 1
-
-
-def test_a_node_that_never_gets_its_gpu_ends_no_run_that_may_wait() -> None:
-    """The first one gives up waiting every half hour, which uses no retry."""
-    finetune = make_finetune(spec={"resources": {"nodes": 2}, "maxRetries": 1})
-    pending = make_pod(index=1)
-    for number in range(1, 9):
-        (waited, _) = round_of(number, pending, 2)[::-1]
-        plan = plan_for(finetune, jobs=(make_job(spec={"backoffLimit": 2}),), pods=(waited, pending))
-        finetune = with_status(finetune, plan.status)
-    assert stated(plan, "Failed")[0] == "Unknown"
-    assert plan.status["retries"]["error"] == 0
-    impatient = make_finetune(spec={"resources": {"nodes": 2}, "pendingTimeoutSeconds": 600})
-    ended = plan_for(impatient, jobs=(make_job(spec={"backoffLimit": 6}),), pods=(waited, pending))
-    assert stated(ended, "Failed") == ("True", "PendingTimeout")
 
 
 @pytest.mark.parametrize(("timeout_s", "failed"), [(3600, "True"), (40000, "Unknown")])
@@ -359,38 +231,7 @@ def test_retries_of_several_nodes_follow_the_spec() -> None:
     """Each of the pods counts."""
     spec = {"maxRetries": 1, "resources": {"nodes": 4}}
     plan = plan_for(make_finetune(spec=spec), jobs=(make_job(spec={"backoffLimit": 12}),))
-    assert [patch.body for patch in plan.patch] == [{"spec": {"backoffLimit": 4}}]
-
-
-def test_a_service_that_was_deleted_is_made_again_before_new_pods_need_it() -> None:
-    """Once for each change of the state: it is not watched, and pods that have met do without it."""
-    job, pods = make_job(spec={"backoffLimit": 6}), (running_pod(index=0), running_pod(index=1))
-    starts = plan_for(TWO, jobs=(job,), pods=pods)
-    assert [obj["kind"] for obj in starts.create] == ["Service"]
-    assert plan_for(with_status(TWO, starts.status), jobs=(job,), pods=pods).create == ()
-    training = Progress(phase=Phase.TRAINING, step=1, total_steps=9)
-    trains = plan_for(with_status(TWO, starts.status), jobs=(job,), pods=pods, progress=training)
-    assert (stated(trains), trains.create) == (("Unknown", "Training"), ())
-    failed = make_job(spec={"backoffLimit": 6}, status={"failed": 1})
-    cause = make_summary(Reason.GPU_FAULT, "The GPU fell off the bus").to_message()
-    ended = (ended_pod(72, cause, index=0), running_pod(index=1, deleting=True))
-    restarts = plan_for(with_status(TWO, trains.status), jobs=(failed,), pods=ended)
-    assert stated(restarts) == ("Unknown", "Restarting")
-    assert [(obj["kind"], obj["metadata"]["name"]) for obj in restarts.create] == [("Service", job_name())]
-    assert plan_for(with_status(TWO, restarts.status), jobs=(failed,), pods=ended).create == ()
-    alone = plan_for(make_finetune(), jobs=(make_job(status={"failed": 1}),), pods=(ended_pod(72, cause),))
-    assert (stated(alone), alone.create) == (("Unknown", "Restarting"), ())
-
-
-def test_a_service_that_was_refused_is_tried_again() -> None:
-    """The state has been told meanwhile, and does not change before the pods find each other."""
-    job, pods = make_job(spec={"backoffLimit": 6}), (running_pod(index=0), running_pod(index=1))
-    refusal = Refusal(kind="Service", name=job_name(), code=403, reason="Forbidden", message="exceeded quota")
-    refused = plan_for(TWO, jobs=(job,), pods=pods, refusals=(refusal,))
-    assert (condition(refused, "Accepted")["status"], refused.create) == ("False", ())
-    again = plan_for(with_status(TWO, refused.status), jobs=(job,), pods=pods)
-    assert [obj["kind"] for obj in again.create] == ["Service"]
-    assert condition(again, "Accepted")["status"] == "True"
+    assert [patch.body for patch in plan.patch] == [{"metadata": {"uid": "job-1"}, "spec": {"backoffLimit": 4}}]
 
 
 # Checkpoints

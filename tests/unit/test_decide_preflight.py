@@ -30,7 +30,7 @@ from tests.unit.status_schema import check_status
 from tests.unit.world import World
 
 from lora_operator.views import names
-from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Plan, PodView, Refusal
+from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView, Refusal
 from lora_operator.views.observe import parse_finetune
 from lora_operator.views.wording import instant
 from lora_trainer.contract.config import Quantization, TrainConfig
@@ -341,8 +341,8 @@ def test_how_one_ended_counts_though_its_job_is_deleted_before_that_was_read() -
     message = make_summary(Reason.MODEL_NOT_FOUND, "no such model").to_message()
     failed = finished_job("Failed", reason="PodFailurePolicy", failed=1, **STAGE)
     bad = plan_for(finetune(), former_jobs=(looking(), failed), pods=(ended_pod(66, message, **STAGE),))
-    assert (stated(bad, "Failed"), made(bad), bad.verify) == (("True", "ModelNotFound"), [], True)
-    assert PREFLIGHT in bad.job_names
+    assert (stated(bad, "Failed"), made(bad), bool(bad.verify)) == (("True", "ModelNotFound"), [], True)
+    assert PREFLIGHT in bad.verify
     assert made(plan_for(finetune(), former_jobs=(looking(),))) == [("Job", PREFLIGHT)]
 
 
@@ -362,7 +362,7 @@ def test_its_ended_job_makes_room_where_a_quota_refuses_the_training(kind: str, 
     stored = with_status(finetune(), first.status)
     second = plan_for(stored, jobs=(looked(),), pods=(reporting_pod(),), refusals=(refusal,))
     room = (ObjectRef(kind="Job", name=PREFLIGHT, uid=looked().uid),) if goes else ()
-    assert (second.delete, second.verify, PREFLIGHT in second.job_names) == (room, goes, True)
+    assert (second.delete, PREFLIGHT in second.verify) == (room, goes)
     assert second.status == first.status
     assert plan_for(stored, jobs=(looked(deleting=True),), refusals=(refusal,)).delete == ()
     after = plan_for(stored)
@@ -434,25 +434,6 @@ def test_the_first_row_shows_no_secret_and_keeps_its_blanks() -> None:
     assert shown["fingerprint"] == preflight.dataset.fingerprint
 
 
-def test_a_training_without_a_status_has_its_preflight_read_by_name_where_none_is_known() -> None:
-    """The operator was cut off between Job and status, and somebody took the preflight's labels off: what it found and
-    planned would be lost for good."""
-    lost = plan_for(finetune(), jobs=(make_job(),))
-    assert (lost.verify, PREFLIGHT in lost.job_names) == (True, True)
-    second = make_job(attempt=2, uid="job-2")
-    lost = plan_for(finetune(), jobs=(second,))
-    assert (lost.verify, lost.job_names) == (True, (job_name(2), PREFLIGHT)), "each run has one preflight"
-    found = plan_for(finetune(), jobs=(second, looked()), pods=(reporting_pod(),))
-    assert (found.verify, "plan" in found.status) == (False, True)
-    assert stated(found, "PreflightPassed")[0] == "True"
-    for known in (
-        plan_for(finetune(), jobs=(make_job(), looked()), pods=(reporting_pod(),)),
-        plan_for(with_status(finetune(), {"attempt": 1}), jobs=(make_job(),)),
-        plan_for(make_finetune(), jobs=(make_job(),)),
-    ):
-        assert not known.verify
-
-
 def test_a_preflight_at_work_has_no_events_read() -> None:
     """None explains it, and a watch brings its end; before it runs, and once its node is silent, they may."""
     job, waits = make_job(**STAGE), make_pod(**STAGE)
@@ -466,7 +447,8 @@ def test_a_preflight_at_work_has_no_events_read() -> None:
 def test_a_change_that_is_denied_hides_neither_a_preflights_work_nor_its_end() -> None:
     """The denial is said beside it."""
     denied = Refusal(kind="Job", name=PREFLIGHT, code=422, reason="Invalid", message="policy 'x' denied request: no")
-    known: dict[str, Any] = {"jobs": (make_job(**STAGE, status={"active": 1}),), "rejection": denied}
+    denied = dataclasses.replace(denied, patch=Patch(name=PREFLIGHT, body={}))
+    known: dict[str, Any] = {"jobs": (make_job(**STAGE, status={"active": 1}),), "refusals": (denied,)}
     plan = plan_for(finetune(), pods=(running_pod(**STAGE),), **known)
     assert stated(plan, "Accepted") == ("False", "AdmissionDenied")
     assert stated(plan) == ("Unknown", "Preflight")

@@ -239,7 +239,7 @@ TestLife.settings = settings(stateful_step_count=20)
     st.data(),
     st.sampled_from([None, 403, 409, 422]),
     st.sampled_from([CONFIG, SHARED]),
-    st.sampled_from(["train", "preflight", "prepare"]),
+    st.sampled_from(["train", "preflight"]),
 )
 def test_no_world_is_too_odd_to_decide_on(
     data: st.DataObject, code: int | None, config: OperatorConfig, stage: str
@@ -272,7 +272,7 @@ def test_no_world_is_too_odd_to_decide_on(
         events=(parse_event(data.draw(damaged(event))),),
         kueue=data.draw(st.booleans()),
         workloads=tuple(parse_workload(data.draw(damaged(workload))) for _ in range(data.draw(st.integers(0, 2)))),
-        refusals=(rejection,),
+        refusals=(rejection,) if rejection else (),
     )
     decide(parse_finetune(data.draw(damaged(manifest))), observed, config, NOW)
     spec = data.draw(damaged(manifest["spec"]))
@@ -312,7 +312,7 @@ def test_an_object_without_measure_costs_a_sentence(text: str, keys: set[str] | 
         events=(parse_event(hostile(event, text, keys)),),
         kueue=True,
         workloads=(parse_workload(hostile(make_workload_object(said), text, keys)),),
-        refusals=(rejection,),
+        refusals=(rejection,) if rejection else (),
     )
     assert sum(map(len, _texts(observed.pods[0]))) < 100 * LONGEST_TEXT
     assert len(observed.pods[0].conditions) <= MOST_ITEMS

@@ -1,5 +1,7 @@
 """What the operator does where a run is suspended or another mutable field changes."""
 
+import dataclasses
+
 from tests.unit.builders import (
     job_name,
     make_finetune,
@@ -20,7 +22,7 @@ def test_the_users_wish_to_suspend_reaches_the_job_once() -> None:
     plan = plan_for(make_finetune(spec={"suspend": True}), jobs=(make_job(),), pods=(running_pod(),))
     (patch,) = plan.patch
     assert patch.body == {
-        "metadata": {"annotations": {"lora-operator.io/suspend": "true"}},
+        "metadata": {"uid": "job-1", "annotations": {"lora-operator.io/suspend": "true"}},
         "spec": {"suspend": True},
     }
     assert stated(plan, "Suspended") == ("True", "SuspendedByUser")
@@ -87,15 +89,17 @@ def test_a_resumption_goes_alone_where_more_is_refused_and_is_reported_where_it_
     rejection = Refusal(kind="Job", name=job_name(), code=422, reason="Invalid", message="no")
     job = make_job(spec={"suspend": True}, annotations={"lora-operator.io/suspend": "true"})
     finetune = make_finetune(spec={"suspend": False, "maxRetries": 5})
-    (alone,) = plan_for(finetune, jobs=(job,), refusals=(rejection,)).patch
+    (whole,) = plan_for(finetune, jobs=(job,)).patch
+    refused = dataclasses.replace(rejection, patch=whole)
+    (alone,) = plan_for(finetune, jobs=(job,), refusals=(refused,)).patch
     assert alone.body == {
-        "metadata": {"annotations": {"lora-operator.io/suspend": "false"}},
+        "metadata": {"uid": "job-1", "annotations": {"lora-operator.io/suspend": "false"}},
         "spec": {"suspend": False},
     }
-    for facts in ({"rejection": rejection, "refused": (alone,)}, {"undone": plan_for(finetune, jobs=(job,)).patch}):
-        plan = plan_for(finetune, jobs=(job,), **facts)
-        assert (plan.patch, stated(plan, "Suspended")) == ((), ("True", "SuspendedByUser"))
-        assert f"false again, but Job {job.name} is not resumed yet" in condition(plan, "Suspended")["message"]
+    plan = plan_for(finetune, jobs=(job,), refusals=(refused, dataclasses.replace(rejection, patch=alone)))
+    assert (plan.patch, stated(plan, "Suspended")) == ((), ("True", "SuspendedByUser"))
+    assert stated(plan, "Accepted") == ("False", "AdmissionDenied")
+    assert f"false again, but Job {job.name} is not resumed yet" in condition(plan, "Suspended")["message"]
 
 
 def test_a_suspended_job_that_is_being_deleted_is_not_said_to_be_resumed() -> None:
@@ -110,7 +114,9 @@ def test_retries_and_deadline_follow_the_spec() -> None:
     """Also where the deadline is taken away."""
     finetune = make_finetune(spec={"maxRetries": 0})
     plan = plan_for(finetune, jobs=(make_job(spec={"activeDeadlineSeconds": 60}),))
-    assert [patch.body for patch in plan.patch] == [{"spec": {"backoffLimit": 0, "activeDeadlineSeconds": None}}]
+    assert [patch.body for patch in plan.patch] == [
+        {"metadata": {"uid": "job-1"}, "spec": {"backoffLimit": 0, "activeDeadlineSeconds": None}}
+    ]
 
 
 def test_a_job_that_is_being_deleted_is_waited_for_and_not_patched() -> None:

@@ -7,18 +7,16 @@ from tests.unit.builders import (
     NAME,
     NAMESPACE,
     NOW,
-    UID,
     condition_object,
     finished_job,
     job_name,
     make_finetune,
     make_job,
-    make_job_object,
 )
 from tests.unit.plans import finished, plan_for
 
 from lora_operator.cluster.store import Key, Stores
-from lora_operator.views.model import Answer, FineTune, ObjectRef, Plan
+from lora_operator.views.model import FineTune, ObjectRef, Plan
 from lora_operator.views.names import PREFLIGHT
 from lora_operator.views.observe import parse_finetune
 from lora_operator.views.wording import instant
@@ -38,14 +36,8 @@ def test_its_jobs_that_go_on_are_deleted_after_a_live_read() -> None:
         ObjectRef(kind="Job", name=job_name(), uid="job-1"),
         ObjectRef(kind="Job", name=job_name(1, PREFLIGHT), uid=f"{PREFLIGHT}-1"),
     )
-    assert plan == Plan(status=STATUS, delete=plan.delete, verify=frozenset(), job_names=plan.job_names)
-    assert set(plan.job_names) == {job_name(), job_name(1, PREFLIGHT)}
-
-
-def test_those_that_the_cache_does_not_show_are_looked_for_by_name() -> None:
-    """They have lost their labels."""
-    plan = plan_for(leaving(FOREIGN))
-    assert plan == Plan(status=STATUS, verify=frozenset(), job_names=(job_name(),))
+    assert {job_name(), job_name(1, PREFLIGHT)} <= plan.verify
+    assert plan.status == STATUS
 
 
 def test_so_are_those_of_one_that_has_ended() -> None:
@@ -69,7 +61,7 @@ def test_so_are_those_of_one_that_has_ended() -> None:
 )
 def test_garbage_collection_that_has_begun_or_follows_at_once_is_left_to_it(finalizers: tuple[str, ...]) -> None:
     """It keeps the Jobs whose user wants them kept."""
-    assert plan_for(leaving(*finalizers), jobs=(make_job(),)) == Plan(status=STATUS)
+    assert plan_for(leaving(*finalizers), jobs=(make_job(),)) == Plan(status=STATUS, rule="deleting")
 
 
 @pytest.mark.parametrize(
@@ -86,22 +78,7 @@ def test_garbage_collection_that_has_begun_or_follows_at_once_is_left_to_it(fina
 def test_other_jobs_stay(job: Any) -> None:
     """What holds no GPU for long, and what is not the run's."""
     plan = plan_for(leaving(FOREIGN), jobs=(job,))
-    assert plan == Plan(status=STATUS, verify=frozenset(), job_names=plan.job_names)
-
-
-def test_a_job_that_was_orphaned_meanwhile_stays() -> None:
-    """The collector takes its own finalizer away once all Jobs are orphans; the live read shows these as they are."""
-    cache = Stores()
-    cache.jobs.put(make_job_object(version="5"))
-    orphaned = make_job_object(version="6")
-    del orphaned["metadata"]["ownerReferences"]
-    deleted = []
-    for _ in range(2):
-        observed = observe(cache, leaving(FOREIGN), events=(), ask=lambda _: Answer())
-        assert len(observed.jobs) == 1
-        deleted.append(len(plan_for(leaving(FOREIGN), jobs=observed.jobs).delete))
-        cache.jobs.put(orphaned, (NAME, UID), as_of="5")
-    assert deleted == [1, 0]
+    assert plan == Plan(status=STATUS, rule="deleting")
 
 
 def test_a_resource_that_stays_is_run_whatever_its_finalizers() -> None:

@@ -114,8 +114,6 @@ def test_a_job_without_a_controller_is_its_pod_templates_runs() -> None:
 
 def test_how_a_node_waits_for_its_next_pod_is_read_of_job_and_pod() -> None:
     """Failures that the Job ignores make it wait as well."""
-    assert not parse_job(make_job_object()).waits_by_index
-    assert parse_job(make_job_object(spec={"backoffLimitPerIndex": 0})).waits_by_index
     obj = make_pod_object()
     assert parse_pod(obj).failures_before == 0
     counts = {"job-index-failure-count": "2", "job-index-ignored-failure-count": "3"}

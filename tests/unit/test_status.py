@@ -11,6 +11,7 @@ from tests.unit.builders import (
     CONFIG,
     CREATED,
     NOW,
+    condition_object,
     ended_pod,
     finished_job,
     make_artifact,
@@ -38,6 +39,7 @@ from lora_operator.decision.results import (
 )
 from lora_operator.views.config import OperatorConfig
 from lora_operator.views.model import FineTune, Observed
+from lora_operator.views.stored import read_stored
 from lora_operator.views.wording import instant
 from lora_trainer.contract.config import (
     DatasetConfig,
@@ -144,7 +146,7 @@ SUMMARY = st.builds(
 
 def follow(progress: Progress | None, finetune: FineTune | None = None) -> dict[str, Any]:
     """The progress block of a running pod."""
-    return follow_progress(finetune or make_finetune(), running_pod(), progress, NOW)
+    return follow_progress(read_stored((finetune or make_finetune()).status), running_pod(), progress, NOW)
 
 
 @given(PROGRESS)
@@ -216,13 +218,15 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     steps = make_finetune(spec={"training": {"maxSteps": 400, "evalSteps": 50}})
     far = {"step": 7, "lastUpdateTime": instant(minutes_ago(20))}
     no_claim = make_finetune(spec={"output": {"uri": "s3://adapters/tone"}}, status={"progress": far})
-    killed = Observed(jobs=(make_job(),), pods=(ended_pod(137, reason="OOMKilled"),))
+    killed = Observed(jobs=(make_job(status={"failed": 1}),), pods=(ended_pod(137, reason="OOMKilled"),))
+    drained = ended_pod(143, conditions=(condition_object("DisruptionTarget"),))
     looked_at = make_finetune(spec={"preflight": "Run"})
     report = ended_pod(0, make_report(plan=make_plan(sharded=True, sharded_over=8)).to_message(), stage="preflight")
     plans = [
         running,
         decide(looked_at, Observed(jobs=(finished_job(stage="preflight"),), pods=(report,)), CONFIG, NOW),
         decide(no_claim, killed, CONFIG, NOW),
+        decide(no_claim, Observed(jobs=(make_job(),), pods=(drained,)), CONFIG, NOW),
         *(decide(f, Observed(jobs=(finished_job(),), pods=pods), CONFIG, NOW) for f in (make_finetune(), steps)),
     ]
     written: dict[str, set[str]] = {"": set()}
@@ -392,7 +396,7 @@ def test_an_image_name_of_any_length_fits() -> None:
 )
 def test_what_auto_became_is_read_from_the_status(resolved: Any, kept: Quantization | None) -> None:
     """Whatever anybody wrote there."""
-    assert kept_quantization({} if resolved is None else {"resolved": resolved}) is kept
+    assert kept_quantization(resolved if isinstance(resolved, dict) else {}) is kept
 
 
 def test_a_run_goes_on_with_the_quantization_that_it_was_found_to_use() -> None:

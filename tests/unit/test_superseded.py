@@ -22,7 +22,7 @@ def test_a_job_of_an_earlier_attempt_that_turns_up_late_is_stopped_after_a_live_
     late, present = make_job(), make_job(attempt=2, uid="job-2")
     plan = plan_for(make_finetune(status=SECOND), jobs=(late, present))
     assert plan.delete == (ObjectRef(kind="Job", name=job_name(1), uid=late.uid),)
-    assert plan.verify
+    assert bool(plan.verify)
     assert stated(plan, "Complete") == ("Unknown", "Pending")
 
 

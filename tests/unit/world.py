@@ -87,7 +87,7 @@ class World:
         """One decision, on what a cache holds or on the truth, carried out; what it changed is marked in its status."""
         before = self.status
         plan = decide(self.view(), cached or self.observed(), self.config, self.now)
-        if plan.verify:
+        if bool(plan.verify):
             plan = decide(self.view(), self.observed(), self.config, self.now)
         if self.refusal is not None:
             plan = self._refused(plan)

@@ -15,6 +15,10 @@ from lora_operator.views.observe import owner_of
 _REFUSALS = frozenset({400, 403, 405, 406, 413, 415, 422})
 
 
+# A webhook that does not answer, of which the API server makes an error of its own.
+_UNREACHED = "failed calling webhook"
+
+
 class TryAgainError(Exception):
     """The cluster is in the middle of something; the work is to be tried again after a while."""
 
@@ -117,7 +121,8 @@ class Writer:
 
 
 def _as_refusal(error: ApiError, kind: str, name: str, patch: Patch | None = None) -> Exception:
-    if not error.is_of_webhook and error.code not in _REFUSALS:
+    """The error itself where it says nothing of the object: our credentials, a conflict, an overload."""
+    if not error.is_of_webhook and error.code not in _REFUSALS and _UNREACHED not in error.message:
         return error
     refusal = Refusal(kind=kind, name=name, code=error.code, reason=error.reason, message=error.message, patch=patch)
     return RefusedError(refusal)

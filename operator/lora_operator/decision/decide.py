@@ -252,7 +252,7 @@ def _create(run: Run, stage: str) -> Plan:
 
 def _watch(run: Run, job: JobView, state: RunState) -> Plan:
     """The status of a run that has a Job, and when to look again."""
-    refusal = next(iter(run.observed.refusals), None)
+    refusal = next((refusal for refusal in run.observed.refusals if refusal.patch is not None), None)
     status = ongoing_status(run, state, _not_accepted(refusal) if refusal else None)
     plan = Plan(status=status, events=events_of(run.stored, status))
     if state.running and state.pod is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from lora_operator.views.conditions import Finding
 from lora_operator.views.jobs import is_ending
 from lora_operator.views.model import JobView, PodView
+from lora_operator.views.names import TRAIN
 from lora_operator.views.pods import failure_of, ignored_by_job, newest_first, was_short_of_something
 from lora_operator.views.stored import Stored
 from lora_operator.views.wording import integer_of
@@ -31,7 +32,10 @@ def count_ends(
 ) -> Retries:
     """With what the run's Jobs, those that are gone included, and their pods say; each deletion of a Job is a retry."""
     pods = tuple(pods)
-    seen = [_used_by(job, [pod for pod in pods if pod.job_uid == job.uid], nodes) for job in jobs]
+    seen = [
+        _used_by(job, [pod for pod in pods if pod.job_uid == job.uid], nodes if job.stage == TRAIN else 1)
+        for job in jobs
+    ]
     used = max(_number(stored.get("used")), deletions, *seen, 0)
     return Retries(used=used, preempted=_number(stored.get("preempted")))
 
@@ -55,7 +59,7 @@ def _used_by(job: JobView, pods: Iterable[PodView], nodes: int) -> int:
     """
     if is_ending(job) or not job.uid:
         return job.retries_before
-    if not job.waits_by_index:
+    if nodes == 1:
         return job.retries_before + job.failed + sum(map(_is_left_out, pods))
     of_node: dict[int, list[PodView]] = {}
     for pod in newest_first(pods):

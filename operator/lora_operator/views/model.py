@@ -66,8 +66,7 @@ class JobView:
     up of `maxRetries` before it. `queue` is the Job's LocalQueue, empty for none: Kueue then owns `suspended`.
     `is_indexed`: it carries the labels that our watches select by; `relabelled` is how often we put those, or the
     reference, back. `owners` are the references of a Job that has none to a controller, else None.
-    `managed_by` is the controller that runs it, empty for Kubernetes' own. `waits_by_index`: each node waits for its
-    next pod by its own failures, not by those of all. `image` is the trainer's as we rendered it,
+    `managed_by` is the controller that runs it, empty for Kubernetes' own. `image` is the trainer's as we rendered it,
     which admission may have changed. `ttl_s`: Kubernetes deletes it so many seconds after it has ended.
     """
 
@@ -94,7 +93,6 @@ class JobView:
     owners: tuple[Mapping[str, Any], ...] | None = None
     relabelled: int = 0
     managed_by: str = ""
-    waits_by_index: bool = False
     image: str = ""
     ttl_s: int | None = None
 
@@ -193,8 +191,8 @@ class EventView:
 class Refusal:
     """What the API server has refused lately, or taken and not kept: it is not asked for it again for a while.
 
-    `patch` is the change that was wanted, None for a creation. `message` is the server's own text. A 409 that no webhook
-    chose is a name that somebody else's object has.
+    `patch` is the change that was wanted, None for a creation. `message` is the server's own text. A 409 that no
+    webhook chose is a name that somebody else's object has.
     """
 
     kind: str

@@ -104,7 +104,6 @@ def parse_job(obj: Mapping[str, Any]) -> JobView:
         relabelled=_number_in(metadata, names.RELABELLED_ANNOTATION),
         owners=None if _controller(metadata) else tuple(_maps(metadata, "ownerReferences")),
         managed_by="" if _text(spec, "managedBy") == _JOB_CONTROLLER else _text(spec, "managedBy"),
-        waits_by_index=_integer(spec, "backoffLimitPerIndex") is not None,
         image=_rendered_image(metadata, spec),
         ttl_s=_integer(spec, "ttlSecondsAfterFinished"),
     )
