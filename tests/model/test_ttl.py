@@ -89,7 +89,7 @@ def test_a_time_to_live_that_is_refused_is_told_and_tried_again(world: World, mo
                 Request(operator=operator.number, method=method, path=path, body=body, answer={}, error=422)
             )
             raise ApiError(422, "Invalid", DENIED)
-        return deliver(operator, method, path, body, query)  # type: ignore[arg-type]
+        return deliver(operator, method, path, body, query)
 
     with monkeypatch.context() as patch:
         patch.setattr(world.network, "_deliver", policy)

@@ -250,7 +250,7 @@ async def test_the_latest_event_of_each_reason_is_kept(api: EventsApi) -> None:
     ]
     found = await read_events(api, "team", ["a", "b"])
     assert [(event.reason, event.message) for event in found["a"]] == [("FailedMount", "3"), ("Failed", "3")]
-    assert (found.keys(), found["b"]) == ({"a", "b"}, ())
+    assert (set(found), found["b"]) == ({"a", "b"}, ())
 
 
 async def test_of_made_up_reasons_some_are_kept(api: EventsApi) -> None:

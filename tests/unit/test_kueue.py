@@ -95,7 +95,7 @@ async def test_an_api_server_in_trouble_is_not_taken_for_one_without_kueue() -> 
 @pytest.mark.parametrize("versions", [(), ("v1beta1",), ("v1beta2",)])
 async def test_workloads_are_followed_only_where_they_are_served(versions: tuple[str, ...]) -> None:
     """A watch of a kind that does not exist would never be heard."""
-    sources = sources_of(Stores(), await found(Discovery(*versions)), lambda key, after_s: None)
+    sources = sources_of(Stores(), await found(Discovery(*versions)), lambda key: None)
     served = [source.resource.version for source in sources if source.resource.kind == "Workload"]
     assert served == list(versions)
 
