@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 from lora_operator.cluster.api import ApiError, UnreachableError
 from lora_operator.cluster.lease import RELEASE_S, Election
+from lora_operator.running.checks import check_fields, wait_for_namespaces
 from lora_operator.running.operator import Operator
-from lora_operator.running.prepare import wait_for_namespaces
 from lora_operator.running.supervision import OperatorFailedError, run_together
 from lora_operator.running.workers import run_worker
 
@@ -116,16 +116,18 @@ async def lead(operator: Operator, election: Election) -> None:
 async def keep_house(operator: Operator) -> None:
     """Drop what belongs to nobody any more, forever.
 
-    Raises `OperatorFailedError` when Kueue came, went or was exchanged, as its watch is begun at the start alone.
+    Raises `OperatorFailedError` when Kueue came, went or was exchanged, as its watch is begun at the start alone, and
+    `NoDefinitionError` when an older definition took the place of ours.
     """
     while True:
         await operator.sleep(operator.config.resync_interval_s)
         operator.forget()
         try:
+            await check_fields(operator.api)
             if await operator.kueue.has_changed(operator.api):
                 raise OperatorFailedError("Kueue was installed, removed or exchanged: a restart takes note of it")
         except (ApiError, UnreachableError) as error:
-            logger.warning("whether Kueue is there is asked again in some minutes: %s", error)
+            logger.warning("what the cluster has is asked again in some minutes: %s", error)
 
 
 def check_watches(operator: Operator) -> None:
