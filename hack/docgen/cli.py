@@ -14,6 +14,7 @@ from docgen import (
     command,
     definition_fields,
     metrics_reference,
+    rules_page,
     schema,
     spec_types,
     states_page,
@@ -40,6 +41,7 @@ def outputs() -> dict[Path, str]:
     return {
         Path("docs/advice.md"): advice_page.render(),
         Path("docs/states.md"): states_page.render(),
+        Path("docs/what-happens.md"): rules_page.render(),
         client: client_page.insert(read(client)),
         Path("docs/metrics.md"): metrics_reference.render(),
         Path("docs/api-reference.md"): api_reference.render(definition, example),

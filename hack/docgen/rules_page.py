@@ -1,0 +1,29 @@
+"""docs/what-happens.md: what the operator does when, from the docstrings of its rules."""
+
+import inspect
+
+from docgen.text import table
+from lora_operator.decision.decide import RULES
+
+_HEAD = """\
+<!-- Generated from the rules in decision/decide.py: edit their docstrings, then run `make docs`. -->
+# What happens when
+
+After every change the operator goes through this table from top to bottom. The first rule that applies to a run decides
+what is done: objects to create, change and delete, the status, its Events, and when to look again. So a run that is
+being deleted is never started again, and a stored verdict is never changed.
+
+`lora-operator explain NAMESPACE/NAME` in [the operator's pod](operations.md#why-does-this-run-wait) says which rule
+applies to a run now.
+
+"""
+
+
+def render() -> str:
+    """The whole page."""
+    rows = [(str(number), f"`{rule.__name__}`", _said(rule)) for number, rule in enumerate(RULES, start=1)]
+    return _HEAD + table(("", "Rule", "When it applies, and what follows"), rows)
+
+
+def _said(rule: object) -> str:
+    return " ".join((inspect.getdoc(rule) or "").split())
