@@ -23,10 +23,10 @@ helm install lora-finetune-operator {path} --namespace lora-system --create-name
 helm test lora-finetune-operator --namespace lora-system
 ```
 
-The notes after the installation hold a first run to paste, and the next step for what was switched on. `helm test` asks
-the cluster whether the operator has each of its rights, tries that run without creating it, and looks for a leader; a
-fault is a sentence. `helm uninstall` keeps the definition, every LoRAFineTune, Jobs that run and all volumes.
-`docs/install.md` of the project has the rest: rights, network and admission policies, monitoring, upgrade and removal.
+The notes after the installation hold a first run to paste, and the next step for what was switched on. `helm test`
+tries that run without creating it, and looks for an operator at work; a fault is a sentence. `helm uninstall` keeps the
+definition, every LoRAFineTune, Jobs that run and all volumes. `docs/install.md` of the project has the rest: rights,
+network and admission policies, monitoring, upgrade and removal.
 
 ## With GitOps
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from lora_operator.cluster.api import ApiError, UnreachableError
 from lora_operator.cluster.login import LoginError
 from lora_operator.running import logs
+from lora_operator.running.checks import SelfCheckError, VerifyError, verify
 from lora_operator.running.explain import ExplainError, explain, parse_place
 from lora_operator.running.handlers import operate
-from lora_operator.running.self_check import SelfCheckError
 from lora_operator.running.supervision import OperatorFailedError
-from lora_operator.running.verify_command import Installation, VerifyError, parse_account, verify
 from lora_operator.views.config import OperatorConfig, load_config
 from lora_operator.views.visible import visible
 from lora_trainer.contract.codec import CodecError
@@ -78,10 +77,8 @@ def _explain(options: argparse.Namespace, config: OperatorConfig, *, bare: bool)
 
 def _verify(options: argparse.Namespace, config: OperatorConfig) -> int:
     try:
-        account = parse_account(options.account)
-        installation = Installation(account=account, sample=options.sample, metrics_url=options.metrics)
-        asyncio.run(verify(installation, config))
-    except VerifyError as error:
+        asyncio.run(verify(options.sample.read_text(encoding="utf-8"), options.namespace, config))
+    except (OSError, VerifyError) as error:
         sys.stderr.write(f"lora-operator: {visible(str(error))}\n")
         return 1
     return 0
@@ -97,11 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("explain", help=what, description=what[0].upper() + what[1:])
     command.add_argument("place", metavar="NAMESPACE/NAME")
     command.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help=settings)
-    what = "say whether the operator's account has its rights, a sample is accepted and a leader is there"
+    what = "say whether a sample is accepted and an operator is at work"
     command = commands.add_parser("verify", help=what, description=what[0].upper() + what[1:])
-    command.add_argument("--account", required=True, metavar="NAMESPACE/NAME", help="the operator's service account")
+    command.add_argument("--namespace", required=True, help="the operator's")
     command.add_argument("--sample", required=True, type=Path, metavar="FILE", help="a LoRAFineTune for a dry run")
-    command.add_argument("--metrics", default="", metavar="URL", help="of the operator's /metrics; empty: not asked")
     command.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help=settings)
     return parser
 

@@ -54,8 +54,8 @@ def test_without_the_switch_nothing_restricts_the_network_or_the_runs(render: Re
     assert not [o for o in render() if o["kind"] == "NetworkPolicy" or o["kind"].startswith("Validating")]
 
 
-def test_the_operators_policy_lets_through_what_it_does_and_nothing_else(render: Render, hooks: Render) -> None:
-    """Out: names, the API server, the progress of runs. In: Prometheus and the Job of helm test."""
+def test_the_operators_policy_lets_through_what_it_does_and_nothing_else(render: Render) -> None:
+    """Out: names, the API server, the progress of runs. In: Prometheus."""
     objects = render(networkPolicy=NETWORK, watch=LISTED)
     policy = network_policies(objects)["lora-system", "lora"]
     template = only(objects, "Deployment")["spec"]["template"]
@@ -63,9 +63,7 @@ def test_the_operators_policy_lets_through_what_it_does_and_nothing_else(render:
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     (come_in,) = policy["ingress"]
     assert ports([come_in]) == {template["spec"]["containers"][0]["ports"][0]["containerPort"]} == {8080}
-    job, prometheus = come_in["from"]
-    labels = only(hooks(networkPolicy=NETWORK), "Job")["spec"]["template"]["metadata"]["labels"]
-    assert job == {"podSelector": {"matchLabels": labels}}
+    (prometheus,) = come_in["from"]
     assert prometheus["namespaceSelector"]["matchExpressions"][0]["values"] == ["monitoring"]
 
     names, server, runs = policy["egress"]
@@ -127,58 +125,38 @@ def test_the_policy_for_cilium_selects_what_calls_the_api_server(render: Render,
         assert not selected <= child_labels("tone", "uid", 1).items()
 
 
-def test_helm_test_has_an_account_that_asks_and_tries_and_can_do_nothing_else(hooks: Render) -> None:
-    """Reviews, which are not stored, and LoRAFineTunes in the operator's namespace; all of it goes after the test."""
+def test_helm_test_has_an_account_that_looks_and_tries_and_can_do_nothing_else(hooks: Render) -> None:
+    """The Lease, and LoRAFineTunes in the operator's namespace alone; all of it goes after the test."""
     everywhere, listed = hooks(), hooks(watch=LISTED)
-    reviews = ({"subjectaccessreviews"}, {"localsubjectaccessreviews"})
-    assert {
-        r for o in everywhere if o["kind"] == "ClusterRole" for rule in o["rules"] for r in rule["resources"]
-    } == reviews[0]
-    assert not [o for o in listed if o["kind"].startswith("Cluster")]
+    lease = {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "resourceNames": ["lora"], "verbs": ["get"]}
+    tries = {"apiGroups": ["lora-operator.io"], "resources": ["lorafinetunes"], "verbs": ["create"]}
     for objects in (everywhere, listed):
-        granted = [
-            (o["metadata"]["namespace"], resource)
-            for o in objects
-            if o["kind"] == "Role"
-            for rule in o["rules"]
-            for resource in rule["resources"]
-        ]
-        assert ("lora-system", "lorafinetunes") in granted
-        assert {r for _, r in granted} == reviews[1] | {"lorafinetunes"}
-        verbs = {v for o in objects if "Role" in o["kind"] for rule in o.get("rules", ()) for v in rule["verbs"]}
-        assert verbs == {"create"}
+        assert not [o for o in objects if o["kind"].startswith("Cluster")]
+        role = only(objects, "Role")
+        assert (role["metadata"]["namespace"], role["rules"]) == ("lora-system", [tries, lease])
         subjects = [s["name"] for o in objects if o["kind"].endswith("Binding") for s in o["subjects"]]
         assert set(subjects) == {only(objects, "ServiceAccount")["metadata"]["name"]} == {"lora-test"}
         for o in objects:
             annotations = o["metadata"]["annotations"]
             assert annotations["helm.sh/hook"] == "test"
             assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
-    assert {n for o in listed if o["kind"] == "Role" for n in [o["metadata"]["namespace"]]} == {
-        "lora-system",
-        *LISTED["namespaces"],
-    }
     assert hooks(rbac={"create": False}) == []
 
 
 def test_helm_test_runs_the_operators_image_on_the_operators_settings(render: Render, hooks: Render) -> None:
-    """After all that its pod needs is there; where no Service leads to the metrics they are not looked at."""
+    """After all that its pod needs is there."""
     objects = hooks()
     job = only(objects, "Job")
     weights = {o["kind"]: int(o["metadata"]["annotations"]["helm.sh/hook-weight"]) for o in objects}
     assert all(weight < weights["Job"] for kind, weight in weights.items() if kind != "Job")
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["image"] == pod_of(render())["containers"][0]["image"]
-    service = only(render(), "Service")
-    port = service["spec"]["ports"][0]["port"]
     assert container["args"] == [
         "verify",
         "--config=/etc/lora-operator/config.yaml",
-        "--account=lora-system/lora",
+        "--namespace=lora-system",
         "--sample=/etc/lora-operator-test/sample.yaml",
-        f"--metrics=http://{service['metadata']['name']}.lora-system.svc:{port}/metrics",
     ]
-    (without,) = only(hooks(metrics={"service": {"enabled": False}}), "Job")["spec"]["template"]["spec"]["containers"]
-    assert container["args"][:-1] == without["args"]
     mounts = {v["name"]: v.get("configMap", {}).get("name") for v in job["spec"]["template"]["spec"]["volumes"]}
     assert (mounts["config"], mounts["sample"]) == ("lora", "lora-test")
     assert "trainerImage" in settings_of(render())

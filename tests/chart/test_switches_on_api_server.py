@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from tests.chart.matrix import ROWS, fewest, merged, values_of
 from tests.chart.objects import parsed, pods_of
 from tests.chart.operating import operating
 from tests.chart.target import RELEASE, Target
-from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.pages.blocks import block
 from tests.pages.typed import typed
@@ -299,9 +298,7 @@ def pod_of_test(target: Target, *, other_than: str = "") -> dict[str, Any]:
     return eventually(look, "helm test has a pod")
 
 
-def verify(
-    target: Target, pod: Mapping[str, Any], operator: OperatorProcess, folder: Path
-) -> "subprocess.CompletedProcess[str]":
+def verify(target: Target, pod: Mapping[str, Any], folder: Path) -> "subprocess.CompletedProcess[str]":
     """Do what the pod would, with the account and the files that it has.
 
     Of the account that Helm has made anew a busy API server may hear a moment later than a pod would start.
@@ -313,7 +310,6 @@ def verify(
     places = {
         "--config": f"--config={folder / 'config.yaml'}",
         "--sample": f"--sample={sample}",
-        "--metrics": f"--metrics=http://127.0.0.1:{operator.port}/metrics",
     }
     arguments = [places.get(argument.partition("=")[0], argument) for argument in container["args"]]
     kubeconfig = target.kubeconfig(pod["spec"]["serviceAccountName"], folder)
@@ -342,59 +338,41 @@ def end(target: Target, pod: Mapping[str, Any], phase: str) -> None:
 
 
 @pytest.mark.helms(3, 4)
-def test_helm_test_finds_a_whole_installation_whole_and_says_what_is_missing(
+def test_helm_test_finds_a_whole_installation_whole_and_says_where_no_operator_works(
     target: Target, helm: helms.Helm, tmp_path: Path
 ) -> None:
     """With the account of the test's own; its objects are gone after a success, and the Job stays after a failure."""
     target.install()
-    # Helm 4 waits to its end where the Job fails.
-    patience = "600s" if helm == helms.built(tools.HELM) else "45s"
-    missing = ("clusterrolebinding", RELEASE)
-    said = by_helm_test(target, tmp_path, without=missing, patience=patience)
-    assert "in the whole cluster: grant its service account these rights, as the chart does" in said
-
-
-def test_helm_test_asks_in_the_listed_namespaces_alone(target: Target, tmp_path: Path) -> None:
-    """And names the one in which a right is missing."""
-    target.install(values={"watch": {"namespaces": [target.team]}})
-    missing = ("rolebinding", RELEASE, f"--namespace={target.team}")
-    said = by_helm_test(target, tmp_path, without=missing, patience="600s")
-    assert f"in namespace {target.team}: grant its service account these rights, as the chart does" in said
-
-
-def by_helm_test(target: Target, folder: Path, *, without: Sequence[str], patience: str) -> str:
-    """What its pod says once this binding is gone, after `helm test` has found the installation whole with it."""
     client, here = target.client, f"--namespace={target.system}"
     command = ["helm", "test", RELEASE, here]
     testing = partial(
         subprocess.Popen, env=client.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    with operating(target, folder) as operator:
-        with testing([*command, "--timeout=600s"]) as test:
-            pod = pod_of_test(target)
-            done = verify(target, pod, operator, folder)
-            assert (done.returncode, done.stderr) == (0, "")
-            assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["ok"] * 3
-            end(target, pod, "Succeeded")
-            said, _ = test.communicate(timeout=630)
-            assert test.returncode == 0, said
-        left = client.get(
-            "jobs,configmaps,serviceaccounts,roles,rolebindings", here, "--selector=app.kubernetes.io/component=test"
-        )
-        assert left["items"] == []
-        assert client.get("lft", here)["items"] == []
+    with operating(target, tmp_path), testing([*command, "--timeout=600s"]) as test:
+        pod = pod_of_test(target)
+        done = verify(target, pod, tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["ok"] * 2
+        end(target, pod, "Succeeded")
+        said, _ = test.communicate(timeout=630)
+        assert test.returncode == 0, said
+    left = client.get(
+        "jobs,configmaps,serviceaccounts,roles,rolebindings", here, "--selector=app.kubernetes.io/component=test"
+    )
+    assert left["items"] == []
+    assert client.get("lft", here)["items"] == []
 
-        client.kubectl("delete", *without)
-        with testing([*command, f"--timeout={patience}"]) as test:
-            pod = pod_of_test(target, other_than=pod["metadata"]["uid"])
-            done = verify(target, pod, operator, folder)
-            assert done.returncode == 1
-            assert done.stderr.startswith("lora-operator: The operator may not get lorafinetunes.lora-operator.io")
-            end(target, pod, "Failed")
-            said, _ = test.communicate(timeout=630)
-            assert test.returncode != 0, said
+    # Helm 4 waits to its end where the Job fails.
+    patience = "600s" if helm == helms.built(tools.HELM) else "45s"
+    with testing([*command, f"--timeout={patience}"]) as test:
+        pod = pod_of_test(target, other_than=pod["metadata"]["uid"])
+        done = verify(target, pod, tmp_path)
+        assert done.returncode == 1
+        assert done.stderr.startswith("lora-operator: No operator is at work, since ")
+        end(target, pod, "Failed")
+        said, _ = test.communicate(timeout=630)
+        assert test.returncode != 0, said
     # The Job controller hears of the pod's end by itself, and Helm may have given up before.
     job = ("job", f"{RELEASE}-test", here)
     assert eventually(lambda: client.get(*job).get("status", {}).get("failed"), "the Job has failed") == 1
     client.kubectl("delete", "job", f"{RELEASE}-test", here, "--cascade=foreground")
-    return done.stderr

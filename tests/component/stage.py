@@ -25,7 +25,7 @@ from tests.ports import free_port
 from localcluster import lifecycle, settings
 from localcluster.api import Api, ApiError
 from localcluster.client import Client
-from lora_operator.running.self_check import LEASE_RIGHTS, RIGHTS, Right
+from lora_operator.running.checks import LEASE_RIGHTS, RIGHTS, Right
 from lora_operator.views.names import ATTEMPT_LABEL, TRAIN, place_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from tests.component.patience import eventually
 from tests.component.stage import Stage, gone, now
 from tests.unit.reports import make_report
 
-from lora_operator.running.self_check import RIGHTS
+from lora_operator.running.checks import RIGHTS
 from lora_operator.views.names import PREFLIGHT, TRAIN
 
 Object = dict[str, Any]

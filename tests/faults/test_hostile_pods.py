@@ -19,7 +19,7 @@ from tests.faults.one_run import Run, begin
 from tests.faults.seen import Sees, kept, remember, saw
 from tests.ports import free_address
 
-from lora_operator.running.self_check import RIGHTS
+from lora_operator.running.checks import RIGHTS
 from lora_operator.views.names import NAME_LABEL
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason

@@ -10,7 +10,7 @@ from tests.faults.injections import Answer, LostAnswer, Rule
 from tests.faults.proxy import FaultProxy
 from tests.faults.queue_kind import QUEUE, kueue, make_workload, workload_path
 
-from lora_operator.running.self_check import LEASE_RIGHTS, RIGHTS
+from lora_operator.running.checks import LEASE_RIGHTS, RIGHTS
 from lora_operator.views.names import TRAIN
 
 __all__ = ["kueue"]

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from tests.unit.builders import CONFIG, NOW, make_finetune, make_job, running_pod, with_status
+from tests.unit.deciding import decide
 
-from lora_operator.decision.decide import decide
 from lora_operator.running.logs import DecisionLine
 from lora_operator.views.model import FineTune, Observed, Plan
 from lora_trainer.contract.progress import Phase, Progress

@@ -19,7 +19,7 @@ from lora_operator.cluster.apply import TryAgainError, Writer
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.observe import observe
 from lora_operator.cluster.store import Key, Stores
-from lora_operator.running.self_check import rights_used
+from lora_operator.running.checks import rights_used
 from lora_operator.running.watch import sources_of
 from lora_operator.views.model import Answer, Patch
 

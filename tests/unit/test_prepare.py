@@ -8,9 +8,8 @@ import pytest
 from tests.unit.builders import CONFIG
 
 from lora_operator.cluster.api import UnreachableError
-from lora_operator.running import prepare as module
-from lora_operator.running.prepare import prepare
-from lora_operator.running.self_check import NoDefinitionError
+from lora_operator.running import checks as module
+from lora_operator.running.checks import NoDefinitionError, prepare
 from lora_operator.running.supervision import OperatorFailedError
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from datetime import datetime
 from functools import cached_property
 
 from lora_operator.decision.active_time import ActiveTime, follow_time, stored_time
-from lora_operator.decision.blocks import read_block
+from lora_operator.decision.blocks import Block, read_block
 from lora_operator.decision.ends import Retries, count_ends
 from lora_operator.decision.kueue import Place, place_of
 from lora_operator.decision.progress import follow_progress, stalled_since
-from lora_operator.decision.results import Block, found_by, kept_max_validation_rows, kept_quantization
+from lora_operator.decision.results import found_by, kept_max_validation_rows, kept_quantization
 from lora_operator.decision.verdict import Evidence
 from lora_operator.views import names
 from lora_operator.views.budget import Used

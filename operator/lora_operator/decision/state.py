@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lora_operator.decision.blocks import Block
 from lora_operator.decision.kueue import waiting
-from lora_operator.decision.results import Block
 from lora_operator.decision.run import Run
 from lora_operator.decision.trouble import trouble_of_job, trouble_of_pod
 from lora_operator.decision.verdict import claims_success

@@ -24,12 +24,11 @@ from lora_operator.cluster.api import CONNECT_TIMEOUT_S, FINETUNES, REQUEST_TIME
 from lora_operator.cluster.lease import Election
 from lora_operator.cluster.login import credentials, load_configuration
 from lora_operator.cluster.reflector import WATCH_TIMEOUT_S
+from lora_operator.running.checks import check_definition, prepare
 from lora_operator.running.health import make_application, serving
 from lora_operator.running.identity import own_identity
 from lora_operator.running.metrics import Metrics, count_requests
 from lora_operator.running.operator import Operator, make_election, make_operator
-from lora_operator.running.prepare import prepare
-from lora_operator.running.self_check import check_definition
 from lora_operator.running.supervision import OperatorFailedError
 from lora_operator.running.work import Work
 from lora_operator.views.config import OperatorConfig

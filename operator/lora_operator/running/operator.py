@@ -19,6 +19,7 @@ from lora_operator.cluster.progress_poll import ProgressPoller, fetch_progress
 from lora_operator.cluster.reflector import Lister, Reflector, Source
 from lora_operator.cluster.server_clock import wall_clock
 from lora_operator.cluster.store import Key, Stores
+from lora_operator.running.checks import SelfCheckError
 from lora_operator.running.debounce import MOST_PROGRESS_PER_S, Debounce, progress_interval_s
 from lora_operator.running.identity import Identity, own_identity
 from lora_operator.running.metrics import Metrics
@@ -26,7 +27,6 @@ from lora_operator.running.object_metrics import ObjectCollector
 from lora_operator.running.priority import is_urgent
 from lora_operator.running.reconcile import Reconciler
 from lora_operator.running.refusals import Refusals
-from lora_operator.running.self_check import SelfCheckError
 from lora_operator.running.watch import sources_of
 from lora_operator.running.work_queue import WorkQueue
 from lora_operator.views.config import OperatorConfig

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 
 from lora_operator.cluster.api import ApiError, UnreachableError
 from lora_operator.cluster.lease import RELEASE_S, Election
+from lora_operator.running.checks import check_fields, wait_for_namespaces
 from lora_operator.running.operator import Operator
-from lora_operator.running.prepare import wait_for_namespaces
-from lora_operator.running.self_check import check_fields
 from lora_operator.running.supervision import OperatorFailedError, run_together
 from lora_operator.running.workers import run_worker
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lora_operator.cluster.api import Api, ApiError
-from lora_operator.running.self_check import (
+from lora_operator.running.checks import (
     LEASE_RIGHTS,
     RIGHTS,
     NoDefinitionError,
