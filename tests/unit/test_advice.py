@@ -218,9 +218,3 @@ def test_advice_makes_no_event() -> None:
     plan = plan_for(loud, jobs=(make_job(),), pods=(running_pod(),))
     assert advised(plan)
     assert plan.events == ()
-
-
-def test_a_run_is_looked_at_again_when_its_silent_node_is_worth_advice() -> None:
-    """Nothing else happens to it meanwhile, for as long as the node is away."""
-    assert plan_for(make_finetune(), jobs=(make_job(),), pods=(silent(1),)).due_in_s == 240
-    assert plan_for(make_finetune(), jobs=(make_job(),), pods=(silent(6),)).due_in_s is None

@@ -30,14 +30,14 @@ def resource(world: World, text: str, keys: set[str] | None) -> None:
     made = make_manifest(status={"attempt": 1, "conditions": [condition_object("Complete", "Unknown", message="m")]})
     made["metadata"]["annotations"] = {"message": "m"}
     world.server.finetune = hostile(made, text, keys)
-    world.cache.finetunes.put(world.server.finetune)
+    world.stores.finetunes.put(world.server.finetune)
 
 
 def job(world: World, text: str, keys: set[str] | None) -> None:
     """Its Job, which has failed. Its limit is put right, and the rest comes back with the answer."""
     made = hostile(make_job_object(version="30", status={"conditions": [FAILED]}), text, keys)
     world.server.job = made
-    world.cache.jobs.put(made)
+    world.stores.jobs.put(made)
     mended = {**make_job_object()["metadata"], "resourceVersion": "31"}
     world.server.patched = {
         **made,
@@ -59,7 +59,7 @@ def ended_pod(world: World, text: str, keys: set[str] | None) -> None:
 def put_pod(world: World, pod: Object, text: str, keys: set[str] | None) -> None:
     """A watch brings it."""
     pod["metadata"]["resourceVersion"] = "30"
-    world.cache.pods.put(hostile(pod, text, keys))
+    world.stores.pods.put(hostile(pod, text, keys))
 
 
 def workload(world: World, text: str, keys: set[str] | None) -> None:
@@ -67,7 +67,7 @@ def workload(world: World, text: str, keys: set[str] | None) -> None:
     world.kueue.served = True
     world.tell_job("30", queue="team", spec={"suspend": True})
     said = condition_object("QuotaReserved", "False", reason="Pending", message="m")
-    world.cache.workloads.put(hostile(make_workload_object(said), text, keys))
+    world.stores.workloads.put(hostile(make_workload_object(said), text, keys))
 
 
 @pytest.mark.parametrize("keys", [None, FREE_TEXT], ids=["every string", "free text"])
@@ -80,7 +80,7 @@ async def test_an_object_without_measure_costs_one_bounded_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """In the turn that it is first seen in; the next ones say nothing, until something changes."""
-    world = World(status_delay_s=2)
+    world = World()
     await world.turn()
     bring(world, text, keys)
     caplog.set_level(logging.INFO, "lora_operator")

@@ -142,8 +142,8 @@ async def test_a_workload_is_patched_in_the_version_that_is_served_and_remembere
     """The next decision sees it, whatever the watch does."""
     server, cache = Discovery("v1beta1"), Stores()
     writer = Writer(cast("Api", server), cache, await found(server))
-    patch = Patch(kind="Workload", name="job-job-1", body={"spec": {"active": False}})
-    assert await writer.patch(make_finetune(), patch, patient=False) is None
+    patch = Patch(kind="Workload", name="job-job-1", body={"metadata": {"uid": "1"}, "spec": {"active": False}})
+    await writer.patch(make_finetune(), patch)
     assert server.patched == [("kueue.x-k8s.io/v1beta1", "job-job-1")]
     assert [view.active for view in cache.workloads.of(KEY, UID)] == [False]
 
@@ -159,5 +159,6 @@ async def test_a_workload_that_went_before_its_patch_is_looked_for_again() -> No
     writer = Writer(cast("Api", server), Stores(), await found(server))
     with pytest.raises(TryAgainError, match="Workload w is gone"):
         await writer.patch(
-            make_finetune(), Patch(kind="Workload", name="w", body={"spec": {"active": False}}), patient=False
+            make_finetune(),
+            Patch(kind="Workload", name="w", body={"metadata": {"uid": "1"}, "spec": {"active": False}}),
         )

@@ -130,7 +130,7 @@ class World:
             count=Metrics(self.registry).status_written,
             now=lambda: NOW,
             refusals=Refusals(lambda: self.now_s, pause_s=60, long_pause_s=300),
-            debounce=Debounce(lambda: self.now_s, 60),
+            debounce=Debounce(lambda: self.now_s, CONFIG.status_delay_s),
         )
 
     def tell_job(self, version: str = "20", **changes: Any) -> Object:
@@ -147,21 +147,6 @@ class World:
         pod = make_pod_object(node="", conditions=(scheduled,))
         pod["metadata"]["resourceVersion"] = version
         self.stores.pods.put(pod)
-
-    def lose_pod(self, last: Object, how: str) -> None:
-        """The pod is gone, with this state at last: the watch says so, or a list does not hold it any more."""
-        if how == "watch":
-            self.stores.pods.remove(last)
-            return
-        self.stores.pods.put(last)
-        self.stores.pods.prune("40", set(), NAMESPACE)
-
-    def strip(self, labels: dict[str, str], version: str, stage: str = TRAIN) -> None:
-        """Somebody takes the Job's labels off, which is a deletion to the watch."""
-        job = make_job_object(version=version, stage=stage)
-        self.stores.jobs.remove(job)
-        job["metadata"]["labels"] = labels
-        self.server.job = job
 
     def condition(self, kind: str) -> Object:
         """As it is stored."""
