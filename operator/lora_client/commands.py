@@ -117,7 +117,7 @@ def status(name: Name, output: Output = Form.TEXT, context: Context = None, name
 
 @app.command()
 def explain(name: Name, output: Output = Form.TEXT, context: Context = None, namespace: Namespace = None) -> None:
-    """Show a run's state, and what its Jobs, pods and queue say, as YAML. Changes nothing."""
+    """Show a run's state and what its objects say. YAML of Jobs, pods and queue; it changes nothing."""
     from lora_client.verbs import explaining
 
     with connect(context, namespace) as cluster:

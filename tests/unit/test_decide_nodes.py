@@ -182,9 +182,6 @@ def round_of(number: int, cause: PodView, nodes: int) -> tuple[PodView, ...]:
     )
 
 
-ROUND_OVER = make_summary(Reason.PEER_FAILED, "its node is gone or began again", round_over=True).to_message()
-
-
 STALLED = make_summary(Reason.STALLED, "the training reported no progress for 1800 s").to_message()
 
 

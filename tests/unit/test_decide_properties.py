@@ -125,6 +125,7 @@ class Life(RuleBasedStateMachine):
     def delete_job(self, data: st.DataObject, orphan: bool) -> None:
         """Somebody deletes a Job."""
         self.world.delete_job(data.draw(st.sampled_from(list(self.world.jobs))), orphan=orphan)
+        self.endings += 1
 
     @precondition(lambda self: self.world.pods)
     @rule()

@@ -112,13 +112,13 @@ def test_a_job_without_a_controller_is_its_pod_templates_runs() -> None:
     assert (parse_job(job).owner_uid, parse_job(job).owners) == ("other", None)
 
 
-def test_how_a_node_waits_for_its_next_pod_is_read_of_job_and_pod() -> None:
-    """Failures that the Job ignores make it wait as well."""
+def test_the_failures_of_a_node_are_read_of_its_pod() -> None:
+    """Not those that the Job ignores."""
     obj = make_pod_object()
     assert parse_pod(obj).failures_before == 0
     counts = {"job-index-failure-count": "2", "job-index-ignored-failure-count": "3"}
     obj["metadata"]["annotations"] |= {f"batch.kubernetes.io/{name}": count for name, count in counts.items()}
-    assert parse_pod(obj).failures_before == 5
+    assert parse_pod(obj).failures_before == 2
 
 
 def test_a_job_without_backoff_limit_has_the_default_of_kubernetes() -> None:

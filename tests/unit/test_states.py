@@ -34,7 +34,7 @@ def test_each_end_is_reached(reason: Reason) -> None:
     status = ended(reason)
     stated = condition_in(status, "Complete")
     assert stated["status"] == ("True" if reason is Reason.SUCCEEDED else "False")
-    unspecific = {Reason.RESTARTING, Reason.EVICTED, Reason.INTERNAL_ERROR}
+    unspecific = {Reason.RESTARTING, Reason.EVICTED, Reason.INTERNAL_ERROR, Reason.RESULT_UNKNOWN}
     assert stated["reason"] == (Reason.BACKOFF_LIMIT_EXCEEDED if reason in unspecific else reason).value
     assert contradictions(waiting(running_pod()), status) == []
 

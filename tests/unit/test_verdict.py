@@ -260,10 +260,10 @@ def test_the_exit_code_in_the_jobs_message_outlives_the_pod() -> None:
     assert found.finding.reason is Reason.DATASET_INVALID
 
 
-def test_a_failure_that_nobody_explains_is_unknown() -> None:
+def test_a_failure_that_no_pod_explains_is_as_the_job_says() -> None:
     """It says what the Job says, and what to do."""
     found = failed(reason="BackoffLimitExceeded", message="Job has reached the specified backoff limit")
-    assert found.finding.reason is Reason.RESULT_UNKNOWN
+    assert found.finding.reason is Reason.BACKOFF_LIMIT_EXCEEDED
     assert "Job has reached the specified backoff limit" in found.finding.message
     assert "without a message" in failed(reason="Odd").finding.message
 
