@@ -185,7 +185,7 @@ def round_of(number: int, cause: PodView, nodes: int) -> tuple[PodView, ...]:
 STALLED = make_summary(Reason.STALLED, "the training reported no progress for 1800 s").to_message()
 
 
-@pytest.mark.parametrize(("timeout_s", "failed"), [(3600, "True"), (40000, "Unknown")])
+@pytest.mark.parametrize(("timeout_s", "failed"), [(2400, "True"), (40000, "Unknown")])
 def test_a_wait_for_a_node_does_not_begin_again_with_each_pod_that_waits(timeout_s: int, failed: str) -> None:
     """For ten hours the first one has given up waiting every half hour."""
     pending = dataclasses.replace(make_pod(index=1), created_at=minutes_ago(600))
