@@ -328,8 +328,8 @@ _OPERATOR: tuple[Panel, ...] = (
     ),
     Curves(
         title="Silence of the watches",
-        description="Since the last event or bookmark, which comes every minute. The operator ends itself after "
-        f"config.watchStaleSeconds (150). {_SELF}",
+        description="Since the last event or bookmark, which comes every minute. A watch that is silent for "
+        f"config.watchInactivitySeconds (70) is begun again. {_SELF}",
         unit="s",
         queries=[
             Query(

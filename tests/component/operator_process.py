@@ -55,11 +55,14 @@ class OperatorProcess:
 
     def writes(self) -> float:
         """Requests to the API server that change something, so far."""
+        return self.requests(verbs="create|update|patch|delete")
+
+    def requests(self, *, verbs: str = "[a-z]+") -> float:
+        """Requests to the API server so far."""
         return sum(
             value
             for series, value in self.metrics().items()
-            if series.startswith("lora_operator_api_requests_total")
-            and re.search('verb="(create|update|patch|delete)"', series)
+            if series.startswith("lora_operator_api_requests_total") and re.search(f'verb="({verbs})"', series)
         )
 
     def text(self) -> str:

@@ -114,7 +114,7 @@ def test_a_namespace_whose_watch_is_forbidden_is_left_out_by_the_next_process(st
     blind = without("watch lorafinetunes.lora-operator.io")
     with namespaces(stage, 1) as (other,):
         proxy = stage.proxy()
-        first = stage.start(elsewhere={other.namespace: RIGHTS}, proxy=proxy, watchStaleSeconds=90)
+        first = stage.start(elsewhere={other.namespace: RIGHTS}, proxy=proxy)
         begin(other, "before").wait("Accepted", "True")
         stage.grant(first, blind, other.namespace)
         eventually(lambda: not may_watch(other, first), "the right is gone")

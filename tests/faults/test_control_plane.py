@@ -39,8 +39,8 @@ from lora_trainer.contract.reasons import Reason
 
 # The metrics of watches follow every second.
 METRICS_LAG_S = 3.0
-# Generous for a restart of the operator on a busy machine, and far below what its watchdog allows here.
-SOON_S, WATCHDOG_S = 300.0, 900.0
+# Generous for a restart of the operator on a busy machine.
+SOON_S = 300.0
 WATCHED = ("lorafinetunes", "jobs", "pods")
 STREAM_FAULTS: tuple[StreamFault, ...] = (
     WatchError(code=410, reason="Expired"),
@@ -51,6 +51,8 @@ STREAM_FAULTS: tuple[StreamFault, ...] = (
     HalfDocument(),
     Reset(),
 )
+# An error other than 410, and what is no JSON.
+ENDS_KOPF = {fault for fault in STREAM_FAULTS if getattr(fault, "code", None) in (403, 429, 500)} | {HalfDocument()}
 REQUEST_FAULTS: tuple[RequestFault, ...] = (
     Answer(code=429, reason="TooManyRequests", retry_after_s=1),
     Answer(code=500, reason="InternalError"),
@@ -116,7 +118,6 @@ def test_an_outage_in_which_the_lease_cannot_be_renewed_ends_the_operator_and_th
     """The next one is not ready until the API server answers, and goes on with the pod that is there."""
     proxy = stage.proxy()
     short: dict[str, Any] = {"leaseDurationSeconds": 6, "renewDeadlineSeconds": 5, "retryPeriodSeconds": 0.3}
-    short["watchStaleSeconds"] = 3600
     first = stage.start(proxy=proxy, **short)
     run = begin(stage, "outlasts")
     run.running_pod()
@@ -186,12 +187,12 @@ def test_a_job_that_is_deleted_while_its_watch_gets_410_is_made_again(stage: Sta
     ids="-".join,
 )
 def test_whatever_breaks_a_watch_the_operator_hears_again_soon(stage: Stage, kinds: tuple[str, ...]) -> None:
-    """In the stream and at its opening, by the same process."""
+    """In the stream and at its opening, by the same process, but where kopf ends with what its own watch brings."""
     proxy = stage.proxy()
-    alive = KeptAlive(stage, proxy=proxy, watchStaleSeconds=WATCHDOG_S)
+    alive = KeptAlive(stage, proxy=proxy)
     runs: list[Run] = []
     for number, fault in enumerate((*STREAM_FAULTS, *REQUEST_FAULTS)):
-        broken = str(fault)
+        broken, restarts = str(fault), alive.restarts
         rules = []
         if isinstance(fault, StreamFault):
             for kind in kinds:
@@ -208,7 +209,8 @@ def test_whatever_breaks_a_watch_the_operator_hears_again_soon(stage: Stage, kin
         stage.end_pod(run.pod(), 0, succeeded())
         complete = partial(_is_complete, run)
         alive.eventually(complete, f"the end of its pod is noticed after {broken}", deadline_s=SOON_S)
-        assert alive.restarts == 0
+        ends_kopf = "lorafinetunes" in kinds and fault in ENDS_KOPF
+        assert alive.restarts - restarts <= ends_kopf, alive.operator.text()[-4000:]
         for rule in rules:
             eventually(partial(_has_hit, rule), f"{rule.what} meets {broken}")
             rule.lift()

@@ -50,7 +50,6 @@ PLAYS: tuple[Play, ...] = (
 WRITTEN = {
     "create jobs",
     "patch jobs",
-    "delete jobs",
     "create services",
     "patch workloads",
     "update lorafinetunes/status",

@@ -33,7 +33,7 @@ def test_every_setting_has_its_yaml_name(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, text))
     assert (config.allow_cpu, config.retry_base_s, config.termination_grace_s) == (True, 2.0, 5)
     assert config.namespaces == ("a", "b")
-    assert yaml_name("watch_stale_s") == "watchStaleSeconds"
+    assert yaml_name("watch_inactivity_s") == "watchInactivitySeconds"
 
 
 def test_the_clusters_gpus_are_a_list(tmp_path: Path) -> None:
@@ -55,10 +55,10 @@ def test_the_clusters_gpus_are_a_list(tmp_path: Path) -> None:
         ("trainerImage: a\nworkers: many\n", "workers"),
         ("trainerImage: a\nworkers: true\n", "workers"),
         ("trainerImage: a\nworkers: 0\n", r"config\.yaml\.workers is 0: must be above 0"),
-        ("trainerImage: a\nwatchStaleSeconds: -1\n", "watchStaleSeconds is -1.0: must be above 0"),
+        ("trainerImage: a\nwatchInactivitySeconds: -1\n", "watchInactivitySeconds is -1.0: must be above 0"),
         (
-            "trainerImage: a\nwatchStaleSeconds: 60\n",
-            "watchInactivitySeconds is 70.0: must be below watchStaleSeconds, which is 60.0",
+            "trainerImage: a\nretryPeriodSeconds: 60\n",
+            "retryPeriodSeconds is 60.0: must be below renewDeadlineSeconds, which is 10.0",
         ),
         ("trainerImage: a\nretryBaseSeconds: .nan\n", "retryBaseSeconds is nan: must be above 0"),
         ("trainerImage: a\nleaseDurationSeconds: 0\n", "leaseDurationSeconds is 0: must be above 0"),

@@ -256,8 +256,6 @@ def test_every_setting_of_the_site_that_is_about_runs_changes_what_is_rendered(n
         *("lease_duration_s", "renew_deadline_s", "retry_period_s"),
         *(
             "watch_inactivity_s",
-            "watch_stale_s",
-            "stale_list_s",
             "retry_base_s",
             "retry_max_s",
             "workers",

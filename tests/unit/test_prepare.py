@@ -1,6 +1,5 @@
 """The wait before anything is listed: for the definition without an end, for an API server that is silent with one."""
 
-import dataclasses
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
@@ -25,8 +24,7 @@ class Wait:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Exception | None) -> None:
         self.now_s, self.answers = 100.0, list(answers)
-        config = dataclasses.replace(CONFIG, watch_stale_s=150.0)
-        self.operator = SimpleNamespace(config=config, api=None, hindrance="")
+        self.operator = SimpleNamespace(config=CONFIG, api=None, hindrance="")
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now_s))
         monkeypatch.setattr(module, "asyncio", SimpleNamespace(sleep=self.sleep))
         monkeypatch.setattr(module, "check_definition", self.check)

@@ -43,6 +43,8 @@ REVIEW_INTERVAL_S = 30.0
 LEADER_S = 20.0
 """How long `verify` waits for a leader, which may have begun a moment ago."""
 _DEFINITION_S = 5.0
+# So long at the start an API server may give no answer; a process that ends has its pod say so.
+_SERVER_LATE_S = 150.0
 _PAUSE_S = 0.5
 _MOST_NAMED = 3
 _POLICY = re.compile(r"ValidatingAdmissionPolicy '([^']+)'")
@@ -239,7 +241,7 @@ async def _is_allowed(api: Api, right: Right, namespace: str, name: str = "") ->
 
 async def prepare(operator: "Operator", election: "Election") -> None:
     """Check the cluster, once it answers; an API server may be later than its operator, or busy."""
-    deadline_s = time.monotonic() + operator.config.watch_stale_s
+    deadline_s = time.monotonic() + _SERVER_LATE_S
     reported = False
     while True:
         try:
@@ -252,7 +254,7 @@ async def prepare(operator: "Operator", election: "Election") -> None:
             if not operator.hindrance:
                 logger.error("waiting: %s", error)
             operator.hindrance = str(error)
-            deadline_s = time.monotonic() + operator.config.watch_stale_s  # the API server has answered
+            deadline_s = time.monotonic() + _SERVER_LATE_S  # the API server has answered
             await asyncio.sleep(min(operator.config.retry_max_s, _DEFINITION_S))
         except (ApiError, UnreachableError) as error:
             if isinstance(error, ApiError) and not error.is_passing:

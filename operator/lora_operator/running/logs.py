@@ -81,10 +81,18 @@ def configure(level: str, form: str, stream: TextIO = sys.stderr) -> None:
     """Send everything to the stream, as `form` (text or json) says. Libraries speak from WARNING on."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.addFilter(_without_traces_of_kopf)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("lora_operator").setLevel(level)
+
+
+def _without_traces_of_kopf(record: logging.LogRecord) -> bool:
+    """An answer of the API server that ends kopf is a sentence, and no defect whose place must be found."""
+    if record.exc_info and type(record.exc_info[1]).__module__.startswith("kopf."):
+        record.exc_info = record.exc_text = None
+    return True
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from lora_operator.cluster.store import Key
 from lora_operator.views.model import Patch, Refusal, soonest
 
-_NAME_CONFLICT = 409
+UNDONE = "Undone"
+_PATIENT = ("AlreadyExists", UNDONE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +40,7 @@ class Refusals:
 
     def refused(self, key: Key, refusal: Refusal) -> None:
         """The API server did not take it."""
-        patient = refusal.code == _NAME_CONFLICT or refusal.reason == UNDONE
-        until_s = self._clock() + (self._long_pause_s if patient else self._pause_s)
+        until_s = self._clock() + (self._long_pause_s if refusal.reason in _PATIENT else self._pause_s)
         self._refused[key] = [*self._standing(key), _Entry(refusal=refusal, until_s=until_s)]
 
     def note_undone(self, key: Key, wanted: Iterable[Patch]) -> bool:
@@ -70,6 +70,3 @@ class Refusals:
     def _standing(self, key: Key) -> list[_Entry]:
         now_s = self._clock()
         return [entry for entry in self._refused.get(key, ()) if now_s < entry.until_s]
-
-
-UNDONE = "Undone"

@@ -47,8 +47,6 @@ class OperatorConfig:
     pending_check_s         how often at most the Events of a namespace are read, in which runs wait
     resync_interval_s       how often everything is listed anew
     watch_inactivity_s      a watch that is silent for so long is restarted; the API server speaks once a minute
-    watch_stale_s           a watch without any sign of life for so long ends the process
-    stale_list_s             lists of a time before what was seen, for so long, end the process
     retry_base_s, -max_s    delays between attempts at a reconcile that failed
     lease_name, -namespace  of the Lease whose holder works; an empty namespace means the operator's own
     lease_duration_s        a Lease that was not renewed for so long is taken over
@@ -104,8 +102,6 @@ class OperatorConfig:
     pending_check_s: float = 10.0
     resync_interval_s: float = 300.0
     watch_inactivity_s: float = 70.0
-    watch_stale_s: float = 150.0
-    stale_list_s: float = 120.0
     retry_base_s: float = 1.0
     retry_max_s: float = 60.0
     lease_name: str = "lora-operator"
@@ -312,8 +308,6 @@ _CHOICES = {
 ORDERED = (
     ("retry_period_s", "renew_deadline_s"),
     ("renew_deadline_s", "lease_duration_s"),
-    # Else a watch that is only quiet ends the process before it is restarted.
-    ("watch_inactivity_s", "watch_stale_s"),
 )
 _MAY_BE_0 = ("run_as_user", "run_as_group", "fs_group")
 _REQUIRED = (
