@@ -57,7 +57,6 @@ REQUEST_FAULTS: tuple[RequestFault, ...] = (
     Answer(code=429, reason="TooManyRequests", retry_after_s=1),
     Answer(code=500, reason="InternalError"),
     Answer(code=403, reason="Forbidden"),
-    Answer(code=410, reason="Expired"),
     Reset(),
 )
 
