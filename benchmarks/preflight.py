@@ -28,7 +28,7 @@ from tests.unit.fit_models import MODELS
 from demoflow.run import EXAMPLES, NAMESPACE, renamed
 from localcluster import lifecycle, settings
 from localcluster.client import Client, local
-from lora_operator.views.names import NAME_LABEL, ROLE_LABEL
+from lora_operator.model.names import NAME_LABEL, ROLE_LABEL
 
 _STARTS = 10
 _TIMEOUT_S = 300

@@ -8,11 +8,11 @@ from typing import Any
 
 from tests.unit.builders import condition_object
 
-from lora_operator.views.conditions import Type
-from lora_operator.views.model import FineTune
-from lora_operator.views.names import QUEUE_LABEL
-from lora_operator.views.observe import parse_finetune
-from lora_operator.views.wording import instant
+from lora_operator.model.conditions import Type
+from lora_operator.model.names import QUEUE_LABEL
+from lora_operator.model.objects import FineTune
+from lora_operator.model.observe import parse_finetune
+from lora_operator.model.wording import instant
 from lora_trainer.contract.reasons import Reason
 
 WAITS_S, TRAINS_S, STAYS_S = 4.5 * 3600, 1.5 * 3600, 24 * 3600

@@ -8,10 +8,10 @@ from benchmarks.monitored.chart import NAMESPACE, Chart
 from benchmarks.monitored.life import STEPS, TRAINS_S, Run, finetune, pod_name, runs
 from prometheus_client import CollectorRegistry, generate_latest
 
-from lora_operator.running.metrics import Metrics
-from lora_operator.running.object_metrics import ObjectCollector
-from lora_operator.views.model import FineTune, Observed
-from lora_operator.views.names import ATTEMPT_LABEL, INDEX_LABEL, NAME_LABEL, ROLE_LABEL, UID_LABEL, child_labels
+from lora_operator.controller.metrics import Metrics
+from lora_operator.controller.object_metrics import ObjectCollector
+from lora_operator.model.names import ATTEMPT_LABEL, INDEX_LABEL, NAME_LABEL, ROLE_LABEL, UID_LABEL, child_labels
+from lora_operator.model.objects import FineTune, Observed
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.host.metrics import TrainingMetrics
 from lora_trainer.ranks.reports import Counters, GpuMemory

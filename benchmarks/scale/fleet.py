@@ -11,7 +11,7 @@ from benchmarks.scale.processes import IMAGE, wait_until
 from tests.component.documents import failed, succeeded
 
 from localcluster.api import Api
-from lora_operator.views.names import NAME_LABEL, ROLE_LABEL, UID_LABEL, child_name
+from lora_operator.model.names import NAME_LABEL, ROLE_LABEL, UID_LABEL, child_name
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Summary
 

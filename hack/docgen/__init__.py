@@ -2,7 +2,7 @@
 
 docs/api-reference.md                                   from crds/lorafinetunes.yaml
 docs/advice.md                                          from trainer_image/lora_trainer/contract/advice
-docs/states.md                                          from state_tables.py, vocabulary.py and decision/states.py
+docs/states.md                                          from state_tables.py, vocabulary.py and decide/states.py
 docs/metrics.md                                         from the metrics' registries
 helm/lora-finetune-operator/README.md                   from the chart's Chart.yaml, values.yaml and values.schema.json
 helm/lora-finetune-operator/files/lorafinetunes.yaml    from crds/lorafinetunes.yaml

@@ -46,7 +46,7 @@ def outputs() -> dict[Path, str]:
         Path("docs/metrics.md"): metrics_reference.render(),
         Path("docs/api-reference.md"): api_reference.render(definition, example),
         Path("operator/lora_client/spec.py"): spec_types.render(definition.field("spec")),
-        Path("operator/lora_operator/views/definition.py"): definition_fields.render(
+        Path("operator/lora_operator/model/definition.py"): definition_fields.render(
             definition.version["schema"]["openAPIV3Schema"]
         ),
         CHART / "files/lorafinetunes.yaml": read(DEFINITION),

@@ -3,7 +3,7 @@
 import textwrap
 
 from docgen.schema import Schema
-from lora_operator.running.checks import field_paths
+from lora_operator.controller.checks import field_paths
 
 # Kubernetes' own, which no definition of ours has in part.
 _FOREIGN = "spec.scheduling.affinity."

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Metric
 
 from docgen.text import code, table
-from lora_operator.running.metrics import Metrics
-from lora_operator.running.object_metrics import ObjectCollector
-from lora_operator.views.observe import parse_finetune
+from lora_operator.controller.metrics import Metrics
+from lora_operator.controller.object_metrics import ObjectCollector
+from lora_operator.model.observe import parse_finetune
 from lora_trainer.host.metrics import TrainingMetrics
 
 _HEAD = """\

@@ -3,10 +3,10 @@
 import inspect
 
 from docgen.text import table
-from lora_operator.decision.decide import RULES
+from lora_operator.decide.decide import RULES
 
 _HEAD = """\
-<!-- Generated from the rules in decision/decide.py: edit their docstrings, then run `make docs`. -->
+<!-- Generated from the rules in decide/decide.py: edit their docstrings, then run `make docs`. -->
 # What happens when
 
 After every change the operator goes through this table from top to bottom. The first rule that applies to a run decides

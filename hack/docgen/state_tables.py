@@ -6,8 +6,8 @@ docs/states.md is drawn from them, and the tests hold whatever a model world doe
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lora_operator.decision.states import ENDS, STATES, Group
-from lora_operator.views.conditions import Type
+from lora_operator.decide.states import ENDS, STATES, Group
+from lora_operator.model.conditions import Type
 from lora_trainer.contract.reasons import Reason
 
 STEPS: Mapping[Group | None, Mapping[Group, str]] = {

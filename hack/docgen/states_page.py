@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator
 from docgen.state_tables import CONDITIONS, STEPS, USUAL_WAY, Statement
 from docgen.text import code, table
 from docgen.vocabulary import VOCABULARY
-from lora_operator.decision.states import ENDS, STATES, Group
+from lora_operator.decide.states import ENDS, STATES, Group
 from lora_trainer.contract.reasons import Reason
 
 _HEAD = """\
-<!-- Generated from state_tables.py, vocabulary.py and decision/states.py: edit them, then run `make docs`. -->
+<!-- Generated from state_tables.py, vocabulary.py and decide/states.py: edit them, then run `make docs`. -->
 # States, conditions and reasons
 
 `kubectl get lft` shows the state of a run in the column STATE. The state is the reason of the condition `Complete`.

@@ -12,7 +12,7 @@ from types import FrameType
 
 from lora_client.errors import FAILED, INTERRUPTED, ClientError
 from lora_client.typed import completed
-from lora_operator.views.visible import visible
+from lora_operator.model.visible import visible
 
 _READ_ENOUGH = (errno.EPIPE, *([errno.EINVAL] if os.name == "nt" else []))
 """The reader, such as head, has closed its end."""

@@ -4,7 +4,7 @@ import re
 
 import yaml
 
-from lora_operator.views.visible import visible
+from lora_operator.model.visible import visible
 
 _OTHERWISE = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|0o[0-7]+|[yYnN]")
 """What kubectl reads as a number, or as true or false."""

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from lora_operator.cluster.api import ApiError, UnreachableError
 from lora_operator.cluster.login import LoginError
-from lora_operator.running import logs
-from lora_operator.running.checks import SelfCheckError, VerifyError, verify
-from lora_operator.running.explain import ExplainError, explain, parse_place
-from lora_operator.running.handlers import operate
-from lora_operator.running.supervision import OperatorFailedError
-from lora_operator.views.config import OperatorConfig, load_config
-from lora_operator.views.visible import visible
+from lora_operator.controller import logs
+from lora_operator.controller.checks import SelfCheckError, VerifyError, verify
+from lora_operator.controller.handlers import operate
+from lora_operator.controller.supervision import OperatorFailedError
+from lora_operator.explain import ExplainError, explain, parse_place
+from lora_operator.model.config import OperatorConfig, load_config
+from lora_operator.model.visible import visible
 from lora_trainer.contract.codec import CodecError
 
 logger = logging.getLogger("lora_operator")

@@ -17,8 +17,8 @@ from tests.chart.matrix import IMAGES, merged
 from tests.chart.objects import Render, only, parsed
 from tests.chart.target import CHART
 
-from lora_operator.decision.states import STATES, Group
-from lora_operator.running.metrics import Metrics
+from lora_operator.controller.metrics import Metrics
+from lora_operator.decide.states import STATES, Group
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CASES = sorted(Path(__file__).with_name("alerts").glob("*.yaml"))

@@ -9,7 +9,7 @@ import yaml
 from tests.chart.matrix import IMAGES
 from tests.chart.objects import Render, only, parsed, pod_of, pods_of, settings_of
 
-from lora_operator.running.checks import LEASE_RIGHTS
+from lora_operator.controller.checks import LEASE_RIGHTS
 from lora_trainer.contract.release import RELEASE
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ import yaml
 from tests.chart.objects import Render, only, pod_of, settings_of
 from tests.chart.target import CHART
 
-from lora_operator.views.config import OperatorConfig, load_config, yaml_name
+from lora_operator.model.config import OperatorConfig, load_config, yaml_name
 from lora_trainer.contract.device_section import GpuSetting
 
 VERSION = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.chart.objects import Manifest, Render, only, pod_of
 
-from lora_operator.running.checks import LEASE_RIGHTS, RIGHTS
+from lora_operator.controller.checks import LEASE_RIGHTS, RIGHTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Owner references that block deletion ask for this right; the operator itself never uses it.

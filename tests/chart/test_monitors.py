@@ -15,7 +15,7 @@ from tests.unit.builders import NAME, NAMESPACE, UID, make_pod_object
 
 from localcluster import prometheus_operator, settings, tools
 from localcluster.client import Client
-from lora_operator.views.names import PREFLIGHT
+from lora_operator.model.names import PREFLIGHT
 from monitoring.discovery import Labels, endpoint_targets, pod_labels
 from monitoring.scraping import scrape_configs
 

@@ -12,7 +12,7 @@ from tests.component.patience import eventually
 
 from localcluster import settings, tools
 from localcluster.console import Console
-from lora_operator.views.names import PREFLIGHT, child_labels
+from lora_operator.model.names import PREFLIGHT, child_labels
 
 NETWORK = {"enabled": True, "apiServerCIDRs": ["10.0.0.1/32", "fd00::1/128"], "prometheusNamespaces": ["monitoring"]}
 LISTED = ["team-a", "team-b"]

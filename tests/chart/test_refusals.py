@@ -8,7 +8,7 @@ from tests.chart.matrix import DASHBOARDS, MONITOR, NETWORK, POLICIES, RULES, me
 from tests.chart.target import CHART
 from tests.chart.test_values_schema import VALUES_SCHEMA, objects_in
 
-from lora_operator.views.config import CHECKS, ORDERED, OperatorConfig, yaml_name
+from lora_operator.model.config import CHECKS, ORDERED, OperatorConfig, yaml_name
 
 CLUSTER = ("--api-versions=apps/v1/Deployment",)
 """What Helm knows of a real cluster: kinds, and none but the built-in ones that are named."""

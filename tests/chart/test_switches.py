@@ -11,7 +11,7 @@ from tests.chart.matrix import DASHBOARDS, MONITOR, NETWORK, POLICIES, RULES
 from tests.chart.objects import Manifest, Render, only, pod_of, settings_of
 from tests.pages.blocks import block
 
-from lora_operator.views.names import PREFLIGHT, QUEUE_LABEL, TRAIN, child_labels
+from lora_operator.model.names import PREFLIGHT, QUEUE_LABEL, TRAIN, child_labels
 from lora_trainer.contract.progress import PORT
 
 REPOSITORY = Path(__file__).resolve().parents[2]

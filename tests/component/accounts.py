@@ -12,7 +12,7 @@ from tests.component.patience import eventually
 from tests.faults.proxy import FaultProxy
 
 from localcluster.api import Api
-from lora_operator.running.checks import Right
+from lora_operator.controller.checks import Right
 
 _GROUP = "rbac.authorization.k8s.io"
 

@@ -10,7 +10,7 @@ from typing import Any
 from tests.component.documents import Object
 from tests.component.stage import Stage
 
-from lora_operator.views.wording import instant
+from lora_operator.model.wording import instant
 
 
 def post_event(stage: Stage, about: Object, reason: str, message: str, *, in_s: int = 0) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import kopf
 
 from lora_operator.__main__ import main
-from lora_operator.running import handlers
-from lora_operator.running.operator import Operator
+from lora_operator.controller import handlers
+from lora_operator.controller.operator import Operator
 
 RAISES, SLOW, NEVER_ENDS = "raises", "slow", "never-ends"
 SLOW_S = 0.5

@@ -14,14 +14,14 @@ from tests.model.life import Client
 from tests.model.objects import condition_of, controller_uid, is_over
 
 from localcluster.api import ApiError
-from lora_operator.decision.ends import failures_of_job
-from lora_operator.rendering.pod_template import Shape
-from lora_operator.rendering.render import render_job
-from lora_operator.views import names
-from lora_operator.views.config import OperatorConfig
-from lora_operator.views.observe import parse_finetune, parse_job, parse_pod
-from lora_operator.views.request import read_request
-from lora_operator.views.wording import instant, parse_instant
+from lora_operator.decide.ends import failures_of_job
+from lora_operator.model import names
+from lora_operator.model.config import OperatorConfig
+from lora_operator.model.observe import parse_finetune, parse_job, parse_pod
+from lora_operator.model.request import read_request
+from lora_operator.model.wording import instant, parse_instant
+from lora_operator.render.jobs import render_job
+from lora_operator.render.pod_template import Shape
 from lora_trainer.contract.manifest import RunOptions
 
 CONFIG = OperatorConfig(trainer_image="registry.example/lora-trainer:test")

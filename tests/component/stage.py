@@ -25,8 +25,8 @@ from tests.ports import free_port
 from localcluster import lifecycle, settings
 from localcluster.api import Api, ApiError
 from localcluster.client import Client
-from lora_operator.running.checks import LEASE_RIGHTS, RIGHTS, Right
-from lora_operator.views.names import ATTEMPT_LABEL, TRAIN, place_of
+from lora_operator.controller.checks import LEASE_RIGHTS, RIGHTS, Right
+from lora_operator.model.names import ATTEMPT_LABEL, TRAIN, place_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE = "registry.example/lora-trainer:test"

@@ -12,10 +12,10 @@ from tests.component.definition import BAD, DEFINITION, Api, changed, example, g
 from tests.unit.reports import make_plan, make_preflight
 
 from docgen.schema import load, walk
-from lora_operator.decision.blocks import block_from
-from lora_operator.decision.results import plan_block, resolved_by_request
-from lora_operator.views.defaults import Defaults
-from lora_operator.views.request import read_request
+from lora_operator.decide.blocks import block_from
+from lora_operator.decide.results import plan_block, resolved_by_request
+from lora_operator.model.defaults import Defaults
+from lora_operator.model.request import read_request
 from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from docgen.schema import Field, load, walk
-from lora_operator.views import request
+from lora_operator.model import request
 from lora_trainer.contract import config
 from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
 from lora_trainer.contract.progress import Progress

@@ -13,7 +13,7 @@ from tests.faults.proxy import FaultProxy
 
 from lora_operator.__main__ import main
 from lora_operator.cluster.api import EVENTS, FINETUNES, JOBS, PODS
-from lora_operator.running.checks import Right
+from lora_operator.controller.checks import Right
 from lora_trainer.contract.reasons import Reason
 
 READ = (

@@ -11,7 +11,7 @@ from tests.unit.gitops_page import ARGO_KEY, HEALTH, argo_check, argo_command, f
 from tests.unit.reached import ended, every_state
 
 from localcluster.api import ApiError
-from lora_operator.decision.states import group_of
+from lora_operator.decide.states import group_of
 from lora_trainer.contract.manifest import API_VERSION, KIND
 from lora_trainer.contract.reasons import Reason
 

@@ -17,7 +17,7 @@ from tests.model.server import Server
 from tests.model.world import NAMESPACE, ModelClient
 
 from localcluster.client import Client
-from lora_operator.views.names import PREFLIGHT, TRAIN
+from lora_operator.model.names import PREFLIGHT, TRAIN
 from lora_trainer.contract.exit_codes import FINAL, ExitCode
 
 JUST_NOW = timedelta()

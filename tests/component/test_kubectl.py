@@ -14,7 +14,7 @@ from tests.component.patience import DEADLINE_S, eventually
 from tests.component.stage import REPOSITORY, Stage, gone
 from tests.faults.one_run import Run
 
-from lora_operator.views.names import TRAIN
+from lora_operator.model.names import TRAIN
 from lora_trainer.contract.reasons import Reason
 
 Object = dict[str, Any]

@@ -22,8 +22,8 @@ from tests.faults.seen import Sees, kept, remember, saw
 from tests.ports import free_address
 
 from localcluster import settings
-from lora_operator.running.checks import RIGHTS
-from lora_operator.views.names import child_labels, child_name
+from lora_operator.controller.checks import RIGHTS
+from lora_operator.model.names import child_labels, child_name
 from lora_trainer.contract.reasons import Reason
 
 

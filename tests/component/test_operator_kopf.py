@@ -17,8 +17,8 @@ from tests.faults.injections import Cut, Hold, Rule, WatchError
 from tests.faults.one_run import begin
 from tests.faults.test_namespaces_and_rights import namespaces, without
 
-from lora_operator.running.checks import RIGHTS
-from lora_operator.running.handlers import STOPPED_WITHIN_S
+from lora_operator.controller.checks import RIGHTS
+from lora_operator.controller.handlers import STOPPED_WITHIN_S
 
 ODD = odd_operator.__name__
 

@@ -10,8 +10,8 @@ from tests.component.patience import eventually
 from tests.component.stage import Stage, gone, now
 from tests.unit.reports import make_report
 
-from lora_operator.running.checks import RIGHTS
-from lora_operator.views.names import PREFLIGHT, TRAIN
+from lora_operator.controller.checks import RIGHTS
+from lora_operator.model.names import PREFLIGHT, TRAIN
 
 Object = dict[str, Any]
 DEFINITION = "workloads.kueue.x-k8s.io"

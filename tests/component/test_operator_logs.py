@@ -10,7 +10,7 @@ from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.component.stage import Stage
 
-from lora_operator.running.logs import FIELDS
+from lora_operator.controller.logs import FIELDS
 from lora_trainer.contract.reasons import Reason
 
 Line = dict[str, Any]

@@ -8,7 +8,7 @@ from tests.component.patience import eventually
 from tests.component.stage import Stage, gone
 from tests.unit.reports import make_plan, make_report
 
-from lora_operator.views.names import CONFIG_ANNOTATION, PREFLIGHT, TRAIN
+from lora_operator.model.names import CONFIG_ANNOTATION, PREFLIGHT, TRAIN
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.reasons import Reason
 

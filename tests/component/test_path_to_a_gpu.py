@@ -27,7 +27,7 @@ from tests.pages.executed import execute
 from tests.unit.reports import make_report
 
 from localcluster import tools
-from lora_operator.views.names import PREFLIGHT, TRAIN
+from lora_operator.model.names import PREFLIGHT, TRAIN
 
 NAME = "support-tone"
 TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}

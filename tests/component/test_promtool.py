@@ -7,8 +7,8 @@ from tests.unit.builders import make_finetune
 from tests.unit.test_metrics import full_status
 from tests.unit.test_scrape import HOSTILE, hostile
 
-from lora_operator.running.metrics import Metrics
-from lora_operator.running.object_metrics import ObjectCollector
+from lora_operator.controller.metrics import Metrics
+from lora_operator.controller.object_metrics import ObjectCollector
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.host.metrics import TrainingMetrics
 from lora_trainer.ranks.reports import Counters, GpuMemory

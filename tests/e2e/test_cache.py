@@ -9,7 +9,7 @@ from tests.e2e.support import CLAIM, condition, finetune, rows, status, verdict,
 
 from hub.deploy import NAMESPACE as HUB
 from localcluster.client import Client
-from lora_operator.views.names import place_of
+from lora_operator.model.names import place_of
 
 CACHE = {**CLAIM, "metadata": {"name": "model-cache"}}
 _PREFLIGHT = "--selector=lora-operator.io/role=preflight"

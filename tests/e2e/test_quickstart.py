@@ -16,7 +16,7 @@ from tests.e2e.support import CLAIM, PATIENCE_S, SLOW, finetune, long_rows, pods
 from demoflow.ask import QUESTIONS
 from demoflow.run import RELEASE, RELEASE_NAMESPACE
 from localcluster.client import CommandError
-from lora_operator.views.names import CONFIG_ANNOTATION
+from lora_operator.model.names import CONFIG_ANNOTATION
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLES = REPOSITORY / "examples"

@@ -11,10 +11,10 @@ from tests.component.documents import Object
 from tests.component.stage import Stage
 from tests.faults.one_run import Run, attempt_of
 
-from lora_operator.views.conditions import Type
-from lora_operator.views.names import INDEX_LABEL, UID_LABEL
-from lora_operator.views.observe import parse_pod
-from lora_operator.views.pods import has_ended
+from lora_operator.model.conditions import Type
+from lora_operator.model.names import INDEX_LABEL, UID_LABEL
+from lora_operator.model.observe import parse_pod
+from lora_operator.model.pods import has_ended
 
 # What answers of a few KiB from each of fifty pods need is much less; the rest is for the runs themselves.
 MOST_GROWTH_BYTES = 8 * 2**20

@@ -9,9 +9,9 @@ from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.component.stage import Stage
 
-from lora_operator.views.names import JOB_NAME_LABEL, NAME_LABEL, TRAIN, place_of
-from lora_operator.views.observe import parse_pod
-from lora_operator.views.pods import has_ended
+from lora_operator.model.names import JOB_NAME_LABEL, NAME_LABEL, TRAIN, place_of
+from lora_operator.model.observe import parse_pod
+from lora_operator.model.pods import has_ended
 
 LOOKS = 'lora_operator_reconcile_total{result="success"}'
 # A state that is over with the next pod: in the 10 s in which a Job retries, a busy machine may not come to look.

@@ -20,7 +20,7 @@ from tests.faults.hostile_pods import Pods, answer, progress
 from tests.faults.queue_kind import QUEUE, admit, make_workload, workload_path
 from tests.unit.reports import make_report
 
-from lora_operator.views.names import JOB_NAME_LABEL, NAME_LABEL, PREFLIGHT, TRAIN, place_of
+from lora_operator.model.names import JOB_NAME_LABEL, NAME_LABEL, PREFLIGHT, TRAIN, place_of
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
 

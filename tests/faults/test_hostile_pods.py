@@ -19,8 +19,8 @@ from tests.faults.one_run import Run, begin
 from tests.faults.seen import Sees, kept, remember, saw
 from tests.ports import free_address
 
-from lora_operator.running.checks import RIGHTS
-from lora_operator.views.names import NAME_LABEL
+from lora_operator.controller.checks import RIGHTS
+from lora_operator.model.names import NAME_LABEL
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.reasons import Reason
 

@@ -11,7 +11,7 @@ from tests.faults.moments import Kept
 from tests.faults.one_run import Run, begin
 from tests.faults.seen import Sees, kept, remember, saw
 
-from lora_operator.views.names import NAME_LABEL, SUSPEND_ANNOTATION, UID_LABEL
+from lora_operator.model.names import NAME_LABEL, SUSPEND_ANNOTATION, UID_LABEL
 from lora_trainer.contract.reasons import Reason
 
 

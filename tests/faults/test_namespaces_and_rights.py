@@ -17,7 +17,7 @@ from tests.faults.one_run import Run, begin
 from tests.faults.seen import Sees, kept, remember, saw
 
 from localcluster.api import ApiError
-from lora_operator.running.checks import RIGHTS, Right, rights_used
+from lora_operator.controller.checks import RIGHTS, Right, rights_used
 from lora_trainer.contract.reasons import Reason
 
 USED = rights_used(kueue=False)

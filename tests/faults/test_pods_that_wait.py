@@ -11,7 +11,7 @@ from tests.faults.moments import Kept
 from tests.faults.one_run import begin, free_of_claims
 from tests.faults.seen import Sees, kept, remember, saw
 
-from lora_operator.views.names import PREFLIGHT, TRAINER_CONTAINER
+from lora_operator.model.names import PREFLIGHT, TRAINER_CONTAINER
 from lora_trainer.contract.reasons import Reason
 
 IMAGE = "registry.example/lora-trainer:test"

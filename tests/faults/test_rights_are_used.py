@@ -10,8 +10,8 @@ from tests.faults.injections import Answer, LostAnswer, Rule
 from tests.faults.proxy import FaultProxy
 from tests.faults.queue_kind import QUEUE, kueue, make_workload, workload_path
 
-from lora_operator.running.checks import LEASE_RIGHTS, RIGHTS
-from lora_operator.views.names import TRAIN
+from lora_operator.controller.checks import LEASE_RIGHTS, RIGHTS
+from lora_operator.model.names import TRAIN
 
 __all__ = ["kueue"]
 

@@ -14,9 +14,9 @@ from tests.faults.moments import Kept
 from tests.faults.one_run import SEEN_S, Run, begin
 from tests.faults.seen import Sees, kept, remember, saw
 
-from lora_operator.views.names import UID_LABEL
-from lora_operator.views.observe import parse_pod
-from lora_operator.views.pods import has_ended
+from lora_operator.model.names import UID_LABEL
+from lora_operator.model.observe import parse_pod
+from lora_operator.model.pods import has_ended
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import SavedState, Summary
 

@@ -11,8 +11,8 @@ from tests.faults.one_run import Run, begin, free_of_claims
 from tests.faults.proxy import FaultProxy
 from tests.unit.reports import make_report
 
-from lora_operator.views.conditions import state_of
-from lora_operator.views.names import PREFLIGHT
+from lora_operator.model.conditions import state_of
+from lora_operator.model.names import PREFLIGHT
 
 SURE_WRITES = 6
 """The Job; the states Starting and Succeeded, each with its Event; the Event that the run is accepted."""

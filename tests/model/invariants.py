@@ -16,9 +16,9 @@ from tests.model.server import labels_of
 from tests.model.talk import PASSWORD, SECRET
 from tests.unit.contradictions import contradictions
 
-from lora_operator.views.conditions import result_of
-from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL, QUEUE_LABEL, TRAIN, place_of
-from lora_operator.views.wording import parse_instant
+from lora_operator.model.conditions import result_of
+from lora_operator.model.names import INDEX_LABEL, JOB_NAME_LABEL, QUEUE_LABEL, TRAIN, place_of
+from lora_operator.model.wording import parse_instant
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -19,8 +19,8 @@ from tests.model.objects import (
 )
 from tests.model.server import TRACKING, Place, Server, labels_of
 
-from lora_operator.views.names import CONTROLLER_UID_LABEL, INDEX_LABEL, JOB_NAME_LABEL
-from lora_operator.views.wording import instant, parse_instant
+from lora_operator.model.names import CONTROLLER_UID_LABEL, INDEX_LABEL, JOB_NAME_LABEL
+from lora_operator.model.wording import instant, parse_instant
 
 _COUNTED = "batch.kubernetes.io/job-index-failure-count"
 _IGNORED = "batch.kubernetes.io/job-index-ignored-failure-count"

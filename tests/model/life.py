@@ -12,7 +12,7 @@ from tests.model.talk import TALK
 from tests.unit.reports import make_report
 
 from localcluster.api import ApiError
-from lora_operator.views.names import (
+from lora_operator.model.names import (
     INDEX_LABEL,
     JOB_NAME_LABEL,
     MANAGED_BY,
@@ -24,7 +24,7 @@ from lora_operator.views.names import (
     child_name,
     place_of,
 )
-from lora_operator.views.wording import instant
+from lora_operator.model.wording import instant
 from lora_trainer.contract.reasons import Reason
 
 T = TypeVar("T")

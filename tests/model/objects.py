@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from lora_operator.views.names import CONFIG_ANNOTATION, JOB_NAME_LABEL, TRAIN, place_of
-from lora_operator.views.wording import instant
+from lora_operator.model.names import CONFIG_ANNOTATION, JOB_NAME_LABEL, TRAIN, place_of
+from lora_operator.model.wording import instant
 
 Object = dict[str, Any]
 

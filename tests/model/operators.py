@@ -18,14 +18,14 @@ from lora_operator.cluster.api import Api, ApiError, UnreachableError
 from lora_operator.cluster.lease import Election
 from lora_operator.cluster.server_clock import ServerClock
 from lora_operator.cluster.store import Store, Stores
-from lora_operator.running.handlers import bring
-from lora_operator.running.identity import Identity
-from lora_operator.running.metrics import Metrics
-from lora_operator.running.operator import make_operator
-from lora_operator.running.supervision import OperatorFailedError, run_together
-from lora_operator.running.work import Work, check_watches, keep_house, lead
-from lora_operator.views import names
-from lora_operator.views.config import OperatorConfig
+from lora_operator.controller.handlers import bring
+from lora_operator.controller.identity import Identity
+from lora_operator.controller.metrics import Metrics
+from lora_operator.controller.operator import make_operator
+from lora_operator.controller.supervision import OperatorFailedError, run_together
+from lora_operator.controller.work import Work, check_watches, keep_house, lead
+from lora_operator.model import names
+from lora_operator.model.config import OperatorConfig
 from lora_trainer.contract.progress import Progress
 
 BEGINNING = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)

@@ -19,7 +19,7 @@ from tests.model.objects import (
 )
 from tests.model.server import labels_of
 
-from lora_operator.views.names import QUEUE_LABEL, SUSPEND_ANNOTATION
+from lora_operator.model.names import QUEUE_LABEL, SUSPEND_ANNOTATION
 
 GROUP = "/apis/kueue.x-k8s.io"
 DISCOVERY = {

@@ -19,8 +19,8 @@ import yaml
 from tests.unit.status_schema import check_status
 
 from lora_operator.cluster.api import ApiError
-from lora_operator.views.names import CONTROLLER_UID_LABEL
-from lora_operator.views.wording import instant
+from lora_operator.model.names import CONTROLLER_UID_LABEL
+from lora_operator.model.wording import instant
 
 Object = dict[str, Any]
 _CRD = Path(__file__).parents[2] / "crds" / "lorafinetunes.yaml"

@@ -9,7 +9,7 @@ from tests.model.objects import Object
 from tests.model.operators import Fault
 from tests.model.world import World
 
-from lora_operator.views.names import CONTROLLER_UID_LABEL, NAME_LABEL, QUEUE_LABEL, UID_LABEL
+from lora_operator.model.names import CONTROLLER_UID_LABEL, NAME_LABEL, QUEUE_LABEL, UID_LABEL
 
 T = TypeVar("T")
 QUOTA = 'pods "x" is forbidden: exceeded quota: gpus'

@@ -11,7 +11,7 @@ from tests.model.test_lagging_operators import Lucky
 from tests.model.world import CONFIG, World
 
 from lora_operator.cluster.api import ApiError
-from lora_operator.views.names import QUEUE_LABEL
+from lora_operator.model.names import QUEUE_LABEL
 
 DENIED = "ValidatingAdmissionPolicy 'fixed' denied request: this may not be changed"
 

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 from tests.model.server import Object, Server
 
-from lora_operator.views.wording import parse_instant
+from lora_operator.model.wording import parse_instant
 
 
 def delete_expired(server: Server, now: datetime) -> None:

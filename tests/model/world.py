@@ -17,9 +17,9 @@ from tests.model.virtual_loop import VirtualLoop
 
 from localcluster.api import ApiError as ClientError
 from lora_operator.cluster.api import ApiError
-from lora_operator.running.logs import TextFormatter
-from lora_operator.views.config import OperatorConfig
-from lora_operator.views.names import QUEUE_LABEL, is_of_another
+from lora_operator.controller.logs import TextFormatter
+from lora_operator.model.config import OperatorConfig
+from lora_operator.model.names import QUEUE_LABEL, is_of_another
 from lora_trainer.contract.progress import Phase, Progress
 
 NAMESPACE = "team-a"

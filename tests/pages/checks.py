@@ -20,7 +20,7 @@ from docgen.schema import load, walk
 from localcluster.cli import _parser as hack_cluster_parser
 from lora_client.commands import app
 from lora_operator.__main__ import _parser as operator_parser
-from lora_operator.running.logs import FIELDS
+from lora_operator.controller.logs import FIELDS
 from lora_trainer.commands import _parser as trainer_parser
 
 Check = Callable[[Sequence[str]], str | None]

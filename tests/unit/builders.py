@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from lora_operator.views import names
-from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import EventView, FineTune, JobView, PodView, WorkloadView
-from lora_operator.views.observe import parse_event, parse_finetune, parse_job, parse_pod, parse_workload
-from lora_operator.views.wording import instant
+from lora_operator.model import names
+from lora_operator.model.config import OperatorConfig
+from lora_operator.model.objects import EventView, FineTune, JobView, PodView, WorkloadView
+from lora_operator.model.observe import parse_event, parse_finetune, parse_job, parse_pod, parse_workload
+from lora_operator.model.wording import instant
 from lora_trainer.contract.manifest import API_VERSION, KIND
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, Summary, Verification

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from docgen.state_tables import CONDITIONS, STEPS, Statement
-from lora_operator.decision.states import Group, group_of
-from lora_operator.views.conditions import Type
+from lora_operator.decide.states import Group, group_of
+from lora_operator.model.conditions import Type
 
 
 def contradictions(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

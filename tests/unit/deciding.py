@@ -4,10 +4,10 @@ from datetime import datetime
 
 from tests.unit.builders import CONFIG, NOW
 
-from lora_operator.decision import decide as decision
-from lora_operator.decision.run import Run
-from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import FineTune, Observed, Plan
+from lora_operator.decide import decide as decision
+from lora_operator.decide.run import Run
+from lora_operator.model.config import OperatorConfig
+from lora_operator.model.objects import FineTune, Observed, Plan
 
 
 def run_of(finetune: FineTune, observed: Observed, config: OperatorConfig = CONFIG, now: datetime = NOW) -> Run:

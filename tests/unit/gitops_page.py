@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from tests.unit.builders import Object
 
-from lora_operator.decision.states import Group
+from lora_operator.decide.states import Group
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/gitops.md"
 ARGO_KEY = "resource.customizations.health.lora-operator.io_LoRAFineTune"

@@ -15,8 +15,8 @@ from tests.unit.builders import (
 )
 from tests.unit.deciding import decide, run_of
 
-from lora_operator.decision.verdict import Verdict, training_verdict
-from lora_operator.views.model import FineTune, JobView, Observed, Plan, PodView
+from lora_operator.decide.verdict import Verdict, training_verdict
+from lora_operator.model.objects import FineTune, JobView, Observed, Plan, PodView
 
 ATTEMPTED = {"attempt": 1, "jobName": job_name()}
 

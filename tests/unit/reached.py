@@ -23,10 +23,10 @@ from tests.unit.builders import (
 )
 from tests.unit.deciding import decide
 
-from lora_operator.decision.states import ENDS, STATES, Group
-from lora_operator.views.model import JobView, Observed, PodView, Refusal
-from lora_operator.views.names import QUEUE_LABEL
-from lora_operator.views.wording import instant
+from lora_operator.decide.states import ENDS, STATES, Group
+from lora_operator.model.names import QUEUE_LABEL
+from lora_operator.model.objects import JobView, Observed, PodView, Refusal
+from lora_operator.model.wording import instant
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason

@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from lora_operator.views.wording import parse_instant
+from lora_operator.model.wording import parse_instant
 
 _CRD = Path(__file__).parents[2] / "crds" / "lorafinetunes.yaml"
 _INTEGERS = {"int32": 2**31 - 1, "int64": 2**63 - 1}

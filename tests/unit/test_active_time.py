@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.builders import NOW, condition_object, ended_pod, finished_job, make_job, minutes_ago, running_pod
 
-from lora_operator.decision.active_time import ActiveTime, follow_time, stored_time, time_block
-from lora_operator.views.model import JobView
-from lora_operator.views.stored import read_stored
-from lora_operator.views.wording import instant
+from lora_operator.decide.active_time import ActiveTime, follow_time, stored_time, time_block
+from lora_operator.model.objects import JobView
+from lora_operator.model.stored import read_stored
+from lora_operator.model.wording import instant
 
 
 def at(minutes: float) -> datetime:

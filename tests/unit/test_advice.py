@@ -21,8 +21,8 @@ from tests.unit.plans import plan_for, stated
 from tests.unit.reports import make_report
 from tests.unit.status_schema import check_status
 
-from lora_operator.decision.advice import Code, joined
-from lora_operator.views.model import Plan, PodView
+from lora_operator.decide.advice import Code, joined
+from lora_operator.model.objects import Plan, PodView
 from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.advice.codes import Code as RuleCode
 from lora_trainer.contract.advice.rules import RULES

@@ -10,8 +10,8 @@ from lora_operator.cluster.api import JOBS, Api, ApiError, Resource, Unreachable
 from lora_operator.cluster.apply import RefusedError, TryAgainError, Writer
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.store import Key, Stores
-from lora_operator.views.model import Patch
-from lora_operator.views.names import child_labels, child_name
+from lora_operator.model.names import child_labels, child_name
+from lora_operator.model.objects import Patch
 from lora_trainer.contract.manifest import API_VERSION, KIND
 
 FINETUNE = make_finetune()

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lora_operator.cluster.api import Api, ApiError
-from lora_operator.running.checks import (
+from lora_operator.controller.checks import (
     LEASE_RIGHTS,
     RIGHTS,
     NoDefinitionError,

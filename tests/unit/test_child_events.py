@@ -12,7 +12,7 @@ from lora_operator.cluster import child_events
 from lora_operator.cluster.api import LARGEST_CHUNK, Api, ApiError, _ChunkTooLargeError
 from lora_operator.cluster.child_events import MOST_REASONS, ChildEvents, read_events
 from lora_operator.cluster.store import Key
-from lora_operator.views.model import PodView
+from lora_operator.model.objects import PodView
 
 KEY = Key("team", "tone")
 MIB = 2**20

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lora_operator import __main__ as command
-from lora_operator.views.config import OperatorConfig
+from lora_operator.model.config import OperatorConfig
 
 Asked = list[dict[str, Any]]
 
@@ -25,7 +25,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Asked:
     monkeypatch.setattr(command, "operate", operate)
     monkeypatch.setattr(command, "explain", explain)
     monkeypatch.setattr(command, "MOUNTED_CONFIG", tmp_path / "mounted.yaml")
-    monkeypatch.setattr("lora_operator.running.logs.configure", lambda *_: None)
+    monkeypatch.setattr("lora_operator.controller.logs.configure", lambda *_: None)
     monkeypatch.delenv(command.CONFIG_VARIABLE, raising=False)
     return asked
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_operator.views.config import OperatorConfig, load_config, yaml_name
+from lora_operator.model.config import OperatorConfig, load_config, yaml_name
 from lora_trainer.contract.codec import CodecError
 from lora_trainer.contract.device_section import GpuSetting
 

@@ -5,7 +5,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from tests.ports import free_port
 
-from lora_operator.running.metrics import Metrics, count_requests
+from lora_operator.controller.metrics import Metrics, count_requests
 
 JOBS = "/apis/batch/v1/jobs"
 

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.builders import CONFIG, condition_object
 
 from lora_operator.cluster.store import Key
-from lora_operator.running.debounce import Debounce, is_urgent, progress_interval_s
+from lora_operator.controller.debounce import Debounce, is_urgent, progress_interval_s
 from lora_trainer.contract.reasons import Reason
 
 Status = dict[str, Any]

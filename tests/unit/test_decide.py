@@ -26,8 +26,8 @@ from tests.unit.builders import (
 from tests.unit.deciding import decide
 from tests.unit.plans import ATTEMPTED, condition, plan_for, stated
 
-from lora_operator.views.model import Observed, Plan, PodView, Refusal
-from lora_operator.views.wording import UNANSWERED, instant
+from lora_operator.model.objects import Observed, Plan, PodView, Refusal
+from lora_operator.model.wording import UNANSWERED, instant
 from lora_trainer.contract.progress import Phase, Progress
 
 

@@ -27,10 +27,10 @@ from tests.unit.reports import make_plan
 from tests.unit.status_schema import check_status
 from tests.unit.world import World
 
-from lora_operator.decision.results import plan_block
-from lora_operator.views import names
-from lora_operator.views.model import Plan, Refusal
-from lora_operator.views.wording import instant
+from lora_operator.decide.results import plan_block
+from lora_operator.model import names
+from lora_operator.model.objects import Plan, Refusal
+from lora_operator.model.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
 

@@ -24,9 +24,9 @@ from tests.unit.builders import (
 from tests.unit.deciding import decide
 from tests.unit.plans import ATTEMPTED, condition, plan_for, stated
 
-from lora_operator.views.model import Observed, PodView
-from lora_operator.views.names import CONFIG_ANNOTATION
-from lora_operator.views.wording import instant
+from lora_operator.model.names import CONFIG_ANNOTATION
+from lora_operator.model.objects import Observed, PodView
+from lora_operator.model.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import SavedState

@@ -29,10 +29,10 @@ from tests.unit.reports import make_plan, make_report
 from tests.unit.status_schema import check_status
 from tests.unit.world import World
 
-from lora_operator.views import names
-from lora_operator.views.model import FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView, Refusal
-from lora_operator.views.observe import parse_finetune
-from lora_operator.views.wording import instant
+from lora_operator.model import names
+from lora_operator.model.objects import FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView, Refusal
+from lora_operator.model.observe import parse_finetune
+from lora_operator.model.wording import instant
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason

@@ -29,11 +29,11 @@ from tests.unit.reports import make_report
 from tests.unit.status_schema import check_status
 from tests.unit.world import World
 
-from lora_operator.views import names
-from lora_operator.views.conditions import Type
-from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import Observed, Refusal
-from lora_operator.views.observe import (
+from lora_operator.model import names
+from lora_operator.model.conditions import Type
+from lora_operator.model.config import OperatorConfig
+from lora_operator.model.objects import Observed, Refusal
+from lora_operator.model.observe import (
     LONGEST_TEXT,
     MOST_ITEMS,
     parse_event,

@@ -22,11 +22,11 @@ from tests.unit.builders import (
 from tests.unit.deciding import decide
 from tests.unit.world import World
 
-from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import FineTune, Observed, Patch, Plan, Refusal
-from lora_operator.views.names import QUEUE_LABEL, SUSPEND_ANNOTATION
-from lora_operator.views.observe import parse_workload
-from lora_operator.views.wording import instant
+from lora_operator.model.config import OperatorConfig
+from lora_operator.model.names import QUEUE_LABEL, SUSPEND_ANNOTATION
+from lora_operator.model.objects import FineTune, Observed, Patch, Plan, Refusal
+from lora_operator.model.observe import parse_workload
+from lora_operator.model.wording import instant
 
 LABELS = {"labels": {QUEUE_LABEL: "gpus"}}
 NO_ROOM = (

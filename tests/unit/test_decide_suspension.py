@@ -13,8 +13,8 @@ from tests.unit.builders import (
 from tests.unit.plans import ATTEMPTED, condition, plan_for, stated
 from tests.unit.world import World
 
-from lora_operator.views.model import Refusal
-from lora_operator.views.wording import instant
+from lora_operator.model.objects import Refusal
+from lora_operator.model.wording import instant
 
 
 def test_the_users_wish_to_suspend_reaches_the_job_once() -> None:

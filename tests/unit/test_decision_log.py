@@ -7,8 +7,8 @@ import pytest
 from tests.unit.builders import CONFIG, NOW, make_finetune, make_job, running_pod, with_status
 from tests.unit.deciding import decide
 
-from lora_operator.running.logs import DecisionLine
-from lora_operator.views.model import FineTune, Observed, Plan
+from lora_operator.controller.logs import DecisionLine
+from lora_operator.model.objects import FineTune, Observed, Plan
 from lora_trainer.contract.progress import Phase, Progress
 
 
@@ -26,7 +26,7 @@ def running(step: int, before: FineTune | None = None) -> tuple[FineTune, Plan]:
 def line_of(caplog: pytest.LogCaptureFixture, finetune: FineTune, plan: Plan, *wrote: str, cut: bool = False) -> Any:
     """The record of a plan of which that was written; `cut`: a request failed then."""
     caplog.clear()
-    with caplog.at_level(logging.DEBUG, "lora_operator.running.logs"):
+    with caplog.at_level(logging.DEBUG, "lora_operator.controller.logs"):
         try:
             with DecisionLine(finetune, plan) as line:
                 for what in wrote:

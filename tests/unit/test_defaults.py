@@ -10,11 +10,11 @@ from tests.unit.plans import ATTEMPTED
 from tests.unit.reports import make_plan
 from tests.unit.test_render import container
 
-from lora_operator.decision.results import plan_block
-from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import FineTune, Observed, Plan
-from lora_operator.views.names import QUEUE_LABEL
-from lora_operator.views.wording import instant
+from lora_operator.decide.results import plan_block
+from lora_operator.model.config import OperatorConfig
+from lora_operator.model.names import QUEUE_LABEL
+from lora_operator.model.objects import FineTune, Observed, Plan
+from lora_operator.model.wording import instant
 from lora_trainer.contract.quantity import at_least, is_positive, size_of, times
 
 Manifest = dict[str, Any]

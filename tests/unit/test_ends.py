@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from tests.unit.builders import condition_object, ended_pod, finished_job, make_job, make_pod, minutes_ago, running_pod
 
-from lora_operator.decision.ends import count_ends
-from lora_operator.views.model import JobView, PodView
-from lora_operator.views.names import RETRIES_ANNOTATION
+from lora_operator.decide.ends import count_ends
+from lora_operator.model.names import RETRIES_ANNOTATION
+from lora_operator.model.objects import JobView, PodView
 
 BY_INDEX = {"backoffLimitPerIndex": 2**31 - 1}
 SHORT_OF_DISK = (condition_object("DisruptionTarget", reason="TerminationByKubelet"),)

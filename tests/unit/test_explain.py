@@ -24,13 +24,13 @@ from tests.unit.builders import (
 )
 from tests.unit.deciding import decide
 
+from lora_operator import explain as module
 from lora_operator.cluster.api import ApiError, UnreachableError
 from lora_operator.cluster.login import LoginError
 from lora_operator.cluster.store import Key
-from lora_operator.running import explain as module
-from lora_operator.running.explain import Document, ExplainError, ReadOnlyApi, describe, explain, parse_place
-from lora_operator.views.model import FineTune, Observed
-from lora_operator.views.names import QUEUE_LABEL
+from lora_operator.explain import Document, ExplainError, ReadOnlyApi, describe, explain, parse_place
+from lora_operator.model.names import QUEUE_LABEL
+from lora_operator.model.objects import FineTune, Observed
 from lora_trainer.contract.reasons import Reason
 
 if TYPE_CHECKING:

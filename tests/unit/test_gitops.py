@@ -9,8 +9,8 @@ from tests.unit.builders import make_manifest
 from tests.unit.gitops_page import HEALTH, argo_check
 from tests.unit.reached import every_state, waiting
 
-from lora_operator.decision.states import Group, group_of
-from lora_operator.views.conditions import condition_in
+from lora_operator.decide.states import Group, group_of
+from lora_operator.model.conditions import condition_in
 
 STATES = dict(every_state())
 

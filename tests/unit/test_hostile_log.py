@@ -15,8 +15,8 @@ from tests.unit.builders import (
 from tests.unit.junk import EVIL, FREE_TEXT, hostile
 from tests.unit.turns import KEY, Object, World
 
-from lora_operator.running import logs
-from lora_operator.running.logs import JsonFormatter, TextFormatter
+from lora_operator.controller import logs
+from lora_operator.controller.logs import JsonFormatter, TextFormatter
 
 LONGEST = 6000
 SAID = condition_object("PodScheduled", "False", message="m")

@@ -19,9 +19,9 @@ from lora_operator.cluster.apply import TryAgainError, Writer
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.observe import observe
 from lora_operator.cluster.store import Key, Stores
-from lora_operator.running.checks import rights_used
-from lora_operator.running.watch import sources_of
-from lora_operator.views.model import Answer, Patch
+from lora_operator.controller.checks import rights_used
+from lora_operator.controller.watch import sources_of
+from lora_operator.model.objects import Answer, Patch
 
 KEY = Key(NAMESPACE, NAME)
 GROUP = "/apis/kueue.x-k8s.io"

@@ -17,8 +17,8 @@ from tests.unit.plans import finished
 from tests.unit.test_definition_and_contract import SPEC
 from tests.unit.test_render import FULL, SITE, everything
 
-from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import FineTune, Observed
+from lora_operator.model.config import OperatorConfig
+from lora_operator.model.objects import FineTune, Observed
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.device_section import GpuSetting
 from lora_trainer.contract.manifest import RunOptions, train_config

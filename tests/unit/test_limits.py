@@ -24,10 +24,10 @@ from tests.unit.builders import (
 from tests.unit.deciding import decide
 from tests.unit.plans import ATTEMPTED, condition, plan_for, stated
 
-from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import FineTune, JobView, Observed, Plan, PodView, Refusal
-from lora_operator.views.names import SUSPEND_ANNOTATION
-from lora_operator.views.wording import instant
+from lora_operator.model.config import OperatorConfig
+from lora_operator.model.names import SUSPEND_ANNOTATION
+from lora_operator.model.objects import FineTune, JobView, Observed, Plan, PodView, Refusal
+from lora_operator.model.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
 
 PULL = 'Failed to pull image "registry.example/lora-trainer:1.0": not found'

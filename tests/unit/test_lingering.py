@@ -16,10 +16,10 @@ from tests.unit.builders import (
 from tests.unit.plans import finished, plan_for
 
 from lora_operator.cluster.store import Key, Stores
-from lora_operator.views.model import FineTune, ObjectRef, Plan
-from lora_operator.views.names import PREFLIGHT
-from lora_operator.views.observe import parse_finetune
-from lora_operator.views.wording import instant
+from lora_operator.model.names import PREFLIGHT
+from lora_operator.model.objects import FineTune, ObjectRef, Plan
+from lora_operator.model.observe import parse_finetune
+from lora_operator.model.wording import instant
 
 FOREIGN = "team.example/keep"
 STATUS: dict[str, Any] = {"attempt": 1, "jobName": job_name()}

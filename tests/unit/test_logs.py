@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from lora_operator.cluster.store import Key
-from lora_operator.running import logs
+from lora_operator.controller import logs
 
 
 @pytest.fixture

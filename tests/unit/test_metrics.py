@@ -20,11 +20,11 @@ from tests.unit.builders import (
 )
 
 from lora_operator.cluster.store import Stores
-from lora_operator.running.metrics import Metrics
-from lora_operator.running.object_metrics import ObjectCollector
-from lora_operator.views.model import FineTune, Observed
-from lora_operator.views.names import PREFLIGHT
-from lora_operator.views.wording import instant
+from lora_operator.controller.metrics import Metrics
+from lora_operator.controller.object_metrics import ObjectCollector
+from lora_operator.model.names import PREFLIGHT
+from lora_operator.model.objects import FineTune, Observed
+from lora_operator.model.wording import instant
 
 DEFINITION = Path(__file__).resolve().parents[2] / "crds/lorafinetunes.yaml"
 WHO = {"namespace": NAMESPACE, "name": NAME}

@@ -18,9 +18,9 @@ from tests.unit.builders import (
 )
 from tests.unit.junk import JSON, damaged
 
-from lora_operator.views.model import ConditionView, ContainerView, JobView, PodView
-from lora_operator.views.names import PREFLIGHT, QUEUE_LABEL
-from lora_operator.views.observe import parse_event, parse_finetune, parse_job, parse_pod
+from lora_operator.model.names import PREFLIGHT, QUEUE_LABEL
+from lora_operator.model.objects import ConditionView, ContainerView, JobView, PodView
+from lora_operator.model.observe import parse_event, parse_finetune, parse_job, parse_pod
 
 FULL_POD = make_pod_object(
     state={"terminated": {"exitCode": 1}}, conditions=(condition_object("Ready"),), deleting=True

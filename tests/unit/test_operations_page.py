@@ -21,9 +21,9 @@ from tests.unit.deciding import decide
 from tests.unit.reached import running
 
 from lora_operator.cluster.store import Key
-from lora_operator.running import logs
-from lora_operator.running.logs import FIELDS, DecisionLine
-from lora_operator.views.model import Observed
+from lora_operator.controller import logs
+from lora_operator.controller.logs import FIELDS, DecisionLine
+from lora_operator.model.objects import Observed
 from lora_trainer.contract.progress import Phase, Progress
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,9 @@ import yaml
 from tests.unit.builders import CONFIG, job_name
 from tests.unit.test_render import FULL, SITE, container, everything, rendered, understood
 
-from lora_operator.decision.decide import PREFLIGHT_SHAPE
-from lora_operator.rendering.render import render_job, render_service
-from lora_operator.views.config import OperatorConfig
+from lora_operator.decide.decide import PREFLIGHT_SHAPE
+from lora_operator.model.config import OperatorConfig
+from lora_operator.render.jobs import render_job, render_service
 
 SHARED = dataclasses.replace(CONFIG, cache_claim="models")
 S3 = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True}

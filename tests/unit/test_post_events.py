@@ -11,7 +11,7 @@ from tests.unit.builders import make_finetune
 
 from lora_operator.cluster.api import Api, ApiError, Resource
 from lora_operator.cluster.post_events import LONGEST_BACKLOG, EventPoster
-from lora_operator.views.model import EventRecord
+from lora_operator.model.objects import EventRecord
 
 
 class Board:

@@ -7,13 +7,13 @@ import pytest
 from tests.unit.builders import CONFIG
 
 from lora_operator.cluster.api import UnreachableError
-from lora_operator.running import checks as module
-from lora_operator.running.checks import NoDefinitionError, prepare
-from lora_operator.running.supervision import OperatorFailedError
+from lora_operator.controller import checks as module
+from lora_operator.controller.checks import NoDefinitionError, prepare
+from lora_operator.controller.supervision import OperatorFailedError
 
 if TYPE_CHECKING:
     from lora_operator.cluster.lease import Election
-    from lora_operator.running.operator import Operator
+    from lora_operator.controller.operator import Operator
 
 MISSING = NoDefinitionError("The cluster does not know lorafinetunes")
 SILENT = UnreachableError("GET /apis: no answer")

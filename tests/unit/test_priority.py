@@ -4,8 +4,8 @@ import pytest
 from tests.unit.builders import condition_object, make_finetune, make_job_object
 
 from lora_operator.cluster.store import Key, Stores
-from lora_operator.running.priority import is_urgent
-from lora_operator.views.model import FineTune
+from lora_operator.controller.priority import is_urgent
+from lora_operator.model.objects import FineTune
 
 
 def cache_with(finetune: FineTune, *, job: bool = False) -> tuple[Stores, Key]:

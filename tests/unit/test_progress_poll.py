@@ -16,7 +16,7 @@ from lora_operator.cluster.progress_poll import (
     fetch_progress,
 )
 from lora_operator.cluster.store import Key
-from lora_operator.views.model import Answer, PodView
+from lora_operator.model.objects import Answer, PodView
 from lora_trainer.contract.progress import Phase, Progress
 
 KEY = Key("team", "tone")

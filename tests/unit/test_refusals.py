@@ -3,8 +3,8 @@
 from tests.unit.builders import NAME, NAMESPACE
 
 from lora_operator.cluster.store import Key
-from lora_operator.running.refusals import UNDONE, Refusals
-from lora_operator.views.model import Patch, Refusal
+from lora_operator.controller.refusals import UNDONE, Refusals
+from lora_operator.model.objects import Patch, Refusal
 
 KEY = Key(NAMESPACE, NAME)
 HOLD = Patch(name="job", body={"metadata": {"uid": "1"}, "spec": {"suspend": True}})

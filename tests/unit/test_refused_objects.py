@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_operator.decision.trouble import classify_refusal
+from lora_operator.decide.trouble import classify_refusal
 from lora_trainer.contract.reasons import Reason
 
 

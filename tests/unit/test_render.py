@@ -14,13 +14,13 @@ import pytest
 import yaml
 from tests.unit.builders import CONFIG, UID, make_finetune
 
-from lora_operator.decision.decide import PREFLIGHT_SHAPE
-from lora_operator.rendering.render import render_job, render_service
-from lora_operator.views import names
-from lora_operator.views.config import OperatorConfig
-from lora_operator.views.defaults import defaults_for
-from lora_operator.views.model import FineTune
-from lora_operator.views.request import Request, read_request
+from lora_operator.decide.decide import PREFLIGHT_SHAPE
+from lora_operator.model import names
+from lora_operator.model.config import OperatorConfig
+from lora_operator.model.defaults import defaults_for
+from lora_operator.model.objects import FineTune
+from lora_operator.model.request import Request, read_request
+from lora_operator.render.jobs import render_job, render_service
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import FINAL, ExitCode
 from lora_trainer.contract.manifest import RunOptions

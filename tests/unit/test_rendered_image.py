@@ -9,10 +9,10 @@ from tests.unit.builders import CONFIG, NOW, ended_pod, make_finetune, make_job_
 from tests.unit.deciding import decide, run_of
 from tests.unit.plans import ATTEMPTED, stated
 
-from lora_operator.views.config import load_config
-from lora_operator.views.model import JobView, Observed, Plan
-from lora_operator.views.names import IMAGE_ANNOTATION
-from lora_operator.views.observe import parse_job
+from lora_operator.model.config import load_config
+from lora_operator.model.names import IMAGE_ANNOTATION
+from lora_operator.model.objects import JobView, Observed, Plan
+from lora_operator.model.observe import parse_job
 
 RENDERED, OTHER = "registry.example/lora-trainer:1.0", "registry.evil/x:1"
 STORED = {**ATTEMPTED, "resolved": {"image": RENDERED}}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tests.unit.builders import UID, make_manifest
 
-from lora_operator.views.request import PodRequest, Policy, read_policy, read_request
+from lora_operator.model.request import PodRequest, Policy, read_policy, read_request
 from lora_trainer.contract.manifest import RunOptions
 
 OPTIONS = RunOptions(uid=UID)

@@ -11,9 +11,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.unit.builders import NOW, condition_object, make_finetune
 
-from lora_operator.running.health import make_application
-from lora_operator.running.object_metrics import ObjectCollector
-from lora_operator.views.model import FineTune
+from lora_operator.controller.health import make_application
+from lora_operator.controller.object_metrics import ObjectCollector
+from lora_operator.model.objects import FineTune
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.3"
 HOSTILE = ("a" * 52, 'x"y', "back\\slash", "{{ .Values }}", "line\nend", "Ä 漢字 \U0001f600", "}", 'a",b="c')

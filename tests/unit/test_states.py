@@ -7,8 +7,8 @@ from tests.unit.reached import REACH, ended, waiting
 
 from docgen.state_tables import CONDITIONS, STEPS
 from docgen.vocabulary import VOCABULARY
-from lora_operator.decision.states import ENDS, STATES, Group, group_of, is_good_news
-from lora_operator.views.conditions import condition_in
+from lora_operator.decide.states import ENDS, STATES, Group, group_of, is_good_news
+from lora_operator.model.conditions import condition_in
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.reasons import Reason
 

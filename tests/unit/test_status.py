@@ -28,13 +28,13 @@ from tests.unit.deciding import decide, run_of
 from tests.unit.reports import make_plan, make_report
 from tests.unit.status_schema import check_status, status_schema
 
-from lora_operator.decision.blocks import block_from, read_block
-from lora_operator.decision.progress import close_progress, follow_progress, next_question_s
-from lora_operator.decision.results import kept_quantization, resolved_by_spec
-from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import FineTune, Observed
-from lora_operator.views.stored import read_stored
-from lora_operator.views.wording import instant
+from lora_operator.decide.blocks import block_from, read_block
+from lora_operator.decide.progress import close_progress, follow_progress, next_question_s
+from lora_operator.decide.results import kept_quantization, resolved_by_spec
+from lora_operator.model.config import OperatorConfig
+from lora_operator.model.objects import FineTune, Observed
+from lora_operator.model.stored import read_stored
+from lora_operator.model.wording import instant
 from lora_trainer.contract.config import (
     DatasetConfig,
     DeviceConfig,

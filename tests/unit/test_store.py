@@ -14,7 +14,7 @@ from tests.unit.builders import (
 )
 
 from lora_operator.cluster.store import Key, Stores
-from lora_operator.views.pods import has_ended
+from lora_operator.model.pods import has_ended
 
 OWNER = Key(NAMESPACE, NAME)
 

@@ -12,7 +12,7 @@ from tests.unit.builders import (
 )
 from tests.unit.plans import plan_for, stated
 
-from lora_operator.views.model import ObjectRef
+from lora_operator.model.objects import ObjectRef
 
 SECOND: dict[str, Any] = {"attempt": 2, "jobName": job_name(2)}
 

@@ -15,10 +15,10 @@ from tests.unit.builders import (
     waiting_pod,
 )
 
-from lora_operator.decision.trouble import trouble_of_job, trouble_of_pod, trouble_of_refusal
-from lora_operator.views.gpu_nodes import gpu_labels, with_labels
-from lora_operator.views.model import EventView, PodView, Refusal
-from lora_operator.views.observe import parse_pod
+from lora_operator.decide.trouble import trouble_of_job, trouble_of_pod, trouble_of_refusal
+from lora_operator.model.gpu_nodes import gpu_labels, with_labels
+from lora_operator.model.objects import EventView, PodView, Refusal
+from lora_operator.model.observe import parse_pod
 from lora_trainer.contract.reasons import Reason
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from lora_operator import __main__ as command
 from lora_operator.cluster.api import Api, ApiError
-from lora_operator.running import checks
-from lora_operator.running.checks import faults_of_leader, faults_of_sample
+from lora_operator.controller import checks
+from lora_operator.controller.checks import faults_of_leader, faults_of_sample
 
 SAMPLE = {"kind": "LoRAFineTune", "metadata": {"name": "first-run"}, "spec": {}}
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_operator.views import wording
-from lora_operator.views.wording import (
+from lora_operator.model import wording
+from lora_operator.model.wording import (
     block_of,
     byte_size,
     decimal,

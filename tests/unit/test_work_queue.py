@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.loop_clock import LoopClock
 
-from lora_operator.running.work_queue import WorkQueue, backoff_s
+from lora_operator.controller.work_queue import WorkQueue, backoff_s
 
 
 def make_queue(

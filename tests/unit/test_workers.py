@@ -10,13 +10,13 @@ from prometheus_client import CollectorRegistry
 from lora_operator.cluster.api import ApiError, UnreachableError
 from lora_operator.cluster.apply import TryAgainError
 from lora_operator.cluster.store import Key, Stores
-from lora_operator.running.metrics import Metrics
-from lora_operator.running.supervision import OperatorFailedError
-from lora_operator.running.work_queue import WorkQueue
-from lora_operator.running.workers import run_worker
+from lora_operator.controller.metrics import Metrics
+from lora_operator.controller.supervision import OperatorFailedError
+from lora_operator.controller.work_queue import WorkQueue
+from lora_operator.controller.workers import run_worker
 
 if TYPE_CHECKING:
-    from lora_operator.running.reconcile import Reconciler
+    from lora_operator.controller.reconcile import Reconciler
 
 KEY = Key("team", "tone")
 

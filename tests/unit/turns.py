@@ -21,11 +21,11 @@ from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.post_events import EventPoster
 from lora_operator.cluster.progress_poll import ProgressPoller
 from lora_operator.cluster.store import Key, Stores
-from lora_operator.running.debounce import Debounce
-from lora_operator.running.metrics import Metrics
-from lora_operator.running.reconcile import Reconciler
-from lora_operator.running.refusals import Refusals
-from lora_operator.views.names import TRAIN
+from lora_operator.controller.debounce import Debounce
+from lora_operator.controller.metrics import Metrics
+from lora_operator.controller.reconcile import Reconciler
+from lora_operator.controller.refusals import Refusals
+from lora_operator.model.names import TRAIN
 
 KEY = Key(NAMESPACE, NAME)
 Object = dict[str, Any]

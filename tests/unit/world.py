@@ -10,11 +10,11 @@ from tests.unit.builders import CONFIG, NOW, condition_object, make_manifest
 from tests.unit.contradictions import contradictions
 from tests.unit.deciding import decide
 
-from lora_operator.views.config import OperatorConfig
-from lora_operator.views.model import EventRecord, FineTune, JobView, Observed, Patch, Plan, PodView, Refusal
-from lora_operator.views.names import INDEX_LABEL, JOB_NAME_LABEL, place_of
-from lora_operator.views.observe import parse_finetune, parse_job, parse_pod
-from lora_operator.views.wording import instant
+from lora_operator.model.config import OperatorConfig
+from lora_operator.model.names import INDEX_LABEL, JOB_NAME_LABEL, place_of
+from lora_operator.model.objects import EventRecord, FineTune, JobView, Observed, Patch, Plan, PodView, Refusal
+from lora_operator.model.observe import parse_finetune, parse_job, parse_pod
+from lora_operator.model.wording import instant
 
 if TYPE_CHECKING:
     from lora_trainer.contract.progress import Progress

@@ -24,7 +24,7 @@ from lora_client.views.helper_pod import (
 )
 from lora_client.views.hub_access import lost_access
 from lora_client.views.resources import name_of, text
-from lora_operator.views.names import TRAIN, UID_LABEL, place_of
+from lora_operator.model.names import TRAIN, UID_LABEL, place_of
 
 START_S = 1200.0
 """For a node of a pool that was scaled to zero, and an image of gigabytes on it."""

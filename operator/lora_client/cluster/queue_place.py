@@ -8,7 +8,7 @@ from urllib.parse import quote
 from lora_client.cluster.connection import ApiError, Cluster
 from lora_client.errors import ClientError
 from lora_client.views.resources import Object, part, text
-from lora_operator.views.names import QUEUE_LABEL
+from lora_operator.model.names import QUEUE_LABEL
 
 INTERVAL_S = 10.0
 _VERSIONS = ("v1beta2", "v1beta1")

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_client.cluster.connection import Cluster
-from lora_operator.views.model import PodView
-from lora_operator.views.names import UID_LABEL
-from lora_operator.views.observe import parse_pod
+from lora_operator.model.names import UID_LABEL
+from lora_operator.model.objects import PodView
+from lora_operator.model.observe import parse_pod
 
 
 def pods_of(cluster: Cluster, resource: Mapping[str, Any]) -> list[PodView]:

@@ -8,7 +8,7 @@ from typing import Any
 from lora_client.errors import ClientError
 from lora_client.foreign.elsewhere import LAUNCHED, NO_FIELD, SCALE
 from lora_client.foreign.mapping import variable
-from lora_operator.views.wording import printable
+from lora_operator.model.wording import printable
 
 _BETWEEN = "\0"
 """Arguments, which may hold blanks and line breaks."""

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from lora_client.errors import ClientError
-from lora_operator.views.wording import printable
+from lora_operator.model.wording import printable
 
 _OTHERS = r"(?:online_)?dpo|ipo|kto|simpo|orpo|cpo|bco|g[rd]po|ppo|rloo|xpo|nash_md|gkd|prm|rm|reward\w*"
 _SCRIPT = re.compile(rf"(?:.*[/_-])?(?:{_OTHERS})(?:[_-]\w+)*\.py|trl\.scripts\.(?:{_OTHERS})")

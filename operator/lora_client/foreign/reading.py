@@ -11,7 +11,7 @@ import yaml
 
 from lora_client.errors import ClientError
 from lora_client.foreign.by_file import file_of, trains_by_file
-from lora_operator.views.wording import printable
+from lora_operator.model.wording import printable
 from lora_trainer.manifest_file import AliasesError, BoundedLoader
 
 FOREIGN = "a YAML file of Axolotl, LLaMA-Factory or TRL, or one with the command line of a script (not its source)"

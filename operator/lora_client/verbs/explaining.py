@@ -5,12 +5,12 @@ from typing import Any
 
 from lora_client.cluster.connection import ApiError, Cluster, Object
 from lora_client.output import Form, data, show
-from lora_operator.views.conditions import condition_in, is_untouched
-from lora_operator.views.model import EventView, FineTune, JobView, Observed, PodView, WorkloadView
-from lora_operator.views.names import UID_LABEL
-from lora_operator.views.observe import parse_event, parse_finetune, parse_job, parse_pod, parse_workload
-from lora_operator.views.plain import plain
-from lora_operator.views.pods import has_ended, newest_first
+from lora_operator.model.conditions import condition_in, is_untouched
+from lora_operator.model.names import UID_LABEL
+from lora_operator.model.objects import EventView, FineTune, JobView, Observed, PodView, WorkloadView
+from lora_operator.model.observe import parse_event, parse_finetune, parse_job, parse_pod, parse_workload
+from lora_operator.model.plain import plain
+from lora_operator.model.pods import has_ended, newest_first
 
 _MOST_EVENTS = "50"
 _KUEUE_VERSIONS = ("v1beta2", "v1beta1")

@@ -11,8 +11,8 @@ from lora_client.output import Form, note, put_log, say
 from lora_client.verbs.pull import read_file
 from lora_client.views.resources import name_of, part, result, text, waiting_for
 from lora_client.views.uses import uses
-from lora_operator.views.model import PodView
-from lora_operator.views.names import PREFLIGHT, TRAIN, TRAINER_CONTAINER
+from lora_operator.model.names import PREFLIGHT, TRAIN, TRAINER_CONTAINER
+from lora_operator.model.objects import PodView
 from lora_trainer.contract.names import run_suffix
 
 _KEPT = "train.log"

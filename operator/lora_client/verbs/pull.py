@@ -18,7 +18,7 @@ from lora_client.errors import ClientError
 from lora_client.output import Form, note, show
 from lora_client.views.helper_pod import CONTAINER, Need, adapter_place, folder_of
 from lora_client.views.resources import name_of, text
-from lora_operator.views.wording import byte_size
+from lora_operator.model.wording import byte_size
 
 CHUNK = 4 * 2**20
 """Bytes that are asked for at a time: what is under way is held in memory."""

@@ -14,8 +14,8 @@ from lora_client.views.curve import BARS, points_in
 from lora_client.views.resources import result, waiting_for
 from lora_client.views.summary import summary
 from lora_client.views.watching import line, picture, point_of
-from lora_operator.views.names import TRAIN, TRAINER_CONTAINER
-from lora_operator.views.visible import visible
+from lora_operator.model.names import TRAIN, TRAINER_CONTAINER
+from lora_operator.model.visible import visible
 
 _LOG_LINES = "2000"
 

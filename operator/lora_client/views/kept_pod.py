@@ -3,7 +3,7 @@
 from typing import Any
 
 from lora_client.views.resources import Object, part, text
-from lora_operator.views.gpu_nodes import gpu_labels, with_labels
+from lora_operator.model.gpu_nodes import gpu_labels, with_labels
 
 TRAINER = "trainer"
 CACHE = "/cache"

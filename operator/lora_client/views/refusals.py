@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_client.views.words import hint
-from lora_operator.decision.trouble import classify_refusal
+from lora_operator.decide.trouble import classify_refusal
 from lora_trainer.contract.fields import Problem
 from lora_trainer.contract.reasons import Reason
 

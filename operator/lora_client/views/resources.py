@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from lora_client.errors import ClientError
-from lora_operator.views.conditions import condition_in, is_untouched, result_of, state_of
-from lora_operator.views.wording import duration, parse_instant
+from lora_operator.model.conditions import condition_in, is_untouched, result_of, state_of
+from lora_operator.model.wording import duration, parse_instant
 
 Object = Mapping[str, Any]
 TYPE = "lorafinetune.lora-operator.io"

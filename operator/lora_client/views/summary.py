@@ -17,7 +17,7 @@ from lora_client.views.resources import (
     waiting_for,
 )
 from lora_client.views.uses import is_merged, uses
-from lora_operator.views.wording import advice_lines, byte_size
+from lora_operator.model.wording import advice_lines, byte_size
 
 _UNSAID = {"None": "unquantized", "Auto": "quantization Auto"}
 """Values that need their field's name beside them."""

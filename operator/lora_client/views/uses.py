@@ -4,7 +4,7 @@ from lora_client.errors import ClientError
 from lora_client.views.helper_pod import Need, adapter_place, fetching, memory_on_cpu
 from lora_client.views.resources import Object, name_of, part, text
 from lora_client.views.serving import SERVERS, manifests
-from lora_operator.views.wording import byte_size
+from lora_operator.model.wording import byte_size
 
 _MERGED = "merged"
 

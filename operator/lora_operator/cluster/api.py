@@ -13,8 +13,8 @@ from kubernetes.aio.client.api_client import ApiClient
 
 from lora_operator.cluster.login import USER_AGENT, authorization
 from lora_operator.cluster.server_clock import ServerClock
-from lora_operator.views import names
-from lora_operator.views.wording import is_of_webhook
+from lora_operator.model import names
+from lora_operator.model.wording import is_of_webhook
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from lora_operator.cluster.api import BY_KIND, FINETUNES, JOBS, WORKLOADS, Api, 
 from lora_operator.cluster.kueue import Kueue
 from lora_operator.cluster.observe import read_finetune
 from lora_operator.cluster.store import Key, Stores, key_of
-from lora_operator.views.model import FineTune, ObjectRef, Patch, Refusal
-from lora_operator.views.observe import owner_of
+from lora_operator.model.objects import FineTune, ObjectRef, Patch, Refusal
+from lora_operator.model.observe import owner_of
 
 # What the API server answers to something that it will not have: bad request, forbidden (rights, quota, pod security,
 # a terminating namespace), method not allowed, too large, unprocessable.

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 
 from lora_operator.cluster.api import EVENTS, Api, ApiError, UnreachableError
 from lora_operator.cluster.store import Key
-from lora_operator.views.model import EventView, JobView, PodView
-from lora_operator.views.observe import parse_event
-from lora_operator.views.pods import has_ended, is_running, leader_first
+from lora_operator.model.objects import EventView, JobView, PodView
+from lora_operator.model.observe import parse_event
+from lora_operator.model.pods import has_ended, is_running, leader_first
 
 logger = logging.getLogger(__name__)
 

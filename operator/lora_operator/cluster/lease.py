@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from lora_operator.cluster.api import LEASES, Api, ApiError, Object, UnreachableError
-from lora_operator.views.wording import sentence
+from lora_operator.model.wording import sentence
 
 logger = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ from datetime import datetime
 
 from lora_operator.cluster.api import FINETUNES, JOBS, LEAST_IN_CHUNK, PODS, Api, ApiError, Object, UnreachableError
 from lora_operator.cluster.store import Key, Stores, key_of
-from lora_operator.views.jobs import ending_of, is_of
-from lora_operator.views.model import Answer, EventView, FineTune, JobView, Observed, PodView, Refusal
-from lora_operator.views.names import CONTROLLER_UID_LABEL, JOB_NAME_LABEL
-from lora_operator.views.observe import owner_of, parse_job, parse_pod
-from lora_operator.views.pods import has_ended, is_running
+from lora_operator.model.jobs import ending_of, is_of
+from lora_operator.model.names import CONTROLLER_UID_LABEL, JOB_NAME_LABEL
+from lora_operator.model.objects import Answer, EventView, FineTune, JobView, Observed, PodView, Refusal
+from lora_operator.model.observe import owner_of, parse_job, parse_pod
+from lora_operator.model.pods import has_ended, is_running
 
 # Of a run, as anyone who may create pods can label thousands as a run's. A Job of 64 nodes, whose failed pods stay, has
 # more after eight rounds.

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 from lora_operator.cluster.api import EVENTS, FINETUNES, Api, ApiError, Object, UnreachableError
 from lora_operator.cluster.login import USER_AGENT
-from lora_operator.views.model import EventRecord, FineTune
-from lora_operator.views.wording import instant
+from lora_operator.model.objects import EventRecord, FineTune
+from lora_operator.model.wording import instant
 
 logger = logging.getLogger(__name__)
 

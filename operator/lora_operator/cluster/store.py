@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, c
 
 import orjson
 
-from lora_operator.views import names
-from lora_operator.views.conditions import is_finished
-from lora_operator.views.observe import (
+from lora_operator.model import names
+from lora_operator.model.conditions import is_finished
+from lora_operator.model.observe import (
     owner_of,
     parse_finetune,
     parse_job,
@@ -23,10 +23,10 @@ from lora_operator.views.observe import (
     parse_workload,
     pod_template_labels,
 )
-from lora_operator.views.pods import has_ended
+from lora_operator.model.pods import has_ended
 
 if TYPE_CHECKING:
-    from lora_operator.views.model import FineTune, JobView, PodView, WorkloadView
+    from lora_operator.model.objects import FineTune, JobView, PodView, WorkloadView
 
 T = TypeVar("T")
 Owner = tuple[str, str]

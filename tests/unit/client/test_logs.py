@@ -13,7 +13,7 @@ from lora_client.cluster.run_pods import pods_of
 from lora_client.errors import ClientError
 from lora_client.output import Form
 from lora_client.verbs.logs import log_so_far, logs
-from lora_operator.views.names import PREFLIGHT, UID_LABEL
+from lora_operator.model.names import PREFLIGHT, UID_LABEL
 from lora_trainer.artifact.manifest import LOG
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.places.run_folders import FOLDER

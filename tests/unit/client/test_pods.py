@@ -16,8 +16,8 @@ from lora_client.verbs.ask import conversation
 from lora_client.views import serving
 from lora_client.views.helper_pod import Need, adapter_place, holder, pod, trouble
 from lora_client.views.serving import manifests
-from lora_operator.rendering.placement import training_placement
-from lora_operator.views.request import read_request
+from lora_operator.model.request import read_request
+from lora_operator.render.placement import training_placement
 from lora_trainer.contract.manifest import RunOptions
 
 Object = dict[str, Any]

@@ -13,7 +13,7 @@ from tests.unit.client.terminals import printed_on_a_terminal
 from lora_client.cluster.connection import Cluster
 from lora_client.views.resources import waiting_for
 from lora_client.views.watching import line, picture
-from lora_operator.views.conditions import UNTOUCHED as UNTOUCHED_MESSAGE
+from lora_operator.model.conditions import UNTOUCHED as UNTOUCHED_MESSAGE
 
 Object = dict[str, Any]
 NOW = datetime(2026, 11, 27, 12, 2, tzinfo=UTC)
