@@ -51,11 +51,6 @@ def evicted_by_node_pressure(pod: PodView) -> bool:
     return pod.phase == "Failed" and pod.reason == "Evicted"
 
 
-def was_shut_down(pod: PodView) -> bool:
-    """Whether the pod's node was shut down in an orderly way, as a spot instance that is called back."""
-    return was_disrupted(pod) and pod.reason == SHUT_DOWN
-
-
 SHUT_DOWN = "Terminated"
 """The reason of a pod whose node shuts down."""
 
