@@ -48,8 +48,7 @@ in $run and the like is for Prometheus, which fills it in when an alert fires.
       The LoRA operator's watch on {{ $resource }} is stale
     description: >-
       The watch on {{ $resource }} of {{ $operator }} has brought neither an event
-      nor a bookmark for {{ $seconds }}, though it was begun again. The operator learns of what happens from a list every
-      few minutes.
+      nor a bookmark for {{ $seconds }}, though it was begun again, and no list has come either. What happens is not seen.
 - alert: LoRAOperatorReconcileErrors
   expr: |-
     namespace_job:lora_operator_reconcile_errors:increase15m{{ $own }} > {{ $alerts.LoRAOperatorReconcileErrors.errors }}
