@@ -328,8 +328,8 @@ _OPERATOR: tuple[Panel, ...] = (
     ),
     Curves(
         title="Silence of the watches",
-        description="Since the last event, bookmark or list. A bookmark comes every minute, but none of LoRAFineTunes. A "
-        f"watch that is silent for config.watchInactivitySeconds (70) is begun again. {_SELF}",
+        description="Since the last event, bookmark or list. A bookmark comes every minute, but none of LoRAFineTunes. "
+        f"A watch that is silent for config.watchInactivitySeconds (70) is begun again. {_SELF}",
         unit="s",
         queries=[
             Query(

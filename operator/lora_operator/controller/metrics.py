@@ -61,8 +61,8 @@ class Metrics:
         )
         self.watch_last_event = Gauge(
             "lora_operator_watch_last_event_timestamp_seconds",
-            "When a watch last brought an event or a bookmark, or a list came; of several namespaces the longest ago, and "
-            "0 before the first.",
+            "When a watch last brought an event or a bookmark, or a list came; of several namespaces the longest ago, "
+            "and 0 before the first.",
             ["resource"],
             registry=registry,
         )
