@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from lora_operator.decide.kueue import held, hold
+from lora_operator.decide.kueue import held, set_workload_active
 from lora_operator.decide.run import Run
 from lora_operator.model.budget import Used, backoff_limit, seconds_left
 from lora_operator.model.conditions import StateReason
@@ -22,7 +22,7 @@ def patches_for(run: Run, job: JobView) -> tuple[tuple[Patch, ...], Run]:
     change, place = _change(run, job), run.place
     if change in refused:
         change = _suspension_alone(change)
-    holding = hold(place, run.policy) if place is not None else None
+    holding = set_workload_active(place, run.policy) if place is not None else None
     wanted = (holding, change) if run.policy.suspend else (change, holding)  # what frees GPUs goes first
     patches = tuple(patch for patch in wanted if patch is not None and patch not in refused)
     if change in patches and change is not None:
@@ -36,7 +36,8 @@ def _change(run: Run, job: JobView) -> Patch | None:
     """The patch of the Job; None where it follows the spec already.
 
     The suspension is written only when the user's wish changed since it was last applied: a Job that a queue or a
-    person suspended, or let go, is left as it is. That of a Job in a queue is never written: see `kueue.hold`.
+    person suspended, or let go, is left as it is. That of a Job in a queue is never written:
+    see `kueue.set_workload_active`.
     """
     policy, marks = run.policy, marks_of(run.finetune, job.attempt, job.stage)
     # How long the run was active before the Job began or was last resumed: that much less it may still take.

@@ -51,7 +51,7 @@ def waits_for_user(request: Request) -> bool:
     return request.policy.suspend and QUEUE_LABEL in request.pod.queue_labels
 
 
-def hold(place: Place, policy: Policy) -> Patch | None:
+def set_workload_active(place: Place, policy: Policy) -> Patch | None:
     """The patch that takes the Job out of its queue, or puts it back, once for each change of the user's wish."""
     workload = place.workload
     if workload is None or bool(workload.suspend_intent) == policy.suspend:

@@ -39,7 +39,7 @@ class RunState:
 
     @property
     def ready_since(self) -> StateReason:
-        """The finding of the condition PodsReady of a running pod."""
+        """The reason of the condition PodsReady of a running pod."""
         pod = self.pod
         where = f"Pod {pod.name} runs on node {pod.node}" if pod else "The pod runs"
         since = condition_of(pod, "Ready").since if pod else None

@@ -84,7 +84,7 @@ def trouble_of_job(job: JobView, pods: Iterable[PodView], events: Iterable[Event
     if event is None or (event.last_seen or _LONG_AGO) < made:
         return None
     reason, remedy = classify_refusal(event.message)
-    return _finding(reason, f"The Job cannot create its pod: {last_line(event.message, 600)}", remedy, event.last_seen)
+    return _because(reason, f"The Job cannot create its pod: {last_line(event.message, 600)}", remedy, event.last_seen)
 
 
 def trouble_of_refusal(refusal: Refusal) -> StateReason:
@@ -93,7 +93,7 @@ def trouble_of_refusal(refusal: Refusal) -> StateReason:
         return name_conflict(refusal.kind, refusal.name)
     reason, remedy = classify_refusal(refusal.message)
     said = sentence(refusal.message, 600) or f"{refusal.code} {refusal.reason}"
-    return _finding(reason, f"The API server refused {refusal.kind} {refusal.name}: {said}", remedy)
+    return _because(reason, f"The API server refused {refusal.kind} {refusal.name}: {said}", remedy)
 
 
 def name_conflict(kind: str, name: str) -> StateReason:
@@ -195,7 +195,7 @@ def _unreachable(pod: PodView) -> StateReason | None:
     remedy = (
         "the run continues when the node is back; if it is gone for good, delete the node or taint it out-of-service"
     )
-    return _finding(Reason.NODE_UNREACHABLE, message, remedy, ready.since)
+    return _because(Reason.NODE_UNREACHABLE, message, remedy, ready.since)
 
 
 def _was_tainted(pod: PodView) -> bool:
@@ -209,7 +209,7 @@ def _disrupted(pod: PodView) -> StateReason | None:
     why = last_line(disruption.message) or disruption.reason
     message = f"The cluster is taking pod {pod.name} away ({why})"
     counts = "and this counts" if evicted_by_node_pressure(pod) else "and this does not count"
-    return _finding(Reason.EVICTED, message, f"a new pod follows, {counts} against maxRetries", disruption.since)
+    return _because(Reason.EVICTED, message, f"a new pod follows, {counts} against maxRetries", disruption.since)
 
 
 def _unscheduled(pod: PodView) -> StateReason | None:
@@ -225,14 +225,14 @@ def _unscheduled(pod: PodView) -> StateReason | None:
         look = "look at the claim with kubectl describe pvc: it is not bound, or its volume is gone or full"
         remedy = _MOVE_DATA if any(term in lower for term in _OUT_OF_REACH) else look
         which = f"the volume of its claims ({', '.join(pod.claims)})" if pod.claims else "a volume"
-        return _finding(Reason.VOLUME_NOT_READY, f"Pod {pod.name} waits for {which}: {said}", remedy, scheduled.since)
+        return _because(Reason.VOLUME_NOT_READY, f"Pod {pod.name} waits for {which}: {said}", remedy, scheduled.since)
     fitting = "add a node that fits, or ask for less in spec.resources and spec.scheduling of a new LoRAFineTune"
     tolerated = _tolerate(scheduled.message)
     # Onto nodes with the taint alone a toleration helps; of those that lack something as well, nothing tells.
     alone = tolerated and "Insufficient " not in scheduled.message
     declared = _DECLARE_LABELS if pod.wants_gpu_labels and "node affinity/selector" in scheduled.message else ""
     remedy = "; ".join(way for way in ("" if alone else fitting, tolerated, declared) if way)
-    return _finding(Reason.UNSCHEDULABLE, f"No node can run pod {pod.name}: {said}", remedy, scheduled.since)
+    return _because(Reason.UNSCHEDULABLE, f"No node can run pod {pod.name}: {said}", remedy, scheduled.since)
 
 
 def _tolerate(said: str) -> str:
@@ -259,16 +259,16 @@ def _waiting(pod: PodView, events: Iterable[EventView]) -> StateReason | None:
         remedy = _missing_pull_secrets(pod, events) or (
             "check the name, the registry and the pull secrets in the operator's configuration"
         )
-        return _finding(
+        return _because(
             Reason.IMAGE_PULL_BACK_OFF, f"The trainer's image cannot be pulled: {last_line(said) or why}", remedy
         )
     if why == "InvalidImageName":
         remedy = "correct the trainer's image in the operator's configuration"
-        return _finding(Reason.INVALID_IMAGE, f"The trainer's image has an invalid name: {last_line(said)}", remedy)
+        return _because(Reason.INVALID_IMAGE, f"The trainer's image has an invalid name: {last_line(said)}", remedy)
     if why in _CREATE_REASONS:
         remedy = "ask the cluster's administrator"
         message = f"Pod {pod.name} cannot start its container: {last_line(said) or why}"
-        return _missing_object(pod, said) or _finding(Reason.CONTAINER_NOT_STARTED, message, remedy)
+        return _missing_object(pod, said) or _because(Reason.CONTAINER_NOT_STARTED, message, remedy)
     return None
 
 
@@ -288,7 +288,7 @@ def _known_from_events(pod: PodView, events: Iterable[EventView]) -> StateReason
     said = last_line(event.message, 600)
     if event.reason not in _VOLUME_EVENTS:
         message = f"Node {pod.node} cannot set up pod {pod.name}: {said}"
-        return _finding(Reason.CONTAINER_NOT_STARTED, message, "ask the cluster's administrator", event.last_seen)
+        return _because(Reason.CONTAINER_NOT_STARTED, message, "ask the cluster's administrator", event.last_seen)
     claim = _MISSING_CLAIM.search(event.message)
     if claim:
         return _missing_claim(pod, claim[1], event.last_seen)
@@ -296,7 +296,7 @@ def _known_from_events(pod: PodView, events: Iterable[EventView]) -> StateReason
         _detach(event.message) or "look at the claim with kubectl describe pvc and at the pod with kubectl describe pod"
     )
     message = f"A volume of pod {pod.name} cannot be mounted: {said}"
-    return _missing_object(pod, event.message) or _finding(Reason.VOLUME_NOT_READY, message, remedy, event.last_seen)
+    return _missing_object(pod, event.message) or _because(Reason.VOLUME_NOT_READY, message, remedy, event.last_seen)
 
 
 def _detach(said: str) -> str:
@@ -316,7 +316,7 @@ def _detach(said: str) -> str:
 
 def _missing_claim(pod: PodView, claim: str, since: datetime | None) -> StateReason:
     message = f"Pod {pod.name} needs PersistentVolumeClaim {claim}, which does not exist in this namespace"
-    return _finding(Reason.VOLUME_NOT_READY, message, "create it, and the run continues", since)
+    return _because(Reason.VOLUME_NOT_READY, message, "create it, and the run continues", since)
 
 
 def _missing_object(pod: PodView, said: str) -> StateReason | None:
@@ -330,7 +330,7 @@ def _missing_object(pod: PodView, said: str) -> StateReason | None:
     else:
         return None
     reason = Reason.SECRET_NOT_FOUND if _kind(kind) == "Secret" else Reason.CONFIG_MAP_NOT_FOUND
-    return _finding(reason, f"Pod {pod.name} needs {what}", "create it, and the run continues")
+    return _because(reason, f"Pod {pod.name} needs {what}", "create it, and the run continues")
 
 
 def _kind(named: str) -> str:
@@ -341,5 +341,5 @@ def _newest(events: Iterable[EventView]) -> EventView | None:
     return max(events, key=lambda event: event.last_seen or _LONG_AGO, default=None)
 
 
-def _finding(reason: Reason, message: str, remedy: str, since: datetime | None = None) -> StateReason:
+def _because(reason: Reason, message: str, remedy: str, since: datetime | None = None) -> StateReason:
     return StateReason(reason=reason, message=sentence(f"{message.rstrip('.')}: {remedy}"), since=since)
