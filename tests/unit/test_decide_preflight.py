@@ -31,7 +31,6 @@ from tests.unit.world import World
 
 from lora_operator.model import names
 from lora_operator.model.objects import FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView, Refusal
-from lora_operator.model.observe import parse_finetune
 from lora_operator.model.wording import instant
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.progress import Phase, Progress
@@ -99,13 +98,12 @@ def test_the_run_is_looked_at_before_the_training_job_is_made() -> None:
 
 
 @pytest.mark.parametrize("config", [CONFIG, SHARED], ids=["without a cache", "with a cache"])
-@pytest.mark.parametrize("preflight", [{"preflight": "Run"}, {"preflight": "Skip"}, {}], ids=["Run", "Skip", "absent"])
-def test_it_is_made_for_every_run_that_does_not_skip_it(config: Any, preflight: dict[str, str]) -> None:
-    """With or without something to fetch, and somewhere to fetch it to; only an earlier definition lacks the field."""
-    manifest = dict(finetune(model={"uri": "pvc://models/base"}).manifest)
-    manifest["spec"] = {key: value for key, value in manifest["spec"].items() if key != "preflight"} | preflight
-    plan = decide(parse_finetune(manifest), Observed(), config, NOW)
-    skips = preflight != {"preflight": "Run"}
+@pytest.mark.parametrize("preflight", ["Run", "Skip"])
+def test_it_is_made_for_every_run_that_does_not_skip_it(config: Any, preflight: str) -> None:
+    """With or without something to fetch, and somewhere to fetch it to."""
+    run = finetune(model={"uri": "pvc://models/base"}, preflight=preflight)
+    plan = decide(run, Observed(), config, NOW)
+    skips = preflight == "Skip"
     assert made(plan) == [("Job", job_name() if skips else PREFLIGHT)]
     assert ("PreflightPassed" in {c["type"] for c in plan.status["conditions"]}) is not skips
 

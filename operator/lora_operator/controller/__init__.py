@@ -1,1 +1,1 @@
-"""The process: watches, the queue and its workers, leadership, logs, metrics and the command that explains a run."""
+"""The process: watches, the queue and its workers, leadership, logs and metrics."""

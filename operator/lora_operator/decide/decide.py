@@ -55,7 +55,7 @@ def decide(run: Run) -> Plan:
         stale = tuple(ObjectRef(kind="Job", name=j.name, uid=j.uid) for j in run.superseded if not j.deleting)
         plan = dataclasses.replace(plan, delete=(*plan.delete, *stale))
     return dataclasses.replace(
-        plan, rule=rule.__name__.strip("_"), verify=run.job_names if _needs_live_read(run, plan) else frozenset()
+        plan, rule=rule.__name__, verify=run.job_names if _needs_live_read(run, plan) else frozenset()
     )
 
 

@@ -72,9 +72,9 @@ def next_question_s(block: Mapping[str, Any], interval_s: float, now: datetime) 
     return max(1.0, interval_s - (now - reported).total_seconds())
 
 
-def whole(value: int, largest: int = LARGEST) -> int:
-    """A count within what the schema allows: from 0, by default to 2^63 - 1."""
-    return min(max(value, 0), largest)
+def whole(value: int) -> int:
+    """A count within what the schema allows: from 0 to 2^63 - 1."""
+    return min(max(value, 0), LARGEST)
 
 
 def _block(progress: Progress) -> Block:

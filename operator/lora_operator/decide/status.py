@@ -170,7 +170,7 @@ def _assemble(  # noqa: PLR0917 - a status has as many parts
 
 
 def _state_since(run: Run, state: StateReason) -> str:
-    """Since when the run is in this state; empty where it was before anybody wrote that down."""
+    """Since when the run is in this state."""
     stored = run.stored
     if stored.state == state.reason and stored.is_written:
         return stored.state_since

@@ -52,11 +52,6 @@ class Condition:
     why: StateReason
 
 
-def previous_condition(finetune: FineTune, kind: Type) -> Mapping[str, Any]:
-    """The condition as it stands in the present status; empty where there is none."""
-    return condition_in(finetune.status, kind)
-
-
 def condition_in(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     """The condition of that type in a status; an empty one where there is none."""
     return next((c for c in maps_of(status.get("conditions")) if c.get("type") == kind), {})
@@ -105,7 +100,7 @@ def refresh_conditions(finetune: FineTune) -> list[dict[str, Any]]:
 
 def _written(finetune: FineTune, condition: Condition, now: datetime) -> dict[str, Any]:
     status = {True: "True", False: "False", None: "Unknown"}[condition.holds]
-    before = previous_condition(finetune, condition.type)
+    before = condition_in(finetune.status, condition.type)
     changed_at = parse_instant(before.get("lastTransitionTime"))
     if changed_at is None:  # never written, or by the CRD's default alone: so it has been since the beginning
         since = min(condition.why.since or finetune.created_at or now, now)

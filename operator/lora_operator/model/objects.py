@@ -132,14 +132,13 @@ class ContainerView:
 class PodView:
     """A Pod of one of our Jobs. `job_uid` is that of the Job that controls and counts it, empty for an orphan and for a
     pod that somebody else made and the Job adopted, which has a `controller_uid` alone; `attempt` and `stage` are those
-    of the Job `job_name`, 0 where it is unknown.
+    of that Job, 0 where it is unknown.
 
     `index` is the number of its node among those that train together; 0 leads and reports. `failures_before` are the
     failures of this number that the Job counted before it, where it counts by index. `claims` are the names of
     the PersistentVolumeClaims of a pod that waits for a node, and `wants_gpu_labels` says that it may go only to nodes
-    with labels of GPU feature discovery. `image` is that of the trainer's container. `has_our_labels`: it carries the
-    labels by which our watches find it. `lingering_sidecar` is a container that somebody put into the pod and that runs
-    on after the trainer.
+    with labels of GPU feature discovery. `image` is that of the trainer's container. `lingering_sidecar` is a container
+    that somebody put into the pod and that runs on after the trainer.
     """
 
     name: str
@@ -159,11 +158,9 @@ class PodView:
     index: int = 0
     failures_before: int = 0
     stage: str = TRAIN
-    job_name: str = ""
     claims: tuple[str, ...] = ()
     wants_gpu_labels: bool = False
     image: str = ""
-    has_our_labels: bool = True
     lingering_sidecar: str = ""
 
 

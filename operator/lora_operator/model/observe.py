@@ -176,12 +176,10 @@ def parse_pod(obj: Mapping[str, Any]) -> PodView:
         index=_index(metadata),
         failures_before=_number_in(metadata, names.FAILURES_ANNOTATION),
         stage=stage,
-        job_name=job_name,
         claims=() if _text(spec, "nodeName") else _claims(spec),
         wants_gpu_labels=not _text(spec, "nodeName") and _wants_gpu_labels(spec),
         image=_image(spec),
-        has_our_labels=labels.get(names.MANAGED_BY_LABEL) == names.MANAGED_BY and names.UID_LABEL in labels,
-        lingering_sidecar=_outlasting(status),
+        lingering_sidecar=_lingering_sidecar(status),
     )
 
 
@@ -253,7 +251,7 @@ def _container(status: Mapping[str, Any]) -> ContainerView:
     return ContainerView()
 
 
-def _outlasting(status: Mapping[str, Any]) -> str:
+def _lingering_sidecar(status: Mapping[str, Any]) -> str:
     """A container that runs although the trainer has ended: a proxy of a mesh, say, which nobody tells to end."""
     states = {_text(item, "name"): _map(item, "state") for item in _maps(status, "containerStatuses")}
     if "terminated" not in states.get(names.TRAINER_CONTAINER, {}):
@@ -275,7 +273,7 @@ def _suspend_intent(metadata: Mapping[str, Any]) -> bool | None:
 
 
 def _number_in(metadata: Mapping[str, Any], annotation: str) -> int:
-    """0 where the annotation is missing, as on a Job of an operator that did not know it."""
+    """0 where the annotation is missing or odd."""
     number = _text(_map(metadata, "annotations"), annotation)
     return int(number) if _INDEX.fullmatch(number) else 0
 

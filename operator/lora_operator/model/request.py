@@ -1,6 +1,6 @@
 """What a LoRAFineTune asks of the cluster and of the operator, as opposed to the trainer; with every rule it can break.
 
-The API server enforces the same at apply. The rules stand here too because a resource may be older than a rule.
+The API server enforces the same at apply. The rules stand here too, as no resource is to be trusted for that.
 """
 
 import enum
@@ -98,8 +98,7 @@ def read_request(manifest: Mapping[str, Any], options: RunOptions, defaults: Def
         problems.extend(error.problems)
     spec = Reader(path="spec", document=_map(manifest.get("spec")), problems=problems)
     policy, pod = _policy(spec, defaults.ttl_s), _pod(spec, _map(manifest.get("metadata")), defaults)
-    # Run is the definition's default; without the field the definition is an earlier one, which would not keep a plan.
-    preflight = spec.choice("preflight", Preflight.SKIP, Preflight) is Preflight.RUN
+    preflight = spec.choice("preflight", Preflight.RUN, Preflight) is Preflight.RUN
     train = None if problems else train
     return Request(
         policy=policy, preflight=preflight, pod=pod, train=train, problems=tuple(problems), defaults=defaults

@@ -18,14 +18,12 @@ class Stored:
     """A status as it was last written. What is odd reads as absent, whoever wrote it.
 
     verdict           `succeeded`, `failed` or empty: it is final, and outlives Jobs and pods
-    ended_at          the time to live of the Jobs counts from here
     state             reason last shown: an Event and a transition time only where it changes
     state_since       likewise
     started_at        the first Job's start, which is gone with that Job
     conditions        their times, as a transition time moves only with the status; those of others are kept
     attempt           Jobs are deleted, and none is to be made twice; 0 before the first
-    retries           what earlier Jobs, which are gone, used up
-    preempted         how often the run was taken away at least, for people
+    retries           what earlier Jobs, which are gone, used up, and how often the run was taken away at least
     run_s             seconds of activity in periods that are over: Kubernetes forgets them with each suspension
     active_since      the present period, whose Job may be gone when it ends
     active_until      the end of the last one, so that a late cache counts nothing twice
@@ -38,7 +36,6 @@ class Stored:
     """
 
     verdict: str = ""
-    ended_at: datetime | None = None
     state: str = ""
     state_since: str = ""
     started_at: datetime | None = None
@@ -74,7 +71,6 @@ def read_stored(status: Mapping[str, Any]) -> Stored:
     attempt = integer_of(status.get("attempt")) or 0
     return Stored(
         verdict=result_of(status),
-        ended_at=parse_instant(status.get("completionTime")),
         state=state_of(status),
         state_since=text_of(status.get("stateSince")),
         started_at=parse_instant(status.get("startTime")),
