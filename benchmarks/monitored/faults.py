@@ -44,7 +44,7 @@ FAULTS: Mapping[str, Sequence[Fault]] = {
         Fault(
             path=_OPERATOR,
             found=_value(rb"lora_operator_watch_last_event_timestamp_seconds" + _LABELS),
-            instead=_ago(301),
+            instead=_ago(601),
         )
     ],
     "LoRAOperatorReconcileErrors": [

@@ -339,7 +339,7 @@ _OPERATOR: tuple[Panel, ...] = (
         ],
         width=6,
         height=6,
-        levels=[(150, "bad")],
+        levels=[(600, "bad")],
     ),
     Curves(
         title="LoRAFineTunes that wait for a worker",

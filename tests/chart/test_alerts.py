@@ -351,8 +351,8 @@ def test_values_that_cannot_be_meant_are_refused(name: str) -> None:
     [
         ({"runbookURL": ""}, "metrics.prometheusRule.runbookURL is empty: name where your people read"),
         (
-            {"alerts": {"LoRAOperatorWatchStale": {"seconds": 70}}},
-            "alerts.LoRAOperatorWatchStale.seconds is 70: must be above config.watchInactivitySeconds, which is 70",
+            {"alerts": {"LoRAOperatorWatchStale": {"seconds": 300}}},
+            "alerts.LoRAOperatorWatchStale.seconds is 300: must be above config.resyncIntervalSeconds, which is 300",
         ),
     ],
 )
