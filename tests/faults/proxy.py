@@ -75,8 +75,9 @@ class FaultProxy:
         return self
 
     def close(self) -> None:
-        """End every connection and the thread."""
-        self._loop.call_soon_threadsafe(self._stop.set)
+        """End every connection and the thread, if there is one still."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
     # -- for tests

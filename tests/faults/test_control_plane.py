@@ -164,7 +164,7 @@ def test_a_job_that_is_deleted_while_its_watch_gets_410_is_made_again(stage: Sta
     run.pod()
     run.wait("Accepted", "True")
     deaf = [True]
-    proxy.lose(lambda call, _: deaf[0] and call.resource in ("jobs", "pods"))
+    proxy.lose(lambda call, _: deaf[0] and call.resource == "jobs")
     path = stage.path("jobs", job["metadata"]["name"])
     stage.api.delete(path + "?propagationPolicy=Background")
     eventually(partial(gone, stage.api, path), "the Job is gone")
