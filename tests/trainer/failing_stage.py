@@ -44,9 +44,16 @@ def _meet(where: str, rank: int) -> None:
         time.sleep(0.02)
 
 
+def _wait_said() -> None:
+    """Until the other's last words are out: only with its end does a connection to it break."""
+    while not (Path(os.environ["MEETING"]) / "said").exists():
+        time.sleep(0.02)
+
+
 def _end_as_bitsandbytes() -> None:
     """Its text on a CUDA error, and C's exit, which ends a process like this: no handler runs, nothing is reported."""
     os.write(2, f"Error {os.environ['LAST_WORDS']} at line 93 in file /src/csrc/ops.cu\n".encode())
+    (Path(os.environ["MEETING"]) / "said").touch()
     os._exit(1)
 
 
@@ -76,6 +83,7 @@ def _work(rank: int, reporter: Reporter) -> None:
     if how == "deaf" and rank == 1:
         atexit.register(time.sleep, 300)  # as Python's own end, which waits for the others
     if how == "peer exited" and rank == 0:
+        _wait_said()
         raise PeerFailedError("Connection closed by peer")
     if how in ("exited", "peer exited") and rank == 1:
         _end_as_bitsandbytes()
