@@ -11,6 +11,9 @@ HOLD = Patch(name="job", body={"metadata": {"uid": "1"}, "spec": {"suspend": Tru
 GO = Patch(name="job", body={"metadata": {"uid": "1"}, "spec": {"suspend": False}})
 QUOTA = Refusal(kind="Job", name="job", code=403, reason="Forbidden", message="exceeded quota")
 CONFLICT = Refusal(kind="Job", name="job", code=409, reason="AlreadyExists", message="somebody else's")
+DENIED = Refusal(
+    kind="Job", name="job", code=409, reason="Conflict", message='admission webhook "a.b" denied the request: no'
+)
 
 
 class Clock:
@@ -30,8 +33,8 @@ def make() -> tuple[Clock, Refusals]:
 
 
 def test_a_refusal_stands_until_it_is_to_be_tried_again() -> None:
-    """A name that is taken for longer than a quota, which others free at any moment."""
-    for refusal, pause_s in ((QUOTA, 60), (CONFLICT, 300)):
+    """A name that is taken for longer than a quota, which others free at any moment, or what a webhook denies."""
+    for refusal, pause_s in ((QUOTA, 60), (DENIED, 60), (CONFLICT, 300)):
         clock, refusals = make()
         refusals.refused(KEY, refusal)
         assert (refusals.standing(KEY), refusals.due_in_s(KEY)) == ((refusal,), pause_s)

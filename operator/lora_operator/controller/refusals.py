@@ -7,7 +7,6 @@ from lora_operator.cluster.store import Key
 from lora_operator.model.objects import Patch, Refusal, soonest
 
 UNDONE = "Undone"
-_PATIENT = ("AlreadyExists", UNDONE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +39,8 @@ class Refusals:
 
     def refused(self, key: Key, refusal: Refusal) -> None:
         """The API server did not take it."""
-        until_s = self._clock() + (self._long_pause_s if refusal.reason in _PATIENT else self._pause_s)
+        patient = refusal.is_name_conflict or refusal.reason == UNDONE
+        until_s = self._clock() + (self._long_pause_s if patient else self._pause_s)
         self._refused[key] = [*self._standing(key), _Entry(refusal=refusal, until_s=until_s)]
 
     def note_undone(self, key: Key, wanted: Iterable[Patch]) -> bool:

@@ -12,7 +12,7 @@ from lora_operator.model.conditions import StateReason
 from lora_operator.model.jobs import FAILED_CREATE
 from lora_operator.model.objects import EventView, JobView, PodView, Refusal
 from lora_operator.model.pods import condition_of, evicted_by_node_pressure, has_ended, is_running, was_disrupted
-from lora_operator.model.wording import UNANSWERED, is_of_webhook, last_line, sentence
+from lora_operator.model.wording import UNANSWERED, last_line, sentence
 from lora_trainer.contract.reasons import Reason
 
 _LONG_AGO = datetime.fromtimestamp(0, UTC)
@@ -89,7 +89,7 @@ def trouble_of_job(job: JobView, pods: Iterable[PodView], events: Iterable[Event
 
 def trouble_of_refusal(refusal: Refusal) -> StateReason:
     """Why the API server refused what the operator wanted to write."""
-    if refusal.code == 409 and not is_of_webhook(refusal.message):
+    if refusal.is_name_conflict:
         return name_conflict(refusal.kind, refusal.name)
     reason, remedy = classify_refusal(refusal.message)
     said = sentence(refusal.message, 600) or f"{refusal.code} {refusal.reason}"

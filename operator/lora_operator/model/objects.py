@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from lora_operator.model.names import COLLECTING, TRAIN
-from lora_operator.model.wording import block_of, parse_instant
+from lora_operator.model.wording import block_of, is_of_webhook, parse_instant
 from lora_trainer.contract.progress import Progress
 
 
@@ -187,8 +187,7 @@ class EventView:
 class Refusal:
     """What the API server has refused lately, or taken and not kept: it is not asked for it again for a while.
 
-    `patch` is the change that was wanted, None for a creation. `message` is the server's own text. A 409 that no
-    webhook chose is a name that somebody else's object has.
+    `patch` is the change that was wanted, None for a creation. `message` is the server's own text.
     """
 
     kind: str
@@ -197,6 +196,11 @@ class Refusal:
     reason: str
     message: str
     patch: "Patch | None" = None
+
+    @property
+    def is_name_conflict(self) -> bool:
+        """Whether somebody else's object has the name; a webhook may choose any code."""
+        return self.code == 409 and not is_of_webhook(self.message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
