@@ -3,10 +3,10 @@
 
 `mutants.yaml` lists each mutant by what the operator then does wrong. `baseline` is its form for the code of the commit
 BASELINE, `present` that for the code of today: a file, a text that stands there once, and what takes its place. What a
-black-box suite killed at the baseline it is to kill today; a survivor is a promise without a test. `withdrawn` says in
-place of `present` why the behaviour is none that could go wrong any more. `results` has for each form the first test
-that failed, `survived` and what that outlived, or `inert`, for a form that turned out to change no behaviour. A suite
-here is tests/model, tests/faults or tests/component, never tests/unit; of `suspects` the quickest comes first.
+black-box suite killed at the baseline it is to kill today; a survivor is a promise without a test. `results` has for
+each form the first test that failed, `survived` and what that outlived, or `inert`, for a form that changes no
+behaviour. A suite here is tests/model, tests/faults or tests/component, never tests/unit; of `suspects` the quickest
+comes first.
 
     tests/mutants/run.py check                     every form applies, and its modules import
     tests/mutants/run.py control                   the suspects without a mutant: what fails then proves nothing
@@ -149,8 +149,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=900, help="seconds for each run of pytest")
     parser.add_argument("--workers", type=int, default=1)
     given = parser.parse_args()
-    listed = yaml.safe_load(LISTED.read_text())
-    mutants = [m for m in listed if given.form in m]
+    mutants = [m for m in yaml.safe_load(LISTED.read_text()) if given.form in m]
     if given.what == "check":
         check(mutants, given.form)
     elif given.what == "control":
@@ -160,9 +159,8 @@ def main() -> None:
                 killer = pytest(place, [tests], given.limit, given.workers)
                 print(f"{time.monotonic() - began_s:6.0f} s  {tests}  {killer or 'passed'}", flush=True)
     elif given.what == "table":
-        for mutant in listed:
-            unknown = "not run" if given.form in mutant else f"withdrawn: {mutant['withdrawn']}"
-            print(f"{mutant['id']:28}  {mutant.get('results', {}).get(given.form, unknown)}")
+        for mutant in mutants:
+            print(f"{mutant['id']:28}  {mutant.get('results', {}).get(given.form, 'not run')}")
     for mutant in mutants if given.what == "run" else []:
         suites = left(mutant, given.form, given.suite)
         if not suites or (given.ids and mutant["id"] not in given.ids):
