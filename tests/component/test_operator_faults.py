@@ -131,6 +131,7 @@ def test_an_api_server_that_dies_and_returns_is_taken_up_again(stage: Stage) -> 
     """SIGKILL of the API server; afterwards a new resource gets its Job from the same operator process."""
     operator = stage.start()
     stage.apply("before")
+    stage.wait_job()
     kill_api_server(stage)
     wait_api_server(stage)
     stage.apply("after")

@@ -13,10 +13,11 @@ from tests.component.documents import finetune, succeeded
 from tests.component.operator_process import OperatorProcess
 from tests.component.patience import eventually
 from tests.component.stage import Stage, gone
-from tests.faults.injections import Cut, Hold, Rule, WatchError
+from tests.faults.injections import Answer, Cut, Hold, Rule, WatchError
 from tests.faults.one_run import begin
 from tests.faults.test_namespaces_and_rights import namespaces, without
 
+from lora_operator.cluster.api import FINETUNES
 from lora_operator.controller.checks import RIGHTS
 from lora_operator.controller.handlers import STOPPED_WITHIN_S
 
@@ -107,6 +108,18 @@ def test_a_watch_that_brings_nothing_is_made_up_for_by_the_list_and_then_ends_th
     begin(stage, "second").wait("Accepted", "True")
     assert operator.end_by_itself() == 1
     assert "lorafinetunes is deaf: two lists have shown what it does not bring" in operator.text()
+
+
+def test_an_api_server_that_does_not_serve_the_kind_yet_ends_the_process(stage: Stage) -> None:
+    """One that has just started is asked by kopf, once, which kinds there are."""
+    proxy, path = stage.proxy(), f"/apis/{FINETUNES.group}/{FINETUNES.version}"
+    # The operator itself has asked for the definition before.
+    answer = Answer(code=404, reason="NotFound")
+    rule = proxy.add(Rule(fault=answer, where=lambda call: call.path == path, skip=1))
+    operator = stage.start(proxy=proxy, wait=False)
+    assert operator.end_by_itself() == 1
+    assert rule.hits == 1
+    assert "CRITICAL The API server does not serve lorafinetunes yet" in operator.text()
 
 
 def test_a_namespace_whose_watch_is_forbidden_is_left_out_by_the_next_process(stage: Stage) -> None:

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import kopf
+from kopf._cogs.structs.references import Insights
 from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
@@ -156,15 +157,27 @@ async def _work(config: OperatorConfig) -> AsyncIterator[tuple[Work, Election]]:
 
 async def _run(work: Work) -> None:
     """Run kopf, and the work beside it, until a signal or an error stops both. Raises that error."""
-    namespaces = work.operator.namespaces
+    namespaces, insights = work.operator.namespaces, Insights()
+    check = asyncio.create_task(_check_that_kopf_watches(work, insights))
     try:
-        await kopf.operator(memo=kopf.Memo(work=work), clusterwide=not namespaces, namespaces=namespaces)
+        await kopf.operator(
+            memo=kopf.Memo(work=work), clusterwide=not namespaces, namespaces=namespaces, insights=insights
+        )
     except Exception as error:
         work.failure = work.failure or await _why(work.operator, error)
     finally:
+        check.cancel()
         await work.stop()  # where kopf itself failed it may not have cleaned up
     if work.failure is not None:
         raise work.failure
+
+
+async def _check_that_kopf_watches(work: Work, insights: Insights) -> None:
+    """kopf asks once which resources there are; an API server that has just started may not serve ours yet."""
+    with contextlib.suppress(OperatorFailedError), work.ends_process():
+        await insights.ready_resources.wait()
+        if not insights.watched_resources:
+            raise OperatorFailedError(f"The API server does not serve {FINETUNES.plural} yet")
 
 
 async def _why(operator: Operator, error: Exception) -> Exception:
