@@ -56,14 +56,14 @@ def creation(rate: float | None, count: int, wanted: str) -> Row:
         make_namespaces(plane.api, ["bench", "warm"])
         create(plane.api, finetunes("warm"), [f"run-{number:05}" for number in range(WARM_UP)], 20)
         time.sleep(_REST_S)
-        busy, before = Busy(), operator.usage()
+        busy, before, looked = Busy(), operator.usage(), operator.looks()
         done = create(plane.api, finetunes("bench"), [f"run-{number:05}" for number in range(count)], rate)
-        after = operator.usage()
+        after, looks = operator.usage(), (operator.looks() - looked) / count
         pace = f"at {rate:g}/s" if rate else "as fast as the API server takes them"
         return Row(
             what=f"apply to Job, {count} {pace}",
             wanted=wanted,
-            measured=f"{done}; {after.cpu_s - before.cpu_s:.1f} CPU s of the operator",
+            measured=f"{done}; {after.cpu_s - before.cpu_s:.1f} CPU s of the operator, {looks:.1f} passes a run",
             busy=busy.share(),
         )
 

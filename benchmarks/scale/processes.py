@@ -109,6 +109,10 @@ class Operator:
         lines = self.scrape().decode().splitlines()
         return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
+    def looks(self) -> float:
+        """Passes over runs so far."""
+        return sum(value for series, value in self.metrics().items() if "operator_reconcile_total" in series)
+
     def requests(self) -> dict[str, float]:
         """Requests to the API server so far, by verb."""
         sums: dict[str, float] = {}

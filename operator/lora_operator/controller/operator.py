@@ -36,6 +36,8 @@ Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]
 Random = Callable[[], float]
 JITTER: Random = random.Random().random  # noqa: S311 - jitter is no secret
+# A new Job, its pod and what the scheduler says of that come within a moment: one pass serves all.
+SETTLE_S = 0.1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,7 +93,7 @@ class Operator:
                 clock=self.clock,
                 sleep=self.sleep,
             )
-            for source in sources_of(self.stores, self.kueue, self.wake)
+            for source in sources_of(self.stores, self.kueue, self.wake_soon)
             for place in places
         ]
 
@@ -134,6 +136,13 @@ class Operator:
             self.queue.add(key)
         else:
             self.stores.forget_gone(key)
+
+    def wake_soon(self, key: Key) -> None:
+        """Have a run looked at once the rest of what its children tell has come, too."""
+        if self.working:
+            self.queue.add_after(key, SETTLE_S)
+        else:
+            self.wake(key)
 
     def begin_work(self) -> None:
         """Have all runs looked at, and from now on those that there is news of; their series are shown."""

@@ -6,6 +6,7 @@ strings, and text becomes printable and is clipped. What is None, or no number a
 
 import dataclasses
 import enum
+import functools
 import math
 import typing
 from collections.abc import Iterable, Mapping
@@ -66,7 +67,7 @@ def _shown(text: str, *, prose: bool) -> str:
 def _document(kind: Any, value: object) -> object:
     """The block as JSON of its dataclass: without ready strings for columns, which nothing reads, and with numbers."""
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-        hints = typing.get_type_hints(kind)
+        hints = codec.type_hints(typing.cast("type", kind))
         known = ((name, value.get(_camel(name))) for name in hints)
         return {name: _document(hints[name], item) for name, item in known if item is not None}
     inner = [argument for argument in typing.get_args(kind) if argument not in (type(None), ...)]
@@ -89,6 +90,7 @@ def _names(kind: type) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]
 
 
+@functools.cache
 def _camel(name: str) -> str:
     first, *rest = name.split("_")
     return first + "".join(part.capitalize() for part in rest)

@@ -46,7 +46,10 @@ class Run:
     def with_job(self, job: JobView) -> "Run":
         """The run as it is once this Job is made, or is changed so."""
         others = tuple(other for other in self.observed.jobs if other.name != job.name)
-        return dataclasses.replace(self, observed=dataclasses.replace(self.observed, jobs=(*others, job)))
+        run = dataclasses.replace(self, observed=dataclasses.replace(self.observed, jobs=(*others, job)))
+        if run.number == self.number and "_asked" in vars(self):
+            vars(run)["_asked"] = self._asked  # the same, and to read it takes longer than all else
+        return run
 
     def with_workload(self, workload: WorkloadView) -> "Run":
         """The run as it is once its Job's Workload is changed so."""
@@ -175,7 +178,8 @@ class Run:
 
         What its configuration leaves open is as the preflight's plan says, in each attempt.
         """
-        asked, plan = self._asked, read_block(RunPlan, self.findings.get("plan", {}))
+        asked, found = self._asked, self.findings.get("plan")
+        plan = read_block(RunPlan, found) if found else None
         if asked.train is None or plan is None:
             return asked
         pod = asked.pod

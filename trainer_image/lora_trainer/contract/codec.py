@@ -52,7 +52,7 @@ def known(kind: Any, document: object) -> object:
     """The document without the keys that `kind` does not have, as a later release may add them."""
     arguments = [argument for argument in typing.get_args(kind) if argument not in (types.NoneType, ...)]
     if isinstance(document, Mapping) and dataclasses.is_dataclass(kind):
-        fields = _hints(typing.cast("type", kind))
+        fields = type_hints(typing.cast("type", kind))
         return {key: known(fields[key], item) for key, item in document.items() if key in fields}
     if isinstance(document, Mapping) and typing.get_origin(kind) is not None and len(arguments) == 2:
         return {key: known(arguments[1], item) for key, item in document.items()}
@@ -62,7 +62,8 @@ def known(kind: Any, document: object) -> object:
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def type_hints(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields by name, found once: to find them takes longer than to read a document."""
     return typing.get_type_hints(kind)
 
 
@@ -76,7 +77,7 @@ def _dataclass(kind: type, document: object, path: str) -> object:
     values = {}
     for name, field in fields.items():
         if name in document:
-            values[name] = _value(_hints(kind)[name], document[name], f"{path}.{name}")
+            values[name] = _value(type_hints(kind)[name], document[name], f"{path}.{name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise CodecError(f"{path}.{name} is missing: it is required")
     return kind(**values)

@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 E = TypeVar("E", bound=enum.StrEnum)
 _DECIMAL = re.compile(r"[0-9]{1,7}(\.[0-9]{1,12})?([eE][-+]?[0-9]{1,2})?")
@@ -121,11 +121,11 @@ class Reader:
         value = self.get(key)
         if value is None:
             return default
-        for member in kind:
-            if member.value == value:
-                return member
-        self.complain(key, value, f"must be one of {', '.join(member.value for member in kind)}")
-        return default
+        try:
+            return kind(cast("str", value))
+        except ValueError:
+            self.complain(key, value, f"must be one of {', '.join(member.value for member in kind)}")
+            return default
 
     def boolean(self, key: str, default: bool) -> bool:
         """true or false."""

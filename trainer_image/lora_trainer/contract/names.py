@@ -2,10 +2,12 @@
 
 import base64
 import hashlib
+from functools import lru_cache
 
 SUFFIX_LENGTH = 5
 
 
+@lru_cache(maxsize=1024)
 def run_suffix(uid: str) -> str:
     """Five characters of [a-z2-7] that distinguish two runs of the same name."""
     digest = hashlib.sha256(uid.encode()).digest()
