@@ -37,6 +37,7 @@ def succeeded(**changes: Any) -> str:
         trainable_parameters=1000,
         total_parameters=100_000,
         micro_batch_size=1,
+        micro_batch_tokens=4096,
         gradient_accumulation_steps=16,
     )
     dataset = DatasetStats(

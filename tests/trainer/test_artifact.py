@@ -48,9 +48,11 @@ def make_manifest(uid: str) -> Manifest:
         base_model="org/tiny",
         base_revision="c" * 40,
         config=dataclasses.replace(config, run=dataclasses.replace(config.run, uid=uid)),
-        resolved=filled(ResolvedRun, target_modules=("q_proj",), kernels_left_out=()),
+        resolved=filled(ResolvedRun, target_modules=("q_proj",), kernels=(), kernels_left_out=()),
         dataset=filled(DatasetStats),
         measured=filled(Measured),
+        noise=0.001,
+        verbatim=False,
         versions={"torch": "2"},
         serving=Serving(servable=True, text="--enable-lora --max-lora-rank 8", rank=4),
         files=(),
@@ -202,17 +204,6 @@ def test_a_result_whose_log_was_cut_off_is_complete_for_its_run(
     check_digests(folder, read_manifest(folder))
     (folder / "train.log").unlink()
     assert is_complete(folder, "uid-1")
-
-
-def test_a_manifest_that_an_earlier_release_wrote_is_read(tmp_path: Path) -> None:
-    """It lacks what releases since then added; nothing is claimed about serving."""
-    folder = write_adapter(tmp_path / "out")
-    document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    for field in ("format", "serving", "merged", "noise", "verification"):
-        document.pop(field, None)
-    (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
-    manifest = read_manifest(folder)
-    assert (manifest.format, manifest.serving.servable) == (Form.ADAPTER, False)
 
 
 def test_a_link_in_the_place_of_the_log_is_not_followed(tmp_path: Path) -> None:

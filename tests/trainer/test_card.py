@@ -200,7 +200,7 @@ def test_files_that_do_not_lie_beside_the_card_are_not_named(curves: bool) -> No
 
 @pytest.mark.parametrize("rows", [True, False])
 def test_the_card_names_the_list_of_evaluated_rows(rows: bool) -> None:
-    """Results of earlier releases have none."""
+    """An adapter that was made of a checkpoint by hand has none."""
     assert ("held_out_rows.json` says which" in model_card(manifest(), rows=rows)) is rows
 
 

@@ -193,7 +193,7 @@ def test_pytorch_takes_the_setting_by_which_blocks_are_asked_for() -> None:
 def test_memory_that_another_process_holds_is_compared_with_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where preflight made one: the run would fill what is left, and be told that its settings are at fault."""
     plan = Planned(device="A10", device_bytes=23 * GIB, activation_checkpointing=True, micro_batch_tokens=4096,
-                   peak_bytes=18 * GIB)  # fmt: skip
+                   peak_bytes=18 * GIB, room_bytes=18 * GIB)  # fmt: skip
     config = on_gpu()
     known = refusal(card(free=12 * GIB), monkeypatch, dataclasses.replace(config, planned=plan))
     assert "has 12.0 of 23.0 GiB free, and the run needs 17.3" in str(known)
@@ -209,7 +209,7 @@ def test_a_plan_that_not_even_an_empty_gpu_has_room_for_is_no_reason_to_refuse_i
 ) -> None:
     """It was made for a larger GPU, or with an estimate too wide to tell: nobody holds what is missing."""
     plan = Planned(device="L40", device_bytes=46 * GIB, activation_checkpointing=True, micro_batch_tokens=4096,
-                   peak_bytes=peak)  # fmt: skip
+                   peak_bytes=peak, room_bytes=peak)  # fmt: skip
     card(free=peak - 2 * GIB if peak < 23 * GIB else 22 * GIB).show(monkeypatch)
     check_gpus(dataclasses.replace(on_gpu(), planned=plan), [0])
 

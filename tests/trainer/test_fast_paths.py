@@ -3,14 +3,11 @@
 import dataclasses
 import re
 from collections.abc import Callable, Hashable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tests.trainer.conftest import make_config
 from tests.trainer.test_kernels import CONFIG, adapted, autocast_as_on_a_gpu
-from tests.trainer.trainings import RESOLVED
 from tests.trainer.variants import rows
 
 from lora_trainer.contract.config import Kernels, Quantization, TrainingConfig
@@ -29,7 +26,6 @@ from lora_trainer.recipe import kernels
 from lora_trainer.recipe.kernels import choose_kernels
 from lora_trainer.training.batches import Budget, collate
 from lora_trainer.training.loop import Training
-from lora_trainer.training.resume import Saved
 
 __all__ = ["autocast_as_on_a_gpu"]
 PROVEN = Chosen(taken=("fused-adapter",))
@@ -273,25 +269,6 @@ def test_a_run_keeps_the_kernels_that_it_began_with(
     assert choose(lost) == lost, "the attempts after it say so, too"
     monkeypatch.setattr(kernels, "ALL", ())
     assert "there is none for this model" in choose(PROVEN).left_out[0]
-
-
-@pytest.mark.parametrize(
-    ("resolved", "quantization", "taken"),
-    [
-        ({"kernels": ()}, "None", ()),
-        ({"kernels": ("a", "b")}, "NF4", ("a", "b")),
-        ({"compute_dtype": "fp32"}, "None", ("fused-adapter",)),
-        ({"compute_dtype": "fp32"}, "NF4", ()),
-        ({"compute_dtype": "bf16"}, "None", ()),
-    ],
-)
-def test_a_checkpoint_names_its_kernels(resolved: dict[str, Any], quantization: str, taken: tuple[str, ...]) -> None:
-    """One of an earlier release had the fused adapter in fp32 alone, and goes on so."""
-    record: Any = SimpleNamespace(
-        resolved=dataclasses.replace(RESOLVED, **resolved), config=make_config(quantization=quantization)
-    )
-    checkpoint: Any = SimpleNamespace(step=4)
-    assert Saved(checkpoint=checkpoint, record=record, own=True).kernels == Chosen(taken=taken)
 
 
 def trained(model: Adapted, examples: Examples, device: Device) -> list[torch.Tensor]:

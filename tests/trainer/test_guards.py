@@ -19,7 +19,6 @@ from lora_trainer.training.identity import (
     Identity,
     day_of,
     difference,
-    encoded_alike,
     identity,
     same_course,
     weights_difference,
@@ -170,32 +169,11 @@ def test_what_does_not_decide_the_result_may_change(same: dict[str, Any]) -> Non
     assert difference(identity_of(**same), identity_of()) is None
 
 
-def test_what_a_checkpoint_of_an_earlier_release_lacks_means_what_it_meant_then() -> None:
-    """Its own run goes on although rows are encoded otherwise now; another run starts from its weights alone."""
-    ours = identity_of()
-    new = ("dataset (encoding)", "dataset.chatTemplate (content)", "dataset.chatTemplate (date)")
-    old = {name: value for name, value in ours.items() if name not in new}
-    assert difference(old, ours) is None
-    assert not encoded_alike(old, ours)
-    assert encoded_alike(old, {**ours, "dataset (encoding)": "1"})
-    assert encoded_alike(ours, ours)
-    assert same_course(old, {**ours, "dataset (encoding)": "1"})
-    assert not same_course(old, ours)
-    assert weights_difference(old, ours) is None
-    chosen = identity(make_config(dataset={"chatTemplate": "ChatML"}), "sha256:1", "sha256:2", "sha256:3")
-    assert difference({**chosen, "dataset.chatTemplate (content)": '"sha256:4"'}, chosen) is None, "a built-in one"
-    assert difference(old, chosen) == 'dataset.chatTemplate absent, this run has "ChatML"'
-
-
-def test_rows_of_another_date_are_other_rows_and_no_reason_to_end_a_run() -> None:
-    """An earlier release noted none: its run goes on with the date of today, and the base is evaluated again."""
+def test_rows_of_another_date_are_other_rows() -> None:
+    """An attempt keeps the day of its run; another run's state is gone on from where it has the same."""
     noted, later = (identity(make_config(), "sha256:1", "sha256:2", day=date(2026, 7, day)) for day in (26, 27))
-    unknown = {name: value for name, value in noted.items() if name != "dataset.chatTemplate (date)"}
-    for old in (unknown, later):
-        assert difference(old, noted) is None
-        assert not encoded_alike(old, noted)
-        assert not same_course(old, noted)
-    assert (day_of(noted), day_of(unknown), day_of(identity_of())) == (date(2026, 7, 26), None, None)
+    assert not same_course(later, noted)
+    assert (day_of(noted), day_of(identity_of())) == (date(2026, 7, 26), None)
 
 
 def test_the_limit_of_held_out_rows_counts_where_it_decides_anything() -> None:

@@ -120,7 +120,7 @@ def cut_manifest(kept: Path) -> None:
 
 
 def other_version(kept: Path) -> None:
-    """A later release may store rows otherwise."""
+    """Rows that are stored in another form."""
     manifest = kept / MANIFEST
     manifest.write_text(manifest.read_text(encoding="utf-8").replace("rows/v1", "rows/v2"), encoding="utf-8")
 
@@ -140,7 +140,7 @@ def without(name: str) -> Callable[[Path], None]:
         (without("evaluation-lengths"), "No such file or directory"),
         (without(MANIFEST), "No such file or directory"),
         (cut_manifest, "Expecting"),
-        (other_version, "they are of another release"),
+        (other_version, "they are of other data, or in another form"),
     ],
     ids=["damaged", "cut", "counts", "link", "file", "manifest", "cut manifest", "version"],
 )

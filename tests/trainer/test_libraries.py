@@ -183,10 +183,10 @@ def test_what_auto_may_become_is_known_before_a_model_is(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("kernels", "named"), [(("fused-adapter", "liger-rope"), True), (("fused-adapter",), False), (None, False)]
+    ("kernels", "named"), [(("fused-adapter", "liger-rope"), True), (("fused-adapter",), False), ((), False)]
 )
 def test_the_versions_of_a_run_name_liger_where_it_took_a_kernel_of_it(
-    *, kernels: tuple[str, ...] | None, named: bool
+    *, kernels: tuple[str, ...], named: bool
 ) -> None:
     """With a kernel of another release numbers may round otherwise; a run without one has nothing to do with it."""
     found = versions(dataclasses.replace(RESOLVED, kernels=kernels))

@@ -333,7 +333,7 @@ def test_rows_that_are_read_encoded_and_evaluated_are_reported(
         samples = load_samples(make_config(), Volumes(claims=workplace.claims), Hub())
         data = encode(samples, encoder)
         loaded = load_model(tiny_base, Quantization.NONE, cpu)
-        budget = evaluation_budget(None, 64, STEADY, cpu.torch_device, trained=None)
+        budget = evaluation_budget(None, 64, STEADY, cpu.torch_device, trained=4096)
         evaluate(loaded.model, loaded.head, data.evaluation, cpu, lambda _rows: None, budget=budget)
     last = {activity.what: (activity.done, activity.total) for activity in heard}
     assert list(last) == ["reading rows", "encoding rows", "evaluating rows"]

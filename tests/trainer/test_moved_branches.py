@@ -93,19 +93,6 @@ def test_a_branch_that_moves_changes_no_run(workplace: Workplace, root: Path, hu
     )
 
 
-def test_a_result_without_commits_is_verified_on_the_branch(workplace: Workplace, root: Path, hub: Hub) -> None:
-    """Results of earlier releases, as before."""
-    place, volumes = place_of(workplace, dataset=DATASET), Volumes(claims=workplace.claims)
-    assert attempt_of(place, hub).process.exitcode == 0
-    noted = read_manifest(place.staged)
-    manifest = dataclasses.replace(noted, dataset_revision=None, validation_revision=None)
-    base_and_rows(manifest, volumes, hub)
-    move(root, "held")
-    with pytest.raises(VerificationError, match="has changed since the run"):
-        base_and_rows(manifest, volumes, hub)
-    base_and_rows(noted, volumes, hub)
-
-
 def test_a_commit_that_is_gone_ends_no_run_whose_rows_are_still_there(
     workplace: Workplace, root: Path, hub: Hub, caplog: pytest.LogCaptureFixture
 ) -> None:

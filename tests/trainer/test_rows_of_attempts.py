@@ -21,7 +21,6 @@ from tests.trainer.test_data import ids
 from lora_trainer import stage
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode, reason_of
-from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS
 from lora_trainer.data import kept_rows
 from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.dataset import encode_once
@@ -34,9 +33,9 @@ from lora_trainer.places.cache_folders import cached_rows
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.run_folders import FOLDER, folder_of_run
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks.reports import Failure, Reporter
+from lora_trainer.ranks.reports import Failure
 from lora_trainer.recipe import inputs
-from lora_trainer.training.checkpoint import RUN_FILE, Checkpoint, Checkpoints
+from lora_trainer.training.checkpoint import Checkpoint, Checkpoints
 from lora_trainer.training.stopping import Stop
 
 NAME = f"rows-{'ab' * 8}"
@@ -81,7 +80,7 @@ def dataset(attempt: Attempt) -> Any:
 
 
 def test_a_killed_run_goes_on_from_rows_and_state_and_gives_the_same_adapter(workplace: Workplace) -> None:
-    """Byte for byte; so does one that finds a folder without rows, as an earlier release left it."""
+    """Byte for byte; so does one that finds a folder without rows."""
     calm = place_of(workplace, "calm")
     first = finish(calm)
     assert (first.process.exitcode, reads(calm)) == (0, 0)
@@ -232,28 +231,6 @@ def test_a_cache_whose_rows_are_anothers_is_no_failure(
     monkeypatch.setattr(Path, "is_dir", lambda path: forbidden() if path.name.startswith("rows-") else is_dir(path))
     assert not fill(make_config(), workplace)
     assert "the rows are not encoded in advance: PermissionError" in caplog.text
-
-
-def test_all_nodes_keep_the_limit_of_held_out_rows_that_the_run_began_with(
-    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those that write nothing find it in the run's folder, too: else the nodes would never agree on their rows."""
-    config, volumes = make_config(), Volumes(claims=workplace.claims)
-    config = replace(config, dataset=replace(config.dataset, max_validation_rows=MAX_VALIDATION_ROWS))
-    folder = volumes.claim_path(folder_of_run(config, "adapters"))
-    (folder / "step-00000001").mkdir(parents=True)
-    (folder / "step-00000001" / RUN_FILE).write_text('{"config": {"dataset": {}}}', encoding="utf-8")
-    seen: list[int | None] = []
-
-    def load(found: TrainConfig, *_: object) -> None:
-        seen.append(found.dataset.max_validation_rows)
-        raise InterruptedError
-
-    monkeypatch.setattr(stage, "load_samples", load)
-    for workspace in (folder, None):
-        with pytest.raises(InterruptedError):
-            stage._train(config, argparse.Namespace(workspace=workspace), volumes, Reporter(None))
-    assert seen == [None, None]
 
 
 def test_the_first_node_writes_in_the_runs_folder_and_the_others_read_there(

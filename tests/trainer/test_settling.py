@@ -248,7 +248,12 @@ def test_the_weights_of_such_a_model_decide(
 def planned(**changes: Any) -> TrainConfig:
     """A run as preflight settled it, for a GPU of 24 GiB."""
     plan = Planned(
-        device="L4", device_bytes=24 * 2**30, activation_checkpointing=True, micro_batch_tokens=1024, peak_bytes=2**30
+        device="L4",
+        device_bytes=24 * 2**30,
+        activation_checkpointing=True,
+        micro_batch_tokens=1024,
+        peak_bytes=2**30,
+        room_bytes=2**30,
     )
     config = make_config(**{**AUTO, "quantization": "None"})
     return dataclasses.replace(config, planned=dataclasses.replace(plan, **changes))

@@ -106,7 +106,7 @@ def test_a_plan_that_fits_decides(sharded: bool) -> None:
     ("nodes", "sharded_over", "wanted"), [(2, 4, 4), (2, 8, 8), (2, None, 8), (1, 8, 8), (4, 4, 8)]
 )
 def test_a_plan_says_whether_a_node_suffices(nodes: int, sharded_over: int | None, wanted: int) -> None:
-    """A plan of an earlier release knows all processes alone; so does one for nodes of another size."""
+    """One for nodes of another size knows all processes alone."""
     assert over(nodes=nodes, plan=planned(sharded=True, sharded_over=sharded_over)) == wanted
 
 

@@ -109,7 +109,7 @@ def test_a_change_is_paired_over_the_rows_that_were_evaluated() -> None:
 
 
 def test_nothing_is_compared_with_other_rows_or_with_none() -> None:
-    """Another release may encode rows otherwise, and an older checkpoint has no evaluations."""
+    """A run that took no step for long has no evaluations."""
     assert since_late((), of(1.0), total=4) is None
     assert since_lowest((mark(2, 1.0, rows=19),), of(1.0)) is None
     assert since_late((mark(4, 1.0),), of(1.0), total=4) is None

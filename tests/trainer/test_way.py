@@ -81,10 +81,10 @@ def test_a_micro_batch_holds_what_fits(made: RunPlan | None, rows: int | None, k
     ],
     ids=[
         "of a GPU",
-        "of an earlier release",
+        "of a smaller machine",
         "of this one",
         "none",
-        "of an earlier release with long rows",
+        "of a smaller machine with long rows",
         "rows that are asked for",
     ],
 )
@@ -100,8 +100,8 @@ def test_a_cpu_has_its_own_number(
 
 @pytest.mark.parametrize(
     ("resolved", "training", "tokens"),
-    [({}, {}, 4096), (LARGE, {}, 16384), (LARGE, {"microBatchSize": 4}, None)],
-    ids=["an earlier release", "this one", "rows that were asked for"],
+    [(LARGE, {}, 16384), (LARGE, {"microBatchSize": 4}, None)],
+    ids=["by the plan", "rows that were asked for"],
 )
 def test_a_checkpoint_keeps_the_size_of_micro_batches(
     resolved: dict[str, Any], training: dict[str, Any], tokens: int | None

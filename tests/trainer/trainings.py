@@ -49,6 +49,7 @@ RESOLVED = ResolvedRun(
     trainable_parameters=1,
     total_parameters=2,
     micro_batch_size=2,
+    micro_batch_tokens=4096,
     gradient_accumulation_steps=2,
 )
 

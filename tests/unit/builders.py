@@ -301,6 +301,7 @@ def make_resolved(**changes: Any) -> ResolvedRun:
         "trainable_parameters": 4_884_480,
         "total_parameters": 139_399_488,
         "micro_batch_size": 4,
+        "micro_batch_tokens": 4096,
         "gradient_accumulation_steps": 4,
     }
     return ResolvedRun(**{**values, **changes})

@@ -345,7 +345,7 @@ def test_advice_is_silent_where_its_rule_does_not_hold(case: str) -> None:
     ],
 )
 def test_rows_are_never_advised_to_be_longer_than_a_model_takes(most: int | None, message: str) -> None:
-    """Cut at 2048 tokens, by what the model has; what an earlier release reported is said as ever."""
+    """Cut at 2048 tokens, by what the model has, where that is known."""
     positions = None if most is None else Positions(kind="gpt2", most=most)
     facts = make_facts(None, positions=positions, **rows(cut=1, cut_tokens=70))
     (found,) = [one for one in spoken(after(facts)) if one.code is Code.ROWS_CUT]
@@ -446,7 +446,7 @@ def test_an_estimate_is_judged_by_itself() -> None:
 
 
 def test_words_are_found_for_what_is_known_alone() -> None:
-    """A later release's code, or one without its values, is left out; of a code twice the last one counts."""
+    """A code that nobody knows, or one without its values, is left out; of a code twice the last one counts."""
     known = Advice(code="MaxLoraRank", values={"rank": "17", "flag": "32", "default": "16", "later": "x"})
     strange = (Advice(code="Later"), Advice(code="RowsCut"), Advice(code="LearningRate", values={"rate": "1"}))
     found = spoken((Advice(code="MaxLoraRank", values={**known.values, "rank": "1"}), *strange, known))

@@ -206,25 +206,10 @@ def test_progress_leaves_out_what_was_resolved_where_it_would_not_fit() -> None:
     assert Progress.from_json(text) == Progress(phase=Phase.TRAINING, step=3)
 
 
-def test_progress_of_a_later_release_is_read_as_far_as_it_is_known() -> None:
-    """After a rollback of the operator the pods of the newer trainer go on, and have not fallen silent."""
-    document = json.loads(Progress(phase=Phase.TRAINING, step=3, resolved=make_resolved()).to_json())
-    document["resolved"]["novelty"] = document["novelty"] = 1
-    assert Progress.from_json(json.dumps(document)).step == 3
-
-
 def test_an_answer_that_says_no_phase_is_no_progress() -> None:
-    """Every release of the trainer says its phase; whatever else answers at the port does not reset a run's steps."""
+    """The trainer says its phase; whatever else answers at the port does not reset a run's steps."""
     with pytest.raises(codec.CodecError, match="no phase"):
         Progress.from_json('{"verdict": "Succeeded"}')
-
-
-def test_a_summary_of_a_later_release_is_read_as_far_as_it_is_known() -> None:
-    """After a rollback of the operator a pod of the newer trainer publishes: its success is not lost."""
-    document = json.loads(make_summary().to_message())
-    document["artifact"]["registry"] = {"a": [1]}
-    document["novelty"] = 1
-    assert Summary.from_message(json.dumps(document)) == Summary.from_message(make_summary().to_message())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """From a manifest to a run: defaults, rules, and that the resource's definition and the contract agree on both."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +107,12 @@ def test_steps_replace_epochs_and_modules_replace_the_preset() -> None:
 
 
 def test_held_out_rows_are_limited_unless_somebody_chose_them() -> None:
-    """A number counts for either kind; a run that began without a limit goes on without."""
+    """A number counts for either kind."""
     own = {"uri": "pvc://a/b", "validationUri": "pvc://a/c"}
     assert run().dataset.max_validation_rows == 2000
     assert run(dataset=own).dataset.max_validation_rows is None
     assert run(dataset={**own, "maxValidationRows": 5}).dataset.max_validation_rows == 5
     assert run(dataset={"uri": "pvc://a/b", "maxValidationRows": 5000}).dataset.max_validation_rows == 5000
-    unlimited = dataclasses.replace(OPTIONS, max_validation_rows=None)
-    assert train_config(make_manifest(), unlimited).dataset.max_validation_rows is None
-    assert "max_validation_rows" not in train_config(make_manifest(), unlimited).to_json()
 
 
 def test_zero_is_a_value_and_not_an_absence() -> None:

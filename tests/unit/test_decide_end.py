@@ -1,7 +1,6 @@
 """What the operator does where a Job vanishes, and when a run has ended."""
 
 import dataclasses
-import json
 from datetime import timedelta
 from typing import Any
 
@@ -28,7 +27,6 @@ from tests.unit.status_schema import check_status
 from tests.unit.world import World
 
 from lora_operator.decide.results import plan_block
-from lora_operator.model import names
 from lora_operator.model.objects import Plan, Refusal
 from lora_operator.model.wording import instant
 from lora_trainer.contract.progress import Phase, Progress
@@ -48,31 +46,6 @@ def test_a_deleted_job_is_made_again_as_the_next_attempt() -> None:
     assert (plan.status["attempt"], plan.status["jobName"]) == (2, job_name(2))
     assert plan.events[0].reason == "JobRecreated"
     assert job_name(1) in plan.events[0].message
-
-
-@pytest.mark.parametrize(
-    ("status", "most"),
-    [
-        pytest.param({}, 2000, id="a new run"),
-        pytest.param({"resolved": {"rank": 16, "maxValidationRows": 500}}, 500, id="begun with another default"),
-        *(
-            pytest.param({"resolved": {"maxValidationRows": value}}, 2000, id=f"{value!r} by another hand")
-            for value in (0, True, "many")
-        ),
-    ],
-)
-def test_a_run_keeps_the_limit_of_held_out_rows_that_it_began_with(status: dict[str, Any], most: int | None) -> None:
-    """Over a change of the default: another split would not fit to what its checkpoints have learned."""
-
-    def limits(spec: dict[str, Any]) -> tuple[Any, Any]:
-        plan = plan_for(make_finetune(spec={"dataset": spec}, status={**ATTEMPTED, **status} if status else None))
-        (job,) = plan.create
-        text = job["spec"]["template"]["metadata"]["annotations"][names.CONFIG_ANNOTATION]
-        return json.loads(text)["dataset"].get("max_validation_rows"), plan.status["resolved"].get("maxValidationRows")
-
-    assert limits({"uri": "pvc://data/chats.jsonl"}) == (most, most)
-    assert limits({"uri": "pvc://data/chats.jsonl", "maxValidationRows": 7})[0] == 7
-    assert limits({"uri": "pvc://data/chats.jsonl", "validationUri": "pvc://data/held.jsonl"})[0] is None
 
 
 def test_the_next_attempt_starts_with_a_clean_slate() -> None:

@@ -265,9 +265,9 @@ def test_products_that_leave_out_the_selected_one_are_refused(products: list[str
 
 
 def test_only_a_selected_gpu_is_marked_so() -> None:
-    """So that releases that do not know the mark can read all other runs."""
-    assert device({"gpuProducts": ["Tesla-T4"]}).gpu_selected is None
-    assert device({"gpus": 0}, product="Tesla-T4").gpu_selected is None
+    """Products that are allowed select none, and a run without GPUs has none to select."""
+    assert not device({"gpuProducts": ["Tesla-T4"]}).gpu_selected
+    assert not device({"gpus": 0}, product="Tesla-T4").gpu_selected
 
 
 def test_what_a_pod_is_given_is_known_to_the_run() -> None:

@@ -74,7 +74,7 @@ RESOLVED = st.builds(
     **dict.fromkeys(("quantization", "attention", "optimizer"), TEXT),
     **dict.fromkeys(("packing", "activation_checkpointing", "selective_checkpointing", "sharded"), st.booleans()),
     processes=COUNT,
-    micro_batch_tokens=st.none() | COUNT,
+    micro_batch_tokens=COUNT,
     sharded_over=st.none() | COUNT,
     kernels=st.none() | st.lists(TEXT, max_size=20).map(tuple),
     kernels_left_out=st.lists(TEXT, max_size=20).map(tuple),
@@ -345,15 +345,6 @@ def test_fractions_of_the_spec_are_resolved_in_plain_notation() -> None:
     assert (block["dropout"], block["learningRate"], block["warmupRatio"]) == ("0.05", "0.00001", "1")
     assert (block["validationFraction"], block["maxSteps"]) == ("0", 7)
     assert not {"epochs", "maxValidationRows"} & set(block)
-
-
-def test_what_nobody_knows_is_told_apart_from_none() -> None:
-    """A trainer that names no kernels, and one that took none."""
-    run = make_resolved()
-    assert not {"kernels", "kernelsChangedStep"} & set(block_from(run))
-    some = dataclasses.replace(run, kernels=(), kernels_left_out=("b: it fails",), kernels_changed_step=0)
-    block = block_from(some)
-    assert (block["kernels"], block["kernelsLeftOut"], block["kernelsChangedStep"]) == ([], ["b: it fails"], 0)
 
 
 def test_a_length_of_time_is_a_whole_number_of_seconds() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lora_trainer.artifact.manifest import MANIFEST, read_manifest
-from lora_trainer.contract.config import DatasetFormat, DeviceConfig, LossOn, Precision, Quantization
+from lora_trainer.contract.config import DeviceConfig, LossOn, Precision, Quantization
 from lora_trainer.contract.template_fields import Value, argument_value
 from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.tokenizer import load_encoder
@@ -120,14 +120,7 @@ def _arguments(adapter: Path) -> dict[str, Value]:
 
 
 def _trained_verbatim(adapter: Path) -> bool:
-    if not (adapter / MANIFEST).is_file():
-        return False
-    manifest = read_manifest(adapter)
-    # Earlier releases do not say it, and had headings before questions of other columns or beside a system prompt, too.
-    by_format = manifest.resolved.dataset_format in (DatasetFormat.PROMPT_COMPLETION, DatasetFormat.TEXT)
-    if manifest.verbatim is None:
-        return by_format and manifest.config.dataset.chat_template is None
-    return manifest.verbatim
+    return (adapter / MANIFEST).is_file() and read_manifest(adapter).verbatim
 
 
 def _answer(model: Any, encoder: Encoder, prompt: Sequence[int], max_new_tokens: int, device: Device) -> str:

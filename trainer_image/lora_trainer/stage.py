@@ -37,7 +37,7 @@ from lora_trainer.ranks.deadline import reported_by
 from lora_trainer.ranks.parent import end_with_parent
 from lora_trainer.ranks.reports import Report, Reporter, open_report
 from lora_trainer.recipe.inputs import fetch
-from lora_trainer.training.kept_limit import kept_quantization, with_kept_commits, with_kept_limit
+from lora_trainer.training.kept_limit import kept_quantization, with_kept_commits
 from lora_trainer.training.stopping import Stop
 
 
@@ -117,7 +117,6 @@ def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
     # On a CPU before PyTorch: a bad template and bad data show at once.
     chosen_template(config.dataset, volumes)
     folder = _folder_of_run(config, options, volumes)
-    config = with_kept_limit(config, folder)
     hub = Hub()
     samples = load_samples(with_kept_commits(config, folder, hub), volumes, hub)
     with importing_libraries():
@@ -147,7 +146,7 @@ def check_gpus(config: TrainConfig, numbers: Iterable[int]) -> None:
     for number in numbers:
         device = choose_device(config.device, config.training.precision, number)
         if config.planned is not None and config.planned.device_bytes is not None:
-            check_room(device.torch_device, device.name, config.planned.room_bytes or config.planned.peak_bytes)
+            check_room(device.torch_device, device.name, config.planned.room_bytes)
 
 
 def expected_quantization(config: TrainConfig, folder: Path | None) -> Quantization:

@@ -5,9 +5,9 @@ from typing import Any
 
 from lora_operator.decide.blocks import LONGEST_TEXT, Block, block_from
 from lora_operator.model.request import Request
-from lora_operator.model.wording import byte_size, integer_of, printable, text_of
+from lora_operator.model.wording import byte_size, printable, text_of
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
-from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS, checkpoint_claim
+from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import Summary, clip
 
@@ -83,12 +83,6 @@ def found_by(report: Summary) -> dict[str, Block]:
         "preflight": block_from(report.preflight) if report.preflight else {},
         "plan": plan_block(report.plan) if report.plan else {},
     }
-
-
-def kept_max_validation_rows(resolved: Mapping[str, Any]) -> int:
-    """How many rows a run holds out at most whose spec names no number: as many as when it began."""
-    kept = integer_of(resolved.get("maxValidationRows"))
-    return kept if kept is not None and kept >= 1 else MAX_VALIDATION_ROWS
 
 
 def kept_quantization(resolved: Mapping[str, Any]) -> Quantization | None:

@@ -10,7 +10,7 @@ from lora_operator.decide.blocks import Block, read_block
 from lora_operator.decide.ends import Retries, count_ends
 from lora_operator.decide.kueue import Place, place_of
 from lora_operator.decide.progress import follow_progress, stalled_since
-from lora_operator.decide.results import found_by, kept_max_validation_rows, kept_quantization
+from lora_operator.decide.results import found_by, kept_quantization
 from lora_operator.decide.verdict import Evidence
 from lora_operator.model import names
 from lora_operator.model.budget import Used
@@ -194,7 +194,6 @@ class Run:
             attempt=self.number,
             allow_cpu=self.config.allow_cpu,
             stall_timeout_s=self.config.stall_timeout_s,
-            max_validation_rows=kept_max_validation_rows(self.stored.resolved),
             quantization=kept_quantization(self.stored.resolved),
             gpus=self.config.gpus,
         )

@@ -84,20 +84,15 @@ class Serving:
     needs: str = ""
 
 
-NOT_JUDGED = Serving(servable=False, text="the release that made this adapter did not look", rank=0)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """`manifest.json`: what the result is, what it was made of and how, and the digest of each of its files.
 
-    `noise` is that of the trained model's loss, in nats per token, None in manifests of releases that did not measure
-    it; `verification` what a fresh process made of the adapter, None before that. `merge_failure` says why an adapter
-    is published without the merged model that was asked for. `advice` is what the training had to advise. `encoding`
-    numbers the way in which rows became tokens; releases that did not note it had the first. `verbatim` is whether the
-    first row was learned as it stands, with no chat template, None where a release did not note it. `day` is what the
-    chat template may have written into rows; None where it reads no clock, or a release did not note it.
-    `dataset_revision` and `validation_revision` are the commits of data sets on the Hub; earlier releases note none.
+    `noise` is that of the trained model's loss, in nats per token; `verification` what a fresh process made of the
+    adapter, None before that. `merge_failure` says why an adapter is published without the merged model that was asked
+    for. `advice` is what the training had to advise. `verbatim` is whether the first row was learned as it stands, with
+    no chat template. `day` is what the chat template may have written into rows, None where it reads no clock.
+    `dataset_revision` and `validation_revision` are the commits of data sets on the Hub.
     """
 
     version: str = MANIFEST_VERSION
@@ -108,14 +103,13 @@ class Manifest:
     resolved: ResolvedRun
     dataset: DatasetStats
     measured: Measured
-    noise: float | None = None
+    noise: float
     verification: Verification | None = None
-    serving: Serving = NOT_JUDGED
+    serving: Serving
     merged: MergedModel | None = None
     merge_failure: str | None = None
     advice: tuple[Advice, ...] = ()
-    encoding: int = 1
-    verbatim: bool | None = None
+    verbatim: bool
     day: date | None = None
     dataset_revision: str | None = None
     validation_revision: str | None = None

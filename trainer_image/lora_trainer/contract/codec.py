@@ -48,19 +48,6 @@ def decode(kind: type[T], document: object, path: str = "$") -> T:
     return typing.cast("T", _value(kind, document, path))
 
 
-def known(kind: Any, document: object) -> object:
-    """The document without the keys that `kind` does not have, as a later release may add them."""
-    arguments = [argument for argument in typing.get_args(kind) if argument not in (types.NoneType, ...)]
-    if isinstance(document, Mapping) and dataclasses.is_dataclass(kind):
-        fields = type_hints(typing.cast("type", kind))
-        return {key: known(fields[key], item) for key, item in document.items() if key in fields}
-    if isinstance(document, Mapping) and typing.get_origin(kind) is not None and len(arguments) == 2:
-        return {key: known(arguments[1], item) for key, item in document.items()}
-    if isinstance(document, list) and len(arguments) == 1:
-        return [known(arguments[0], item) for item in document]
-    return known(arguments[0], document) if len(arguments) == 1 else document
-
-
 @functools.cache
 def type_hints(kind: type) -> dict[str, Any]:
     """The types of a dataclass's fields by name, found once: to find them takes longer than to read a document."""

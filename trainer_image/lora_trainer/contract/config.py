@@ -181,9 +181,9 @@ class DatasetConfig:
     """Training data; `columns` maps a role (prompt, completion, ...) to the column that plays it.
 
     `split` names the training split of a Hub data set. Held-out rows come from `validation_uri` where it is set, and
-    else are `validation_fraction` of the rows; of either at most `max_validation_rows`, None for any number, as of runs
-    that began before there was a limit. `chat_template` replaces the model's own: the name of a built-in one or
-    `configmap://name/key`; `template_arguments` are its variables, see `template_fields.argument_value`.
+    else are `validation_fraction` of the rows; of either at most `max_validation_rows`, None for any number.
+    `chat_template` replaces the model's own: the name of a built-in one or `configmap://name/key`; `template_arguments`
+    are its variables, see `template_fields.argument_value`.
     """
 
     uri: str
@@ -262,8 +262,8 @@ class DeviceConfig:
     memory that it has; None where nothing tells it, as of a name that is not known. `gpu_sold_bytes` is the size that
     it is sold with, and so the most that it has, None where the first is its very memory. `gpu_price` is what one of
     them costs an hour, in whatever money the operator's settings are written in. `pod_memory_bytes` is the main memory
-    that the manifest gives each pod, None where it leaves that to the cluster. `gpu_selected` is True where
-    `scheduling.nodeSelector` asks for the GPU's nodes, else None, which earlier releases read, too.
+    that the manifest gives each pod, None where it leaves that to the cluster. `gpu_selected` is whether
+    `scheduling.nodeSelector` asks for the GPU's nodes.
     """
 
     gpus: int = 1
@@ -274,7 +274,7 @@ class DeviceConfig:
     gpu_sold_bytes: int | None = None
     gpu_price: float | None = None
     pod_memory_bytes: int | None = None
-    gpu_selected: bool | None = None
+    gpu_selected: bool = False
 
     @property
     def processes(self) -> int:
@@ -317,8 +317,7 @@ class Planned:
     """How a run was settled before its training began, for a device of `device_bytes`, None for a CPU.
 
     It counts for what the run leaves to `Auto`. With `selective_checkpointing` MLPs alone are recomputed. `peak_bytes`
-    is the estimate, of the GPU or of the process on a CPU; `room_bytes` what of it must be free at the start, None
-    where an earlier release settled it.
+    is the estimate, of the GPU or of the process on a CPU; `room_bytes` what of it must be free at the start.
     """
 
     device: str
@@ -326,8 +325,8 @@ class Planned:
     activation_checkpointing: bool
     micro_batch_tokens: int
     peak_bytes: int
+    room_bytes: int
     selective_checkpointing: bool = False
-    room_bytes: int | None = None
 
     @property
     def manner(self) -> ActivationCheckpointing:

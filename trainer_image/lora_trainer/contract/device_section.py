@@ -97,7 +97,7 @@ def read_device(
         gpu_sold_bytes=found.gpu.sold_bytes if found else None,
         gpu_price=found.price if found else None,
         pod_memory_bytes=given["memory"],
-        gpu_selected=True if selected and gpus else None,
+        gpu_selected=bool(selected and gpus),
     )
 
 

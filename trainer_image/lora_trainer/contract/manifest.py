@@ -86,9 +86,8 @@ class ManifestError(ValueError):
 class RunOptions:
     """What the manifest does not say: who runs it. `strict` refuses unknown fields, as kubectl does.
 
-    `max_validation_rows` counts for a manifest without that field: the run keeps what it began with. `quantization` is
-    what `Auto` has become, None before that. `gpus` are those whose memory or price the cluster's settings tell.
-    `gpu_resource` and `checkpoint_claim` are the cluster's defaults for a manifest that names none.
+    `quantization` is what `Auto` has become, None before that. `gpus` are those whose memory or price the cluster's
+    settings tell. `gpu_resource` and `checkpoint_claim` are the cluster's defaults for a manifest that names none.
     """
 
     uid: str
@@ -96,7 +95,6 @@ class RunOptions:
     allow_cpu: bool = False
     strict: bool = False
     stall_timeout_s: int = 1800
-    max_validation_rows: int | None = MAX_VALIDATION_ROWS
     quantization: Quantization | None = None
     gpus: tuple[GpuSetting, ...] = ()
     gpu_resource: str = GPU_RESOURCE
@@ -234,7 +232,7 @@ def _dataset(section: Reader, options: RunOptions) -> DatasetConfig:
             rule = "must not be set together with validationFraction: remove one of the two"
             section.complain("validationUri", validation, rule)
     # A set that somebody chose is evaluated whole, unless they say otherwise.
-    most = options.max_validation_rows if validation is None else None
+    most = MAX_VALIDATION_ROWS if validation is None else None
     split = section.text("split", longest=64) or "train"
     if not _SPLIT.fullmatch(split):
         section.complain("split", split, "must be the name of a split: letters, digits, '_', '-' and '.'")

@@ -54,8 +54,7 @@ class Progress:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Progress":
-        """Read the text of `to_json`, of a later release too. Raises `codec.CodecError`, also for text that is too
-        long or no JSON."""
+        """Read the text of `to_json`. Raises `codec.CodecError`, also for text that is too long or no JSON."""
         if len(text) > MAX_BYTES:
             raise codec.CodecError(f"$ has {len(text)} bytes: must have at most {MAX_BYTES}")
         try:
@@ -64,4 +63,4 @@ class Progress:
             raise codec.CodecError(f"$ is not JSON: {error}") from error
         if isinstance(document, dict) and "phase" not in document:
             raise codec.CodecError("$ has no phase: every trainer says its phase")
-        return codec.decode(cls, codec.known(cls, document))
+        return codec.decode(cls, document)

@@ -25,9 +25,8 @@ class ResolvedRun:
     process holds a part of the base model, which is divided over `sharded_over` of them; None where it is whole.
     `model_class` is the class of Transformers that the base is loaded with.
     With `selective_checkpointing` activations of MLPs alone were recomputed. A micro-batch began with at most
-    `micro_batch_tokens`, None is what a trainer says that names none.
-    `kernels` are the fast paths that were taken, None is what a trainer says that names none; `kernels_left_out` has a
-    sentence for each that was not, and after `kernels_changed_step` one was left out that had been taken before.
+    `micro_batch_tokens`. `kernels` are the fast paths that were taken; `kernels_left_out` has a sentence for each that
+    was not, and after `kernels_changed_step` one was left out that had been taken before.
     """
 
     device: str
@@ -50,11 +49,11 @@ class ResolvedRun:
     sharded: bool = False
     sharded_over: int | None = None
     model_class: str = CAUSAL_CLASS
-    kernels: tuple[str, ...] | None = None
+    kernels: tuple[str, ...] = ()
     kernels_left_out: tuple[str, ...] = ()
     kernels_changed_step: int | None = None
     selective_checkpointing: bool = False
-    micro_batch_tokens: int | None = None
+    micro_batch_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +211,7 @@ class Summary:
 
     @classmethod
     def from_message(cls, text: str) -> "Summary":
-        """Read the text of `to_message`, of a later release too. Raises `codec.CodecError`, also for a log's tail."""
+        """Read the text of `to_message`. Raises `codec.CodecError`, also for a log's tail."""
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -220,7 +219,7 @@ class Summary:
         version = document.get("version") if isinstance(document, dict) else None
         if version != VERSION:
             raise codec.CodecError(f"$.version is {version!r}: must be {VERSION}")
-        return codec.decode(cls, codec.known(cls, document))
+        return codec.decode(cls, document)
 
 
 def clip(text: str, limit: int) -> str:

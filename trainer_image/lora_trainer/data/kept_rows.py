@@ -195,7 +195,7 @@ def _read(kept: Path, key: str, folder: Path, names: tuple[str, ...]) -> None:
     with _opened(kept / MANIFEST) as stream:
         manifest = codec.decode(_Manifest, json.load(stream))
     if (manifest.version, manifest.key) != (VERSION, key):
-        raise ValueError("they are of another release or of other data")
+        raise ValueError("they are of other data, or in another form")
     wanted = {entry.path: entry for entry in manifest.files}
     for name in names:
         found = _copy(name, kept / _flat(name), folder / name)

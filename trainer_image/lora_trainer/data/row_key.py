@@ -10,10 +10,7 @@ import numpy as np
 from lora_trainer.contract import codec
 from lora_trainer.contract.summary import DatasetStats
 from lora_trainer.data.survey import Mask, Samples
-from lora_trainer.data.tokens import ENCODING, Encoder
-
-FORM = 2
-"""Raised where a release stores tokens in another form. 1: examples without the rows that they are of."""
+from lora_trainer.data.tokens import Encoder
 
 _LIBRARIES = ("transformers", "tokenizers", "jinja2")
 
@@ -25,7 +22,7 @@ def row_key(samples: Samples, encoder: Encoder, model_revision: str) -> str:
     were chosen.
     """
     document = {
-        "form": [FORM, ENCODING, sorted(field.name for field in dataclasses.fields(DatasetStats))],
+        "counted": sorted(field.name for field in dataclasses.fields(DatasetStats)),
         "data": [samples.fingerprint, [[name for name, _ in part.files] for part in samples.parts]],
         "layout": codec.encode(samples.layout),
         "chosen": [[_digest(part.training), _digest(part.held_out)] for part in samples.parts],

@@ -22,16 +22,6 @@ from lora_trainer.data.formats import Sample
 IGNORED = -100
 """Label of a position whose token is not learned (the `ignore_index` of PyTorch's cross-entropy)."""
 
-ENCODING = 4
-"""Raised where a release makes other tokens, or learns others, of the same rows.
-
-1: of a conversation that its template rewrites, the last answer alone was learned.
-2: thoughts in a field `reasoning` were dropped, tools had OpenAI's envelope only where their rows have it, and a text
-that brings its first token got a second one.
-3: an answer went on to the last of several end-of-turn tokens behind it; with a template's marks, thoughts that later
-turns take away were learned nowhere; what a template leaves out of a conversation was lost without a word. Rows of
-`dataset.validationUri` were trained on where `dataset.uri` has them, too.
-"""
 
 TOKENIZED_AT_ONCE = 2**20
 """Characters, but for a longer text: a fast tokenizer takes about 160 bytes for each while it works on it."""

@@ -151,7 +151,7 @@ def run_training(
             interim=interim_of(config, data),
             stop=workshop.stop,
         )
-        before = (saved.before(ours) if saved and goes_on else None) or evaluation(trained=False)
+        before = saved.record.before if saved and goes_on else evaluation(trained=False)
         reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)
         if not goes_on:
             curves.evaluated(0, loss=before.loss, standard_error=before.standard_error)

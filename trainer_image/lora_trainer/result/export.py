@@ -14,7 +14,6 @@ from lora_trainer.contract.fit.limits import CONTEXT_BYTES
 from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
-from lora_trainer.data.tokens import ENCODING
 from lora_trainer.errors import storage_error
 from lora_trainer.model.convert import save_adapter
 from lora_trainer.model.device import Device
@@ -122,7 +121,6 @@ def write_manifest(
         noise=noise,
         advice=advice,
         serving=adapter_serving(folder),
-        encoding=ENCODING,
         verbatim=verbatim,
         day=day,
         dataset_revision=dataset_revision,

@@ -105,8 +105,8 @@ def _evaluated(record: RunRecord, adapted: Adapted, device: Device, rows: Evalua
         )
     if tuple(rows.examples.targets.tolist()) != tuple(record.before.tokens):
         raise CheckpointError(
-            "the checkpoint is of a release that encodes rows otherwise, so that its first loss cannot be compared "
-            "with one of today: use the trainer image that wrote it",
+            "rows have other tokens here than when the checkpoint was saved, so its first loss cannot be compared: use "
+            "the trainer image that wrote it",
             Reason.RESUME_MISMATCH,
         )
     model, head, examples = adapted.model, adapted.head, rows.examples

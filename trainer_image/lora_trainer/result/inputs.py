@@ -1,9 +1,6 @@
 """What a run read, read afresh: its base model and the rows that it evaluates on."""
 
-import contextlib
 import hashlib
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import PurePosixPath
@@ -18,14 +15,12 @@ from lora_trainer.data.dataset_files import at_commits
 from lora_trainer.data.store import Examples
 from lora_trainer.data.survey import Samples, load_samples
 from lora_trainer.data.tokenizer import load_encoder
-from lora_trainer.data.tokens import ENCODING, Encoder
-from lora_trainer.errors import DatasetError, VerificationError
+from lora_trainer.data.tokens import Encoder
+from lora_trainer.errors import VerificationError
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.serving import TEMPLATE
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +41,8 @@ def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub) -> tuple[Base,
             "restore the model that was used"
         )
     _check_template(manifest, volumes)
-    with encoding_named(manifest):
-        read = at_commits(config, manifest.dataset_revision, manifest.validation_revision, hub)
-        rows = evaluation_rows(read, volumes, hub, base, manifest.day)
+    read = at_commits(config, manifest.dataset_revision, manifest.validation_revision, hub)
+    rows = evaluation_rows(read, volumes, hub, base, manifest.day)
     fingerprint = rows.samples.fingerprint
     if fingerprint != manifest.resolved.dataset_fingerprint:
         raise VerificationError(
@@ -64,8 +58,7 @@ def _check_template(manifest: Manifest, volumes: Volumes) -> None:
     chosen = chosen_template(config, volumes)
     text = chosen.text if template_config_map(config.chat_template) else None
     used = [entry.sha256 for entry in manifest.files if PurePosixPath(entry.path).name == TEMPLATE]
-    # Earlier releases wrote it without the run's variables.
-    if text is not None and not any(_digest(written) in used for written in (chosen.served(text), text)):
+    if text is not None and _digest(chosen.served(text)) not in used:
         raise VerificationError(
             f"dataset.chatTemplate is {config.chat_template}: the template has changed since the run: restore the one "
             f"that was used, {TEMPLATE} of the result"
@@ -76,23 +69,6 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@contextlib.contextmanager
-def encoding_named(manifest: Manifest) -> Iterator[None]:
-    """Have a failed verification say where this release makes other tokens of the same rows than the result's own, or
-    refuses what that one trained on."""
-    try:
-        yield
-    except (DatasetError, VerificationError) as error:
-        if manifest.encoding == ENCODING:
-            raise
-        release = manifest.versions.get("lora-finetune-operator", "that made it")
-        raise VerificationError(
-            f"{error}; the result is of a release that makes other tokens of the same rows (encoding "
-            f"{manifest.encoding}, here {ENCODING}), so that its loss cannot be reproduced here: verify it with the "
-            f"trainer image of release {release}"
-        ) from error
-
-
 def evaluation_rows(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base, day: date | None = None) -> Evaluated:
     """The rows that a run with this configuration evaluates on, read afresh; its chat template is given the `day`."""
     samples = load_samples(config, volumes, hub)
@@ -101,13 +77,6 @@ def evaluation_rows(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base,
 
 
 def encoder_of(config: TrainConfig, volumes: Volumes, base: Base, day: date | None) -> Encoder:
-    """What made tokens of the rows of a run with this configuration on this `day`, today where nothing notes it."""
+    """What made tokens of the rows of a run with this configuration on this `day`."""
     chosen = chosen_template(config.dataset, volumes, day)
-    encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length, chosen)
-    if day is None and encoder.day is not None:
-        log.warning(
-            "the chat template may write the date, which the release that trained did not note: rows have %s now, so "
-            "that the loss may be another one",
-            encoder.day,
-        )
-    return encoder
+    return load_encoder(base, config.training.loss_on, config.training.max_sequence_length, chosen)

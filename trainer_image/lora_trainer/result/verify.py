@@ -25,7 +25,7 @@ from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.ranks.group import join, local_rank
 from lora_trainer.result.adapter_config import check_config
-from lora_trainer.result.inputs import base_and_rows, encoding_named
+from lora_trainer.result.inputs import base_and_rows
 from lora_trainer.result.merged import Bench, bench_for, merged_model
 from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.evaluate import evaluate
@@ -46,24 +46,22 @@ def verify(folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False) 
     device = (choose_anywhere if anywhere else choose_device)(config.device, config.training.precision, local_rank())
     base, examples = base_and_rows(manifest, volumes, hub)
     if manifest.format is Form.MERGED:
-        with encoding_named(manifest):
-            return _verify_merged(folder, manifest, base, bench_for(base, examples, device))
+        return _verify_merged(folder, manifest, base, bench_for(base, examples, device))
     with join(device.torch_device, config.stall_timeout_s) as group:
         device = same_type(device, group)
         claim = _Claim(folder=folder, manifest=manifest, base=base, examples=examples, device=device)
         found = _found(claim, group)
     check_config(base, folder)
-    with encoding_named(manifest):
-        return judge(found.loss, manifest.measured.eval_loss_after, found.tolerance, "adapter", noise=found.noise)
+    return judge(found.loss, manifest.measured.eval_loss_after, found.tolerance, "adapter", noise=found.noise)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """The loss of the base model with the adapter, the noise by which it is judged (None where the release that trained
-    measured none), and how far the loss may be from what is claimed."""
+    """The loss of the base model with the adapter, the noise by which it is judged, and how far the loss may be from
+    what is claimed."""
 
     loss: float
-    noise: float | None
+    noise: float
     tolerance: float
 
 
@@ -163,7 +161,7 @@ def _measured(claim: _Claim, way: _Way, done: Callable[[int], None]) -> _Found:
     noise, tolerance = manifest.noise, _tolerance(manifest, manifest.noise, device, tokens)
     # The first draw is the training's. Others take their time on a CPU, and change nothing where that one is enough.
     for draw in range(1, DRAWS):
-        if noise is None or abs(found.loss - manifest.measured.eval_loss_after) <= tolerance:
+        if abs(found.loss - manifest.measured.eval_loss_after) <= tolerance:
             break
         ours = measure_noise(model, head, examples, device, done, first=found, budget=budget, ranks=ranks, draw=draw)
         noise = max(noise, ours)
@@ -171,7 +169,7 @@ def _measured(claim: _Claim, way: _Way, done: Callable[[int], None]) -> _Found:
     return _Found(loss=found.loss, noise=noise, tolerance=tolerance)
 
 
-def _tolerance(manifest: Manifest, noise: float | None, here: Device, tokens: int) -> float:
+def _tolerance(manifest: Manifest, noise: float, here: Device, tokens: int) -> float:
     measured, run = manifest.measured, manifest.resolved
     elsewhere = (here.name, here.dtype_name) != (run.device, run.compute_dtype)
     return tolerance_of(

@@ -200,11 +200,11 @@ def evaluation_budget(
     frequencies: Frequencies,
     device: torch.device,
     *,
-    trained: int | None,
+    trained: int,
     packed: bool = False,
 ) -> Budget:
     """That of an evaluation: no more than a micro-batch of the training where the user limited it to save memory, and
-    on a GPU not where the plan did so either, which has `trained` tokens; None is what earlier releases say of it."""
+    on a GPU not where the plan did so either, which has `trained` tokens."""
     budget = Budget.of(micro_batch_size, longest, packed=packed)
-    most = TOKEN_BUDGET if trained is None or device.type == "cpu" else min(TOKEN_BUDGET, trained)
+    most = TOKEN_BUDGET if device.type == "cpu" else min(TOKEN_BUDGET, trained)
     return replace(budget, tokens=min(most, budget.tokens), frequencies=frequencies)

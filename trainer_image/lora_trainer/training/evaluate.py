@@ -30,7 +30,7 @@ the slowest, and a batch of a large model takes seconds, of a grace period of tw
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """Summed loss in nats and number of learned tokens of each sample. `rows` numbers the rows that they are of;
-    without it, as in checkpoints of earlier releases, each is a row of its own."""
+    without it each is a row of its own."""
 
     sums: tuple[float, ...]
     tokens: tuple[int, ...]

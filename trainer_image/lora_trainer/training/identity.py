@@ -8,18 +8,12 @@ from typing import Any
 
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.template_fields import BUILT_IN
-from lora_trainer.data.tokens import ENCODING
 
 MODEL = "model (revision)"
 DATA = "dataset (content)"
-_ROWS = "dataset (encoding)"
 _TEMPLATE = "dataset.chatTemplate (content)"
-_CHOSEN = "dataset.chatTemplate"
 _DAY = "dataset.chatTemplate (date)"
 _LIMIT = "dataset.maxValidationRows"
-_AS_BEFORE = {_ROWS: "1", _TEMPLATE: "null", _DAY: "null"}
-"""What the fields meant that checkpoints of earlier releases lack."""
 
 _NOT_DECIDING = (
     "dataset.uri",
@@ -61,7 +55,7 @@ def identity(
     template may write into rows. `capped` says whether the limit of held-out rows decides anything: fewer rows are held
     out than without it."""
     document = codec.encode(config)
-    fields = {MODEL: json.dumps(model_revision), DATA: json.dumps(data_fingerprint), _ROWS: json.dumps(ENCODING)}
+    fields = {MODEL: json.dumps(model_revision), DATA: json.dumps(data_fingerprint)}
     fields[_TEMPLATE] = json.dumps(template_digest)
     fields[_DAY] = json.dumps(None if day is None else day.isoformat())
     for section in ("dataset", "lora", "training"):
@@ -80,25 +74,13 @@ def _camel(name: str) -> str:
 
 
 def difference(saved: Identity, ours: Identity) -> str | None:
-    """The first field in which two identities differ, with both values, as the part of a sentence; None where none.
-
-    That another release encodes the rows otherwise, or writes a built-in template otherwise, is none: it would end
-    every run that is on its way. So would the date, which earlier releases did not note.
-    """
-    names = {*saved, *ours} - {_ROWS, _DAY}
-    if json.loads(ours.get(_CHOSEN, "null")) in BUILT_IN:
-        names -= {_TEMPLATE}
-    return _first(saved, ours, sorted(names, key=lambda name: (name not in (MODEL, DATA), name)))
-
-
-def encoded_alike(saved: Identity, ours: Identity) -> bool:
-    """Whether equal rows give equal tokens in both."""
-    return all(_value(saved, name) == _value(ours, name) for name in (_ROWS, _DAY))
+    """The first field in which two identities differ, with both values, as the part of a sentence; None where none."""
+    return _first(saved, ours, sorted({*saved, *ours}, key=lambda name: (name not in (MODEL, DATA), name)))
 
 
 def day_of(saved: Identity) -> date | None:
     """The day that the chat template may write into rows, as `identity` had it."""
-    day = json.loads(_value(saved, _DAY))
+    day = json.loads(saved[_DAY])
     return None if day is None else date.fromisoformat(day)
 
 
@@ -123,4 +105,4 @@ def _first(saved: Identity, ours: Identity, names: list[str]) -> str | None:
 
 
 def _value(fields: Identity, name: str) -> str:
-    return fields.get(name, _AS_BEFORE.get(name, "absent"))
+    return fields.get(name, "absent")

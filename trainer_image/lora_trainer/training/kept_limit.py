@@ -1,59 +1,34 @@
-"""What a run keeps that is on its way, over an upgrade, on another device and while branches move: how many rows it
-holds out at most, how the base is quantized, and the commits that it reads.
+"""What a run keeps that is on its way, on another device and while branches move: how the base is quantized, and the
+commits that it reads.
 
 Without PyTorch: rows are chosen before it is imported.
 """
 
 import dataclasses
 import json
-import logging
 from pathlib import Path
 
 from lora_trainer.contract.config import Quantization, TrainConfig
-from lora_trainer.contract.manifest import MAX_VALIDATION_ROWS
 from lora_trainer.contract.uri import at_commit
 from lora_trainer.data.dataset_files import at_commits
 from lora_trainer.places.hub import Hub
 from lora_trainer.training.checkpoint import RUN_FILE, checkpoint_folders
 
-log = logging.getLogger(__name__)
-_UNNAMED = (None, MAX_VALIDATION_ROWS)
-"""What releases put into a configuration whose manifest names no number."""
-
-
-def with_kept_limit(config: TrainConfig, workspace: Path | None) -> TrainConfig:
-    """The configuration with the `max_validation_rows` of the run's checkpoints in its folder, where there are any.
-
-    A number that somebody named, then or now, stays: if it decides anything, it is compared as all other fields are.
-    """
-    dataset = config.dataset
-    for folder in checkpoint_folders(workspace) if workspace is not None else ():
-        try:
-            began = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["config"]["dataset"]
-            kept = began.get("max_validation_rows")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # damaged: whoever goes on from it says so
-        if kept == dataset.max_validation_rows or {kept, dataset.max_validation_rows} != set(_UNNAMED):
-            return config
-        log.info("held-out rows: at most %s, as when the run began", "any number" if kept is None else kept)
-        return dataclasses.replace(config, dataset=dataclasses.replace(dataset, max_validation_rows=kept))
-    return config
-
 
 def with_kept_commits(config: TrainConfig, workspace: Path | None, hub: Hub) -> TrainConfig:
     """The configuration to read model and data by: addresses of the Hub at the commits of the run's checkpoints in its
-    folder, where there are any. Earlier releases noted that of the model alone. Raises as `at_commits`."""
+    folder, where there are any. Raises as `at_commits`."""
     for folder in checkpoint_folders(workspace) if workspace is not None else ():
         try:
             record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
             model, data = record["config"]["model"], record["config"]["dataset"]
             # Without a cluster a run can go on with another address of the same content.
             base = record["base_revision"] if model["uri"] == config.model.uri else None
-            rows = record.get("dataset_revision") if data["uri"] == config.dataset.uri else None
+            rows = record["dataset_revision"] if data["uri"] == config.dataset.uri else None
             same = data.get("validation_uri") == config.dataset.validation_uri
-            held_out = record.get("validation_revision") if same else None
+            held_out = record["validation_revision"] if same else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # as above
+            continue  # damaged: whoever goes on from it says so
         pinned = dataclasses.replace(config.model, uri=at_commit(config.model.uri, base))
         return at_commits(dataclasses.replace(config, model=pinned), rows, held_out, hub)
     return config

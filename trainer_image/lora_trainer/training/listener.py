@@ -34,7 +34,7 @@ class Step:
 class Trained:
     """What the loop did, all attempts together; `loss` is the mean over the learned tokens of the last tenth of the
     steps. With `best_step` the model has the weights of the best evaluation, after that step. `fill` is the mean of all
-    steps, None where a run began with an earlier release and has taken none since. `marks` are evaluations on the way,
+    steps, None of none. `marks` are evaluations on the way,
     `unsteady_steps` those after which the loss stood high, or which were left out."""
 
     steps: int

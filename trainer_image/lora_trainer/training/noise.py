@@ -90,7 +90,7 @@ def noise_of(first: Evaluation, again: Evaluation) -> float:
 
 
 def tolerance_of(
-    noise: float | None,
+    noise: float,
     improvement: float,
     types: Iterable[str],
     *,
@@ -100,14 +100,11 @@ def tolerance_of(
     """How far a loss may be from what it has to be, in nats per token.
 
     `improvement` is by how much the loss fell, `tokens` how many learned ones it is a mean of. `types` are the compute
-    types of both, of which the coarsest counts. Without `noise` the type alone decides. `unmeasured` says that the
-    other loss comes from another kind of device, or from base weights that were rounded otherwise, of which the noise
-    says nothing.
+    types of both, of which the coarsest counts. `unmeasured` says that the other loss comes from another kind of
+    device, or from base weights that were rounded otherwise, of which the noise says nothing.
     """
     known = [name for name in types if name in TOLERANCES]
     plain = max(TOLERANCES[name] for name in known)
-    if noise is None:
-        return plain
     least = max(FLOORS[name] for name in known) * math.sqrt(max(1.0, ENOUGH_TOKENS / max(1, tokens)))
     floor = plain if unmeasured else min(least, plain)
     return min(max(FACTOR * noise, floor), max(MOST_OF_THE_IMPROVEMENT * improvement, plain))

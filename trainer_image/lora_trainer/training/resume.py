@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.contract.config import Quantization, TrainConfig, TrainingConfig
-from lora_trainer.contract.fit.limits import TOKEN_BUDGET
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import ResolvedRun
@@ -16,12 +15,11 @@ from lora_trainer.contract.uri import at_commit
 from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.errors import CheckpointError
 from lora_trainer.model.convert import Start
-from lora_trainer.model.fast_paths import FUSED_ADAPTER, Chosen
+from lora_trainer.model.fast_paths import Chosen
 from lora_trainer.places.run_folders import folders_of_name
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.training.checkpoint import Checkpoint, Checkpoints, newest_in
-from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.identity import Identity, day_of, difference, encoded_alike, same_course, weights_difference
+from lora_trainer.training.identity import Identity, day_of, difference, same_course, weights_difference
 from lora_trainer.training.schedule import total_steps
 from lora_trainer.training.state import (
     RunRecord,
@@ -77,17 +75,6 @@ class Saved:
             )
         return goes_on
 
-    def before(self, ours: Identity) -> Evaluation | None:
-        """The evaluation of the base model; None where this release encodes the evaluated rows otherwise."""
-        if encoded_alike(self.record.identity, ours):
-            return self.record.before
-        log.warning(
-            "the checkpoint is of a release that encodes rows otherwise, or did not note the date that the chat "
-            "template may write: the run continues with the rows as they are encoded now, and the base model is "
-            "evaluated on them again"
-        )
-        return None
-
     def log_start(self, *, goes_on: bool) -> None:
         """Log where the training begins."""
         step, name = self.checkpoint.step, self.record.config.run.name
@@ -126,18 +113,16 @@ class Saved:
     @property
     def day(self) -> date | None:
         """The day that its rows may have from the chat template: also those of a run that goes on from it, to be the
-        same rows. None of a template that reads no clock, and of an earlier release."""
+        same rows. None of a template that reads no clock."""
         return day_of(self.record.identity)
 
     @property
     def kernels(self) -> Chosen:
-        """The fast paths that it was trained on. Earlier releases name none, and had one for fp32 alone."""
+        """The fast paths that it was trained on."""
         resolved = self.record.resolved
-        taken = resolved.kernels
-        if taken is None:
-            plain = resolved.compute_dtype == "fp32" and self.quantization is Quantization.NONE
-            taken = (FUSED_ADAPTER.name,) if plain else ()
-        return Chosen(taken=taken, left_out=resolved.kernels_left_out, changed_step=resolved.kernels_changed_step)
+        return Chosen(
+            taken=resolved.kernels, left_out=resolved.kernels_left_out, changed_step=resolved.kernels_changed_step
+        )
 
     @property
     def attention(self) -> tuple[str, ...]:
@@ -146,10 +131,9 @@ class Saved:
 
     @property
     def budget_tokens(self) -> int | None:
-        """Most tokens of a micro-batch as it began, None where `microBatchSize` says so. Earlier releases name none."""
-        if self.record.config.training.micro_batch_size is not None:
-            return None
-        return self.record.resolved.micro_batch_tokens or TOKEN_BUDGET
+        """Most tokens of a micro-batch as it began, None where `microBatchSize` says so."""
+        chosen = self.record.config.training.micro_batch_size is not None
+        return None if chosen else self.record.resolved.micro_batch_tokens
 
     def pinned(self, uri: str) -> str:
         """The model's address at the commit that the run began with, whatever its branch points to by now."""

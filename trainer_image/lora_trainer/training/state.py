@@ -35,7 +35,7 @@ _ADAPTER, _BEST, _STARTS = "adapter.safetensors", "best.safetensors", "starts.sa
 _OPTIMIZER = "optimizer.pt"
 _STATE = "state.json"
 LEARNED_ROWS = "learned_rows.bin"
-"""A sketch of the training rows of the run and of those that it goes on from; earlier releases write none."""
+"""A sketch of the training rows of the run and of those that it goes on from."""
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -75,7 +75,7 @@ class Course:
     """Where a training stands after `step` optimizer steps. `seconds` counts all attempts; `losses` are those of
     the last steps; `budget_tokens` is what a micro-batch may hold, where memory did not suffice for the plan. `marks`
     are the evaluations that the last one is compared with, `filled` the tokens of micro-batches that had room for
-    `room`; checkpoints of earlier releases have none of these."""
+    `room`."""
 
     step: int = 0
     tokens: int = 0
@@ -101,7 +101,7 @@ class Course:
 class RunRecord:
     """What a checkpoint says of its run: enough to make the adapter of it. `before` is the evaluation of the base
     model, `identity` as of `lora_trainer.training.identity`. `dataset_revision` and `validation_revision` are the
-    commits of data sets on the Hub; earlier releases note none."""
+    commits of data sets on the Hub."""
 
     identity: Mapping[str, str]
     config: TrainConfig

@@ -83,7 +83,7 @@ def _loss(mark: Mark) -> float:
 
 
 def _change(mark: Mark | None, end: Evaluation) -> Change | None:
-    """None where there is no such evaluation, or of other rows than the last one, as another release may encode."""
+    """None where there is no such evaluation, or of other rows than the last one."""
     if mark is None:
         return None
     last = end.every(mark.every)

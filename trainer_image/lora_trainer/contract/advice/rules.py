@@ -84,8 +84,7 @@ def of_estimate(config: TrainConfig, estimate: Estimate) -> tuple[Advice, ...]:
 
 
 def spoken(advice: Iterable[Advice]) -> tuple[Spoken, ...]:
-    """Advice in words, warnings first, each code once, the last one of it. What a later release says that this one has
-    no words for is left out."""
+    """Advice in words, warnings first, each code once, the last one of it. What there are no words for is left out."""
     found = {one.code: one for one in map(_spoken, advice) if one is not None}
     return tuple(sorted(found.values(), key=_place))
 
