@@ -12,7 +12,7 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from tests.trainer import tiny, variants
 from tests.trainer.conftest import make_config
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.config import (
@@ -24,7 +24,7 @@ from lora_trainer.contract.config import (
     Variant,
 )
 from lora_trainer.errors import ConfigError
-from lora_trainer.model.adapter import adapted_names, plan_adapter
+from lora_trainer.model.adapter import adapted_names, check_on, plan_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.loading import Loaded, adapt, load_model, skeleton
@@ -235,6 +235,55 @@ def test_names_that_peft_takes_for_experts_are_passed_over_or_refused(tmp_path: 
     adapted = adapt(load_model(base, Quantization.NONE, cpu), LoraConfig(rank=4), base, cpu, 0)
     assert adapted.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
     assert adapted.left_alone.passed_over == "gate_proj, up_proj, down_proj"
+
+
+_COUNTED = {
+    "gemma3n_text": {
+        "vocab_size_per_layer_input": 64,
+        "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 4,
+        "layer_types": ["full_attention"] * 4,
+        "activation_sparsity_pattern": [0.0] * 4,
+    },
+    "zamba2": {
+        "layers_block_type": ["mamba", "hybrid"] * 2,
+        "num_mem_blocks": 1,
+        "mamba_headdim": 8,
+        "n_mamba_heads": 8,
+        "use_long_context": False,
+    },
+}
+"""Kinds with lists of linear modules beside the list of layers."""
+
+
+def _counted(kind: str) -> Any:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    options = {**sizes, **_COUNTED[kind], "num_hidden_layers": 4, "vocab_size": 64, "head_dim": 8, "pad_token_id": 0}
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options))
+
+
+@pytest.mark.parametrize("kind", list(_COUNTED))
+def test_modules_of_a_list_are_not_named_like_layers(kind: str) -> None:
+    """PEFT would take `0` for the first layer, too."""
+    model = _counted(kind)
+    linear = linear_modules(model, model.get_output_embeddings())
+    plan = plan_adapter(LORA, model, linear, Quantization.NONE)
+    assert set(plan.modules) == set(linear)
+    check_on(model, plan)
+
+
+def test_a_refusal_of_peft_is_a_sentence_without_the_module_that_it_prints() -> None:
+    """Which would be the whole layer, cut somewhere."""
+    model = _counted("zamba2")
+    plan = plan_adapter(LORA, model, linear_modules(model, model.get_output_embeddings()), Quantization.NONE)
+    with pytest.raises(ConfigError) as caught:
+        check_on(model, dataclasses.replace(plan, settings={**plan.settings, "target_modules": ["0"]}))
+    assert str(caught.value) == (
+        "lora: PEFT refuses this adapter for the model (ValueError: Target module Zamba2MambaDecoderLayer is not "
+        "supported); name the modules to adapt in lora.targetModules, or those to leave alone in lora.excludeModules"
+    )
 
 
 @pytest.mark.parametrize(

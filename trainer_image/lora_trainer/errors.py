@@ -78,6 +78,8 @@ _QUERY = re.compile(r"\?[\w.%-]+=[^\s'\")>]*")
 _PASSWORD = re.compile(r"://(?:[^\s/\"'\\]*|[^\s/:@\[\"'\\]+:(?![0-9]{1,5}(?:[/?\s]|$))[^\s\"'\\]{1,128})@")
 """Also a password with `@` or `/` in it, which should have been encoded."""
 _HEADER = re.compile(r"(?i)\b(bearer|basic)\s+(?=[^\s'\",]*[0-9])[^\s'\",]{8,}")
+_MODULE_DUMP = re.compile(r"\(\n(?: .*\n)*\)")
+"""What PyTorch prints of a module that holds others, behind its name."""
 _NCCL = re.compile(r"^NCCL |NCCL (Async|Last) Error")
 """How the NCCL backend begins that PyTorch has beside ProcessGroupNCCL; it raises errors of no type of its own."""
 NOT_CONNECTED = "no connections between all processes"
@@ -266,11 +268,11 @@ def discreet(text: str) -> str:
 
 
 def one_sentence(error: BaseException) -> str:
-    """An unexpected exception as one line: its type and its text, never a stack trace.
+    """An unexpected exception as one line: its type and its text, never a stack trace nor all that a module holds.
 
     It is `discreet`.
     """
-    text = discreet(" ".join(str(error).split()))
+    text = discreet(" ".join(_MODULE_DUMP.sub("", str(error)).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

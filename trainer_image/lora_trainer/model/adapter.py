@@ -17,7 +17,7 @@ from lora_trainer.contract.config import Init, LoraConfig, Quantization, Scaling
 from lora_trainer.contract.fit.names import by_ending, kinds, matches, no_matrix, not_loose, of_no_adapter, short_names
 from lora_trainer.errors import ConfigError, one_sentence
 from lora_trainer.model.experts import left_alone, reserved_names
-from lora_trainer.model.linear import language_model, other_products
+from lora_trainer.model.linear import language_model
 from lora_trainer.model.targets import choose_targets, inside, rank_and_scale
 
 _INITS: Mapping[Init, bool | str] = {
@@ -70,8 +70,8 @@ def plan_adapter(
             "name other layers or modules"
         )
     adapted = (*modules, *parameters)
-    within = [name for name in other_products(model, linear) if inside(name, part)]
-    names = _names_left(short_names(wanted, [*linear, *within]), modules)
+    # A list of linear modules and the list of layers both count their modules: PEFT would take a layer for one of them.
+    names = _names_left(short_names(wanted, [name for name, _ in model.named_modules() if inside(name, part)]), modules)
     _check_start(config, model, linear, modules)
     settings: dict[str, Any] = {
         "task_type": "CAUSAL_LM",
@@ -123,8 +123,11 @@ def check_on(model: Any, plan: Plan) -> None:
     """Try the plan on a model without weights: what PEFT adapts must be what was planned. Raises `ConfigError`."""
     try:
         found = adapted_names(put_on(model, plan, empty=True))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"lora: PEFT refuses this adapter for the model ({one_sentence(error)[:300]})") from error
+    except Exception as error:  # what PEFT raises on a configuration is not bounded
+        raise ConfigError(
+            f"lora: PEFT refuses this adapter for the model ({one_sentence(error).partition('. ')[0][:300]}); name the "
+            "modules to adapt in lora.targetModules, or those to leave alone in lora.excludeModules"
+        ) from error
     wanted = {*plan.modules, *plan.parameters, *plan.saved}
     if found != wanted:
         # PEFT reads names that old files of a mixture had for its experts as these, whatever bears the name today.

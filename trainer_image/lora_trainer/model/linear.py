@@ -1,6 +1,5 @@
 """The linear modules of a model in memory, by name: what gets an adapter, and what only looks like it."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,11 +30,6 @@ def linear_modules(model: Any, head: nn.Module | None) -> dict[str, tuple[int, i
         for name, (module, size) in _products(model).items()
         if module is not head and inside(name, part) and _gives_product(module, size[0])
     }
-
-
-def other_products(model: nn.Module, linear: Iterable[str]) -> tuple[str, ...]:
-    """Names of what PEFT would take for linear modules, too: of a vision tower, routers, the output embeddings."""
-    return tuple(sorted(set(_products(model)) - set(linear)))
 
 
 def _products(model: nn.Module) -> dict[str, tuple[nn.Module, tuple[int, int]]]:

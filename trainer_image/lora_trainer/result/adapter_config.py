@@ -41,7 +41,8 @@ def _places(base: Base, folder: Path) -> tuple[_Shapes, _Shapes]:
             tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         except Exception as error:  # what PEFT raises on a configuration is not bounded
             raise VerificationError(
-                f"PEFT refuses adapter_config.json for the base model ({one_sentence(error)[:300]}); {_END}"
+                f"PEFT refuses adapter_config.json for the base model ({one_sentence(error).partition('. ')[0][:300]}); "
+                f"{_END}"
             ) from error
     wanted, every = (
         {name: tuple(one.shape) for name, one in state.items()} for state in (tensors, adapted.state_dict())

@@ -64,19 +64,18 @@ def kinds(linear: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))
 
 
-def short_names(chosen: Sequence[str], linear: Iterable[str]) -> tuple[str, ...]:
-    """The shortest endings of module names that select exactly `chosen`, as servers and people expect (`q_proj`).
+def short_names(chosen: Sequence[str], every: Iterable[str]) -> tuple[str, ...]:
+    """The shortest endings of module names that select exactly `chosen` of `every` module, as servers and people expect
+    (`q_proj`).
 
     Where the same ending also belongs to a module that was not chosen, the parent's name goes along (`attn.c_proj`),
     and in the end the full name.
     """
-    others = [name for name in linear if name not in set(chosen)]
-    names: list[str] = []
-    for full in chosen:
-        parts = full.split(".")
-        for size in range(1, len(parts) + 1):
-            ending = ".".join(parts[-size:])
-            if size == len(parts) or not any(matches(other, ending) for other in others):
-                names.append(ending)
-                break
-    return tuple(dict.fromkeys(names))
+    taken = {ending for other in set(every).difference(chosen) for ending in _endings(other)}
+    return tuple(dict.fromkeys(next((e for e in _endings(full) if e not in taken), full) for full in chosen))
+
+
+def _endings(full: str) -> list[str]:
+    """What `matches` a name, the shortest first."""
+    parts = full.split(".")
+    return [".".join(parts[-size:]) for size in range(1, len(parts) + 1)]
