@@ -164,10 +164,42 @@ FAMILIES: Mapping[str, Family] = {
     )
 }
 
+COUNTED: Mapping[str, Family] = {
+    family.kind: family
+    for family in (
+        Family(
+            kind="gemma3n_text",
+            options={
+                **_HEADS,
+                "vocab_size_per_layer_input": 64,
+                "hidden_size_per_layer_input": 8,
+                "num_kv_shared_layers": 0,
+                "laurel_rank": 4,
+                "layer_types": ["full_attention"] * 2,
+                "activation_sparsity_pattern": [0.0] * 2,
+            },
+        ),
+        Family(
+            kind="zamba2",
+            options={
+                **_HEADS,
+                "num_hidden_layers": 4,
+                "layers_block_type": ["mamba", "hybrid"] * 2,
+                "num_mem_blocks": 1,
+                "mamba_headdim": 8,
+                "n_mamba_heads": 8,
+                "mamba_d_state": 8,
+                "use_long_context": False,
+            },
+        ),
+    )
+}
+"""Kinds with lists of linear modules beside the list of layers; Zamba 2's second and fourth layer share weights, too."""
+
 
 def make_family(folder: Path, name: str) -> Path:
     """Write the model and its tokenizer as safetensors."""
-    family = FAMILIES[name]
+    family = {**FAMILIES, **COUNTED}[name]
     tokenizer = tiny.make_tokenizer()
     common = {
         **_SIZES,

@@ -12,7 +12,8 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from tests.trainer import tiny, variants
 from tests.trainer.conftest import make_config
-from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from tests.trainer.families import COUNTED, make_family
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.config import (
@@ -201,6 +202,13 @@ def test_experts_that_are_not_adapted_are_reported(mixture: Base, cpu: Device) -
     }
 
 
+def test_a_model_that_clamps_its_weights_is_not_quantized(tmp_path: Path, cpu: Device) -> None:
+    """It would clamp the bytes that bitsandbytes packs them into."""
+    base = open_folder(make_family(tmp_path, "gemma3n_text"))
+    with pytest.raises(ConfigError, match=r"quantization is NF4: models of the kind 'gemma3n_text'"):
+        check_options(base, make_config(quantization="NF4"), cpu)
+
+
 def test_a_mixture_that_would_stay_large_is_not_quantized(mixture: Base, cpu: Device) -> None:
     """bitsandbytes leaves experts as they are."""
     loaded = load_model(mixture, Quantization.NF4, cpu)
@@ -237,53 +245,43 @@ def test_names_that_peft_takes_for_experts_are_passed_over_or_refused(tmp_path: 
     assert adapted.left_alone.passed_over == "gate_proj, up_proj, down_proj"
 
 
-_COUNTED = {
-    "gemma3n_text": {
-        "vocab_size_per_layer_input": 64,
-        "hidden_size_per_layer_input": 8,
-        "num_kv_shared_layers": 0,
-        "laurel_rank": 4,
-        "layer_types": ["full_attention"] * 4,
-        "activation_sparsity_pattern": [0.0] * 4,
-    },
-    "zamba2": {
-        "layers_block_type": ["mamba", "hybrid"] * 2,
-        "num_mem_blocks": 1,
-        "mamba_headdim": 8,
-        "n_mamba_heads": 8,
-        "use_long_context": False,
-    },
-}
-"""Kinds with lists of linear modules beside the list of layers."""
-
-
-def _counted(kind: str) -> Any:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
-    options = {**sizes, **_COUNTED[kind], "num_hidden_layers": 4, "vocab_size": 64, "head_dim": 8, "pad_token_id": 0}
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options))
-
-
-@pytest.mark.parametrize("kind", list(_COUNTED))
-def test_modules_of_a_list_are_not_named_like_layers(kind: str) -> None:
+@pytest.mark.parametrize("kind", list(COUNTED))
+def test_modules_of_a_list_are_not_named_like_layers(tmp_path: Path, kind: str) -> None:
     """PEFT would take `0` for the first layer, too."""
-    model = _counted(kind)
-    linear = linear_modules(model, model.get_output_embeddings())
-    plan = plan_adapter(LORA, model, linear, Quantization.NONE)
-    assert set(plan.modules) == set(linear)
-    check_on(model, plan)
+    empty = skeleton(open_folder(make_family(tmp_path, kind)))
+    plan = plan_adapter(LORA, empty.model, empty.linear, Quantization.NONE)
+    assert set(plan.modules) == set(empty.linear)
+    check_on(empty.model, plan)
 
 
-def test_a_refusal_of_peft_is_a_sentence_without_the_module_that_it_prints() -> None:
+def test_a_refusal_of_peft_is_a_sentence_without_the_module_that_it_prints(tmp_path: Path) -> None:
     """Which would be the whole layer, cut somewhere."""
-    model = _counted("zamba2")
-    plan = plan_adapter(LORA, model, linear_modules(model, model.get_output_embeddings()), Quantization.NONE)
+    empty = skeleton(open_folder(make_family(tmp_path, "zamba2")))
+    plan = plan_adapter(LORA, empty.model, empty.linear, Quantization.NONE)
     with pytest.raises(ConfigError) as caught:
-        check_on(model, dataclasses.replace(plan, settings={**plan.settings, "target_modules": ["0"]}))
+        check_on(empty.model, dataclasses.replace(plan, settings={**plan.settings, "target_modules": ["0"]}))
     assert str(caught.value) == (
         "lora: PEFT refuses this adapter for the model (ValueError: Target module Zamba2MambaDecoderLayer is not "
         "supported); name the modules to adapt in lora.targetModules, or those to leave alone in lora.excludeModules"
     )
+
+
+@pytest.mark.parametrize(
+    ("lora", "output", "field"),
+    [
+        ({"init": "PiSSA"}, {}, "lora.init is PiSSA"),
+        ({}, {"uri": "pvc://adapters/a", "merge": "Merged"}, "output.merge is Merged"),
+    ],
+)
+def test_adapters_of_layers_that_share_a_weight_stay_beside_it(
+    tmp_path: Path, cpu: Device, lora: dict[str, Any], output: dict[str, Any], field: str
+) -> None:
+    """In it would be those of all of them."""
+    base = open_folder(make_family(tmp_path, "zamba2"))
+    changes = {"lora": lora, **({"output": output} if output else {})}
+    with pytest.raises(ConfigError, match=rf"{field}: .*layers\.1.* and .*layers\.3.* share one weight"):
+        check_options(base, make_config(**changes), cpu)
+    check_options(base, make_config(**{**changes, "lora": {**lora, "targetModules": ["in_proj"]}}), cpu)
 
 
 @pytest.mark.parametrize(

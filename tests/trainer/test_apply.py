@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tests.trainer import variants
+from tests.trainer.families import make_family
 
 from lora_trainer.contract.config import Init, Layers, LoraConfig, Quantization, Scaling, Variant
 from lora_trainer.data.tokens import Encoder
@@ -98,6 +99,12 @@ def test_transposed_weights_give_the_trained_models_loss(
     """GPT-2's kind of linear module."""
     base = open_folder(variants.make_gpt2(tmp_path / "gpt2"))
     check_both(base, encoder, cpu, dataclasses.replace(LORA, init=init), tmp_path / "adapter")
+
+
+def test_layers_that_share_a_weight_have_adapters_of_their_own(encoder: Encoder, cpu: Device, tmp_path: Path) -> None:
+    """The product of one is not added for the other."""
+    base = open_folder(make_family(tmp_path / "zamba2", "zamba2"))
+    check_both(base, encoder, cpu, LORA, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("variant", list(Variant))

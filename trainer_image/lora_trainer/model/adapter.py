@@ -138,6 +138,19 @@ def check_on(model: Any, plan: Plan) -> None:
         )
 
 
+def check_apart(model: nn.Module, modules: Iterable[str], wanted: str) -> None:
+    """Layers that share a weight may have adapters of their own beside it, but not in it, as `wanted` would. Raises
+    `ConfigError`."""
+    owners: dict[int, str] = {}
+    for name in modules:
+        other = owners.setdefault(id(model.get_submodule(name).weight), name)
+        if other != name:
+            raise ConfigError(
+                f"{wanted}: {other} and {name} share one weight, which cannot take the adapters of both; leave it at "
+                "its default, or name other modules in lora.targetModules"
+            )
+
+
 def adapted_names(model: Any) -> set[str]:
     """Full names of what a PEFT model trains: linear modules, parameters, modules saved whole."""
     from peft.tuners.lora.layer import LoraLayer, ParamWrapper  # noqa: PLC0415 - as above
@@ -309,6 +322,7 @@ def _check_start(
     """PiSSA and OLoRA take `rank` directions out of a weight: it must have as many. Raises `ConfigError`."""
     if not config.init.changes_base:
         return
+    check_apart(model, modules, f"lora.init is {config.init.value}")
     for name in modules:
         rank, _ = rank_and_scale(config, name)
         if rank > min(linear[name]):

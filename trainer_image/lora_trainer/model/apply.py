@@ -223,8 +223,9 @@ def _merge(module: nn.Module, update: Update) -> None:
     merged = full_weight(module) + update.scale * (update.up @ update.down)
     if update.magnitude is not None:
         merged = (update.magnitude / merged.norm(dim=1))[:, None] * merged
-    # Conv1D keeps its weight transposed.
-    module.get_parameter("weight").copy_(merged if isinstance(module, nn.Linear) else merged.T)
+    # Layers may share a weight with others whose adapters are their own. Conv1D keeps its weight transposed.
+    weight = merged if isinstance(module, nn.Linear) else merged.T.contiguous()
+    module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
 
 
 def _add(module: nn.Module, update: Update, device: Device) -> None:

@@ -2,8 +2,8 @@
 
 from math import prod
 
-from lora_trainer.contract.config import Quantization, TrainConfig
-from lora_trainer.model.adapter import check_on, plan_adapter
+from lora_trainer.contract.config import Merge, Quantization, TrainConfig
+from lora_trainer.model.adapter import check_apart, check_on, plan_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.experts import check_experts
 from lora_trainer.model.loading import skeleton
@@ -26,5 +26,7 @@ def check_options(base: Base, config: TrainConfig, device: Device) -> int:
     check_experts(empty.model, quantization)
     check_recomputation(config.training.activation_checkpointing, empty.model)
     plan = plan_adapter(config.lora, empty.model, empty.linear, quantization)
+    if config.output.merge is not Merge.ADAPTER:
+        check_apart(empty.model, plan.modules, f"output.merge is {config.output.merge.value}")
     check_on(empty.model, plan)
     return sum(map(prod, empty.linear.values()))

@@ -31,5 +31,5 @@ FIT_SHARE = 0.9
 CONTEXT_BYTES = 750_000_000
 """CUDA's context, workspaces of cuBLAS and the allocator's rounding, a rule of thumb."""
 
-READS_WEIGHTS = frozenset({"mamba", "falcon_mamba"})
-"""Kinds of models that compute with weights which bitsandbytes would have packed."""
+READS_WEIGHTS = frozenset({"mamba", "falcon_mamba", "gemma3n_text"})
+"""Kinds of models that compute with weights, or clamp them, which bitsandbytes would have packed."""
