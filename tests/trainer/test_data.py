@@ -13,6 +13,7 @@ from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 
 from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
+from lora_trainer.contract.summary import DatasetStats
 from lora_trainer.data.dataset import encode, encode_evaluation, encode_once, log_data
 from lora_trainer.data.row_facts import count_rows
 from lora_trainer.data.store import Examples
@@ -53,6 +54,19 @@ def test_the_counts_are_exact(tmp_path: Path, encoder: Encoder) -> None:
     assert stats.longest_tokens == 50
     assert stats.truncated_tokens == whole - 50
     assert data.kind is DatasetFormat.TEXT
+
+
+def test_cut_tokens_are_those_of_rows_that_are_cut_not_of_skipped_ones(tmp_path: Path, tiny_base: Base) -> None:
+    """A row whose prompt alone is too long is skipped with all its tokens."""
+    rows = [{"prompt": f"Hi {i}?", "completion": "winds " * (80 if i == 0 else 20)} for i in range(8)]
+    skipped = {"prompt": "winds " * 90, "completion": "Ahoy"}
+    found: list[DatasetStats] = []
+    for given in (rows, [*rows, skipped]):
+        config, volumes = on_claim(tmp_path / str(len(given)), given, dataset={"validationFraction": "0"})
+        encoder = load_encoder(tiny_base, LossOn.COMPLETION, 60)
+        found.append(encode(load_samples(config, volumes, Hub()), encoder).stats)
+    assert [(stats.truncated_samples, stats.skipped_samples) for stats in found] == [(1, 0), (1, 1)]
+    assert found[0].truncated_tokens == found[1].truncated_tokens > 0
 
 
 def test_rows_whose_prompt_has_other_tokens_at_inference_are_counted(

@@ -43,7 +43,7 @@ class Counts:
         self.rows += len(examples)
         self.lost += int(np.count_nonzero(examples == 0))
         self.split += int(np.count_nonzero(examples > 1))
-        self.cut_tokens += int(block.cut_tokens.sum())
+        self.cut_tokens += int(block.cut_tokens[kept].sum())
         self.cut_targets += int(block.cut_targets.sum())
         self.apart += int(block.apart[kept].sum())
         self.answers += int(block.answers.sum())
