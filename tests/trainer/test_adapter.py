@@ -202,6 +202,22 @@ def test_experts_that_are_not_adapted_are_reported(mixture: Base, cpu: Device) -
     }
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [("llama4_text", "router"), ("mixtral", "experts"), ("deepseek_v3", "up_proj")]
+)
+def test_what_is_skipped_anyway_may_be_excluded(tmp_path: Path, kind: str, name: str) -> None:
+    """A parent of what is adapted is no such name, since it excludes nothing in it."""
+    empty = skeleton(open_folder(make_family(tmp_path, kind)))
+    plans = [
+        plan_adapter(dataclasses.replace(LORA, exclude_modules=names), empty.model, empty.linear, Quantization.NONE)
+        for names in ((), (name,))
+    ]
+    assert plans[0].modules == plans[1].modules
+    with pytest.raises(ConfigError, match=r'lora\.excludeModules is "self_attn": the model has no such linear module'):
+        lora = dataclasses.replace(LORA, exclude_modules=("self_attn",))
+        plan_adapter(lora, empty.model, empty.linear, Quantization.NONE)
+
+
 def test_a_model_that_clamps_its_weights_is_not_quantized(tmp_path: Path, cpu: Device) -> None:
     """It would clamp the bytes that bitsandbytes packs them into."""
     base = open_folder(make_family(tmp_path, "gemma3n_text"))

@@ -12,6 +12,7 @@ from tests.unit.fit_models import (
     GEMMA_3,
     GPT2,
     GPT_OSS,
+    LLAMA_4,
     MIXTRAL,
     MODELS,
     PHI_MOE,
@@ -356,7 +357,7 @@ def test_any_configuration_has_a_shape_or_a_sentence(data: st.DataObject) -> Non
     ("lora", "sentence"),
     [
         (LoraConfig(layers=None, target_modules=("q_prj",)), 'lora.targetModules is "q_prj": must be a linear module'),
-        (LoraConfig(exclude_modules=("lm_head",)), 'lora.excludeModules is "lm_head": must be a linear module'),
+        (LoraConfig(exclude_modules=("self_attn",)), 'lora.excludeModules is "self_attn": must be a linear module'),
         (LoraConfig(layer_indices=(32,)), "lora.layerIndices holds 32: the model has the layers 0 to 31"),
         (
             LoraConfig(rank=1024, init=Init.PISSA, rank_pattern={"k_proj": 1025}),
@@ -381,6 +382,21 @@ def test_an_adapter_that_the_model_cannot_have_is_refused_in_a_sentence(lora: Lo
     with pytest.raises(AdapterError) as caught:
         plan_adapter(lora, shape_of(llama()))
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (LLAMA_4, "router"),
+        (MIXTRAL, "mlp.experts"),
+        (QWEN3_MOE | {"mlp_only_layers": [0]}, "up_proj"),
+        (llama(), "lm_head"),
+    ],
+)
+def test_what_is_skipped_anyway_may_be_excluded(config: Config, name: str) -> None:
+    """It changes nothing."""
+    shape = shape_of(config)
+    assert plan_adapter(LoraConfig(exclude_modules=(name,)), shape) == plan_adapter(LoraConfig(), shape)
 
 
 def test_a_rank_above_the_smaller_side_of_a_weight_is_a_note() -> None:

@@ -57,7 +57,8 @@ def plan_adapter(
     # A preset passes over what PEFT cannot adapt; who names it is refused.
     reserved = frozenset() if config.target_modules else reserved_names(model)
     passed_over = [name for name in linear if name.rpartition(".")[2] in reserved]
-    wanted = choose_targets(config, {name: size for name, size in linear.items() if name not in passed_over})
+    taken = {name: size for name, size in linear.items() if name not in passed_over}
+    wanted = choose_targets(config, taken, _with_weights(model))
     modules = tuple(
         name
         for name in wanted
@@ -204,6 +205,13 @@ class _Layers:
             return True
         number = full.removeprefix(self.name + ".").partition(".")[0] if full.startswith(self.name + ".") else ""
         return number.isdigit() and int(number) in indices
+
+
+def _with_weights(model: nn.Module) -> Iterator[str]:
+    """Modules that hold a matrix themselves: linear ones, routers, experts, embeddings, those of a vision tower."""
+    for name, module in model.named_modules():
+        if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
+            yield name
 
 
 def _names_left(names: Sequence[str], modules: Sequence[str]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Which linear modules get an adapter: the presets over module kinds, and names given by the user. Without PyTorch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lora_trainer.contract.config import Layers, LoraConfig, Scaling
 from lora_trainer.contract.fit.names import by_ending, in_preset, kinds, matches
@@ -13,13 +13,16 @@ def inside(name: str, module: str) -> bool:
     return not module or name == module or name.startswith(module + ".")
 
 
-def choose_targets(config: LoraConfig, linear: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
-    """Full names of the modules to adapt. Raises `ConfigError`, listing the model's linear modules."""
+def choose_targets(
+    config: LoraConfig, linear: Mapping[str, tuple[int, int]], skipped: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """Full names of the modules to adapt; those `skipped` anyway may be excluded, too. Raises `ConfigError`, listing the
+    model's linear modules."""
     if config.target_modules:
         chosen = _named("lora.targetModules", config.target_modules, linear)
     else:
         chosen = {name for name in linear if in_preset(name, config.layers or Layers.ALL_LINEAR)}
-    excluded = _named("lora.excludeModules", config.exclude_modules, linear) if config.exclude_modules else set()
+    excluded = _named("lora.excludeModules", config.exclude_modules, linear, tuple(skipped))
     left = [name for name in linear if name in chosen and name not in excluded]
     if not left:
         raise ConfigError(
@@ -42,11 +45,13 @@ def _field(config: LoraConfig) -> str:
     )
 
 
-def _named(path: str, endings: Sequence[str], linear: Mapping[str, tuple[int, int]]) -> set[str]:
+def _named(
+    path: str, endings: Sequence[str], linear: Mapping[str, tuple[int, int]], others: Sequence[str] = ()
+) -> set[str]:
     chosen: set[str] = set()
     for ending in endings:
         matched = {name for name in linear if matches(name, ending)}
-        if not matched:
+        if not matched and not any(matches(name, ending) for name in others):
             raise ConfigError(
                 f'{path} is "{ending}": the model has no such linear module; it has {", ".join(kinds(linear))} '
                 "(the output embeddings are never adapted)"

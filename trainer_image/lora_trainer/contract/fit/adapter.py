@@ -129,7 +129,8 @@ def _chosen(config: LoraConfig, shape: Shape) -> Iterator[str]:
     else:
         preset = config.layers or Layers.ALL_LINEAR
         chosen = {name for name, module in names.items() if in_preset(name, preset) and not module.reserved}
-    excluded = _named("lora.excludeModules", config.exclude_modules, names, shape)
+    skipped = (shape.embeddings[0], shape.head[0], *(name.rpartition(".")[0] for _, _, name, _ in shape.stacks()))
+    excluded = _named("lora.excludeModules", config.exclude_modules, names, shape, skipped)
     left = [name for name in names if name in chosen and name not in excluded]
     if not left and (shape.spread < GUESSED or not config.target_parameters):
         field = "targetModules" if config.target_modules else f"layers {(config.layers or Layers.ALL_LINEAR).value}"
@@ -199,11 +200,13 @@ def _matrices(
     return chosen
 
 
-def _named(field: str, endings: Sequence[str], names: Mapping[str, Linear], shape: Shape) -> set[str]:
+def _named(
+    field: str, endings: Sequence[str], names: Mapping[str, Linear], shape: Shape, others: Sequence[str] = ()
+) -> set[str]:
     chosen: set[str] = set()
     for ending in endings:
         found = {name for name in names if matches(name, ending)}
-        if not found and shape.spread < GUESSED:
+        if not found and shape.spread < GUESSED and not any(matches(name, ending) for name in others):
             near = nearest(ending, kinds(names))
             hint = f"did you mean {near}?" if near else f"name one of {', '.join(kinds(names))}"
             raise AdapterError(f'{field} is "{ending[:60]}": must be a linear module of the model; {hint}')
