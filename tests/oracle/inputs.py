@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from tests.trainer import tiny
 from tests.trainer.families import make_family
 from tests.unit.fit_models import FURTHER, MODELS
+from transformers.utils.logging import disable_progress_bar
 
 FAMILIES = ("gpt2", "mixtral", "gemma3_text", "qwen3", "mamba", "qwen2_5_vl", "bert")
 TEMPLATE = "{% for message in messages %}[{{ message.role }}]{{ message.content }}<|im_end|>{% endfor %}" + (
@@ -29,6 +30,7 @@ Rows = list[dict[str, Any]]
 
 def lay_out(folder: Path) -> Path:
     """Write `claims`, `configmaps` and `catalogue`; they come out the same each time."""
+    disable_progress_bar()
     _models(folder / "claims/models")
     _data(folder / "claims/data")
     _broken(folder / "claims/data")
@@ -65,7 +67,8 @@ def _data(data: Path) -> None:
     tiny.write_jsonl(data / "pairs.jsonl", pairs)
     (data / "pairs.csv").write_text(_csv(pairs), encoding="utf-8")
     (data / "tickets.csv").write_text(
-        _csv({"ticket": row["prompt"], "reply": row["completion"], "priority": "low"} for row in pairs), encoding="utf-8"
+        _csv({"ticket": row["prompt"], "reply": row["completion"], "priority": "low"} for row in pairs),
+        encoding="utf-8",
     )
     alpaca = [
         {"instruction": question, "input": f"order {i}" if i % 3 else "", "output": ANSWER}
@@ -109,7 +112,7 @@ def _turns(number: int) -> dict[str, Any]:
     system = [{"role": "system", "content": "Speak as a pirate."}] if number % 2 else []
     talk = [
         {"role": role, "content": content}
-        for turn in range(1 + number % 3)
+        for turn in range(2 + number % 2)
         for role, content in (
             ("user", f"{tiny.QUESTIONS[turn]} number {number}?"),
             ("assistant", f"{ANSWER} Turn {turn}."),

@@ -58,11 +58,15 @@ LIMIT_S = 600
 """Of a command, which takes some ten seconds where nothing else runs."""
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
-_VOLATILE = re.compile(r"(duration|saved).*|time|seconds|digest|tokens_?per_?second|peak_?memory_?bytes|size_bytes", re.I)
+_VOLATILE = re.compile(
+    r"(duration|saved).*|time|seconds|digest|tokens_?per_?second|peak_?memory_?bytes|size_bytes", re.I
+)
 """Keys of JSON, whatever is in them."""
 _MEASURED_ADVICE = "EstimateOff"
 """Comes and goes with the memory that the process happened to take."""
-_DROPPED = re.compile(r"INFO step \d+/|\| (durationSeconds|tokensPerSecond|peakMemoryBytes) \||The peak was .* instead of")
+_DROPPED = re.compile(
+    r"INFO step \d+/|\| (durationSeconds|tokensPerSecond|peakMemoryBytes) \||The peak was .* instead of"
+)
 """Lines that are about nothing but times and measured sizes; steps with their losses are in metrics.jsonl."""
 _NOISE = (
     (re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ "), ""),
@@ -235,7 +239,7 @@ def content(name: str, path: Path, folder: Path) -> Facts:
         sealed = {
             f"{name}, digest of {entry['path']}": entry["sha256"] == _sha256((path.parent / entry["path"]).read_bytes())
             for entry in (found.get("files", []) if isinstance(found, dict) else [])
-            if isinstance(entry, dict) and (path.parent / entry["path"]).is_file()
+            if "sha256" in entry and (path.parent / entry["path"]).is_file()
         }
         return flat(name, found) | sealed
     return {name: lines(text, folder)}
@@ -263,8 +267,11 @@ def flat(name: str, found: Json) -> Facts:
         # A file's own digest changes with the times in it: it is checked where the file is.
         parts = [(key, value) for key, value in parts if not ("path" in found and key.endswith(".sha256"))]
     elif isinstance(found, list):
-        told = [one for one in found if not (isinstance(one, dict) and one.get("code") == _MEASURED_ADVICE)]
-        parts = [(f"{name}[{i}]", value) for i, value in enumerate(told)]
+        if not any(isinstance(one, dict) for one in found):
+            return {name: found}
+        # By what it is about, so that one more or less does not move the others.
+        named = [(one.get("code") or one.get("path") or i, one) for i, one in enumerate(found)]
+        parts = [(f"{name}[{key}]", one) for key, one in named if key != _MEASURED_ADVICE]
     else:
         return {name: found}
     return {path: value for key, part in parts for path, value in flat(key, part).items()}
@@ -297,7 +304,7 @@ def differences(case: Case, before: Path, after: Path) -> list[str]:
             found.append(f"{name}: new, {facts[1][name]}")
         elif "::" in name:
             found += weights(case, name, [f[name] for f in facts], before, after)
-        elif isinstance(facts[0][name], list) and isinstance(facts[1][name], list):
+        elif all(isinstance(f[name], list) and f[name] and isinstance(f[name][0], str) for f in facts):
             found += [f"{name}: {line}" for line in texts(facts[0][name], facts[1][name], case.tolerance)]
         elif not close(facts[0][name], facts[1][name], case.tolerance):
             found.append(f"{name}: {facts[0][name]!r} -> {facts[1][name]!r}")
@@ -337,7 +344,9 @@ def close(old: Json, new: Json, tolerance: float) -> bool:
     if not (tolerance and isinstance(old, str) and isinstance(new, str)):
         return False
     pairs = zip(_NUMBER.findall(old), _NUMBER.findall(new), strict=False)
-    return _NUMBER.sub("#", old) == _NUMBER.sub("#", new) and all(abs(float(a) - float(b)) <= tolerance for a, b in pairs)
+    return _NUMBER.sub("#", old) == _NUMBER.sub("#", new) and all(
+        abs(float(a) - float(b)) <= tolerance for a, b in pairs
+    )
 
 
 @contextmanager
@@ -363,7 +372,9 @@ def side(name: str, given: str) -> Iterator[Side]:
 def cases(chosen: list[str]) -> tuple[list[Case], list[Json]]:
     """The cases whose ids match, and the accepted differences."""
     listed = yaml.safe_load(LISTED.read_text(encoding="utf-8"))
-    found = [Case(**{**entry, **({"does": tuple(entry["does"])} if "does" in entry else {})}) for entry in listed["cases"]]
+    found = [
+        Case(**{**entry, **({"does": tuple(entry["does"])} if "does" in entry else {})}) for entry in listed["cases"]
+    ]
     wanted = [case for case in found if not chosen or any(fnmatch.fnmatch(case.id, one) for one in chosen)]
     if not wanted:
         raise SystemExit(f"no case is called {' or '.join(chosen)}: run.py list")
@@ -377,7 +388,9 @@ def compare(wanted: list[Case], accepted: list[Json], given: argparse.Namespace)
         inputs = lay_out(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="oracle-"))))
         files = sorted(path for path in inputs.rglob("*") if path.is_file())
         digest = _sha256("".join(f"{path.relative_to(inputs)} {_sha256(path.read_bytes())}" for path in files).encode())
-        sides = [stack.enter_context(side(name, value)) for name, value in (("before", given.before), ("after", given.after))]
+        sides = [
+            stack.enter_context(side(name, value)) for name, value in (("before", given.before), ("after", given.after))
+        ]
 
         def both(case: Case) -> tuple[list[str], float]:
             began_s = time.monotonic()
@@ -386,7 +399,9 @@ def compare(wanted: list[Case], accepted: list[Json], given: argparse.Namespace)
 
         with ThreadPoolExecutor(given.workers) as pool:
             for case, (found, took_s) in zip(wanted, pool.map(both, wanted), strict=True):
-                left = [line for line in found if not any(re.search(a["match"], f"{case.id}: {line}") for a in accepted)]
+                left = [
+                    line for line in found if not any(re.search(a["match"], f"{case.id}: {line}") for a in accepted)
+                ]
                 known = f", {len(found) - len(left)} accepted" if len(found) > len(left) else ""
                 print(f"{took_s:5.0f} s  {case.id:24} {f'{len(left)} differ' if left else 'equal'}{known}", flush=True)
                 for line in left[: given.most]:
