@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 from tests.trainer import tiny
 from tests.trainer.families import make_family
 from tests.unit.fit_models import FURTHER, MODELS
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging
 
 FAMILIES = ("gpt2", "mixtral", "gemma3_text", "qwen3", "mamba", "qwen2_5_vl", "bert")
-TEMPLATE = "{% for message in messages %}[{{ message.role }}]{{ message.content }}<|im_end|>{% endfor %}" + (
+TEMPLATE = (
+    "{% for message in messages %}[{{ message.role }}]{{ message.content }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 TOOLS = (
@@ -30,7 +31,9 @@ Rows = list[dict[str, Any]]
 
 def lay_out(folder: Path) -> Path:
     """Write `claims`, `configmaps` and `catalogue`; they come out the same each time."""
-    disable_progress_bar()
+    quiet: Any = logging
+    quiet.disable_progress_bar()
+    quiet.set_verbosity_error()
     _models(folder / "claims/models")
     _data(folder / "claims/data")
     _broken(folder / "claims/data")

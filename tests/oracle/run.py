@@ -9,7 +9,7 @@ so are checkpoints and pictures. Nothing of the trainer is imported: a program i
 says.
 
     tests/oracle/run.py list                      the cases
-    tests/oracle/run.py compare [ID ...]          BASELINE with this checkout, as it is on the disk: these cases, else all
+    tests/oracle/run.py compare [ID ...]          BASELINE with this checkout as it is: these cases, else all
     tests/oracle/run.py compare --before COMMIT --after COMMIT-or-FOLDER
 
 It prints a line for each case, with what differs below it, and ends with 1 where something does. Differences that are
@@ -34,7 +34,7 @@ import tempfile
 import time
 import tomllib
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -59,7 +59,7 @@ LIMIT_S = 600
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 _VOLATILE = re.compile(
-    r"(duration|saved).*|time|seconds|digest|tokens_?per_?second|peak_?memory_?bytes|size_bytes", re.I
+    r"(duration|saved).*|time|seconds|digest|tokens_?per_?second|peak_?memory_?bytes|size_bytes", re.IGNORECASE
 )
 """Keys of JSON, whatever is in them."""
 _MEASURED_ADVICE = "EstimateOff"
@@ -72,9 +72,13 @@ _NOISE = (
     (re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ "), ""),
     (re.compile(r"\d+ tokens/s"), "# tokens/s"),
     (re.compile(r"\bin \d+(\.\d+)? s\b"), "in # s"),
+    # Of a whole result, whose log and metrics have times in them.
     (re.compile(r"sha256:[0-9a-f]{12}…"), "sha256:#…"),
+    (re.compile(r"^(pvc://\S+ \(sha256:)[0-9a-f]{64}"), r"\1#"),
 )
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+_WIDEST = 400
+"""Characters of a difference that are printed."""
 _NOT_COMPARED = {".png", ".pt", ".bin"}
 
 Json = Any
@@ -82,17 +86,25 @@ Facts = dict[str, Any]
 """What was observed: a value, or the lines of a text, under the name of its place."""
 
 
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+_SOURCE = _sha256(Path(__file__).read_bytes())
+"""What is left out of what was observed is decided here."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """Manifests, each `variants` of `spec`, and commands: those with FILE in them once for each of the manifests.
 
-    `tolerance` is how far numbers may be apart, and `weights` the norm of a weight's difference, as a share of its norm.
+    `tolerance` is how far numbers may be apart, and `weights` the norm of a weight's difference as a share of its norm.
     """
 
     id: str
     spec: Json = field(default_factory=dict)
     variants: Mapping[str, Json] = field(default_factory=lambda: {"run": {}})
-    does: tuple[str, ...] = ("lora-trainer run -f FILE",)
+    does: Sequence[str] = ("lora-trainer run -f FILE",)
     tolerance: float = 0.0
     weights: float = 0.0
 
@@ -137,7 +149,7 @@ class Side:
     def observed(self, case: Case, inputs: Path, inputs_digest: str) -> Path:
         """A folder with `facts.json` of the case, and the weights of its results."""
         place = KEPT / (self.commit or self.name) / case.id
-        key = hashlib.sha256(f"{case!r} {inputs_digest} {[version(name) for name in LIBRARIES]}".encode()).hexdigest()
+        key = _sha256(f"{case!r} {inputs_digest} {[version(name) for name in LIBRARIES]} {_SOURCE}".encode())
         if self.commit and (place / "key").is_file() and (place / "key").read_text() == key:
             return place
         shutil.rmtree(place, ignore_errors=True)
@@ -289,10 +301,6 @@ def _quiet(line: str) -> str:
     return line.rstrip()
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def differences(case: Case, before: Path, after: Path) -> list[str]:
     """What differs, a line each."""
     facts = [json.loads((place / "facts.json").read_text(encoding="utf-8")) for place in (before, after)]
@@ -383,14 +391,11 @@ def cases(chosen: list[str]) -> tuple[list[Case], list[Json]]:
 
 def compare(wanted: list[Case], accepted: list[Json], given: argparse.Namespace) -> bool:
     """Print a line for each case; whether all are equal."""
-    differing = 0
+    equal = 0
     with ExitStack() as stack:
         inputs = lay_out(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="oracle-"))))
-        files = sorted(path for path in inputs.rglob("*") if path.is_file())
-        digest = _sha256("".join(f"{path.relative_to(inputs)} {_sha256(path.read_bytes())}" for path in files).encode())
-        sides = [
-            stack.enter_context(side(name, value)) for name, value in (("before", given.before), ("after", given.after))
-        ]
+        digest = _digest_of(inputs)
+        sides = [stack.enter_context(side(name, getattr(given, name))) for name in ("before", "after")]
 
         def both(case: Case) -> tuple[list[str], float]:
             began_s = time.monotonic()
@@ -399,16 +404,23 @@ def compare(wanted: list[Case], accepted: list[Json], given: argparse.Namespace)
 
         with ThreadPoolExecutor(given.workers) as pool:
             for case, (found, took_s) in zip(wanted, pool.map(both, wanted), strict=True):
-                left = [
-                    line for line in found if not any(re.search(a["match"], f"{case.id}: {line}") for a in accepted)
-                ]
+                left = [line for line in found if not _is_accepted(f"{case.id}: {line}", accepted)]
                 known = f", {len(found) - len(left)} accepted" if len(found) > len(left) else ""
-                print(f"{took_s:5.0f} s  {case.id:24} {f'{len(left)} differ' if left else 'equal'}{known}", flush=True)
+                print(f"{took_s:5.0f} s  {case.id:28}{f'{len(left)} differ' if left else 'equal'}{known}", flush=True)
                 for line in left[: given.most]:
-                    print(f"           {line[:400]}", flush=True)
-                differing += bool(left)
-    print(f"{len(wanted) - differing} of {len(wanted)} cases are equal", flush=True)
-    return not differing
+                    print(f"             {line[:_WIDEST]}", flush=True)
+                equal += not left
+    print(f"{equal} of {len(wanted)} cases are equal", flush=True)
+    return equal == len(wanted)
+
+
+def _is_accepted(line: str, accepted: list[Json]) -> bool:
+    return any(re.search(one["match"], line) for one in accepted)
+
+
+def _digest_of(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return _sha256("".join(f"{path.relative_to(folder)} {_sha256(path.read_bytes())}" for path in files).encode())
 
 
 def main() -> int:
