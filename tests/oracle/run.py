@@ -214,16 +214,19 @@ def run(name: str, command: str, variant: str, code: Path, folder: Path) -> Fact
         # So that results do not depend on how many cores are free; both sides run beside each other, too.
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", start, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", start, *arguments],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return {f"{name}, exit code": f"none within {LIMIT_S} s"}
     facts: Facts = {f"{name}, exit code": done.returncode}
     facts |= {f"{name}, stdout": lines(done.stdout, folder), f"{name}, stderr": lines(done.stderr, folder)}
     if summary.is_file():
@@ -335,8 +338,8 @@ def weights(case: Case, name: str, told: list[str], before: Path, after: Path) -
 
 def texts(old: list[str], new: list[str], tolerance: float) -> Iterator[str]:
     """Lines that are gone (-) or new (+)."""
-    forms = [[_NUMBER.sub("#", line) if tolerance else line for line in text] for text in (old, new)]
-    for kind, i, j, k, m in difflib.SequenceMatcher(None, *forms, autojunk=False).get_opcodes():
+    was, now = ([_NUMBER.sub("#", line) if tolerance else line for line in text] for text in (old, new))
+    for kind, i, j, k, m in difflib.SequenceMatcher(None, was, now, autojunk=False).get_opcodes():
         pairs = list(zip(old[i:j], new[k:m], strict=True)) if kind == "equal" else []
         alike = [close(one, other, tolerance) for one, other in pairs] or [False] * max(j - i, m - k)
         yield from (f"- {line}" for line, same in zip(old[i:j], alike, strict=False) if not same)
