@@ -194,7 +194,7 @@ COUNTED: Mapping[str, Family] = {
         ),
     )
 }
-"""Kinds with lists of linear modules beside the list of layers; Zamba 2's second and fourth layer share weights, too."""
+"""Kinds with lists of linear modules beside that of layers; Zamba 2's second and fourth layer share weights, too."""
 
 
 def make_family(folder: Path, name: str) -> Path:

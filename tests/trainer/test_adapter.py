@@ -213,8 +213,8 @@ def test_what_is_skipped_anyway_may_be_excluded(tmp_path: Path, kind: str, name:
         for names in ((), (name,))
     ]
     assert plans[0].modules == plans[1].modules
+    lora = dataclasses.replace(LORA, exclude_modules=("self_attn",))
     with pytest.raises(ConfigError, match=r'lora\.excludeModules is "self_attn": the model has no such linear module'):
-        lora = dataclasses.replace(LORA, exclude_modules=("self_attn",))
         plan_adapter(lora, empty.model, empty.linear, Quantization.NONE)
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +13,6 @@ from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 
 from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
-from lora_trainer.contract.summary import DatasetStats
 from lora_trainer.data.dataset import encode, encode_evaluation, encode_once, log_data
 from lora_trainer.data.row_facts import count_rows
 from lora_trainer.data.store import Examples
@@ -24,6 +23,9 @@ from lora_trainer.errors import DatasetError, TrainerError
 from lora_trainer.places.base import Base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
+
+if TYPE_CHECKING:
+    from lora_trainer.contract.summary import DatasetStats
 
 
 def ids(examples: Examples) -> list[tuple[list[int], list[int]]]:

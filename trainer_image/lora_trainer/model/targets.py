@@ -16,8 +16,8 @@ def inside(name: str, module: str) -> bool:
 def choose_targets(
     config: LoraConfig, linear: Mapping[str, tuple[int, int]], skipped: Iterable[str] = ()
 ) -> tuple[str, ...]:
-    """Full names of the modules to adapt; those `skipped` anyway may be excluded, too. Raises `ConfigError`, listing the
-    model's linear modules."""
+    """Full names of the modules to adapt; those `skipped` anyway may be excluded, too. Raises `ConfigError`, listing
+    the model's linear modules."""
     if config.target_modules:
         chosen = _named("lora.targetModules", config.target_modules, linear)
     else:

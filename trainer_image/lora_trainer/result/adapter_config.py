@@ -40,10 +40,8 @@ def _places(base: Base, folder: Path) -> tuple[_Shapes, _Shapes]:
             adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
             tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         except Exception as error:  # what PEFT raises on a configuration is not bounded
-            raise VerificationError(
-                f"PEFT refuses adapter_config.json for the base model ({one_sentence(error).partition('. ')[0][:300]}); "
-                f"{_END}"
-            ) from error
+            why = one_sentence(error).partition(". ")[0][:300]
+            raise VerificationError(f"PEFT refuses adapter_config.json for the base model ({why}); {_END}") from error
     wanted, every = (
         {name: tuple(one.shape) for name, one in state.items()} for state in (tensors, adapted.state_dict())
     )
