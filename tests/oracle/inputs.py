@@ -65,6 +65,7 @@ def _data(data: Path) -> None:
     tiny.write_jsonl(data / "tools.jsonl", map(_tools, range(16)))
     tiny.write_jsonl(data / "long.jsonl", map(_long, range(24)))
     tiny.write_jsonl(data / "messy.jsonl", _messy())
+    tiny.write_jsonl(data / "book.jsonl", [{"text": f"{ANSWER} " * 60_000}])
     asked = [f"{tiny.QUESTIONS[i % 5]} number {i}?" for i in range(32)]
     pairs = [{"prompt": question, "completion": f" {ANSWER}"} for question in asked]
     tiny.write_jsonl(data / "pairs.jsonl", pairs)
