@@ -1,6 +1,5 @@
 """A chat template that writes the date: a run has one, on whatever day its rows are rendered again."""
 
-import json
 import shutil
 from datetime import date, datetime, tzinfo
 from pathlib import Path
@@ -153,22 +152,6 @@ def test_the_date_is_told_where_the_template_writes_it(runs: Runs, monkeypatch: 
     assert said.values == {"day": "2026-07-26"}
     fixed = read_manifest(runs.run("two", "two", dataset={"templateArguments": {"day": "1 May"}}))
     assert Code.DATED_TEMPLATE not in [one.code for one in fixed.advice]
-
-
-def test_a_result_of_a_release_that_noted_no_date_is_read(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Its rows are rendered as of today, as that release did, and the log says so."""
-    set_clock(monkeypatch, FIRST)
-    folder = runs.run("adapter")
-    document = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    assert document.pop("day") == "2026-07-26"
-    (folder / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
-    set_clock(monkeypatch, NEXT)
-    manifest = read_manifest(folder)
-    assert manifest.day is None
-    assert "Today is Monday 03 August 2026" in shown(manifest, runs.volumes)
-    assert "rows have 2026-08-03 now" in caplog.text
 
 
 def test_encoders_of_different_days_keep_theirs() -> None:

@@ -103,15 +103,6 @@ def test_a_damaged_newest_state_falls_back_and_gives_the_same_adapter(done: Plac
     assert done.checkpoint_steps() == [4, 6]
 
 
-def of_an_earlier_release(place: Place, *names: str) -> None:
-    """Take fields out of the identities in a run's checkpoints, as if a release had written them that had none."""
-    for folder in place.workspace.glob("step-*"):
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        for name in names:
-            del record["identity"][name]
-        rewrite(folder, "run.json", record)
-
-
 def rewrite(folder: Path, name: str, document: dict[str, Any]) -> None:
     """Change a file of a checkpoint, and what its manifest says of it."""
     (folder / name).write_text(json.dumps(document), encoding="utf-8")
@@ -120,45 +111,6 @@ def rewrite(folder: Path, name: str, document: dict[str, Any]) -> None:
     content = (folder / name).read_bytes()
     entry.update(size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-
-
-def test_a_run_that_an_earlier_release_began_goes_on(done: Place) -> None:
-    """Its checkpoints lack what today's decide by; the result is the same where rows are encoded as before."""
-    first, before = weights(done), read_manifest(done.staged).measured.eval_loss_before
-    damage(done, 6)
-    of_an_earlier_release(done, "dataset (encoding)", "dataset.chatTemplate (content)")
-    attempt = finish(done)
-    assert (attempt.process.exitcode, attempt.resumed_step()) == (0, 4)
-    assert weights(done) == first
-    again = read_manifest(done.staged).measured
-    assert again.eval_loss_before == pytest.approx(before, abs=1e-6)
-
-
-def test_a_run_that_began_without_a_limit_of_held_out_rows_goes_on_without_one(workplace: Workplace) -> None:
-    """Of 2,200 rows 2,090 are held out as when it began, though a new run would hold out 2,000."""
-    tiny.write_jsonl(workplace.claims / "data/train.jsonl", ({"text": f"{i}"} for i in range(2200)))
-    place = place_of(workplace, dataset={"validationFraction": "0.95"})
-    new = place.config.read_text(encoding="utf-8")
-    document = json.loads(new)
-    assert document["dataset"].pop("max_validation_rows") == 2000
-    place.config.write_text(json.dumps(document), encoding="utf-8")
-    assert finish(place).process.exitcode == 0
-    rows, first = (place.staged / "held_out_rows.json").read_bytes(), weights(place)
-    damage(place, 6)
-    of_an_earlier_release(place, "dataset (encoding)", "dataset.chatTemplate (content)")
-
-    place.config.write_text(new, encoding="utf-8")
-    attempt = finish(place)
-    assert (attempt.process.exitcode, attempt.resumed_step()) == (0, 4), attempt.lines()[-1]
-    assert (place.staged / "held_out_rows.json").read_bytes() == rows
-    assert weights(place) == first
-    manifest = read_manifest(place.staged)
-    assert (manifest.dataset.validation_samples, manifest.dataset.train_samples) == (2090, 110)
-    assert manifest.config.dataset.max_validation_rows is None
-
-    document["dataset"]["max_validation_rows"] = 1999
-    place.config.write_text(json.dumps(document), encoding="utf-8")
-    refused(finish(place), ExitCode.CHECKPOINT_INVALID, Reason.RESUME_MISMATCH, "has dataset.maxValidationRows absent")
 
 
 def test_a_chosen_template_lies_beside_the_adapter_and_may_not_change_during_a_run(workplace: Workplace) -> None:
