@@ -184,6 +184,7 @@ NOISE: Mapping[str, Talk] = {
     "step-a-text": partial(answer, body=progress(step="5")),
     "step-a-truth": partial(answer, body=progress(step=True)),
     "phase-unknown": partial(answer, body=progress(phase="Succeeded")),
+    "unknown-keys": partial(answer, body=progress(verdict="Succeeded")),
     "server-error": partial(answer, body=progress(), head="HTTP/1.1 500 Oops"),
     "no-content": partial(answer, body=b"", head="HTTP/1.1 204 No Content"),
     "redirect": partial(answer, body=b"", head="HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/progress"),
@@ -199,7 +200,6 @@ LIES: Mapping[str, Talk] = {
         answer, body=progress(step=-5, total_steps=-40, epoch=-1.0, tokens_per_second=-1.0, peak_memory_bytes=-1)
     ),
     "from-the-future": partial(answer, body=progress(updated_at=1e18, estimated_remaining_seconds=10**18)),
-    "unknown-keys": partial(answer, body=progress(verdict="Succeeded")),
     "not-finite": partial(answer, body=progress(loss=float("nan"), eval_loss=float("inf"), learning_rate=-1e-320)),
     "odd-texts": partial(
         answer,
