@@ -14,8 +14,8 @@ says.
 
 It prints a line for each case, with what differs below it, and ends with 1 where something does. Differences that are
 meant are listed with their reason under `accepted` in `manifests.yaml`. What a commit did is kept in build/oracle, so
-that the next comparison runs one side alone; what a folder does never is. It is no test itself: a side takes some twelve
-minutes of one core; `--workers 2` runs two cases at once.
+that the next comparison runs one side alone; what a folder does never is. It is no test itself: a side takes some
+twelve minutes of one core; `--workers 2` runs two cases at once.
 """
 
 import argparse
