@@ -25,7 +25,7 @@ from lora_trainer.places.volumes import Volumes
 from lora_trainer.recipe.inputs import fetch
 from lora_trainer.result.export_checkpoint import export_checkpoint
 from lora_trainer.result.inputs import base_and_rows
-from lora_trainer.training.kept_limit import with_kept_commits
+from lora_trainer.training.resume_overrides import with_kept_commits
 
 DATASET = {"uri": "hf://org/chats", "validationUri": "hf://org/held@main", "validationFraction": None}
 

@@ -37,7 +37,7 @@ from lora_trainer.ranks.deadline import reported_by
 from lora_trainer.ranks.parent import end_with_parent
 from lora_trainer.ranks.reports import Report, Reporter, open_report
 from lora_trainer.recipe.inputs import fetch
-from lora_trainer.training.kept_limit import kept_quantization, with_kept_commits
+from lora_trainer.training.resume_overrides import kept_quantization, with_kept_commits
 from lora_trainer.training.stopping import Stop
 
 
