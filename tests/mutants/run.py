@@ -22,6 +22,7 @@ test itself: the mutants take two hours on two cores.
 import argparse
 import fcntl
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -86,7 +87,10 @@ def pytest(place: Path, tests: list[str], limit_s: float, workers: int) -> str:
     if done.returncode == 0:
         return ""
     found = _FAILED.search(done.stdout)
-    return found[1] if found else f"exit status {done.returncode}: {(done.stdout + done.stderr)[-300:]}"
+    if found is None:
+        said = (done.stdout + done.stderr)[-300:]
+        raise SystemExit(f"pytest ended with {done.returncode}, and no test failed: {said}")
+    return found[1]
 
 
 def note(identity: str, form: str, result: str) -> None:
@@ -149,6 +153,8 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=900, help="seconds for each run of pytest")
     parser.add_argument("--workers", type=int, default=1)
     given = parser.parse_args()
+    # The worktree is removed then, too, and pytest is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     mutants = [m for m in yaml.safe_load(LISTED.read_text()) if given.form in m]
     if given.what == "check":
         check(mutants, given.form)
