@@ -204,6 +204,21 @@ def test_the_card_names_the_list_of_evaluated_rows(rows: bool) -> None:
     assert ("held_out_rows.json` says which" in model_card(manifest(), rows=rows)) is rows
 
 
+@pytest.mark.parametrize(
+    ("cost", "precision", "said"), [(0.15, "Auto", True), (0.04, "Auto", False), (0.15, "FP32", False)]
+)
+def test_what_rounding_loses_of_the_improvement_is_in_the_message_with_the_remedy(
+    cost: float, precision: str, said: bool
+) -> None:
+    """A 16-bit base and large updates lost 15 % of it, which only the log said."""
+    output = {"uri": "pvc://a/b", "merge": "Merged", "mergePrecision": precision}
+    merged = MergedModel(loss=1.0 + cost, expected=1.0, tolerance=0.02)
+    measured = dataclasses.replace(manifest().measured, eval_loss_before=2.0, eval_loss_after=1.0)
+    made = manifest(format=Form.MERGED, config=make_config(output=output), merged=merged, measured=measured)
+    rest = "; rounding the merged weights costs 15% of the improvement, which output.mergePrecision: FP32 keeps"
+    assert success_sentence("pvc://a/b", made).partition("at pvc://a/b")[2] == (rest if said else "")
+
+
 def test_a_standard_error_that_a_single_row_does_not_have_is_left_out() -> None:
     """It was 0.0000, as if the loss were exact: in the card, the sentence, the curve and for the operator."""
     errors = ("eval_loss_before_standard_error", "eval_loss_after_standard_error", "improvement_standard_error")

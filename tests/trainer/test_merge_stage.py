@@ -139,9 +139,12 @@ def test_right_weights_that_load_as_another_model_are_no_result(
 
 
 def test_what_rounding_costs_is_reported_and_fails_no_merge(
-    tmp_path: Path, tiny_folder: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, tiny_folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole modules of a base with large weights: 0.05 nats, as PEFT's own merge, in manifest, card and log."""
+    """Whole modules of a base with large weights: 0.05 nats, as PEFT's own merge, in manifest, card and log; what is
+    much of the improvement with the remedy."""
+    # It has either sign.
+    monkeypatch.setattr("lora_trainer.artifact.manifest._MUCH", -1.0)
     large = tmp_path / "large"
     shutil.copytree(tiny_folder, large)
     tensors = load_file(large / "model.safetensors")
@@ -158,6 +161,7 @@ def test_what_rounding_costs_is_reported_and_fails_no_merge(
     cost = found.loss - found.expected
     assert abs(cost) > TOLERANCES["bf16"], "rounding costs nothing here: the test would prove nothing"
     assert f"rounding costs the merged model {cost:+.4f} nats per token" in caplog.text
+    assert "of the improvement: output.mergePrecision: FP32" in caplog.text
     card = (tmp_path / "both/README.md").read_text(encoding="utf-8")
     assert f"rounding the merged weights costs {cost:+.4f}." in card
 

@@ -70,6 +70,10 @@ class MergedModel:
     tolerance: float
 
 
+_MUCH = 0.05
+"""Share of the improvement that rounding may cost without a remedy being named."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
     """`text` holds vLLM's flags where it can serve the adapter, else the reason why not and the way out.
@@ -115,6 +119,13 @@ class Manifest:
     validation_revision: str | None = None
     versions: Mapping[str, str]
     files: tuple[FileEntry, ...]
+
+    @property
+    def lost_by_rounding(self) -> str:
+        """Which share of the improvement a merged model lost; empty where that is little, or nothing was merged."""
+        gain = self.measured.eval_loss_before - self.measured.eval_loss_after
+        cost = 0.0 if self.merged is None else self.merged.loss - self.merged.expected
+        return f"{cost / gain:.0%} of the improvement" if gain > 0 and cost >= _MUCH * gain else ""
 
     def to_json(self) -> str:
         """Stable text."""

@@ -2,6 +2,7 @@
 
 from lora_trainer.artifact.manifest import Form, Manifest
 from lora_trainer.contract import codec
+from lora_trainer.contract.config import MergePrecision
 from lora_trainer.contract.summary import Results, Verification, clip
 
 
@@ -23,9 +24,11 @@ def success_sentence(uri: str, manifest: Manifest) -> str:
     rows = "held-out rows" if measured.held_out else "training rows (none were held out)"
     what = {Form.ADAPTER: "adapter is", Form.MERGED: "merged model is", Form.BOTH: "adapter and merged model are"}
     merge = "" if manifest.merge_failure is None else f"; there is no merged model: {manifest.merge_failure}"
+    lost = manifest.lost_by_rounding if manifest.config.output.merge_precision is MergePrecision.AUTO else ""
+    rounded = f"; rounding the merged weights costs {lost}, which output.mergePrecision: FP32 keeps" if lost else ""
     error = measured.improvement_standard_error
     sure = "" if error is None else f" (± {error:.3f})"
     return (
         f"loss on {rows} went from {measured.eval_loss_before:.3f} to {measured.eval_loss_after:.3f}{sure}; "
-        f"the verified {what[manifest.format]} at {uri}{merge}"
+        f"the verified {what[manifest.format]} at {uri}{merge}{rounded}"
     )

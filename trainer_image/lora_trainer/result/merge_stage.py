@@ -68,7 +68,11 @@ def merge_result(
     verification = judge(bench.loss(model, manifest), expected, limit, "merged model")
     log.info("rounding costs the merged model %+.4f nats per token", verification.loss - expected)
     merged = MergedModel(loss=verification.loss, expected=expected, tolerance=tolerance)
-    _seal(adapter, target, dataclasses.replace(manifest, format=form, merged=merged))
+    manifest = dataclasses.replace(manifest, format=form, merged=merged)
+    if manifest.lost_by_rounding and precision is MergePrecision.AUTO:
+        remedy = "output.mergePrecision: FP32 (lora-trainer merge --precision FP32) keeps it"
+        log.warning("rounding costs the merged model %s: %s", manifest.lost_by_rounding, remedy)
+    _seal(adapter, target, manifest)
     return verification
 
 
