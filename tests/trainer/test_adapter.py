@@ -259,6 +259,10 @@ def test_names_that_peft_takes_for_experts_are_passed_over_or_refused(tmp_path: 
     adapted = adapt(load_model(base, Quantization.NONE, cpu), LoraConfig(rank=4), base, cpu, 0)
     assert adapted.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
     assert adapted.left_alone.passed_over == "gate_proj, up_proj, down_proj"
+    lora = LoraConfig(rank=4, target_parameters=("mlp.up_proj.weight",))
+    adapted = adapt(load_model(base, Quantization.NONE, cpu), lora, base, cpu, 0)
+    assert "model.layers.0.mlp.up_proj.weight" in adapted_names(adapted.model)
+    assert adapted.left_alone.passed_over == "gate_proj, down_proj"
 
 
 @pytest.mark.parametrize("kind", list(COUNTED))

@@ -25,6 +25,7 @@ from tests.unit.advice_facts import (
     make_plan,
     make_preflight,
 )
+from tests.unit.fit_models import DEEPSEEK_V3
 
 from lora_trainer.contract.advice.codes import Advice, Code, Severity
 from lora_trainer.contract.advice.facts import Columns, Facts, LeftAlone
@@ -38,6 +39,7 @@ from lora_trainer.contract.advice.rules import (
     spoken,
 )
 from lora_trainer.contract.config import DatasetFormat, DeviceConfig, Quantization, TrainConfig, TrainingConfig
+from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.contract.fit.positions import Positions
 from lora_trainer.contract.preflight import Preflight
 from lora_trainer.contract.run_plan import RunPlan
@@ -406,6 +408,21 @@ def test_before_a_training_nothing_is_said_of_its_end() -> None:
     facts = make_facts(None, **ended(late=FALL, unsteady_steps=5), **estimate(seconds=5000.0))
     assert known_before(facts) == ()
     assert codes(after(facts)) == ["NoisyLoss", "StillImproving", "EstimateOff"]
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({}, "gate_proj, up_proj, down_proj"),
+        ({"targetParameters": ["mlp.up_proj.weight", "shared_experts.up_proj.weight"]}, "gate_proj, down_proj"),
+        ({"layers": None, "targetModules": ["o_proj"]}, None),
+    ],
+)
+def test_a_plan_names_the_dense_modules_that_a_preset_passes_over(given: dict[str, Any], names: str | None) -> None:
+    """Of DeepSeek-V3, which are more than its experts."""
+    config = make_config(lora={name: value for name, value in given.items() if value is not None})
+    found = [one.values for one in before(config, shape=shape_of(DEEPSEEK_V3)) if one.code == Code.MODULES_PASSED_OVER]
+    assert found == ([] if names is None else [{"names": names, "kind": "deepseek_v3"}])
 
 
 def test_preflight_and_plan_tell_what_their_rules_need() -> None:

@@ -101,7 +101,7 @@ def plan_adapter(
         saved=tuple(_with_tied(model, saved)),
         settings=settings,
         init=_INITS[config.init],
-        left_alone=left_alone(model, parameters, passed_over),
+        left_alone=left_alone(model, parameters, (n for n in passed_over if f"{n}.weight" not in parameters)),
     )
 
 

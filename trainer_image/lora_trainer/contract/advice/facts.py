@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from lora_trainer.contract.config import DatasetFormat, Quantization, TrainConfig
+from lora_trainer.contract.fit.names import kinds, matches
 from lora_trainer.contract.fit.positions import Positions
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.preflight import Preflight
@@ -174,7 +175,14 @@ def _rows(preflight: Preflight) -> Rows:
 
 def left_alone_of(config: TrainConfig, shape: Shape) -> LeftAlone:
     """What an adapter leaves alone, as far as a shape tells it."""
-    if not shape.experts or config.lora.target_parameters:
-        return LeftAlone(kind=shape.family)
+    lora = config.lora
+    reserved = () if lora.target_modules else (name for _, _, name, module in shape.modules() if module.reserved)
+    passed_over = (
+        name for name in reserved if not any(matches(f"{name}.weight", one) for one in lora.target_parameters)
+    )
     share = shape.experts / max(1, shape.parameters)
-    return LeftAlone(kind=shape.family, experts=f"experts, {share:.0%} of the parameters,")
+    return LeftAlone(
+        kind=shape.family,
+        experts=f"experts, {share:.0%} of the parameters," if shape.experts and not lora.target_parameters else "",
+        passed_over=", ".join(kinds(passed_over)),
+    )
