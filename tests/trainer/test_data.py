@@ -62,7 +62,7 @@ def test_cut_tokens_are_those_of_rows_that_are_cut_not_of_skipped_ones(tmp_path:
     """A row whose prompt alone is too long is skipped with all its tokens."""
     rows = [{"prompt": f"Hi {i}?", "completion": "winds " * (80 if i == 0 else 20)} for i in range(8)]
     skipped = {"prompt": "winds " * 90, "completion": "Ahoy"}
-    found = []
+    found: list[DatasetStats] = []
     for given in (rows, [*rows, skipped]):
         config, volumes = on_claim(tmp_path / str(len(given)), given, dataset={"validationFraction": "0"})
         encoder = load_encoder(tiny_base, LossOn.COMPLETION, 60)
