@@ -112,6 +112,22 @@ def test_the_tables_fit_the_terminal(
     assert all(len(line) <= columns for line in lines if line.startswith(("Speed", "Adapter", "Main")))
 
 
+@pytest.mark.parametrize(
+    ("columns", "recompute", "left_out"), [(80, "Auto", "MLPs"), (80, "Selective", "kept"), (100, "Auto", "")]
+)
+def test_a_column_that_there_is_no_room_for_is_said_to_be_left_out(
+    place: Path, capsys: pytest.CaptureFixture[str], columns: int, recompute: str, left_out: str
+) -> None:
+    """The legend explains it, and the run may take it."""
+    write(training={"activationCheckpointing": recompute})
+    os.environ["COLUMNS"] = str(columns)
+    lines = printed(capsys).splitlines()
+    (head,) = [line for line in lines if line.startswith("GPU ")]
+    assert [name for name in ("kept", "MLPs", "recomp.") if name not in head.split()] == [left_out] * bool(left_out)
+    text = " ".join(" ".join(lines).split())
+    assert f"no room for {left_out}: a wider terminal" in text if left_out else "no room" not in text
+
+
 def test_the_page_shows_what_the_command_prints(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """docs/fit.md, whose numbers would grow old unseen."""
     write(model={"uri": "hf://meta-llama/Llama-3.1-8B-Instruct"})

@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -59,9 +59,11 @@ def _table(plan: Plan, width: int) -> Iterator[str]:
     yield ""
     yield from _memory(plan)
     yield ""
-    yield from _devices(plan, width)
+    name = max(_NAME, *(len(_short(gpu.name)) for gpu in plan.gpus))
+    shown = _shown(plan, width - name)
+    yield from _devices(plan, shown, name)
     yield ""
-    for line in _explanations(plan):
+    for line in _explanations(plan, shown):
         yield from _wrapped(line, width)
 
 
@@ -81,9 +83,7 @@ def _memory(plan: Plan) -> Iterator[str]:
         yield f"{mark} {row.quantization.value:<13}{_WHAT[row.manner][0]:<11}{parts}"
 
 
-def _devices(plan: Plan, width: int) -> Iterator[str]:
-    name = max(_NAME, *(len(_short(gpu.name)) for gpu in plan.gpus))
-    shown = _shown(plan, width - name)
+def _devices(plan: Plan, shown: Sequence[Row], name: int) -> Iterator[str]:
     unit = "per 1M" if plan.trained_tokens is None else "time"
     yield f"GiB to spare on a GPU (or lacking), within {FIT_SHARE:.0%} of its memory"
     first = "".join(f"{('*' if row.default else '') + row.quantization.value:>8}" for row in shown)
@@ -170,11 +170,14 @@ def _asked(plan: Plan) -> str:
     return f"* the run as it is written: quantization {plan.quantization.value}, {_WHAT[plan.recompute][2]}."
 
 
-def _explanations(plan: Plan) -> Iterator[str]:
+def _explanations(plan: Plan, shown: Sequence[Row]) -> Iterator[str]:
     yield f"{_asked(plan)} {_verdicts(plan)}"
     if plan.preflight.device is not None:
         yield f"Plan: {plan.preflight.reason}."
     yield "kept, MLPs, recomp.: activations are kept for the backward pass, those of MLPs or all are recomputed in it."
+    left_out = {row.manner for row in plan.rows}.difference(row.manner for row in shown)
+    for manner in left_out:
+        yield f"The table has no room for {_WHAT[manner][1]}: a wider terminal shows it, and -o json has it."
     options = [option for gpu in plan.gpus for option in gpu.options]
     taken = [gpu.default.tokens for gpu in plan.gpus if gpu.default.fit is Fit.FITS]
     if any(tokens < plan.micro_batch_tokens for tokens in taken) or any(option.fit is Fit.HALVED for option in options):
