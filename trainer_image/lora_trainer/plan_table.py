@@ -175,8 +175,8 @@ def _explanations(plan: Plan, shown: Sequence[Row]) -> Iterator[str]:
     if plan.preflight.device is not None:
         yield f"Plan: {plan.preflight.reason}."
     yield "kept, MLPs, recomp.: activations are kept for the backward pass, those of MLPs or all are recomputed in it."
-    left_out = {row.manner for row in plan.rows}.difference(row.manner for row in shown)
-    for manner in left_out:
+    manners = [row.manner for row in shown]
+    for manner in dict.fromkeys(row.manner for row in plan.rows if row.manner not in manners):
         yield f"The table has no room for {_WHAT[manner][1]}: a wider terminal shows it, and -o json has it."
     options = [option for gpu in plan.gpus for option in gpu.options]
     taken = [gpu.default.tokens for gpu in plan.gpus if gpu.default.fit is Fit.FITS]
