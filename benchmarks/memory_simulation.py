@@ -42,6 +42,7 @@ from lora_trainer.places.base import Base
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training import loss, step
 from lora_trainer.training.batches import Batch, Budget, collate
+from lora_trainer.training.objective import SFT
 from lora_trainer.training.optimizers import make_optimizer
 
 
@@ -351,7 +352,8 @@ def _train(
         step.run_step(
             adapted,
             examples,
-            targets=len(batch.targets),
+            objective=SFT,
+            weights={"loss": len(batch.targets)},
             budget=budget,
             device=device,
             scaler=torch.amp.GradScaler("cpu", enabled=False),

@@ -10,6 +10,7 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted, set_input_casts
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training.batches import Budget
+from lora_trainer.training.objective import SFT
 from lora_trainer.training.step import run_step
 
 
@@ -29,7 +30,8 @@ def stepper(
         share = run_step(
             adapted,
             [row] * micro_batches,
-            targets=micro_batches * row.targets,
+            objective=SFT,
+            weights={"loss": micro_batches * row.targets},
             budget=budget,
             device=device,
             scaler=scaler,

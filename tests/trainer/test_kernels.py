@@ -27,6 +27,7 @@ from lora_trainer.training import loss as losses
 from lora_trainer.training.batches import Budget, collate
 from lora_trainer.training.evaluate import evaluate
 from lora_trainer.training.loss import token_losses
+from lora_trainer.training.objective import SFT
 from lora_trainer.training.step import run_step
 
 
@@ -61,7 +62,16 @@ def step(model: Adapted, device: Device, budget: Budget) -> tuple[float, list[to
     for parameter in parameters:
         parameter.grad = None
     set_input_casts(model.model, on=device.dtype == torch.float32)
-    found = run_step(model, examples, targets=targets, budget=budget, device=device, scaler=scaler, ranks=Ranks())
+    found = run_step(
+        model,
+        examples,
+        objective=SFT,
+        weights={"loss": targets},
+        budget=budget,
+        device=device,
+        scaler=scaler,
+        ranks=Ranks(),
+    )
     set_input_casts(model.model, on=True)
     return float(found), [parameter.grad for parameter in parameters if parameter.grad is not None]
 

@@ -27,6 +27,7 @@ from lora_trainer.recipe import way
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import evaluate
 from lora_trainer.training.noise import measure_noise
+from lora_trainer.training.objective import SFT
 from lora_trainer.training.step import run_step
 
 LONG: Mapping[str, Any] = {
@@ -107,7 +108,7 @@ def test_a_row_has_the_loss_that_it_has_alone(
     head = model.get_output_embeddings()
     adapted: Any = SimpleNamespace(model=model, head=head)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    step: dict[str, Any] = {"device": cpu, "scaler": scaler, "ranks": Ranks(), "targets": 1}
+    step: dict[str, Any] = {"device": cpu, "scaler": scaler, "ranks": Ranks(), "objective": SFT, "weights": {"loss": 1}}
     assert float(run_step(adapted, list(rows()), budget=budget, **step)) == pytest.approx(sum(wanted), rel=1e-5)
     assert float(run_step(adapted, list(rows()), budget=replace(budget, tokens=14), **step)) == pytest.approx(
         sum(wanted), rel=1e-5

@@ -18,6 +18,7 @@ from lora_trainer.places.base import Base
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import evaluate
+from lora_trainer.training.objective import SFT
 from lora_trainer.training.optimizers import make_optimizer
 from lora_trainer.training.step import run_step
 
@@ -61,7 +62,8 @@ def backward(adapted: Adapted, examples: Examples, device: Device, scaler: torch
     share = run_step(
         adapted,
         list(examples),
-        targets=sum(example.targets for example in examples),
+        objective=SFT,
+        weights={"loss": sum(example.targets for example in examples)},
         budget=Budget(tokens=3 * longest, longest=longest),
         device=device,
         scaler=scaler or torch.amp.GradScaler(device.torch_device.type, enabled=False),

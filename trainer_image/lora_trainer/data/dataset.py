@@ -55,7 +55,7 @@ class Data:
     @property
     def longest_evaluated(self) -> int:
         """The tokens of the longest row that is evaluated."""
-        return int(self.evaluation.lengths.max())
+        return int(self.evaluation.room(packed=False).max())
 
 
 def log_data(data: Data, encoder: Encoder) -> None:
@@ -191,7 +191,7 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace:
         validation_samples=len(evaluation),
         train_tokens=int(training.lengths.sum()),
         target_tokens=int(training.targets.sum()),
-        longest_tokens=int(training.lengths.max()),
+        longest_tokens=int(training.room(packed=False).max()),
         truncated_samples=int(training.truncated.sum() + evaluation.truncated.sum()),
         truncated_tokens=counts.cut_tokens,
         skipped_samples=samples.skipped + counts.lost,

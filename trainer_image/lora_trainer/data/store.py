@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lora_trainer.data.tokens import IGNORED, Encoded, Example
 from lora_trainer.errors import storage_error
 
-COLUMNS = ("tokens", "lengths", "targets", "truncated", "rows")
+COLUMNS = ("tokens", "sizes", "targets", "truncated", "rows")
 """The files of a store."""
 
 LEARNED = np.uint32(1 << 31)
@@ -23,11 +23,12 @@ LEARNED = np.uint32(1 << 31)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Columns:
-    """What is known of each example without reading its tokens; `starts` (int64) is where they begin in the store, and
-    `rows` numbers the rows of the data set that they were made of, in the store's order."""
+    """What is known of each example without reading its tokens; `starts` (int64) is where they begin in the store,
+    `sizes` (examples, sequences) how many each of its sequences has, and `rows` numbers the rows of the data set that
+    they were made of, in the store's order."""
 
     starts: NDArray[np.int64]
-    lengths: NDArray[np.int32]
+    sizes: NDArray[np.int32]
     targets: NDArray[np.int32]
     truncated: NDArray[np.bool_]
     rows: NDArray[np.int32]
@@ -36,7 +37,7 @@ class _Columns:
         """The columns of some rows, by slice or by numbers."""
         return _Columns(
             starts=self.starts[rows],
-            lengths=self.lengths[rows],
+            sizes=self.sizes[rows],
             targets=self.targets[rows],
             truncated=self.truncated[rows],
             rows=self.rows[rows],
@@ -80,7 +81,19 @@ class Examples(Sequence[Example]):
     @property
     def lengths(self) -> NDArray[np.int32]:
         """Tokens of each row."""
-        return self._columns.lengths
+        sizes = self._columns.sizes
+        # Of one sequence each, a view.
+        return sizes[:, 0] if sizes.shape[1] == 1 else sizes.sum(axis=1, dtype=np.int32)
+
+    def room(self, *, packed: bool) -> NDArray[np.int32]:
+        """Tokens that each takes of a micro-batch, padding among its own sequences included."""
+        sizes = self._columns.sizes
+        return self.lengths if packed else sizes.max(axis=1, initial=0) * np.int32(sizes.shape[1])
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return int(self._columns.sizes.max())
 
     @property
     def targets(self) -> NDArray[np.int32]:
@@ -104,7 +117,7 @@ class Examples(Sequence[Example]):
 
     def __len__(self) -> int:
         """Number of rows."""
-        return len(self._columns.lengths)
+        return len(self._columns.targets)
 
     @overload
     def __getitem__(self, row: int) -> Example: ...
@@ -115,10 +128,11 @@ class Examples(Sequence[Example]):
         if isinstance(row, slice):
             return self.select(row)
         columns = self._columns
-        stored = self._tokens.read(int(columns.starts[row]), int(columns.lengths[row]))
+        sizes = tuple(columns.sizes[row].tolist())
+        stored = self._tokens.read(int(columns.starts[row]), sum(sizes))
         input_ids = (stored & ~LEARNED).astype(np.int64)
         labels = np.where(stored & LEARNED, input_ids, IGNORED)
-        return Example(input_ids=input_ids, labels=labels, truncated=bool(columns.truncated[row]))
+        return Example(input_ids=input_ids, labels=labels, truncated=bool(columns.truncated[row]), sizes=sizes)
 
     def __iter__(self) -> Iterator[Example]:
         """Every row in turn."""
@@ -133,8 +147,8 @@ class Examples(Sequence[Example]):
         """Rows kept in memory."""
         block = Block.of([[Encoded(example=example, cut_tokens=0, cut_targets=0)] for example in examples])
         columns = _Columns(
-            starts=_starts(block.lengths),
-            lengths=block.lengths,
+            starts=_starts(block.sizes),
+            sizes=block.sizes,
             targets=block.targets,
             truncated=block.truncated,
             rows=block.rows,
@@ -144,11 +158,12 @@ class Examples(Sequence[Example]):
     @classmethod
     def open(cls, folder: Path) -> "Examples":
         """Rows that a `Writer` has put into a folder; what is known of each is mapped, the tokens stay on the disk."""
-        lengths = _mapped(folder / "lengths", np.int32)
+        targets = _mapped(folder / "targets", np.int32)
+        sizes = _mapped(folder / "sizes", np.int32).reshape(len(targets), -1 if len(targets) else 1)
         columns = _Columns(
-            starts=_starts(lengths),
-            lengths=lengths,
-            targets=_mapped(folder / "targets", np.int32),
+            starts=_starts(sizes),
+            sizes=sizes,
+            targets=targets,
             truncated=_mapped(folder / "truncated", np.bool_),
             rows=_mapped(folder / "rows", np.int32),
         )
@@ -157,7 +172,7 @@ class Examples(Sequence[Example]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Some examples packed for a store: their `tokens` one after the other, and for each its lengths, flags and counts.
+    """Some examples packed for a store: their `tokens` one after the other, and for each its sizes, flags and counts.
 
     `samples` are the positions of the samples that they were made of, in rising order. `cut_tokens` and `cut_targets`
     are what did not fit into the longest length; the rest as in `Encoded`.
@@ -165,7 +180,7 @@ class Block:
 
     tokens: NDArray[np.uint32]
     samples: NDArray[np.int64]
-    lengths: NDArray[np.int32]
+    sizes: NDArray[np.int32]
     targets: NDArray[np.int32]
     truncated: NDArray[np.bool_]
     cut_tokens: NDArray[np.int64]
@@ -174,6 +189,11 @@ class Block:
     answers: NDArray[np.int64]
     learned_answers: NDArray[np.int64]
     unended_answers: NDArray[np.int64]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each."""
+        return self.sizes.sum(axis=1, dtype=np.int64)
 
     @property
     def rows(self) -> NDArray[np.int32]:
@@ -189,7 +209,7 @@ class Block:
         return cls(
             tokens=np.concatenate([np.empty(0, np.uint32), *map(_packed, examples)]),
             samples=np.repeat(np.arange(len(samples)), [len(several) for several in samples]),
-            lengths=np.array([example.length for example in examples], np.int32),
+            sizes=_sizes(examples),
             targets=np.array([example.targets for example in examples], np.int32),
             truncated=np.array([example.truncated for example in examples], np.bool_),
             cut_tokens=np.array([one.cut_tokens for one in encoded], np.int64),
@@ -248,9 +268,14 @@ def _packed(example: Example) -> NDArray[np.uint32]:
     return tokens
 
 
-def _starts(lengths: NDArray[np.int32]) -> NDArray[np.int64]:
-    ends = np.cumsum(lengths, dtype=np.int64)
-    return ends - lengths
+def _sizes(examples: Sequence[Example]) -> NDArray[np.int32]:
+    sequences = len(examples[0].lengths) if examples else 1
+    return np.array([example.lengths for example in examples], np.int32).reshape(-1, sequences)
+
+
+def _starts(sizes: NDArray[np.int32]) -> NDArray[np.int64]:
+    lengths = sizes.sum(axis=1, dtype=np.int64)
+    return np.cumsum(lengths) - lengths
 
 
 def _mapped(path: Path, kind: Any) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lora_trainer.contract.config import LossOn
 from lora_trainer.data.chosen_template import Chosen
-from lora_trainer.data.tokens import Encoder, stop_token_ids
+from lora_trainer.data.tokens import Encode, Encoder, one_by_one, stop_token_ids
 from lora_trainer.errors import ConfigError, one_sentence
 from lora_trainer.places.base import Base
 
@@ -18,6 +18,8 @@ def load_encoder(
     loss_on: LossOn,
     max_length: int,
     chosen: Chosen = Chosen(),  # noqa: B008 - frozen
+    *,
+    encode: Encode = one_by_one,
 ) -> Encoder:
     """The base model's tokenizer, with a chosen chat template. Raises `ConfigError`."""
     from transformers import AutoTokenizer  # noqa: PLC0415 - Transformers takes seconds to import
@@ -30,7 +32,8 @@ def load_encoder(
         ) from error
     # The run cuts rows itself and counts what it cut; the tokenizer's own limit would only warn.
     tokenizer.model_max_length = 2**31
-    return Encoder(tokenizer, loss_on, max_length, stop_token_ids(tokenizer, _generation_eos(base)), chosen)
+    stops = stop_token_ids(tokenizer, _generation_eos(base))
+    return Encoder(tokenizer, loss_on, max_length, stops, chosen, encode=encode)
 
 
 def _generation_eos(base: Base) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import islice
@@ -32,11 +32,26 @@ _SHOWN, _SHOWN_PIECES = 200, 8
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Example:
-    """Token ids and, of equal length, labels: the id where the token is learned, else `IGNORED`. Both are int64."""
+    """What is learned at once and never divided over packs, processes and steps: one sequence, or as many as the
+    objective compares, one after the other, of these `sizes` (none said for a single one).
+
+    Token ids and, of equal length, labels: the id where the token is learned, else `IGNORED`. Both are int64.
+    """
 
     input_ids: NDArray[np.int64]
     labels: NDArray[np.int64]
     truncated: bool
+    sizes: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, sequences: Sequence["Example"]) -> "Example":
+        """Several sequences, to be compared."""
+        return cls(
+            input_ids=np.concatenate([one.input_ids for one in sequences]),
+            labels=np.concatenate([one.labels for one in sequences]),
+            truncated=any(one.truncated for one in sequences),
+            sizes=tuple(one.length for one in sequences),
+        )
 
     @property
     def length(self) -> int:
@@ -44,9 +59,19 @@ class Example:
         return len(self.input_ids)
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Number of tokens of each sequence."""
+        return self.sizes or (self.length,)
+
+    @property
     def targets(self) -> int:
-        """Number of tokens that are learned; the first of a row has no prediction and never counts."""
-        return int(np.count_nonzero(self.labels[1:] != IGNORED))
+        """Number of tokens that are learned; the first of a sequence has no prediction and never counts."""
+        ends = np.cumsum((0, *self.sizes[:-1]))[1:]
+        return sum(int(np.count_nonzero(one[1:] != IGNORED)) for one in np.split(self.labels, ends))
+
+    def room(self, *, packed: bool) -> int:
+        """Tokens that it takes of a micro-batch, padding among its own sequences included."""
+        return self.length if packed else len(self.lengths) * max(self.lengths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +92,15 @@ class Encoded:
     unended_answers: int = 0
 
 
+Encode = Callable[["Encoder", Sequence[Sample]], list[list[Encoded]]]
+"""The examples of each of some samples."""
+
+
+def one_by_one(encoder: "Encoder", samples: Sequence[Sample]) -> list[list[Encoded]]:
+    """Each text that a sample gives is an example."""
+    return encoder.encode_texts(samples)
+
+
 class Encoder:
     """Turns samples into examples with one tokenizer and the chosen chat template, if any; `has_template` is whether
     there is one, chosen or the model's own; `template` the text to serve with, where the model's own will not do."""
@@ -78,8 +112,11 @@ class Encoder:
         max_length: int,
         stop_ids: Sequence[int],
         chosen: Chosen = Chosen(),  # noqa: B008 - frozen
+        *,
+        encode: Encode = one_by_one,
     ) -> None:
         self.tokenizer = tokenizer
+        self._encode = encode
         self.loss_on = loss_on
         self.max_length = max_length
         self.stop_ids = frozenset(stop_ids)
@@ -101,6 +138,7 @@ class Encoder:
         template = self._template
         return {
             "loss_on": self.loss_on.value,
+            "examples": self._encode.__qualname__,
             "max_length": self.max_length,
             "stop_ids": sorted(self.stop_ids),
             "template": hashlib.sha256(template.encode(errors="surrogatepass")).hexdigest(),
@@ -136,8 +174,12 @@ class Encoder:
         return encoded.example
 
     def encode_all(self, samples: Sequence[Sample]) -> list[list[Encoded]]:
-        """The examples of each of many samples, in several threads. Raises `DatasetError` for the first that cannot be
-        encoded."""
+        """The examples of each of many samples, as the objective has them. Raises `DatasetError` for the first that
+        cannot be encoded."""
+        return self._encode(self, samples)
+
+    def encode_texts(self, samples: Sequence[Sample]) -> list[list[Encoded]]:
+        """The texts of each of many samples, an example each, in several threads. Raises `DatasetError`."""
         texts = self._renderer.render(samples)
         found = (
             self._encoded(text, tokens)

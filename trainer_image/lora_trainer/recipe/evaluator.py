@@ -14,6 +14,7 @@ from lora_trainer.training.batches import Budget, evaluation_budget
 from lora_trainer.training.evaluate import Evaluation, evaluate
 from lora_trainer.training.guards import check_evaluated
 from lora_trainer.training.noise import measure_noise
+from lora_trainer.training.objective import Objective
 from lora_trainer.training.stopping import Stop
 from lora_trainer.training.trend import Interim
 
@@ -40,6 +41,7 @@ class Evaluator:
 
     adapted: Adapted
     data: Data
+    objective: Objective
     budget: Budget
     device: Device
     ranks: Ranks
@@ -61,11 +63,23 @@ class Evaluator:
         rows = self.data.evaluation[::every]
         model, head = self.adapted.model, self.adapted.head
         done, ranks = lambda _rows: self.alive(), self.ranks
-        result = evaluate(model, head, rows, self.device, done, budget=self.budget, ranks=ranks, stop=stop)
+        result = evaluate(
+            model,
+            head,
+            rows,
+            self.device,
+            done,
+            budget=self.budget,
+            ranks=ranks,
+            stop=stop,
+            objective=self.objective,
+        )
         kind = "held-out" if self.data.held_out else "training"
         loss = with_error(result.loss, result.standard_error)
         samples = f" ({len(rows)} samples)" if len(rows) != result.row_count else ""
         log.info("loss %s %s on %d %s rows%s", when, loss, result.row_count, kind, samples)
+        for name, value in result.others.items():
+            log.info("%s %s %.4f", name, when, value)
         return result
 
     def noise(self, result: Evaluation) -> float:
@@ -79,4 +93,5 @@ class Evaluator:
             first=result,
             budget=self.budget,
             ranks=self.ranks,
+            objective=self.objective,
         )

@@ -22,6 +22,7 @@ from lora_trainer.places.cache_lock import alone_in_cache
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.temporary import temporary_folder
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.training.objective import objective_of
 
 log = logging.getLogger(__name__)
 ENCODED_FROM_BYTES = 4 * 2**20
@@ -63,7 +64,8 @@ def _take_long(samples: Samples) -> bool:
 def _keep_encoded(config: TrainConfig, samples: Samples, base: Base, chosen: Chosen) -> bool:
     """Have the encoded rows in the cache, if it has room for them. Raises what encoding finds wrong with the rows."""
     training = config.training
-    encoder = load_encoder(base, training.loss_on, training.max_sequence_length, chosen)
+    encode = objective_of(config).encode
+    encoder = load_encoder(base, training.loss_on, training.max_sequence_length, chosen, encode=encode)
     place = cached_rows(os.environ)
     name = folder_name(row_key(samples, encoder, base.revision))
     beat = place / f".{name}.beat"

@@ -32,6 +32,7 @@ from lora_trainer.ranks.activity import begun
 from lora_trainer.recipe.claim_room import check_claim
 from lora_trainer.recipe.inputs import fill_cache
 from lora_trainer.recipe.vocabulary import token_check
+from lora_trainer.training.objective import objective_of
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ def preflight(config: TrainConfig, volumes: Volumes, hub: Hub, *, fill: bool = F
     output = check_output(config, volumes)
     samples = load_samples(config, volumes, hub)
     training = config.training
-    encoder = load_encoder(model.headers.base, training.loss_on, training.max_sequence_length, chosen)
+    encode = objective_of(config).encode
+    encoder = load_encoder(model.headers.base, training.loss_on, training.max_sequence_length, chosen, encode=encode)
     positions = positions_in(model.headers.base.folder)
     check_token = token_check(model.headers.base, encoder)
     rows = count_rows(samples, encoder, training.seed, positions=positions, check_token=check_token)

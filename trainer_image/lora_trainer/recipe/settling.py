@@ -83,7 +83,7 @@ def check_lengths(config: TrainConfig, base: Base, data: Data) -> None:
     and never in the midst of a step. Raises `ConfigError`."""
     positions = positions_in(base.folder)
     if positions is not None:
-        longest = max(int(rows.lengths.max()) for rows in (data.training, data.evaluation))
+        longest = max(rows.longest for rows in (data.training, data.evaluation))
         positions_suffice(positions, config.training.max_sequence_length, longest)
 
 

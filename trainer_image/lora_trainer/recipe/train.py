@@ -50,6 +50,7 @@ from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.identity import Identity, difference, identity
 from lora_trainer.training.loop import Training
 from lora_trainer.training.narrator import Narrator
+from lora_trainer.training.objective import objective_of
 from lora_trainer.training.packs import accumulation
 from lora_trainer.training.resume import Saved, find_saved
 from lora_trainer.training.saver import Saver
@@ -103,7 +104,13 @@ def run_training(
         saved, day = _start(config, workshop, checkpoints, volumes, group)
         base = find_base(saved.pinned(config.model.uri) if saved else config.model.uri, volumes, hub)
         chosen = chosen_template(config.dataset, volumes, day)
-        encoder = load_encoder(base, config.training.loss_on, config.training.max_sequence_length, chosen)
+        encoder = load_encoder(
+            base,
+            config.training.loss_on,
+            config.training.max_sequence_length,
+            chosen,
+            encode=objective_of(config).encode,
+        )
         linear = check_options(base, config, device)
         data = datasets.encode_once(samples, encoder, workshop.tokens, workshop.rows, base.revision)
         _look_at_data(config, base, data, encoder, reporter)
@@ -144,6 +151,7 @@ def run_training(
         evaluation = Evaluator(
             adapted=adapted,
             data=data,
+            objective=objective_of(config),
             budget=budget_for(config, way.budget, device),
             device=device,
             ranks=ranks,
@@ -161,6 +169,7 @@ def run_training(
             adapted=adapted,
             examples=data.training,
             config=config.training,
+            objective=objective_of(config),
             budget=way.budget,
             device=device,
             ranks=ranks,
@@ -382,7 +391,11 @@ def _resolved(
         micro_batch_size=min(budget.rows, share),
         micro_batch_tokens=budget.tokens,
         gradient_accumulation_steps=accumulation(
-            data.training.lengths, budget, config.training.effective_batch_size, config.training.seed, ranks.world
+            data.training.room(packed=budget.packed),
+            budget,
+            config.training.effective_batch_size,
+            config.training.seed,
+            ranks.world,
         ),
         quantization=config.quantization.value,
         packing=budget.packed,

@@ -49,7 +49,7 @@ def way_of(
     """Let the model compute so; all processes call it. `saved` is the checkpoint that the run begins with; it `goes_on`
     where it takes more of that than the weights, and then its packs stay as they were cut."""
     config = settled.config
-    longest = max(int(rows.lengths.max()) for rows in (data.training, data.evaluation))
+    longest = max(rows.longest for rows in (data.training, data.evaluation))
     attention = _agreed(choose_attention(adapted.model, device, ranks, longest), ranks)
     kept = saved.budget_tokens if saved and goes_on else None
     budget = _micro_batches(settled, adapted, attention, data.stats.longest_tokens, device, kept=kept)
@@ -125,7 +125,8 @@ def _flexible(
 
 def passes_of(training: TrainingConfig, rows: Examples, budget: Budget, ranks: Ranks) -> int:
     """Micro-batches of a run that begins now, on the busiest process."""
-    each = accumulation(rows.lengths, budget, training.effective_batch_size, training.seed, ranks.world)
+    room = rows.room(packed=budget.packed)
+    each = accumulation(room, budget, training.effective_batch_size, training.seed, ranks.world)
     return each * total_steps(training, len(rows))
 
 

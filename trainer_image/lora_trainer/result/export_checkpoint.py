@@ -27,6 +27,7 @@ from lora_trainer.training.evaluate import Evaluation, evaluate
 from lora_trainer.training.guards import check_trained
 from lora_trainer.training.listener import Trained
 from lora_trainer.training.noise import measure_noise
+from lora_trainer.training.objective import objective_of
 from lora_trainer.training.resume import Saved
 from lora_trainer.training.state import RunRecord, State, mean_loss, put_back, read_record, trainable
 
@@ -117,8 +118,12 @@ def _evaluated(record: RunRecord, adapted: Adapted, device: Device, rows: Evalua
         device.torch_device,
         trained=record.resolved.micro_batch_tokens,
     )
-    after = evaluate(model, head, examples, device, lambda _rows: None, budget=budget)
-    return after, measure_noise(model, head, examples, device, lambda _rows: None, first=after, budget=budget)
+    minimised = objective_of(config)
+    after = evaluate(model, head, examples, device, lambda _rows: None, budget=budget, objective=minimised)
+    noise = measure_noise(
+        model, head, examples, device, lambda _rows: None, first=after, budget=budget, objective=minimised
+    )
+    return after, noise
 
 
 def _write(

@@ -21,6 +21,7 @@ from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.serving import TEMPLATE
+from lora_trainer.training.objective import objective_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,4 +80,5 @@ def evaluation_rows(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base,
 def encoder_of(config: TrainConfig, volumes: Volumes, base: Base, day: date | None) -> Encoder:
     """What made tokens of the rows of a run with this configuration on this `day`."""
     chosen = chosen_template(config.dataset, volumes, day)
-    return load_encoder(base, config.training.loss_on, config.training.max_sequence_length, chosen)
+    encode = objective_of(config).encode
+    return load_encoder(base, config.training.loss_on, config.training.max_sequence_length, chosen, encode=encode)

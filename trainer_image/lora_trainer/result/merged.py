@@ -21,6 +21,7 @@ from lora_trainer.places.model_folder import weights_in
 from lora_trainer.ranks.cpus import cpu_threads
 from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.evaluate import evaluate
+from lora_trainer.training.objective import objective_of
 
 log = logging.getLogger(__name__)
 FEW_TOKENS = 2048
@@ -48,7 +49,15 @@ class Bench:
             self.device.torch_device,
             trained=manifest.resolved.micro_batch_tokens,
         )
-        return evaluate(loaded.model, loaded.head, self.examples, self.device, lambda rows: None, budget=budget).loss
+        return evaluate(
+            loaded.model,
+            loaded.head,
+            self.examples,
+            self.device,
+            lambda rows: None,
+            budget=budget,
+            objective=objective_of(manifest.config),
+        ).loss
 
     def expected(self, base: Base, adapter: Path, manifest: Manifest) -> float:
         """The loss that a merged model has to have: that of the unquantized base model with the adapter beside it."""

@@ -30,6 +30,7 @@ from lora_trainer.result.merged import Bench, bench_for, merged_model
 from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.evaluate import evaluate
 from lora_trainer.training.noise import DRAWS, TOLERANCES, measure_noise, tolerance_of
+from lora_trainer.training.objective import objective_of
 
 log = logging.getLogger(__name__)
 
@@ -156,14 +157,26 @@ def _measured(claim: _Claim, way: _Way, done: Callable[[int], None]) -> _Found:
         trained=manifest.resolved.micro_batch_tokens,
     )
     model, head = loaded.model, loaded.head
-    found = evaluate(model, head, examples, device, done, budget=budget, ranks=ranks)
+    minimised = objective_of(config)
+    found = evaluate(model, head, examples, device, done, budget=budget, ranks=ranks, objective=minimised)
     tokens = int(examples.targets.sum())
     noise, tolerance = manifest.noise, _tolerance(manifest, manifest.noise, device, tokens)
     # The first draw is the training's. Others take their time on a CPU, and change nothing where that one is enough.
     for draw in range(1, DRAWS):
         if abs(found.loss - manifest.measured.eval_loss_after) <= tolerance:
             break
-        ours = measure_noise(model, head, examples, device, done, first=found, budget=budget, ranks=ranks, draw=draw)
+        ours = measure_noise(
+            model,
+            head,
+            examples,
+            device,
+            done,
+            first=found,
+            budget=budget,
+            ranks=ranks,
+            draw=draw,
+            objective=minimised,
+        )
         noise = max(noise, ours)
         tolerance = _tolerance(manifest, noise, device, tokens)
     return _Found(loss=found.loss, noise=noise, tolerance=tolerance)

@@ -16,8 +16,13 @@ from lora_trainer.model.attention import Segments, positions, segments_of
 from lora_trainer.model.device import sent
 from lora_trainer.model.rope import STEADY, Frequencies
 
-IDLE = Example(input_ids=np.zeros(2, dtype=np.int64), labels=np.zeros(2, dtype=np.int64), truncated=False)
-"""What a process without rows of its own computes and does not count, where layers are collectives: see `Ranks`."""
+_IDLE = Example(input_ids=np.zeros(2, dtype=np.int64), labels=np.zeros(2, dtype=np.int64), truncated=False)
+
+
+def idle(sequences: int) -> Example:
+    """What a process without rows of its own computes and does not count, where layers are collectives: see `Ranks`."""
+    return Example.of([_IDLE] * sequences)
+
 
 Rows = npt.NDArray[np.integer[Any]]
 """Row numbers, or a number for each row."""
@@ -58,11 +63,12 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Rows on a device: each padded on the right, or all one after the other in a single one, with `segments` then.
+    """The sequences of some examples on a device: each padded on the right, or all one after the other in a single row,
+    with `segments` then. There are `count`, those of an example, `sequences` each, one after the other.
 
     Shapes: `input_ids` (rows, tokens), `position_ids` the same or None where every row begins at 0, `targets` (learned
     tokens,). `learned` (learned tokens,) are the positions whose next token is learned, counted through all rows;
-    `rows` (learned tokens,) says to which of the given rows each of these belongs.
+    `rows` (learned tokens,) says to which of the sequences each of these belongs.
     """
 
     input_ids: torch.Tensor
@@ -71,6 +77,8 @@ class Batch:
     learned: torch.Tensor
     targets: torch.Tensor
     rows: torch.Tensor
+    count: int
+    sequences: int = 1
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -91,12 +99,13 @@ def collate(examples: Sequence[Example], device: torch.device, *, packed: bool =
 
 
 def _pad(examples: Sequence[Example], device: torch.device) -> Batch:
-    width = max(example.length for example in examples)
-    input_ids = np.zeros((len(examples), width), dtype=np.int64)
-    labels = np.full((len(examples), width), IGNORED, dtype=np.int64)
-    for row, example in enumerate(examples):
-        input_ids[row, : example.length] = example.input_ids
-        labels[row, : example.length] = example.labels
+    lengths = [length for example in examples for length in example.lengths]
+    width, count = max(lengths), len(lengths)
+    input_ids = np.zeros((count, width), dtype=np.int64)
+    labels = np.full((count, width), IGNORED, dtype=np.int64)
+    within = np.arange(width) < np.array(lengths)[:, None]
+    input_ids[within] = np.concatenate([example.input_ids for example in examples])
+    labels[within] = np.concatenate([example.labels for example in examples])
     following = labels[:, 1:]
     rows, columns = (following != IGNORED).nonzero()
     return Batch(
@@ -106,16 +115,18 @@ def _pad(examples: Sequence[Example], device: torch.device) -> Batch:
         learned=sent(rows * width + columns, device),
         targets=sent(following[rows, columns], device),
         rows=sent(rows, device),
+        count=count,
+        sequences=count // len(examples),
     )
 
 
 def _pack(examples: Sequence[Example], device: torch.device) -> Batch:
-    lengths = tuple(example.length for example in examples)
+    lengths = tuple(length for example in examples for length in example.lengths)
     labels = np.concatenate([example.labels for example in examples])
     # The first token of a row follows the last of another: it is no prediction of that.
     labels[np.cumsum((0, *lengths[:-1]))] = IGNORED
     learned = np.flatnonzero(labels[1:] != IGNORED)
-    rows = np.repeat(np.arange(len(examples)), lengths)
+    rows = np.repeat(np.arange(len(lengths)), lengths)
     return Batch(
         input_ids=sent(np.concatenate([example.input_ids for example in examples])[None], device),
         position_ids=positions(lengths, device),
@@ -123,6 +134,8 @@ def _pack(examples: Sequence[Example], device: torch.device) -> Batch:
         learned=sent(learned, device),
         targets=sent(labels[1 + learned], device),
         rows=sent(rows[1 + learned], device),
+        count=len(lengths),
+        sequences=len(lengths) // len(examples),
     )
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,12 +16,15 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.loading import set_input_casts, set_training
 from lora_trainer.ranks.activity import Counter
 from lora_trainer.ranks.collectives import ALONE, Ranks
-from lora_trainer.training.batches import IDLE, Budget, collate, micro_batches
+from lora_trainer.training.batches import Budget, collate, idle, micro_batches
 from lora_trainer.training.loss import token_losses
+from lora_trainer.training.objective import SFT, Objective
 from lora_trainer.training.standard_error import ratio_standard_error
 from lora_trainer.training.stopping import Interrupted, Stop
 
 log = logging.getLogger(__name__)
+Sums = tuple[float, ...]
+"""Of one example, by measure."""
 ASK_EVERY = 4
 """Batches after which processes ask each other whether one was asked to stop: a collective makes all of them wait for
 the slowest, and a batch of a large model takes seconds, of a grace period of two minutes."""
@@ -29,12 +32,13 @@ the slowest, and a batch of a large model takes seconds, of a grace period of tw
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Summed loss in nats and number of learned tokens of each sample. `rows` numbers the rows that they are of;
-    without it each is a row of its own."""
+    """Summed loss in nats and weight, its learned tokens in a supervised training, of each example. `rows` numbers the
+    rows that they are of; without it each is a row of its own. `others` are the objective's other measures."""
 
     sums: tuple[float, ...]
     tokens: tuple[int, ...]
     rows: tuple[int, ...] = ()
+    others: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def row_count(self) -> int:
@@ -73,49 +77,66 @@ def evaluate(
     budget: Budget,
     ranks: Ranks = ALONE,
     stop: Stop | None = None,
+    objective: Objective = SFT,
 ) -> Evaluation:
-    """Loss of every row, in batches within `budget`, shared out over the processes; the same on each.
+    """The measures of every example, in batches within `budget`, shared out over the processes; the same on each.
 
     Where memory does not suffice for a batch, its rows come in smaller ones: that changes the last digits alone. `done`
     is called with the number of this process's rows after each batch. With `stop`, raises `Interrupted` on all
     processes where one of them was asked to stop.
     """
     known = examples if isinstance(examples, Examples) else Examples.of(examples)
-    lengths, targets = known.lengths, known.targets
-    mine = ranks.share(range(len(examples)), lengths.tolist())
-    parts = micro_batches([lengths[row] for row in mine], budget)
-    sums: dict[int, float] = {}
+    room = known.room(packed=budget.packed)
+    mine = ranks.share(range(len(examples)), room.tolist())
+    parts = micro_batches([room[row] for row in mine], budget)
+    sums: dict[int, Sums] = {}
+
+    def measure(some: Sequence[Example]) -> list[Sums]:
+        batch = collate(some, device.torch_device, packed=budget.packed)
+        measures = objective.measures(token_losses(model, head, batch, device), batch)
+        return [tuple(each) for each in torch.stack(list(measures.values()), dim=1).tolist()]
+
     counter = Counter("evaluating rows", len(mine))
     with _evaluated(model), torch.no_grad():
         for part in _passes(len(parts), ranks, stop):
             rows = [mine[position] for position in parts[part]] if part < len(parts) else []
-            given = [examples[row] for row in rows] or [IDLE]
+            given = [examples[row] for row in rows] or [idle(objective.sequences)]
             # Layers that are collectives are called as often by every process.
-            totals, budget = _totals(model, head, given, device, budget, halves=not ranks.lockstep)
+            totals, budget = _totals(measure, given, device, budget, halves=not ranks.lockstep)
             sums.update(zip(rows, totals, strict=False))
             counter(len(sums))
             done(len(sums))
-    for others in ranks.gather({str(row): total for row, total in sums.items()}, Mapping[str, float]):
+    for others in ranks.gather({str(row): total for row, total in sums.items()}, Mapping[str, Sums]):
         sums.update((int(row), total) for row, total in others.items())
-    counts = tuple(int(count) for count in targets)
+    found = [[sums[row][measure] for row in range(len(examples))] for measure in range(len(sums[0]))]
+    (_, weights), *rest = objective.measure_weights(known).items()
     return Evaluation(
-        sums=tuple(sums[row] for row in range(len(examples))), tokens=counts, rows=tuple(known.rows.tolist())
+        sums=tuple(found[0]),
+        tokens=tuple(weights.tolist()),
+        rows=tuple(known.rows.tolist()),
+        others={name: sum(each) / float(of.sum()) for (name, of), each in zip(rest, found[1:], strict=True)},
     )
 
 
 def _totals(
-    model: Any, head: nn.Module, examples: Sequence[Example], device: Device, budget: Budget, *, halves: bool
-) -> tuple[list[float], Budget]:
-    """Summed loss of each of these rows, and the budget that sufficed: where memory does not, and it `halves`, there
-    are fewer rows at once, as in a step."""
-    totals = [0.0] * len(examples)
+    measure: Callable[[Sequence[Example]], list[Sums]],
+    examples: Sequence[Example],
+    device: Device,
+    budget: Budget,
+    *,
+    halves: bool,
+) -> tuple[list[Sums], Budget]:
+    """The measures of each of these examples, and the budget that sufficed: where memory does not, and it `halves`,
+    there are fewer at once, as in a step."""
+    totals: list[Sums] = [()] * len(examples)
     left = list(range(len(examples)))
     while left:
-        part = [left[row] for row in micro_batches([examples[row].length for row in left], budget)[0]]
+        room = [examples[row].room(packed=budget.packed) for row in left]
+        part = [left[row] for row in micro_batches(room, budget)[0]]
         given = [examples[row] for row in part]
-        found: list[float] | None = None
+        found: list[Sums] | None = None
         try:
-            found = _at_once(model, head, given, device, packed=budget.packed)
+            found = measure(given)
         except Exception as error:
             if not halves or len(part) == 1 or not out_of_memory(error):
                 raise
@@ -130,18 +151,10 @@ def _totals(
     return totals, budget
 
 
-def _at_once(model: Any, head: nn.Module, examples: Sequence[Example], device: Device, *, packed: bool) -> list[float]:
-    batch = collate(examples, device.torch_device, packed=packed)
-    losses = token_losses(model, head, batch, device).double()
-    totals = torch.zeros(len(examples), dtype=torch.float64, device=device.torch_device)
-    found: list[float] = totals.index_add_(0, batch.rows, losses).tolist()
-    return found
-
-
 def _halved(budget: Budget, examples: Sequence[Example]) -> Budget:
     """Half of what these rows took together."""
-    lengths = [example.length for example in examples]
-    taken = sum(lengths) if budget.packed else len(lengths) * max(lengths)
+    room = [example.room(packed=budget.packed) for example in examples]
+    taken = sum(room) if budget.packed else len(room) * max(room)
     log.warning("out of memory with %d tokens of an evaluation at once: continuing with %d", taken, taken // 2)
     return replace(budget, tokens=taken // 2)
 

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +30,7 @@ from lora_trainer.training.batches import Budget, Rows, step_rows
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.guards import LossGuard, check_trained, was_in_range
 from lora_trainer.training.listener import SPEED_WINDOW, Listener, Step, Trained, speed_and_rest
+from lora_trainer.training.objective import SFT, Objective
 from lora_trainer.training.optimizers import load_state, make_optimizer
 from lora_trainer.training.packs import accumulation, room
 from lora_trainer.training.saver import Saver
@@ -67,6 +68,7 @@ class Training:
     config: TrainingConfig
     budget: Budget
     device: Device
+    objective: Objective = SFT
     ranks: Ranks = field(default_factory=Ranks)
     listener: Listener = field(default_factory=Listener)
     stop: Stop = field(default_factory=Stop)
@@ -165,8 +167,8 @@ class Training:
         factor = learning_rate_factor(number - 1, self.total, self.config.warmup_ratio, self.config.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * factor
-        targets = int(self.examples.targets[rows].sum())
-        share = self._gradients(number, rows, targets)
+        weights = {name: float(each[rows].sum()) for name, each in self.objective.weights(self.examples).items()}
+        share = self._gradients(number, rows, weights)
         self.scaler.unscale_(self.optimizer)
         length = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
         # The one place of a step that waits for the device.
@@ -180,19 +182,20 @@ class Training:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         before = self.course
-        self._count(guard, number, rows, StepLoss(loss=loss, targets=targets) if taken else None, started)
+        counted = StepLoss(loss=loss, weight=next(iter(weights.values())))
+        self._count(guard, number, rows, counted if taken else None, started)
         if not taken:
             self.listener.left_out(number, bad=not good)
             return
         guard.observe(number, loss)
         self._report(before, loss, norm, factor, self.clock() - started)
 
-    def _gradients(self, number: int, rows: Rows, targets: int) -> torch.Tensor:
-        """Gradients of a step's mean loss per learned token, over all processes; this process's share of that loss."""
-        mine = [self.examples[row] for row in self.ranks.share(rows.tolist(), self.examples.lengths[rows].tolist())]
+    def _gradients(self, number: int, rows: Rows, weights: Mapping[str, float]) -> torch.Tensor:
+        """Gradients of a step's loss, over all processes; this process's share of that loss."""
+        mine = [self.examples[row] for row in self.ranks.share(rows.tolist(), self._room()[rows].tolist())]
         while True:
             seed_step(self.config.seed, number, self.ranks.rank)
-            share, trouble = self._attempt(mine, targets)
+            share, trouble = self._attempt(mine, weights)
             if not self.ranks.any(trouble is not None):
                 break
             self.optimizer.zero_grad(set_to_none=True)
@@ -202,7 +205,13 @@ class Training:
         self.ranks.sum_gradients(self.parameters.values())
         return share
 
-    def _attempt(self, examples: Sequence[Example], targets: int) -> tuple[torch.Tensor, Exception | None]:
+    def _room(self) -> Rows:
+        """What each example takes of a micro-batch."""
+        return self.examples.room(packed=self.budget.packed)
+
+    def _attempt(
+        self, examples: Sequence[Example], weights: Mapping[str, float]
+    ) -> tuple[torch.Tensor, Exception | None]:
         """This process's share of the loss, or why there is none, without the frames that hold on to memory."""
         # Where layers are collectives, a process that gives up alone would leave the others waiting.
         self.interruptible = not self.ranks.lockstep
@@ -210,7 +219,8 @@ class Training:
             share = run_step(
                 self.adapted,
                 examples,
-                targets=targets,
+                objective=self.objective,
+                weights=weights,
                 budget=self.budget,
                 device=self.device,
                 scaler=self.scaler,
@@ -262,19 +272,18 @@ class Training:
         self.course = dataclasses.replace(self.course, budget_tokens=halved.tokens)
         self.device.give_back()
         rows, seed = self.config.effective_batch_size, self.config.seed
-        self.listener.halved(halved, accumulation(self.examples.lengths, halved, rows, seed, self.ranks.world))
+        self.listener.halved(halved, accumulation(self._room(), halved, rows, seed, self.ranks.world))
 
     def _count(self, guard: LossGuard, number: int, rows: Rows, loss: StepLoss | None, started: float) -> None:
         losses = self.course.losses if loss is None else (*self.course.losses, loss)
-        lengths, ranks = self.examples.lengths[rows], self.ranks
-        tokens = int(lengths.sum())
+        ranks, tokens = self.ranks, int(self.examples.lengths[rows].sum())
         self.course = dataclasses.replace(
             self.course,
             step=number,
             tokens=self.course.tokens + tokens,
             rows=self.course.rows + len(rows),
             filled=self.course.filled + tokens,
-            room=self.course.room + room(lengths, self.budget, ranks.world, lockstep=ranks.lockstep),
+            room=self.course.room + room(self._room()[rows], self.budget, ranks.world, lockstep=ranks.lockstep),
             seconds=self.course.seconds + self.clock() - started,
             losses=losses[-max(1, min(MOST_LOSSES, self.total // 10)) :],
             guard=guard,

@@ -20,6 +20,7 @@ from lora_trainer.model.isolation import rounded_otherwise
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import Evaluation, evaluate
+from lora_trainer.training.objective import SFT, Objective
 from lora_trainer.training.standard_error import ratio_standard_error
 
 MOST_ROWS, MOST_TOKENS = 64, 2048
@@ -62,6 +63,7 @@ def measure_noise(
     budget: Budget,
     ranks: Ranks = ALONE,
     draw: int = 0,
+    objective: Objective = SFT,
 ) -> float:
     """The noise of a loss, in nats per token, from some of the rows that gave `first` within `budget`.
 
@@ -69,9 +71,10 @@ def measure_noise(
     and come in batches of half the size.
     """
     few = examples[: _count(examples)]
-    half = replace(budget, tokens=min(budget.tokens, len(few) * int(few.lengths.max())) // 2, packed=False)
+    half = replace(budget, tokens=min(budget.tokens, len(few) * int(few.room(packed=False).max())) // 2, packed=False)
     with rounded_otherwise(model, draw):
-        return noise_of(first, evaluate(model, head, few, device, done, budget=half, ranks=ranks))
+        again = evaluate(model, head, few, device, done, budget=half, ranks=ranks, objective=objective)
+    return noise_of(first, again)
 
 
 def _count(examples: Examples) -> int:

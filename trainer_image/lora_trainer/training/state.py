@@ -41,16 +41,17 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepLoss:
-    """Loss of a step in nats per learned token, and the tokens that it is a mean of."""
+    """Loss of a step, in nats per learned token as far as that is what is minimised, and the weight that it is a mean
+    over: learned tokens, or examples."""
 
     loss: float
-    targets: int
+    weight: float
 
 
 def mean_loss(losses: Sequence[StepLoss]) -> float:
-    """Mean per learned token of some steps; NaN of none."""
-    tokens = sum(loss.targets for loss in losses)
-    return sum(loss.loss * loss.targets for loss in losses) / tokens if tokens else math.nan
+    """Mean of some steps; NaN of none."""
+    weight = sum(loss.weight for loss in losses)
+    return sum(loss.loss * loss.weight for loss in losses) / weight if weight else math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ Nothing in it waits for the device, which computes while the next micro-batch is
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -12,8 +12,9 @@ from lora_trainer.data.tokens import Example
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted
 from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.training.batches import IDLE, Budget, collate
+from lora_trainer.training.batches import Budget, collate, idle
 from lora_trainer.training.loss import token_losses
+from lora_trainer.training.objective import Objective
 from lora_trainer.training.packs import cut
 
 
@@ -21,33 +22,40 @@ def run_step(
     adapted: Adapted,
     examples: Sequence[Example],
     *,
-    targets: int,
+    objective: Objective,
+    weights: Mapping[str, float],
     budget: Budget,
     device: Device,
     scaler: torch.amp.GradScaler,
     ranks: Ranks,
 ) -> torch.Tensor:
-    """Add the gradients of the summed loss of this process's `examples`, divided by `targets`; that share of the loss,
-    fp64, on the device.
+    """Add the gradients of the objective's terms over this process's `examples`, divided by their weights; that share
+    of the loss, fp64, on the device.
 
-    `targets` are the learned tokens of the whole step, over all processes. Averaging the means of micro-batches would
-    weigh tokens of short answers more. In 16 bits the caller has `set_input_casts` off. Raises `torch.OutOfMemoryError`
+    `weights` are those of the whole step, over all processes. Averaging the means of micro-batches would weigh tokens
+    of short answers more. In 16 bits the caller has `set_input_casts` off. Raises `torch.OutOfMemoryError`
     with gradients half done.
     """
     share = torch.zeros((), dtype=torch.float64, device=device.torch_device)
     # A scaler that has scaled nothing refuses to undo it, and a process may have no rows in its first step.
     scaler.scale(share)
-    lengths = [example.length for example in examples]
+    lengths = [example.room(packed=budget.packed) for example in examples]
     parts = cut(lengths, budget)
     rounds = ranks.rounds(len(parts))
     if ranks.lockstep:
         parts = cut(lengths, budget, at_least=rounds)
     for part in range(rounds):
-        idle = part >= len(parts)
-        batch = collate(
-            [IDLE] if idle else [examples[row] for row in parts[part]], device.torch_device, packed=budget.packed
-        )
-        loss = token_losses(adapted.model, adapted.head, batch, device).sum() / (math.inf if idle else targets)
+        mine = [examples[row] for row in parts[part]] if part < len(parts) else []
+        batch = collate(mine or [idle(objective.sequences)], device.torch_device, packed=budget.packed)
+        terms = objective.terms(token_losses(adapted.model, adapted.head, batch, device), batch)
+        loss = _sum([term.sum() / (weights[name] if mine else math.inf) for name, term in terms.items()])
         torch.autograd.backward(scaler.scale(loss))
         share += loss.detach()
     return share
+
+
+def _sum(terms: Sequence[torch.Tensor]) -> torch.Tensor:
+    first, *others = terms
+    for other in others:
+        first = first + other
+    return first
