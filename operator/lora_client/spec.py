@@ -33,6 +33,7 @@ class Dataset(TypedDict):
     validationUri: NotRequired[str]
     validationFraction: NotRequired[str]
     maxValidationRows: NotRequired[int]
+    splitSeed: NotRequired[int]
     chatTemplate: NotRequired[str]
     templateArguments: NotRequired[dict[str, str]]
 

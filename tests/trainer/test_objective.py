@@ -1,4 +1,4 @@
-"""Another objective than that of a supervised training: pairs of sequences, through a whole run and its verification."""
+"""Another objective than that of a supervised training: pairs of sequences, through a run and its verification."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -5,17 +5,17 @@ FIELDS = frozenset(
     spec spec.activeDeadlineSeconds spec.checkpoint spec.checkpoint.intervalSeconds spec.checkpoint.intervalSteps
     spec.checkpoint.keep spec.checkpoint.volumeClaimName spec.dataset spec.dataset.chatTemplate spec.dataset.columns
     spec.dataset.format spec.dataset.maxValidationRows spec.dataset.secretRef spec.dataset.secretRef.name
-    spec.dataset.split spec.dataset.templateArguments spec.dataset.uri spec.dataset.validationFraction
-    spec.dataset.validationUri spec.lora spec.lora.alpha spec.lora.alphaPattern spec.lora.dropout
-    spec.lora.excludeModules spec.lora.init spec.lora.layerIndices spec.lora.layers spec.lora.modulesToSave
-    spec.lora.rank spec.lora.rankPattern spec.lora.scaling spec.lora.targetModules spec.lora.targetParameters
-    spec.lora.variant spec.maxRetries spec.model spec.model.secretRef spec.model.secretRef.name spec.model.uri
-    spec.output spec.output.merge spec.output.mergePrecision spec.output.secretRef spec.output.secretRef.name
-    spec.output.uri spec.pendingTimeoutSeconds spec.preflight spec.quantization spec.resources spec.resources.cpu
-    spec.resources.ephemeralStorage spec.resources.extendedResources spec.resources.gpuMinMemoryGiB
-    spec.resources.gpuProducts spec.resources.gpuResourceName spec.resources.gpus spec.resources.memory
-    spec.resources.nodes spec.resources.sharedMemory spec.resumeFrom spec.resumeFrom.name spec.scheduling
-    spec.scheduling.affinity spec.scheduling.nodeSelector spec.scheduling.priorityClassName
+    spec.dataset.split spec.dataset.splitSeed spec.dataset.templateArguments spec.dataset.uri
+    spec.dataset.validationFraction spec.dataset.validationUri spec.lora spec.lora.alpha spec.lora.alphaPattern
+    spec.lora.dropout spec.lora.excludeModules spec.lora.init spec.lora.layerIndices spec.lora.layers
+    spec.lora.modulesToSave spec.lora.rank spec.lora.rankPattern spec.lora.scaling spec.lora.targetModules
+    spec.lora.targetParameters spec.lora.variant spec.maxRetries spec.model spec.model.secretRef
+    spec.model.secretRef.name spec.model.uri spec.output spec.output.merge spec.output.mergePrecision
+    spec.output.secretRef spec.output.secretRef.name spec.output.uri spec.pendingTimeoutSeconds spec.preflight
+    spec.quantization spec.resources spec.resources.cpu spec.resources.ephemeralStorage spec.resources.extendedResources
+    spec.resources.gpuMinMemoryGiB spec.resources.gpuProducts spec.resources.gpuResourceName spec.resources.gpus
+    spec.resources.memory spec.resources.nodes spec.resources.sharedMemory spec.resumeFrom spec.resumeFrom.name
+    spec.scheduling spec.scheduling.affinity spec.scheduling.nodeSelector spec.scheduling.priorityClassName
     spec.scheduling.runtimeClassName spec.scheduling.tolerations spec.scheduling.tolerations.effect
     spec.scheduling.tolerations.key spec.scheduling.tolerations.operator spec.scheduling.tolerations.tolerationSeconds
     spec.scheduling.tolerations.value spec.suspend spec.tracking spec.tracking.kind spec.tracking.project

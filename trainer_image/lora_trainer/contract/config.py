@@ -181,7 +181,8 @@ class DatasetConfig:
     """Training data; `columns` maps a role (prompt, completion, ...) to the column that plays it.
 
     `split` names the training split of a Hub data set. Held-out rows come from `validation_uri` where it is set, and
-    else are `validation_fraction` of the rows; of either at most `max_validation_rows`, None for any number.
+    else are `validation_fraction` of the rows; of either at most `max_validation_rows`, None for any number, chosen by
+    `split_seed`.
     `chat_template` replaces the model's own: the name of a built-in one or `configmap://name/key`; `template_arguments`
     are its variables, see `template_fields.argument_value`.
     """
@@ -193,6 +194,7 @@ class DatasetConfig:
     validation_uri: str | None = None
     validation_fraction: float = 0.02
     max_validation_rows: int | None = None
+    split_seed: int = 42
     chat_template: str | None = None
     template_arguments: Mapping[str, str] | None = None
 

@@ -117,13 +117,14 @@ def train_config(manifest: Mapping[str, Any], options: RunOptions) -> TrainConfi
     lora = read_lora(lora_section, strict=options.strict)
     quantization = _quantization(spec, options)
     check_quantized(lora_section, lora, quantization)
+    training = read_training(spec.child("training"), strict=options.strict)
     config = TrainConfig(
         run=RunIdentity(namespace=namespace, name=name, uid=options.uid, attempt=options.attempt),
         model=_model(spec.child("model", required=True, leading="uri"), options),
-        dataset=_dataset(spec.child("dataset", required=True, leading="uri"), options),
+        dataset=_dataset(spec.child("dataset", required=True, leading="uri"), options, training.seed),
         lora=lora,
         quantization=quantization,
-        training=read_training(spec.child("training"), strict=options.strict),
+        training=training,
         device=read_device(
             spec.child("resources"),
             options.gpus,
@@ -221,7 +222,7 @@ _SCHEMES: Mapping[type, str] = {
 }
 
 
-def _dataset(section: Reader, options: RunOptions) -> DatasetConfig:
+def _dataset(section: Reader, options: RunOptions, seed: int) -> DatasetConfig:
     fraction = section.decimal(
         "validationFraction", None, rule="at least 0 and less than 1", low=0, high=1, open_high=True
     )
@@ -248,6 +249,7 @@ def _dataset(section: Reader, options: RunOptions) -> DatasetConfig:
         validation_uri=validation,
         validation_fraction=0.0 if validation is not None else or_default(fraction, 0.02),
         max_validation_rows=section.integer("maxValidationRows", most, 1, 10_000_000),
+        split_seed=or_default(section.integer("splitSeed", seed, 0, 2**31 - 1), seed),
         chat_template=read_template(section),
         template_arguments=read_arguments(section),
     )

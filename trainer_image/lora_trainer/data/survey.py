@@ -100,12 +100,12 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
     columns = _columns(first, layout)
     survey = _survey(files, layout, config.dataset.columns)
     with_tools = survey.with_tools
-    drawn, capped = _drawn(survey.keys, config.dataset, config.training.seed)
+    drawn, capped = _drawn(survey.keys, config.dataset)
     parts, keys, skipped, shared = [_part(survey, ~drawn, drawn)], survey.keys, survey.skipped, 0
     learned = RowSketch.of(survey.keys, ~drawn)
     if validation:
         training, survey = survey, _survey(validation, layout, {})
-        drawn, capped = _drawn_of_a_set(survey.keys, config.dataset, config.training.seed)
+        drawn, capped = _drawn_of_a_set(survey.keys, config.dataset)
         kept = _left_to_train_on(training.keys, survey.keys[drawn], config.dataset)
         parts = [_part(training, kept, np.zeros(len(kept), np.bool_)), _part(survey, np.zeros_like(drawn), drawn)]
         keys, skipped = np.concatenate([training.keys[kept], survey.keys[drawn]]), skipped + survey.skipped
@@ -130,13 +130,13 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
     )
 
 
-def _drawn(keys: Keys, dataset: DatasetConfig, seed: int) -> tuple[Mask, bool]:
+def _drawn(keys: Keys, dataset: DatasetConfig) -> tuple[Mask, bool]:
     """Which rows are held out of those of the training, and whether these are fewer than the fraction asks for."""
-    wanted = held_out(keys, dataset.validation_fraction, seed)
+    wanted = held_out(keys, dataset.validation_fraction, dataset.split_seed)
     most = dataset.max_validation_rows
     if most is None or np.count_nonzero(wanted) <= most:
         return wanted, False
-    drawn = at_most(keys, wanted, most, seed)
+    drawn = at_most(keys, wanted, most, dataset.split_seed)
     log.info(
         "%d rows are held out, at most dataset.maxValidationRows; %d more that dataset.validationFraction asks for are "
         "trained on",
@@ -146,13 +146,13 @@ def _drawn(keys: Keys, dataset: DatasetConfig, seed: int) -> tuple[Mask, bool]:
     return drawn, True
 
 
-def _drawn_of_a_set(keys: Keys, dataset: DatasetConfig, seed: int) -> tuple[Mask, bool]:
+def _drawn_of_a_set(keys: Keys, dataset: DatasetConfig) -> tuple[Mask, bool]:
     """The same of the rows of `dataset.validationUri`, which are all evaluated where no number is given."""
     most = dataset.max_validation_rows
     if most is None or len(keys) <= most:
         return np.ones(len(keys), np.bool_), False
     log.info("%d of the %d rows of dataset.validationUri are evaluated: dataset.maxValidationRows", most, len(keys))
-    return first_drawn(keys, most, seed), True
+    return first_drawn(keys, most, dataset.split_seed), True
 
 
 def _left_to_train_on(keys: Keys, held_out: Keys, dataset: DatasetConfig) -> Mask:

@@ -23,7 +23,7 @@ def held_out_rows(config: TrainConfig, samples: Samples) -> HeldOutRows:
         evaluated = f"the first {EVALUATED_TRAINING_ROWS} samples of the training rows, since no row is held out"
     return HeldOutRows(
         evaluated=evaluated,
-        seed=config.training.seed,
+        seed=dataset.split_seed,
         validation_fraction=dataset.validation_fraction,
         max_validation_rows=dataset.max_validation_rows,
         rows=samples.eligible,
