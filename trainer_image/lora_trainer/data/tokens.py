@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from itertools import islice
 from typing import Any
@@ -52,6 +52,10 @@ class Example:
             truncated=any(one.truncated for one in sequences),
             sizes=tuple(one.length for one in sequences),
         )
+
+    def first(self, tokens: int) -> "Example":
+        """Its first tokens, as a single sequence."""
+        return replace(self, input_ids=self.input_ids[:tokens], labels=self.labels[:tokens], sizes=())
 
     @property
     def length(self) -> int:

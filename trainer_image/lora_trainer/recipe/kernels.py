@@ -77,7 +77,7 @@ def _of_size(examples: Examples, device: Device, tokens: int, *, packed: bool) -
 def _filled(rows: Iterable[Example], room: int) -> Iterator[Example]:
     """Rows of so many tokens, the last one cut."""
     for row in rows:
-        yield dataclasses.replace(row, input_ids=row.input_ids[:room], labels=row.labels[:room])
+        yield row.first(room)
         room -= row.length
         if room < 2:
             return
