@@ -302,7 +302,7 @@ def test_other_rows_exceed_the_noise(sound: Sound, monkeypatch: pytest.MonkeyPat
         rows = right(config, volumes, hub, base)
         if fault == "labels":
             return dataclasses.replace(rows, examples=_swap_answers(rows.examples))
-        other = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=7))
+        other = dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, split_seed=7))
         return dataclasses.replace(rows, examples=right(other, volumes, hub, base).examples)
 
     monkeypatch.setattr(inputs, "evaluation_rows", wrong)
