@@ -265,6 +265,7 @@ def stop_in_an_evaluation(plan: Plan, folder: Path) -> Stopped:
         evaluator = Evaluator(
             adapted=training.adapted,
             data=SimpleNamespace(evaluation=rows, held_out=True),  # type: ignore[arg-type]
+            objective=training.objective,
             budget=Budget(tokens=1, longest=int(rows.lengths.max())),
             device=CPU,
             ranks=training.ranks,

@@ -137,7 +137,7 @@ def without(name: str) -> Callable[[Path], None]:
         (cut_tokens, "training-tokens (5"),
         (other_counts, "data.json ("),
         (link, "Too many levels of symbolic links"),
-        (without("evaluation-lengths"), "No such file or directory"),
+        (without("evaluation-sizes"), "No such file or directory"),
         (without(MANIFEST), "No such file or directory"),
         (cut_manifest, "Expecting"),
         (other_version, "they are of other data, or in another form"),
