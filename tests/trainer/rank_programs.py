@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from peft.tuners.lora.layer import LoraLayer
@@ -30,7 +29,6 @@ from lora_trainer.contract.config import (
     TrainingConfig,
 )
 from lora_trainer.data.formats import PlainText
-from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.errors import TerminatedError
@@ -63,7 +61,6 @@ from lora_trainer.training.loop import Training
 from lora_trainer.training.saver import Saver
 from lora_trainer.training.state import Course, State, state_on_all
 from lora_trainer.training.stopping import Stop
-from lora_trainer.training.trend import Interim
 
 CPU = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
 WAIT_S = 300.0
@@ -270,7 +267,6 @@ def stop_in_an_evaluation(plan: Plan, folder: Path) -> Stopped:
             device=CPU,
             ranks=training.ranks,
             alive=alive,
-            interim=Interim(),
             stop=taken.stop,
         )
         losses = evaluator.on_the_way().loss, evaluator(trained=False).loss
@@ -280,7 +276,6 @@ def stop_in_an_evaluation(plan: Plan, folder: Path) -> Stopped:
             checkpoints=Checkpoints(folder, keep=1),
             config=CheckpointConfig(interval_s=3600, interval_steps=None, keep=1),
             record=record_of(make_config()),
-            learned=RowSketch.of(np.arange(len(rows), dtype=np.uint64), np.ones(len(rows), np.bool_)),
         )
         try:
             training.run()

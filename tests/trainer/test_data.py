@@ -294,9 +294,13 @@ def test_rows_of_a_file_of_their_own_are_held_out(tmp_path: Path, encoder: Encod
     assert samples.shared == count_rows(samples, encoder, 0).shared_samples == 1
     assert ids(encode_evaluation(samples, encoder)) == ids(data.evaluation)
 
-    before = data.fingerprint
+    on_claim(tmp_path, [{"text": f"Ahoy {i}"} for i in range(4)], dataset=dataset)
+    fewer = load_samples(config, volumes, Hub())
+    assert (fewer.held_out_digest, fewer.fingerprint != samples.fingerprint) == (samples.held_out_digest, True)
     tiny.write_jsonl(tmp_path / "data/held.jsonl", [{"text": "Ahoy 3"}])
-    assert load_samples(config, volumes, Hub()).fingerprint != before
+    others = load_samples(config, volumes, Hub())
+    assert others.held_out_digest != samples.held_out_digest
+    assert others.fingerprint != fewer.fingerprint
 
 
 def test_rows_that_are_all_held_out_are_refused(tmp_path: Path) -> None:

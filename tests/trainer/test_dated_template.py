@@ -11,7 +11,6 @@ from tests.trainer.runs import Workplace
 
 from lora_trainer.artifact.manifest import Manifest, read_manifest
 from lora_trainer.contract import codec
-from lora_trainer.contract.advice.codes import Code
 from lora_trainer.contract.config import LossOn, Merge, TrainConfig
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.data.chosen_template import Chosen
@@ -143,15 +142,6 @@ def test_another_run_goes_on_with_the_date_of_the_one_that_it_names(
     longer = read_manifest(runs.run("longer", "longer", resume_from="tiny", training={**TRAINING, "maxSteps": 6}))
     assert (longer.measured.resumed_step, longer.day) == (4, FIRST)
     assert read_manifest(runs.run("other", "other")).day == NEXT
-
-
-def test_the_date_is_told_where_the_template_writes_it(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not where the run gives the template another one."""
-    set_clock(monkeypatch, FIRST)
-    (said,) = [one for one in read_manifest(runs.run("one")).advice if one.code == Code.DATED_TEMPLATE]
-    assert said.values == {"day": "2026-07-26"}
-    fixed = read_manifest(runs.run("two", "two", dataset={"templateArguments": {"day": "1 May"}}))
-    assert Code.DATED_TEMPLATE not in [one.code for one in fixed.advice]
 
 
 def test_encoders_of_different_days_keep_theirs() -> None:

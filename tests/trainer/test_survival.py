@@ -281,7 +281,6 @@ def test_a_step_without_finite_numbers_is_left_out(bench: Bench, monkeypatch: py
     assert listener.left_out_steps == listener.bad_steps == [2, 3]
     assert untouched == [True, True]
     assert [step.number for step in listener.steps] == [1, 4]
-    assert training.course.guard.bad == 2
     assert listener.saves == [1, 4], "a good state made room for one in doubt"
 
 
@@ -294,11 +293,11 @@ def test_a_step_that_the_scaler_of_fp16_leaves_out_does_not_count_as_taken(
     training.scaler = torch.amp.GradScaler("cpu")
     scale = training.scaler.get_scale()
     poisoned(training, {1, 2, 3}, monkeypatch)
-    trained = training.run()
+    training.run()
     assert (listener.left_out_steps, listener.bad_steps) == ([1, 2, 3], [])
     assert [step.number for step in listener.steps] == [4]
     assert training.scaler.get_scale() == scale / 8
-    assert (training.course.guard.bad, trained.unsteady_steps) == (0, 0)
+    assert not training.course.guard.suspicious
 
 
 @pytest.mark.parametrize(("optimizer", "rank"), [(Optimizer.ADAMW, 4), (Optimizer.ADAMW_8BIT, 64)])

@@ -4,14 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from tests.trainer.conftest import make_config
 
 from lora_trainer.contract.config import CheckpointConfig, LoraConfig, Quantization, TrainConfig
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
 from lora_trainer.data.formats import PlainText
-from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.model.convert import Start
@@ -153,7 +151,6 @@ class Bench:
                 checkpoints=checkpoints,
                 config=self.checkpoint,
                 record=record_of(config),
-                learned=RowSketch.of(np.arange(12, dtype=np.uint64), np.ones(12, np.bool_)),
             )
             if save
             else None,

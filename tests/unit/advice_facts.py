@@ -5,7 +5,7 @@ from typing import Any
 
 from tests.unit.fit_models import MIXTRAL, llama
 
-from lora_trainer.contract.advice.facts import Change, Ended, Estimate, Facts, LeftAlone, Rows, facts_before
+from lora_trainer.contract.advice.facts import Ended, Facts, LeftAlone, Rows, facts_before
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.contract.manifest import RunOptions, train_config
@@ -14,11 +14,12 @@ from lora_trainer.contract.run_plan import Alternative, RunPlan
 
 GIB = 2**30
 LLAMA, MIXTURE = shape_of(llama()), shape_of(MIXTRAL)
-ROWS = Rows(training=9_800, held_out=200, tokens=9_800 * 400, learned=9_800 * 100)
-ENDED = Ended(steps=600, loss_before=2.0, improvement_standard_error=0.01, held_out=True)
-FALL = Change(step=450, fall=0.05, standard_error=0.02, rows=200)
-RISE = Change(step=300, fall=-0.05, standard_error=0.02, rows=200)
-ESTIMATE = Estimate(peak_bytes=10 * GIB, seconds=1000.0, estimated_peak_bytes=10 * GIB, estimated_seconds=1000)
+ROWS = Rows(training=9_800, held_out=200, learned=9_800 * 100)
+ENDED = Ended(
+    steps=600, planned=600, loss_before=2.0, loss=1.5, improvement_standard_error=0.02, held_out=True, on_the_way={}
+)
+FALL, RISE = {300: 1.7, 450: 1.55, 500: 1.5}, {300: 1.45, 450: 1.5}
+"""Evaluations on the way, from which the loss fell or rose until the end."""
 IN_16_BITS = Alternative(change="quantization: None", peak_bytes=18 * GIB, fits=True, tokens_per_second=1100.0)
 IN_4_BITS = Alternative(change="quantization: NF4", peak_bytes=9 * GIB, fits=True, tokens_per_second=900.0)
 
@@ -104,7 +105,6 @@ def make_facts(config: TrainConfig | None = None, **changes: Any) -> Facts:
             "trainable_parameters": 41_943_040,
             "left_alone": known.left_alone or LeftAlone(),
             "ended": ENDED,
-            "estimate": ESTIMATE,
             **changes,
         },
     )

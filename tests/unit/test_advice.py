@@ -26,7 +26,6 @@ from lora_operator.model.objects import Plan, PodView
 from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.advice.codes import Code as RuleCode
 from lora_trainer.contract.advice.rules import RULES
-from lora_trainer.contract.reasons import Reason
 
 
 def pressed() -> PodView:
@@ -98,19 +97,19 @@ def advised(plan: Plan) -> dict[str, str]:
 
 
 ROWS = Advice(code="RowsCut", values={"cut": "3", "tokens": "90", "length": "2048"})
-RANK = Advice(code="MaxLoraRank", values={"rank": "64", "flag": "64", "default": "16"})
-STRANGE = (Advice(code="OfALaterRelease", values={"x": "1"}), Advice(code="EstimateOff", values={"later": "1"}))
+COPIES = Advice(code="ManyDuplicates", values={"rows": "90", "duplicates": "9"})
+STRANGE = (Advice(code="OfALaterRelease", values={"x": "1"}), Advice(code="LargeBatch", values={"later": "1"}))
 
 
 def test_what_preflight_advised_stays_and_gives_way_to_what_the_training_says() -> None:
     """When its pod is long gone: of a code the last report counts, and what nobody repeats stays."""
     asked = make_finetune(spec={"preflight": "Run"})
     stage: dict[str, Any] = {"stage": "preflight"}
-    report = make_report(advice=(ROWS, RANK, *STRANGE)).to_message()
+    report = make_report(advice=(ROWS, COPIES, *STRANGE)).to_message()
     first = plan_for(asked, jobs=(finished_job(**stage),), pods=(ended_pod(0, report, **stage),))
     assert advised(first) == {
         "RowsCut": "Rows with more than 2048 tokens: 3, which lose 90 tokens in all",
-        "MaxLoraRank": "The largest rank is 64, and vLLM takes 16 without that flag",
+        "ManyDuplicates": "Of 90 rows 9 are copies of others",
     }
     later = plan_for(with_status(asked, first.status), jobs=(make_job(),), pods=(running_pod(),))
     assert advised(later) == advised(first)
@@ -119,16 +118,8 @@ def test_what_preflight_advised_stays_and_gives_way_to_what_the_training_says() 
     last = plan_for(with_status(asked, later.status), jobs=(finished_job(),), pods=(ended_pod(0, summary),))
     assert stated(last) == ("True", "Succeeded")
     assert advised(last)["RowsCut"] == "Rows with more than 2048 tokens: 4, which lose 90 tokens in all"
-    assert set(advised(last)) == {"RowsCut", "MaxLoraRank"}
+    assert set(advised(last)) == {"RowsCut", "ManyDuplicates"}
     assert [one["severity"] for one in last.status["advice"]] == ["Warning", "Info"]
-
-
-def test_a_failed_training_advises_too() -> None:
-    """Why its loss diverged."""
-    noisy = Advice(code="NoisyLoss", values={"steps": "20", "alpha": "32", "rank": "16"})
-    end = ended_pod(70, make_summary(Reason.LOSS_DIVERGED, "It diverged", advice=(noisy,)).to_message())
-    job = finished_job("Failed", reason="PodFailurePolicy", failed=1)
-    assert "alpha is 32 at rank 16" in advised(plan_for(make_finetune(), jobs=(job,), pods=(end,)))["NoisyLoss"]
 
 
 def test_what_the_spec_shows_is_advised_without_a_preflight() -> None:
@@ -170,9 +161,9 @@ def test_advice_that_somebody_wrote_into_the_status_is_not_kept(forged: Any) -> 
 
 
 def test_all_advice_at_once_is_within_the_bounds_of_the_status() -> None:
-    """Sixteen pieces, the warnings, each within its lengths; a second look changes nothing."""
+    """Sixteen pieces, the warnings first, each within its lengths; a second look changes nothing."""
     values = {
-        name: "v" * 40 for rule in RULES.values() for form in rule.messages for name in re.findall(r"{(\w+)}", form)
+        name: "v" * 40 for rule in RULES.values() for form in rule.remedies for name in re.findall(r"{(\w+)}", form)
     }
     values |= {
         name: "v" * 40 for rule in RULES.values() for form in rule.evidence for name in re.findall(r"{(\w+)}", form)
@@ -184,7 +175,8 @@ def test_all_advice_at_once_is_within_the_bounds_of_the_status() -> None:
     found = joined(cluster, *reported)
     check_status({"conditions": [], "advice": found})
     warnings = [code.value for code in RuleCode if RULES[code].severity == "Warning"]
-    assert [one["code"] for one in found] == [*(code.value for code in Code), *warnings][:16]
+    infos = [code.value for code in RuleCode if code.value not in warnings]
+    assert [one["code"] for one in found] == [*(code.value for code in Code), *warnings, *infos][:16]
     assert joined(found, *reported) == found
     everything = joined([], *reported)
     assert [one["code"] for one in everything][: len(warnings)] == warnings
@@ -194,7 +186,7 @@ def test_all_advice_at_once_is_within_the_bounds_of_the_status() -> None:
 @given(st.lists(st.from_type(Advice), max_size=30), st.data())
 def test_any_report_gives_advice_that_the_api_server_takes(strange: list[Advice], data: st.DataObject) -> None:
     """A pod's own words come on one line, without secrets, and not too long."""
-    names = st.dictionaries(st.sampled_from(["rank", "flag", "default", "rate", "cut"]), st.text(max_size=3000))
+    names = st.dictionaries(st.sampled_from(["batch", "smaller", "rate", "cut"]), st.text(max_size=3000))
     known = data.draw(
         st.lists(st.builds(Advice, code=st.sampled_from([code.value for code in RuleCode]), values=names))
     )

@@ -22,13 +22,6 @@ SMALL = MODELS["SmolLM2-135M"][0]
 H100, H200, A100 = (find_gpu(name) for name in ("H100", "H200", "A100 80"))
 MIXTURES = {"Mixtral": MIXTRAL, "Qwen3-MoE": QWEN3_MOE, "gpt-oss": GPT_OSS}
 
-SHORT = {"tokens": 9_800 * 40, "target_tokens": 9_800 * 20, "longest_tokens": 200, "p95_tokens": 80}
-"""Rows of 40 tokens in the mean."""
-MIDDLING = {"tokens": 9_800 * 200, "target_tokens": 9_800 * 100, "longest_tokens": 1_000, "p95_tokens": 500}
-"""Rows of 200."""
-FEW = {"train_samples": 1_000, "tokens": 400_000, "target_tokens": 100_000}
-"""A thousand rows."""
-
 
 def learned(tokens: int) -> dict[str, int]:
     """Rows with so many learned tokens."""
@@ -76,35 +69,25 @@ TABLE: dict[str, Followed] = {
         case=llama_on(rows=learned(300_000_000)),
         words="Raise spec.lora.rank to 64,",
         changes={"lora.rank": 64},
-        never=(Code.RANK_HIGH,),
     ),
     "a rank that is too low on query and value, where all layers suffice": Followed(
         code=Code.RANK_TOO_LOW,
         case=small(learned(3_000_000), lora={"layers": "QueryValue"}),
         words="Set spec.lora.layers to AllLinear, so that",
         changes={"lora.layers": "AllLinear"},
-        never=(Code.RANK_HIGH,),
     ),
     "a rank that is too low on query and value, and on all layers": Followed(
         code=Code.RANK_TOO_LOW,
         case=small(learned(80_000_000), lora={"targetModules": ["q_proj", "v_proj"]}),
         words="Set spec.lora.layers to AllLinear in place of targetModules, and spec.lora.rank to 256, so that",
         changes={"lora.layers": "AllLinear", "lora.targetModules": None, "lora.rank": 256},
-        never=(Code.RANK_HIGH,),
     ),
     "a rank that PiSSA cannot have above": Followed(
         code=Code.RANK_TOO_LOW,
         case=small(learned(20_000_000), lora={"init": "PiSSA"}),
         words="Raise spec.lora.rank to 64,",
         changes={"lora.rank": 64},
-        never=(Code.RANK_HIGH, Code.SERVE_MERGED),
-    ),
-    "a high rank for a thousand rows": Followed(
-        code=Code.RANK_HIGH,
-        case=llama_on(rows=FEW, lora={"rank": 64}),
-        words="A lower spec.lora.rank",
-        changes={"lora.rank": 32},
-        never=(Code.RANK_TOO_LOW,),
+        never=(Code.SERVE_MERGED,),
     ),
     "alpha above twice the rank": Followed(
         code=Code.ALPHA_RATIO,
@@ -126,12 +109,6 @@ TABLE: dict[str, Followed] = {
         words="Set spec.lora.alpha from 256 to 512,",
         changes={"lora.alpha": 512},
         never=(Code.ALPHA_AT_HIGH_RANK,),
-    ),
-    "alpha with rsLoRA": Followed(
-        code=Code.ALPHA_RANK_STABILIZED,
-        case=llama_on(lora={"rank": 64, "scaling": "RankStabilized"}),
-        words="Set spec.lora.alpha to some 16,",
-        changes={"lora.alpha": 16},
     ),
     **{
         f"alpha at a high rank, {name}": Followed(
@@ -165,19 +142,6 @@ TABLE: dict[str, Followed] = {
         words="Set spec.lora.layers to AllLinear, at",
         changes={"lora.layers": "AllLinear"},
     ),
-    **{
-        f"dropout, {name}": Followed(
-            code=Code.DROPOUT_MEMORY,
-            case=llama_on(lora={"dropout": "0.05"}),
-            words='Set spec.lora.dropout to "0" unless a trial shows that it helps, or '
-            "spec.training.activationCheckpointing to Full:",
-            changes=changes,
-        )
-        for name, changes in (
-            ("left away", {"lora.dropout": "0"}),
-            ("recomputed", {"training.activationCheckpointing": "Full"}),
-        )
-    },
     "three epochs": Followed(
         code=Code.SEVERAL_EPOCHS,
         case=llama_on(training={"epochs": "3"}),
@@ -192,10 +156,9 @@ TABLE: dict[str, Followed] = {
     ),
     "a large batch": Followed(
         code=Code.LARGE_BATCH,
-        case=llama_on(rows=MIDDLING, training={"effectiveBatchSize": 64}),
+        case=llama_on(training={"effectiveBatchSize": 64}),
         words="Lower spec.training.effectiveBatchSize to 32 or less:",
         changes={"training.effectiveBatchSize": 32},
-        never=(Code.PACKS_NOT_FILLED,),
     ),
     "a large batch of 48 processes": Followed(
         code=Code.LARGE_BATCH,
@@ -214,54 +177,6 @@ TABLE: dict[str, Followed] = {
         case=llama_on(training={"effectiveBatchSize": 96, "microBatchSize": 48}),
         words="Lower spec.training.effectiveBatchSize to 32 or less, and microBatchSize (48) to a divisor of it:",
         changes={"training.effectiveBatchSize": 32, "training.microBatchSize": 16},
-    ),
-    "micro-batches of a row in 4 bits": Followed(
-        code=Code.SMALL_MICRO_BATCH,
-        case=llama_on(H100, quantization="NF4", training={"effectiveBatchSize": 32, "microBatchSize": 1}),
-        words="Omit spec.training.microBatchSize (1), so that micro-batches have 4,096 tokens or more,",
-        changes={"training.microBatchSize": None},
-    ),
-    "few rows of a step in 4 bits": Followed(
-        code=Code.SMALL_MICRO_BATCH,
-        case=llama_on(H100, MIDDLING, quantization="NF4", training={"effectiveBatchSize": 8}),
-        words="Raise spec.training.effectiveBatchSize from 8 up to 32, so that micro-batches",
-        changes={"training.effectiveBatchSize": 32},
-        never=(Code.LARGE_BATCH, Code.PACKS_NOT_FILLED),
-    ),
-    "few rows of a step, one at a time, in 4 bits": Followed(
-        code=Code.SMALL_MICRO_BATCH,
-        case=llama_on(H100, MIDDLING, quantization="NF4", training={"effectiveBatchSize": 8, "microBatchSize": 1}),
-        words="Omit spec.training.microBatchSize (1) and raise effectiveBatchSize from 8 up to 32, so that",
-        changes={"training.microBatchSize": None, "training.effectiveBatchSize": 32},
-        never=(Code.LARGE_BATCH, Code.PACKS_NOT_FILLED),
-    ),
-    "packs of one GPU that are not filled": Followed(
-        code=Code.PACKS_NOT_FILLED,
-        case=llama_on(rows=SHORT),
-        words="Raise spec.training.effectiveBatchSize from 16 up to 32:",
-        changes={"training.effectiveBatchSize": 32},
-        never=(Code.LARGE_BATCH,),
-    ),
-    "packs of many GPUs that are not filled": Followed(
-        code=Code.PACKS_NOT_FILLED,
-        case=llama_on(rows=SHORT, training={"effectiveBatchSize": 32}, resources={"gpus": 8}),
-        words="Let fewer than 8 GPUs share a step (spec.resources.gpus, nodes), which changes no result:",
-        changes={"resources.gpus": 1},
-        never=(Code.LARGE_BATCH,),
-    ),
-    "packs of few rows for many GPUs": Followed(
-        code=Code.PACKS_NOT_FILLED,
-        case=llama_on(rows=MIDDLING, resources={"gpus": 8}),
-        words="Let fewer GPUs share a step (spec.resources.gpus, nodes), which changes no result, or raise "
-        "spec.training.effectiveBatchSize up to 32:",
-        changes={"resources.gpus": 1, "training.effectiveBatchSize": 32},
-        never=(Code.LARGE_BATCH,),
-    ),
-    "packs of a divided base, which fewer GPUs would not hold": Followed(
-        code=Code.PACKS_NOT_FILLED,
-        case=llama_on(find_gpu("T4"), SHORT, quantization="None", resources={"gpus": 4}),
-        words="Raise spec.training.effectiveBatchSize from 16 up to 32:",
-        changes={"training.effectiveBatchSize": 32},
     ),
     "a rate that is too low": Followed(
         code=Code.LEARNING_RATE,
@@ -397,7 +312,7 @@ TABLE: dict[str, Followed] = {
     },
     **{
         f"experts of {name} in a plain adapter": Followed(
-            code=Code.EXPERTS_NOT_ADAPTED,
+            code=Code.MODULES_NOT_ADAPTED,
             case=Case(model=model, gpu=H200),
             words="Name the experts (mlp.experts.gate_up_proj, mlp.experts.down_proj) in spec.lora.targetParameters to "
             "adapt them, too:",
@@ -408,7 +323,7 @@ TABLE: dict[str, Followed] = {
     },
     **{
         f"experts beside {name}": Followed(
-            code=Code.EXPERTS_NOT_ADAPTED,
+            code=Code.MODULES_NOT_ADAPTED,
             case=Case(model=MIXTRAL, gpu=H200, spec={"lora": lora}),
             words=f"Name the experts (mlp.experts.gate_up_proj, mlp.experts.down_proj) in spec.lora.targetParameters, "
             f"with {', '.join(f'{path} {written}' for path, written, _ in others)}, to adapt them, too:",
@@ -431,39 +346,19 @@ TABLE: dict[str, Followed] = {
 """A run for each way in which a code is said."""
 
 AT_END: dict[str, tuple[Code, dict[str, Any], str, dict[str, Any]]] = {
-    "alpha of a noisy loss": (
-        Code.NOISY_LOSS,
-        {"unsteady_steps": 3},
-        "Set spec.lora.alpha to spec.lora.rank where it is larger,",
-        {"lora": {"alpha": 16}},
-    ),
-    "the rate of a noisy loss": (
-        Code.NOISY_LOSS,
-        {"unsteady_steps": 3},
-        "lower spec.training.learningRate, or raise warmupRatio:",
-        {"training": {"learningRate": "0.0001", "warmupRatio": "0.1"}},
-    ),
     "a better adapter before the end": (
         Code.HELD_OUT_LOSS_ROSE,
-        {"lowest": RISE},
-        "Set spec.training.evalSteps and earlyStoppingPatience,",
+        {"on_the_way": RISE},
+        "Set spec.training.earlyStoppingPatience,",
         {"training": {"evalSteps": 100, "earlyStoppingPatience": 3}},
     ),
 }
 """What only another run would show to have helped: its code, its end, words, and the spec of the next run."""
-OF_SERVERS_AND_DATA = {
-    Code.MAX_LORA_RANK,
-    Code.RECENT_SERVER,
+WITHOUT_A_CHANGE = {
     Code.MANY_DUPLICATES,
-    Code.DATED_TEMPLATE,
     Code.STILL_IMPROVING,
-    Code.HELD_OUT_ROWS_LEARNED_BEFORE,
     Code.CLAIM_SIZE,
-    Code.MODULES_PASSED_OVER,
     Code.LANGUAGE_MODEL_ALONE,
-    Code.KERNEL_LEFT_OUT,
-    Code.KERNELS_CHANGED,
-    Code.ESTIMATE_OFF,
 }
 """Codes that name no change of a spec, or none that the next run needs."""
 
@@ -471,8 +366,8 @@ OF_SERVERS_AND_DATA = {
 def test_every_code_that_names_a_change_is_followed_here() -> None:
     """So that a new one is."""
     followed = {one.code for one in TABLE.values()} | {code for code, *_ in AT_END.values()}
-    assert followed | OF_SERVERS_AND_DATA == set(Code)
-    assert not followed & OF_SERVERS_AND_DATA
+    assert followed | WITHOUT_A_CHANGE == set(Code)
+    assert not followed & WITHOUT_A_CHANGE
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -511,8 +406,6 @@ def test_what_the_end_of_a_run_advises_is_accepted(name: str) -> None:
             Code.FEW_LAYERS,
             llama_on(lora={"layers": "Attention", "excludeModules": ["gate_proj", "up_proj", "down_proj"]}),
         ),
-        (Code.PACKS_NOT_FILLED, llama_on(rows=SHORT, training={"effectiveBatchSize": 32})),
-        (Code.PACKS_NOT_FILLED, llama_on(rows=SHORT, training={"effectiveBatchSize": 64})),
     ],
     ids=str,
 )
@@ -540,7 +433,7 @@ def test_a_divided_base_is_neither_merged_nor_given_adapters_on_experts_where_it
     assert divided.plan().sharded
     said = divided.said()
     assert "lora-trainer merge" in said[Code.SERVE_MERGED.value].message
-    experts = said[Code.EXPERTS_NOT_ADAPTED.value].message
+    experts = said[Code.MODULES_NOT_ADAPTED.value].message
     assert "variant LoRA" in experts
     assert "GPUs that hold the whole base each" in experts
 
@@ -548,6 +441,17 @@ def test_a_divided_base_is_neither_merged_nor_given_adapters_on_experts_where_it
 def test_experts_of_llama_4_are_named() -> None:
     """Otherwise than others."""
     case = Case(model=LLAMA_4, gpu=H200)
-    message = case.said()[Code.EXPERTS_NOT_ADAPTED.value].message
+    message = case.said()[Code.MODULES_NOT_ADAPTED.value].message
     names = message.partition("(")[2].partition(")")[0].split(", ")
-    assert Code.EXPERTS_NOT_ADAPTED.value not in case.changed("lora.targetParameters", names).said()
+    assert Code.MODULES_NOT_ADAPTED.value not in case.changed("lora.targetParameters", names).said()
+
+
+def test_modules_that_a_preset_passes_over_beside_experts_are_named() -> None:
+    """Of DeepSeek-V3: whoever names the experts alone is told the others."""
+    case = Case(model=DEEPSEEK_V3, gpu=H200)
+    message = case.said()[Code.MODULES_NOT_ADAPTED.value].message
+    experts = message.partition("(")[2].partition(")")[0].split(", ")
+    others = [f"{name}.weight" for name in message.partition("the weights of ")[2].partition(":")[0].split(", ")]
+    adapted = case.changed("lora.targetParameters", experts)
+    assert adapted.said()[Code.MODULES_NOT_ADAPTED.value].message.startswith("Name their weights in spec.lora")
+    assert Code.MODULES_NOT_ADAPTED.value not in case.changed("lora.targetParameters", [*experts, *others]).said()

@@ -462,5 +462,5 @@ def test_a_plan_advises_by_what_the_manifest_and_the_model_show(
     assert "whose experts, 97% of the parameters, are not adapted)" in text
     assert text.index("Warning: ") < text.index("Info: Try one epoch first")
     found = json.loads(printed(capsys, "-o", "json"))["advice"]
-    assert [one["code"] for one in found] == ["LearningRate", "ExpertsNotAdapted", "SeveralEpochs"]
+    assert [one["code"] for one in found] == ["LearningRate", "ModulesNotAdapted", "SeveralEpochs"]
     assert found[0]["evidence"] == "spec.training.learningRate is 0.5"

@@ -62,7 +62,7 @@ def _ended_early(ending: Ending) -> str:
         ended = f"{ended}\nStep {step} is saved: the same command with --resume continues from there."
     elif interrupted:
         ended = f"{ended} No step was saved: the same command starts over."
-    return "\n".join((ended, *_advice(summary)))
+    return ended
 
 
 def _losses(summary: Summary) -> tuple[str, ...]:

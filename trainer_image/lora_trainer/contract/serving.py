@@ -9,13 +9,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lora_trainer.contract.config import LoraConfig, Scaling, Variant
-from lora_trainer.contract.fit.names import by_ending
+from lora_trainer.contract.config import LoraConfig, Variant
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's `--max-lora-rank` takes (`MaxLoRARanks` in vllm/config/lora.py)."""
-DEFAULT_RANK = 16
-"""What it is without the flag."""
 HONOURS_PATTERNS = "vLLM 0.32"
 """The release from which on modules may have factors of their own. Older ones multiply every module's product by the
 one factor of `r` and `lora_alpha`, and give wrong answers."""
@@ -88,20 +85,3 @@ def factor(alpha: int, rank: int, *, stabilized: bool) -> float:
     """What multiplies B A: alpha / rank, or alpha / sqrt(rank)."""
     least = max(1, rank)
     return alpha / math.sqrt(least) if stabilized else alpha / least
-
-
-def has_own_factors(config: LoraConfig) -> bool:
-    """Whether patterns give modules other factors than the rest has; what PiSSA and OLoRA write has one for all."""
-    if config.init.changes_base:
-        return False
-    stabilized = config.scaling is Scaling.RANK_STABILIZED
-    own = factor(config.alpha, config.rank, stabilized=stabilized)
-    factors = (
-        factor(
-            by_ending(config.alpha_pattern, name, config.alpha),
-            by_ending(config.rank_pattern, name, config.rank),
-            stabilized=stabilized,
-        )
-        for name in {*config.rank_pattern, *config.alpha_pattern}
-    )
-    return not all(math.isclose(one, own, rel_tol=1e-9) for one in factors)

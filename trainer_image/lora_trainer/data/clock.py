@@ -7,11 +7,10 @@ _NAME = "strftime_now"
 
 
 class Clock:
-    """Stands at the beginning of `day`; `was_read` is whether a template asked for it."""
+    """Stands at the beginning of `day`."""
 
     def __init__(self, day: date) -> None:
         self.day = day
-        self.was_read = False
 
     def put_into(self, template: str) -> None:
         """Have the next rendering of a template read this clock."""
@@ -24,7 +23,6 @@ class Clock:
             utils._compile_jinja_template(template).environment.globals[_NAME] = self._strftime_now
 
     def _strftime_now(self, form: str) -> str:
-        self.was_read = True
         return datetime.combine(self.day, time()).strftime(form)
 
 

@@ -1,6 +1,7 @@
 """The rows of a run, checked and chosen: every row is looked at once, before a model is, and nothing of it is kept but
 twelve bytes, a hash and where it stands."""
 
+import hashlib
 import logging
 from array import array
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,6 @@ from lora_trainer.data.formats import (
     parse,
 )
 from lora_trainer.data.readers import fingerprint, read_rows
-from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.data.rows import Row
 from lora_trainer.data.split import Keys, among, at_most, copies, first_drawn, held_out
 from lora_trainer.errors import DatasetError
@@ -60,12 +60,12 @@ class Places:
 class Samples:
     """Rows that were checked and chosen, still in their files.
 
-    `held_out` says where the held-out rows stand, empty where a set is held out whole. They were chosen among the
-    `eligible` ones, in which there is something to learn. `capped`: without `dataset.maxValidationRows` there would
-    be more. `shared` rows are left out of the training since they are among the held-out ones of another set.
-    `learned` and `measured` tell the contents of the training rows and of the held-out ones. `verbatim` is whether
-    the first row is learned as it stands where there is no chat template; `columns` are its own. `with_tools` is how
-    many rows have tools. `dataset_revision` and `validation_revision` are the commits of data sets on the Hub.
+    `held_out` says where the held-out rows stand, empty where a set is held out whole; `held_out_digest` is of their
+    contents, None where there are none. They were chosen among the `eligible` ones, in which there is something to
+    learn. `capped`: without `dataset.maxValidationRows` there would be more. `shared` rows are left out of the training
+    since they are among the held-out ones of another set. `verbatim` is whether the first row is learned as it stands
+    where there is no chat template; `columns` are its own. `with_tools` is how many rows have tools. `dataset_revision`
+    and `validation_revision` are the commits of data sets on the Hub.
     """
 
     parts: tuple[Part, ...]
@@ -76,8 +76,7 @@ class Samples:
     fingerprint: str
     skipped: int
     duplicates: int
-    learned: RowSketch
-    measured: RowSketch
+    held_out_digest: str | None
     verbatim: bool
     columns: Columns
     shared: int = 0
@@ -102,14 +101,13 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
     with_tools = survey.with_tools
     drawn, capped = _drawn(survey.keys, config.dataset)
     parts, keys, skipped, shared = [_part(survey, ~drawn, drawn)], survey.keys, survey.skipped, 0
-    learned = RowSketch.of(survey.keys, ~drawn)
     if validation:
         training, survey = survey, _survey(validation, layout, {})
         drawn, capped = _drawn_of_a_set(survey.keys, config.dataset)
         kept = _left_to_train_on(training.keys, survey.keys[drawn], config.dataset)
         parts = [_part(training, kept, np.zeros(len(kept), np.bool_)), _part(survey, np.zeros_like(drawn), drawn)]
         keys, skipped = np.concatenate([training.keys[kept], survey.keys[drawn]]), skipped + survey.skipped
-        learned, shared = RowSketch.of(training.keys, kept), int(np.count_nonzero(~kept))
+        shared = int(np.count_nonzero(~kept))
     return Samples(
         parts=tuple(parts),
         held_out=() if drawn.all() else tuple(survey.places(drawn)),
@@ -119,8 +117,7 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
         fingerprint=fingerprint(files, validation),
         skipped=skipped,
         duplicates=copies(keys),
-        learned=learned,
-        measured=RowSketch.of(survey.keys, drawn),
+        held_out_digest=_digest(survey.keys[drawn]),
         verbatim=is_verbatim(first, layout),
         columns=columns,
         shared=shared,
@@ -128,6 +125,10 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
         dataset_revision=located.commit,
         validation_revision=located_validation.commit,
     )
+
+
+def _digest(keys: Keys) -> str | None:
+    return hashlib.sha256(np.sort(keys).tobytes()).hexdigest() if len(keys) else None
 
 
 def _drawn(keys: Keys, dataset: DatasetConfig) -> tuple[Mask, bool]:

@@ -1,6 +1,5 @@
 """Samples to token ids and labels: the chat template, the end-of-turn token, the longest length."""
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -154,12 +153,6 @@ class Encoder:
     def day(self) -> date | None:
         """The day that the template may write into rows; None of a template that reads no clock."""
         return self._renderer.clock.day if reads_clock(self._template) else None
-
-    def written_day(self) -> date | None:
-        """The same day where the template did write it, if only before a mere question: a variable may keep it away."""
-        with contextlib.suppress(Exception):  # a template may raise anything
-            self.prompt("Which day is it?")
-        return self.day if self._renderer.clock.was_read else None
 
     @property
     def _template(self) -> str:

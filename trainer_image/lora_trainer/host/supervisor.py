@@ -27,7 +27,6 @@ from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import DatasetStats, SavedState, Summary, Verification
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
 from lora_trainer.errors import InternalError, explain
-from lora_trainer.host.advising import advice_on_estimate, advice_on_failure
 from lora_trainer.host.child import STOPPED, StageFailedError, Stages
 from lora_trainer.host.endpoints import serve
 from lora_trainer.host.launch import local_program, this_node, training_program
@@ -344,7 +343,7 @@ class Supervisor:
             artifact=describe(self.published.uri, self.published.digest, manifest),
             checkpoint=self._saved_state(),
             plan=self.plan,
-            advice=(*manifest.advice, *advice_on_estimate(self.config, results)),
+            advice=manifest.advice,
         )
         folder = None if self.published.folder is None else Path(self.published.folder)
         return Ending(code=int(ExitCode.OK), summary=summary, folder=folder)
@@ -358,7 +357,6 @@ class Supervisor:
             dataset=self.dataset,
             checkpoint=self._saved_state(),
             plan=self.plan,
-            advice=advice_on_failure(self.config, failure.reason),
         )
         return Ending(code=failure.code, summary=summary)
 

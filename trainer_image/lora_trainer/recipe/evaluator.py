@@ -16,7 +16,6 @@ from lora_trainer.training.guards import check_evaluated
 from lora_trainer.training.noise import measure_noise
 from lora_trainer.training.objective import Objective
 from lora_trainer.training.stopping import Stop
-from lora_trainer.training.trend import Interim
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +35,8 @@ def budget_for(config: TrainConfig, training: Budget, device: Device) -> Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluator:
-    """Evaluates the model as it is now, and logs the result; `alive` is called after every batch. `interim` are the
-    evaluations on the way that nobody asked for, `stop` hears a request to stop in those on the way."""
+    """Evaluates the model as it is now, and logs the result; `alive` is called after every batch. `stop` hears a
+    request to stop in evaluations on the way."""
 
     adapted: Adapted
     data: Data
@@ -46,7 +45,6 @@ class Evaluator:
     device: Device
     ranks: Ranks
     alive: Callable[[], None]
-    interim: Interim
     stop: Stop
 
     def __call__(self, *, trained: bool) -> Evaluation:
@@ -55,12 +53,12 @@ class Evaluator:
         check_evaluated(result.loss, trained=trained)
         return result
 
-    def on_the_way(self, every: int = 1) -> Evaluation:
-        """Loss on every `every`-th held-out sample. Raises `Interrupted`."""
-        return self._found("on the way", every, self.stop)
+    def on_the_way(self) -> Evaluation:
+        """Loss on all held-out rows within the training. Raises `Interrupted`."""
+        return self._found("on the way", self.stop)
 
-    def _found(self, when: str, every: int = 1, stop: Stop | None = None) -> Evaluation:
-        rows = self.data.evaluation[::every]
+    def _found(self, when: str, stop: Stop | None = None) -> Evaluation:
+        rows = self.data.evaluation
         model, head = self.adapted.model, self.adapted.head
         done, ranks = lambda _rows: self.alive(), self.ranks
         result = evaluate(

@@ -19,7 +19,6 @@ from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.clock import today
 from lora_trainer.data.dataset import Data
 from lora_trainer.data.kept_rows import KeptRows
-from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.data.survey import Samples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import Encoder
@@ -36,7 +35,7 @@ from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join, local_rank
 from lora_trainer.ranks.reports import Report, Reporter
 from lora_trainer.recipe.adapting import adapted_on_all
-from lora_trainer.recipe.advising import Adviser, ended_of, facts_of, interim_of
+from lora_trainer.recipe.advising import advise_at_end, advise_before, ended_of, facts_of
 from lora_trainer.recipe.claim_room import check_room
 from lora_trainer.recipe.evaluator import Evaluator, budget_for
 from lora_trainer.recipe.settling import Settled, check_lengths, peak_share, settle
@@ -125,29 +124,16 @@ def run_training(
         )
         goes_on = saved is not None and saved.check(ours, config.training, len(data.training))
         _check_claim(settled, workshop, len(data.training), saved if goes_on else None, group)
-        learned = saved.learned() if saved and group.is_main else None
         adapted, ranks = adapted_on_all(settled, base, device, _starts(saved, group), group, linear=linear)
         way = way_of(settled, adapted, data, device, ranks, saved=saved, goes_on=goes_on)
         resolved = _resolved(config, base, data, adapted, device=device, way=way, ranks=ranks)
 
-        adviser = Adviser.begin(
-            facts_of(
-                settled,
-                base,
-                data,
-                adapted,
-                samples=samples,
-                before=learned,
-                device=device,
-                way=way,
-                day=encoder.written_day(),
-            ),
-            speaks=ranks.is_main,
-        )
+        facts = facts_of(settled, base, samples, data, adapted)
+        advise_before(facts, speaks=ranks.is_main)
 
         reporter.phase(Phase.EVALUATING, resolved)
         curves = _curves(folder, saved if goes_on else None)
-        narrator = Narrator(reporter, device, curves, peak_share(adviser.facts.shape, device, ranks))
+        narrator = Narrator(reporter, device, curves, peak_share(facts.shape, device, ranks))
         evaluation = Evaluator(
             adapted=adapted,
             data=data,
@@ -156,7 +142,6 @@ def run_training(
             device=device,
             ranks=ranks,
             alive=narrator.alive,
-            interim=interim_of(config, data),
             stop=workshop.stop,
         )
         before = saved.record.before if saved and goes_on else evaluation(trained=False)
@@ -175,10 +160,8 @@ def run_training(
             ranks=ranks,
             listener=narrator,
             stop=workshop.stop,
-            saver=_saver(config, checkpoints, record, samples.learned, learned),
+            saver=_saver(config, checkpoints, record),
             evaluate=evaluation.on_the_way,
-            interim=evaluation.interim,
-            sample=lambda: evaluation.on_the_way(evaluation.interim.every),
         )
         if saved:
             _go_on(training, saved, record, reporter, goes_on=goes_on)
@@ -203,9 +186,7 @@ def run_training(
         if ranks.is_main:
             workshop.make_room(_ADAPTER_BYTES * adapted.trainable_parameters + MARGIN_BYTES)
             write_held_out_rows(folder, config, samples)
-            advice = adviser.end(
-                ended_of(trained, before, after, training.total, held_out=data.held_out), training.budget
-            )
+            ended = ended_of(trained, before, after, training.total, held_out=data.held_out)
             _write(
                 folder,
                 record,
@@ -216,7 +197,7 @@ def run_training(
                 noise=noise,
                 verbatim=samples.verbatim and not encoder.has_template,
                 day=encoder.day,
-                advice=advice,
+                advice=advise_at_end(facts, ended),
             )
 
 
@@ -250,6 +231,7 @@ def _go_on(training: Training, saved: Saved, record: RunRecord, reporter: Report
     is read as late as this, and let go of: in main memory it takes as much as the training holds on its device."""
     saved.log_start(goes_on=goes_on)
     saved.warn_of_changes(record.resolved, record.versions)
+    saved.warn_of_split(record.held_out_digest)
     patient = training.config.early_stopping_patience is not None
     ranks = training.ranks
     here = saved.state() if ranks.is_main else None
@@ -314,6 +296,7 @@ def _record(
         before=before,
         dataset_revision=samples.dataset_revision,
         validation_revision=samples.validation_revision,
+        held_out_digest=samples.held_out_digest,
     )
 
 
@@ -346,13 +329,8 @@ def _start(
     return begin.saved, begin.day
 
 
-def _saver(
-    config: TrainConfig, checkpoints: Checkpoints | None, record: RunRecord, ours: RowSketch, before: RowSketch | None
-) -> Saver | None:
-    if checkpoints is None:
-        return None
-    learned = ours.joined(before) if before else ours
-    return Saver(checkpoints=checkpoints, config=config.checkpoint, record=record, learned=learned)
+def _saver(config: TrainConfig, checkpoints: Checkpoints | None, record: RunRecord) -> Saver | None:
+    return None if checkpoints is None else Saver(checkpoints=checkpoints, config=config.checkpoint, record=record)
 
 
 def _agreed(ours: Identity, ranks: Ranks) -> Identity:

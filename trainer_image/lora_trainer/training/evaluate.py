@@ -45,10 +45,6 @@ class Evaluation:
         """Over how many rows it is."""
         return len(set(self.rows)) or len(self.sums)
 
-    def every(self, step: int) -> "Evaluation":
-        """Of every so manyth sample."""
-        return Evaluation(sums=self.sums[::step], tokens=self.tokens[::step], rows=self.rows[::step])
-
     @property
     def loss(self) -> float:
         """Mean loss per learned token."""

@@ -26,8 +26,7 @@ DIVERGED_STEPS = 20
 @dataclass(slots=True, kw_only=True)
 class LossGuard:
     """What was seen so far; part of a checkpoint. `smoothed` is the exponential mean of the losses, `lowest` its lowest
-    value, `above` the steps in a row for which it has been above the threshold, `unsteady` all steps so far for which
-    it was halfway there.
+    value, `above` the steps in a row for which it has been above the threshold.
 
     Diverged is a run whose smoothed loss stays above twice its lowest value, and `DIVERGED_MARGIN` above it, for
     `DIVERGED_STEPS` steps. The factor is of the kind that learning-rate finders stop at (fastai's at four times the
@@ -35,12 +34,10 @@ class LossGuard:
     being stopped by hard rows, and the steps in a row those with a short spike, which most runs recover from.
     """
 
-    bad: int = 0
     bad_in_a_row: int = 0
     smoothed: float | None = None
     lowest: float | None = None
     above: int = 0
-    unsteady: int = 0
 
     @property
     def suspicious(self) -> bool:
@@ -59,7 +56,6 @@ class LossGuard:
         if math.isfinite(loss) and (math.isfinite(norm) or (scale is not None and scale() >= 1)):
             self.bad_in_a_row = 0
             return True
-        self.bad += 1
         self.bad_in_a_row += 1
         what = f"loss is {loss}" if not math.isfinite(loss) else f"norm of the gradient is {norm}"
         if self.bad_in_a_row >= BAD_STEPS:
@@ -75,7 +71,6 @@ class LossGuard:
         self.lowest = self.smoothed if self.lowest is None else min(self.lowest, self.smoothed)
         height, threshold = self.smoothed - self.lowest, max(self.lowest, DIVERGED_MARGIN)
         self.above = self.above + 1 if height > threshold else 0
-        self.unsteady += height > threshold / 2
         if self.above >= DIVERGED_STEPS:
             raise NonFiniteLossError(
                 f"the loss went from {self.lowest:.2f} up to {self.smoothed:.2f} and stayed up for {DIVERGED_STEPS} "

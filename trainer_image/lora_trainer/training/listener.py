@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.trend import Mark
+from lora_trainer.training.state import Point
 
 SPEED_WINDOW = 20
 """Over so many steps the speed is a mean."""
@@ -34,8 +34,7 @@ class Step:
 class Trained:
     """What the loop did, all attempts together; `loss` is the mean over the learned tokens of the last tenth of the
     steps. With `best_step` the model has the weights of the best evaluation, after that step. `fill` is the mean of all
-    steps, None of none. `marks` are evaluations on the way,
-    `unsteady_steps` those after which the loss stood high, or which were left out."""
+    steps, None of none. `evaluations` are those on the way."""
 
     steps: int
     tokens: int
@@ -44,8 +43,7 @@ class Trained:
     best_step: int | None = None
     stopped_early: bool = False
     fill: float | None = None
-    marks: tuple[Mark, ...] = ()
-    unsteady_steps: int = 0
+    evaluations: tuple[Point, ...] = ()
 
 
 class Listener:
@@ -62,9 +60,6 @@ class Listener:
 
     def evaluated(self, step: int, result: Evaluation) -> None:
         """An evaluation ended."""
-
-    def sampled(self, step: int) -> None:
-        """An evaluation of some of the rows ended, whose loss is not comparable with those of all."""
 
     def saving(self, step: int) -> None:
         """A checkpoint is about to be written."""

@@ -51,7 +51,6 @@ from lora_trainer.training.state import (
 )
 from lora_trainer.training.step import run_step
 from lora_trainer.training.stopping import Interrupted, Stop
-from lora_trainer.training.trend import Interim, Mark, remembered
 
 log = logging.getLogger(__name__)
 MOST_LOSSES = 1000
@@ -61,7 +60,7 @@ MOST_LOSSES = 1000
 @dataclass(slots=True, kw_only=True)
 class Training:
     """A training in progress. `stop` says when to end, `saver` keeps states where there is a place for them; `evaluate`
-    gives the loss of all evaluated rows, `sample` that of the rows of `interim`. Process 0 has the `best` weights."""
+    gives the loss of all evaluated rows. Process 0 has the `best` weights."""
 
     adapted: Adapted
     examples: Examples
@@ -74,8 +73,6 @@ class Training:
     stop: Stop = field(default_factory=Stop)
     saver: Saver | None = None
     evaluate: Callable[[], Evaluation] | None = None
-    interim: Interim = field(default_factory=Interim)
-    sample: Callable[[], Evaluation] | None = None
     clock: Callable[[], float] = time.monotonic
     course: Course = field(default_factory=lambda: Course(guard=LossGuard()))
     best: Tensors | None = None
@@ -310,42 +307,28 @@ class Training:
         self.listener.stepped(step)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate after every `eval_steps` steps, after the last one where the best is asked for, and without
-        `eval_steps` after those of `interim`."""
-        step = self.course.step
-        points, marks = self.course.evaluations[-1:], self.course.marks
-        if step in {0, *(point.step for point in points), *(mark.step for mark in marks)}:
+        """Evaluate after every `eval_steps` steps, and after the last one where the best is asked for. Raises
+        `Interrupted`."""
+        step, done = self.course.step, self.course.evaluations[-1:]
+        if self.evaluate is None or step in {0, *(point.step for point in done)} or not self._evaluation_is_due():
             return
-        on_the_way = step in self.interim.steps and self.config.eval_steps is None
-        if self.evaluate is not None and (self._evaluation_is_due() or (on_the_way and self.interim.every == 1)):
-            result = self._evaluated(self.evaluate, every=1)
-            point = Point(step=step, loss=result.loss)
-            self.course = dataclasses.replace(self.course, evaluations=(*self.course.evaluations, point))
-            if self.config.early_stopping_patience is not None:
-                self._compare(step, result.loss, self.config.early_stopping_patience)
-            self.listener.evaluated(step, result)
-        elif self.sample is not None and on_the_way:
-            self._evaluated(self.sample, every=self.interim.every)
-            self.listener.sampled(step)
+        self.listener.evaluating(step)
+        self.interruptible = self.ranks.world == 1
+        try:
+            result = self.evaluate()
+        finally:
+            self.interruptible = False
+        point = Point(step=step, loss=result.loss)
+        self.course = dataclasses.replace(self.course, evaluations=(*self.course.evaluations, point))
+        if self.config.early_stopping_patience is not None:
+            self._compare(step, result.loss, self.config.early_stopping_patience)
+        self.listener.evaluated(step, result)
 
     def _evaluation_is_due(self) -> bool:
         step, every = self.course.step, self.config.eval_steps
         last = step == self.total and self.config.early_stopping_patience is not None
         # The evaluation after the training is one after the last step, too.
         return every is not None and (last or (step % every == 0 and step != self.total))
-
-    def _evaluated(self, evaluate: Callable[[], Evaluation], *, every: int) -> Evaluation:
-        """The result, remembered. Raises `Interrupted`."""
-        step = self.course.step
-        self.listener.evaluating(step)
-        self.interruptible = self.ranks.world == 1
-        try:
-            result = evaluate()
-        finally:
-            self.interruptible = False
-        mark = Mark(step=step, every=every, evaluation=result)
-        self.course = dataclasses.replace(self.course, marks=remembered(self.course.marks, mark, self.total))
-        return result
 
     def _compare(self, step: int, loss: float, patience: int) -> None:
         best = self.course.best
@@ -407,6 +390,5 @@ class Training:
             best_step=None if best is None else best.step,
             stopped_early=self.course.stopped_early,
             fill=self.course.fill,
-            marks=self.course.marks,
-            unsteady_steps=self.course.guard.unsteady + self.course.guard.bad,
+            evaluations=self.course.evaluations,
         )

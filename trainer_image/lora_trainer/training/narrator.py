@@ -89,10 +89,6 @@ class Narrator(Listener):
         self._reporter.progress(phase=Phase.TRAINING, eval_loss=result.loss)
         self._curves.evaluated(step, loss=result.loss, standard_error=result.standard_error)
 
-    def sampled(self, step: int) -> None:
-        """See `Listener`."""
-        self._reporter.phase(Phase.TRAINING)
-
     def saving(self, step: int) -> None:
         """See `Listener`."""
         self._reporter.phase(Phase.CHECKPOINTING)

@@ -12,7 +12,6 @@ from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.contract.uri import at_commit
-from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.errors import CheckpointError
 from lora_trainer.model.convert import Start
 from lora_trainer.model.fast_paths import Chosen
@@ -25,7 +24,6 @@ from lora_trainer.training.state import (
     RunRecord,
     State,
     read_course,
-    read_learned_rows,
     read_record,
     read_starts,
     read_state,
@@ -100,6 +98,16 @@ class Saved:
         if changes:
             log.warning("continuing under other conditions than the state was saved under: %s", "; ".join(changes))
 
+    def warn_of_split(self, held_out_digest: str | None) -> None:
+        """Log that this run holds out other rows than the one that it starts from, which was trained on all others."""
+        if held_out_digest not in {None, self.record.held_out_digest}:
+            log.warning(
+                "other rows are held out than in the run %s, which may have been trained on these, so that their loss "
+                "flatters: hold out the same, by the same data, training.seed, dataset.validationFraction and "
+                "maxValidationRows, or those of a dataset.validationUri that no run was trained on",
+                self.record.config.run.name,
+            )
+
     def progress(self, *, goes_on: bool) -> dict[str, Any]:
         """What a run's progress says of this start."""
         step = self.checkpoint.step
@@ -138,11 +146,6 @@ class Saved:
     def pinned(self, uri: str) -> str:
         """The model's address at the commit that the run began with, whatever its branch points to by now."""
         return at_commit(uri, self.record.base_revision) if self.own else uri
-
-    def learned(self) -> RowSketch | None:
-        """The training rows of its run and of those that it went on from; None where it does not say. Raises
-        `CheckpointError`."""
-        return read_learned_rows(self.checkpoint.folder)
 
     def starts(self) -> Mapping[str, Start]:
         """The start values that PiSSA and OLoRA took out of the base model. Raises `CheckpointError`."""

@@ -6,22 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lora_trainer.contract.config import CheckpointConfig
-from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.training.checkpoint import Checkpoints
-from lora_trainer.training.state import LEARNED_ROWS, RunRecord, State
+from lora_trainer.training.state import RunRecord, State
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, kw_only=True)
 class Saver:
-    """Saves by time and by steps, whichever comes first. `learned` are the training rows of this run and of those that
-    it goes on from; `saved_step` is that of the state on the volume."""
+    """Saves by time and by steps, whichever comes first. `saved_step` is that of the state on the volume."""
 
     checkpoints: Checkpoints
     config: CheckpointConfig
     record: RunRecord
-    learned: RowSketch
     clock: Callable[[], float] = time.monotonic
     saved_step: int = 0
     saved_at_s: float = field(init=False)
@@ -43,8 +40,6 @@ class Saver:
     def save(self, state: State) -> None:
         """Write a checkpoint. Raises `StorageError`."""
         started = self.clock()
-        rows = self.learned.to_bytes()
-        files = {**state.files(self.record), LEARNED_ROWS: lambda file: file.write(rows)}
-        self.checkpoints.save(state.course.step, files, state.size_bytes + len(rows))
+        self.checkpoints.save(state.course.step, state.files(self.record), state.size_bytes)
         log.info("saved the state after step %d in %.1f s", state.course.step, self.clock() - started)
         self.begin(state.course.step)

@@ -21,7 +21,6 @@ from lora_trainer.contract import codec
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
-from lora_trainer.data.row_sketch import RowSketch
 from lora_trainer.errors import CheckpointError, one_sentence
 from lora_trainer.model.convert import Start
 from lora_trainer.ranks.collectives import Ranks
@@ -29,13 +28,10 @@ from lora_trainer.ranks.tensors import on_all
 from lora_trainer.training.checkpoint import RUN_FILE, Write
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.guards import LossGuard
-from lora_trainer.training.trend import Mark
 
 _ADAPTER, _BEST, _STARTS = "adapter.safetensors", "best.safetensors", "starts.safetensors"
 _OPTIMIZER = "optimizer.pt"
 _STATE = "state.json"
-LEARNED_ROWS = "learned_rows.bin"
-"""A sketch of the training rows of the run and of those that it goes on from."""
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -74,9 +70,8 @@ class BestSoFar:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
     """Where a training stands after `step` optimizer steps. `seconds` counts all attempts; `losses` are those of
-    the last steps; `budget_tokens` is what a micro-batch may hold, where memory did not suffice for the plan. `marks`
-    are the evaluations that the last one is compared with, `filled` the tokens of micro-batches that had room for
-    `room`."""
+    the last steps; `budget_tokens` is what a micro-batch may hold, where memory did not suffice for the plan.
+    `filled` are the tokens of micro-batches that had room for `room`."""
 
     step: int = 0
     tokens: int = 0
@@ -88,7 +83,6 @@ class Course:
     best: BestSoFar | None = None
     stopped_early: bool = False
     budget_tokens: int | None = None
-    marks: tuple[Mark, ...] = ()
     filled: int = 0
     room: int = 0
 
@@ -102,7 +96,7 @@ class Course:
 class RunRecord:
     """What a checkpoint says of its run: enough to make the adapter of it. `before` is the evaluation of the base
     model, `identity` as of `lora_trainer.training.identity`. `dataset_revision` and `validation_revision` are the
-    commits of data sets on the Hub."""
+    commits of data sets on the Hub, `held_out_digest` as in `Samples`."""
 
     identity: Mapping[str, str]
     config: TrainConfig
@@ -115,6 +109,7 @@ class RunRecord:
     before: Evaluation
     dataset_revision: str | None = None
     validation_revision: str | None = None
+    held_out_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,17 +209,6 @@ def state_on_all(state: State | None, ranks: Ranks, device: torch.device) -> Sta
         return state
     adapter, optimizer, scaler = parts
     return State(course=course, adapter=adapter, best=None, starts={}, optimizer=optimizer, scaler=scaler)
-
-
-def read_learned_rows(folder: Path) -> RowSketch | None:
-    """The training rows of a checkpoint's run and of those before it, None where it does not say. Raises
-    `CheckpointError`."""
-    try:
-        return RowSketch.from_bytes((folder / LEARNED_ROWS).read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise _unreadable(folder, error) from error
 
 
 def _unreadable(folder: Path, error: Exception) -> CheckpointError:

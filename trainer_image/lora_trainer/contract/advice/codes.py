@@ -13,42 +13,29 @@ class Severity(enum.StrEnum):
 
 
 class Code(enum.StrEnum):
-    """What a piece of advice is about, in the order in which advice of one severity is given."""
+    """What a piece of advice is about, in the order in which advice of one severity is given. `rules.RULES` has what
+    each means."""
 
     RANK_TOO_LOW = "RankTooLow"
-    RANK_HIGH = "RankHigh"
     ALPHA_RATIO = "AlphaRatio"
-    ALPHA_RANK_STABILIZED = "AlphaRankStabilized"
     ALPHA_AT_HIGH_RANK = "AlphaAtHighRank"
-    NOISY_LOSS = "NoisyLoss"
     FEW_LAYERS = "FewLayers"
-    DROPOUT_MEMORY = "DropoutMemory"
     SEVERAL_EPOCHS = "SeveralEpochs"
     MANY_DUPLICATES = "ManyDuplicates"
     STILL_IMPROVING = "StillImproving"
     HELD_OUT_LOSS_ROSE = "HeldOutLossRose"
     LARGE_BATCH = "LargeBatch"
-    SMALL_MICRO_BATCH = "SmallMicroBatch"
-    PACKS_NOT_FILLED = "PacksNotFilled"
     LEARNING_RATE = "LearningRate"
     QUANTIZATION_NOT_NEEDED = "QuantizationNotNeeded"
     QUANTIZATION_WOULD_FIT = "QuantizationWouldFit"
     COLUMNS_NOT_READ = "ColumnsNotRead"
     ROWS_CUT = "RowsCut"
-    DATED_TEMPLATE = "DatedTemplate"
     FEW_HELD_OUT_ROWS = "FewHeldOutRows"
-    HELD_OUT_ROWS_LEARNED_BEFORE = "HeldOutRowsLearnedBefore"
     POD_MEMORY = "PodMemory"
     CLAIM_SIZE = "ClaimSize"
     SERVE_MERGED = "ServeMerged"
-    MAX_LORA_RANK = "MaxLoraRank"
-    RECENT_SERVER = "RecentServer"
-    EXPERTS_NOT_ADAPTED = "ExpertsNotAdapted"
-    MODULES_PASSED_OVER = "ModulesPassedOver"
+    MODULES_NOT_ADAPTED = "ModulesNotAdapted"
     LANGUAGE_MODEL_ALONE = "LanguageModelAlone"
-    KERNEL_LEFT_OUT = "KernelLeftOut"
-    KERNELS_CHANGED = "KernelsChanged"
-    ESTIMATE_OFF = "EstimateOff"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
