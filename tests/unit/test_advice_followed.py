@@ -461,8 +461,6 @@ OF_SERVERS_AND_DATA = {
     Code.CLAIM_SIZE,
     Code.MODULES_PASSED_OVER,
     Code.LANGUAGE_MODEL_ALONE,
-    Code.KERNEL_LEFT_OUT,
-    Code.KERNELS_CHANGED,
     Code.ESTIMATE_OFF,
 }
 """Codes that name no change of a spec, or none that the next run needs."""

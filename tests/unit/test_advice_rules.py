@@ -87,7 +87,6 @@ IN_NF4 = {"quantization": Quantization.NF4, "tokens_per_second": 1000.0, "altern
 FEW_ROWS = make_config(quantization="NF4", training={"effectiveBatchSize": 8})
 TIGHT = {"fits": None, "peak_bytes": 23 * GIB, "alternatives": (IN_4_BITS,)}
 ON_CLAIM = {"checkpoint_bytes": 480 * 2**20, "claim_bytes": 2 * GIB}
-LEFT_OUT = ("fused-adapter: it fails: " + 300 * "x",)
 KEPT = {"plan": make_plan(activation_checkpointing=False), "shape": LLAMA}
 
 SAID: dict[Code, tuple[TrainConfig | None, Changes, str]] = {
@@ -146,8 +145,6 @@ SAID: dict[Code, tuple[TrainConfig | None, Changes, str]] = {
     Code.EXPERTS_NOT_ADAPTED: (None, {"shape": MIXTURE}, "whose experts, 97% of the parameters, are not adapted"),
     Code.MODULES_PASSED_OVER: (None, {"left_alone": LeftAlone(kind="mixtral", passed_over="up_proj")}, "named up_proj"),
     Code.LANGUAGE_MODEL_ALONE: (None, {"left_alone": LeftAlone(kind="gemma3", language_part="model.lm")}, "(model.lm)"),
-    Code.KERNEL_LEFT_OUT: (None, computing(kernels_left_out=LEFT_OUT), "Left out: fused-adapter: it fails"),
-    Code.KERNELS_CHANGED: (None, computing(kernels_left_out=LEFT_OUT, kernels_changed_step=7), "fused-adapter: it"),
     Code.ESTIMATE_OFF: (None, estimate(peak_bytes=12 * GIB), "The peak was 12.0 GiB instead of 10.0 GiB"),
 }
 """Of each code a run of which it is said, and a part of the evidence."""
@@ -301,13 +298,6 @@ SILENT: dict[str, tuple[Code, TrainConfig | None, Changes]] = {
         None,
         estimate(peak_bytes=11 * GIB, seconds=901.0),
     ),
-    "kernels that prove themselves": (Code.KERNEL_LEFT_OUT, None, {}),
-    "a kernel that left a run": (
-        Code.KERNEL_LEFT_OUT,
-        None,
-        computing(kernels_left_out=LEFT_OUT, kernels_changed_step=7),
-    ),
-    "a kernel that was never taken": (Code.KERNELS_CHANGED, None, computing(kernels_left_out=LEFT_OUT)),
     "no estimate": (Code.ESTIMATE_OFF, None, estimate(estimated_peak_bytes=None, estimated_seconds=None)),
 }
 

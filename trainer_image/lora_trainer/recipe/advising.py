@@ -53,8 +53,6 @@ def facts_of(
             recomputes=adapted.checkpointing.recomputes,
             selective=adapted.checkpointing is ActivationCheckpointing.SELECTIVE,
             micro_batch_tokens=way.budget.tokens,
-            kernels_left_out=way.kernels.left_out,
-            kernels_changed_step=way.kernels.changed_step,
         ),
         shape=_shape(base),
         positions=positions_in(base.folder),

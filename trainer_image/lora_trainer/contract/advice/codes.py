@@ -46,8 +46,6 @@ class Code(enum.StrEnum):
     EXPERTS_NOT_ADAPTED = "ExpertsNotAdapted"
     MODULES_PASSED_OVER = "ModulesPassedOver"
     LANGUAGE_MODEL_ALONE = "LanguageModelAlone"
-    KERNEL_LEFT_OUT = "KernelLeftOut"
-    KERNELS_CHANGED = "KernelsChanged"
     ESTIMATE_OFF = "EstimateOff"
 
 

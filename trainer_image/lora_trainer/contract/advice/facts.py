@@ -44,16 +44,13 @@ class Columns:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computing:
     """How the run computes; None is what is not known. It recomputes all activations, or those of MLPs alone, which is
-    `selective`. `micro_batch_tokens` are the most of a micro-batch; `kernels_left_out` and `kernels_changed_step` as in
-    `ResolvedRun`."""
+    `selective`. `micro_batch_tokens` are the most of a micro-batch."""
 
     cpu: bool
     quantization: Quantization
     recomputes: bool | None = None
     selective: bool = False
     micro_batch_tokens: int | None = None
-    kernels_left_out: tuple[str, ...] = ()
-    kernels_changed_step: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lora_trainer.contract.advice import adapter, data, end, kernels, quantization, storage, training
+from lora_trainer.contract.advice import adapter, data, end, quantization, storage, training
 from lora_trainer.contract.advice.codes import Advice, Code, Severity
 from lora_trainer.contract.advice.facts import Columns, Ended, Estimate, Facts, facts_before
 from lora_trainer.contract.advice.rule import Rule
@@ -24,7 +24,6 @@ RULES: Mapping[Code, Rule] = {
             *quantization.RULES,
             *data.RULES,
             *storage.RULES,
-            *kernels.RULES,
             *end.RULES,
         ),
         key=lambda rule: list(Code).index(rule.code),
