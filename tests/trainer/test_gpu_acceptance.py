@@ -35,6 +35,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lora_trainer.contract.config import Optimizer, Quantization
 from lora_trainer.model import attention, fast
+from lora_trainer.model.device import Device
 from lora_trainer.model.fast import Family
 from lora_trainer.training.loop import Training
 
@@ -128,7 +129,7 @@ def test_rows_that_see_each_other_fail_the_acceptance(bench: Bench, monkeypatch:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda result: 1.1 * result, " from plain PyTorch's, which packs change by "),
+        (lambda result: 1.1 * result, " from plain PyTorch's, whose noise is "),
         (failing, "it fails: RuntimeError: CUDA error: no kernel image is available"),
         (no_number_in_one_row, "differs by nan from plain PyTorch's"),
     ],

@@ -77,26 +77,33 @@ class Family:
 
 _GATES = (GATE, CPU_GATE)
 _LLAMA = Family(fast=(ADAPTER, NORM, ROTATION, *_GATES, VARLEN))
-_GEMMA = Family(fast=(ADAPTER, NORM, ROTATION, VARLEN))
-_PLAIN = Family(fast=(ADAPTER, VARLEN))
+_WITHOUT_GATE = Family(fast=(ADAPTER, NORM, ROTATION, VARLEN))
+_GATED = Family(fast=(ADAPTER, *_GATES, VARLEN))
 _PADDED = Family(packs=False)
 FAMILIES: Mapping[str, Family] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "olmo2", "olmo3"), _LLAMA),
-    **dict.fromkeys(("mistral3", "ministral", "qwen2_5_vl", "mixtral", "qwen3_moe"), _LLAMA),
+    **dict.fromkeys(("llama", "mistral", "mistral3", "ministral", "qwen2", "qwen2_5_vl", "qwen3"), _LLAMA),
+    **dict.fromkeys(("granite", "smollm3", "exaone4", "hunyuan_v1_dense"), _LLAMA),
     "qwen2_moe": replace(_LLAMA, windows=False),
-    "phi3": Family(fast=(ADAPTER, NORM, ROTATION, VARLEN)),
-    **dict.fromkeys(("gemma", "gemma3_text", "gemma3"), _GEMMA),
+    # Gated by GELU, or with experts in place of MLPs, or with dropout behind them.
+    **dict.fromkeys(("gemma", "gemma3_text", "gemma3", "mixtral", "qwen3_moe"), _WITHOUT_GATE),
+    **dict.fromkeys(("granitemoe", "olmoe", "seed_oss"), _WITHOUT_GATE),
     # Capped scores and sinks, which the kernel for packs does not compute.
     "gemma2": Family(fast=(ADAPTER, NORM, ROTATION)),
     "gpt_oss": Family(fast=(ADAPTER, NORM)),
-    "stablelm": Family(fast=(ADAPTER, ROTATION, *_GATES, VARLEN)),
-    "cohere": Family(fast=(ADAPTER, *_GATES, VARLEN)),
-    # Queries are wider than values, and rotate interleaved.
+    # Rotations that interleave, leave a part of each head alone, or are rounded otherwise.
+    **dict.fromkeys(("olmo2", "olmo3", "ernie4_5"), Family(fast=(ADAPTER, NORM, *_GATES, VARLEN))),
+    **dict.fromkeys(("phi3", "glm", "glm4"), Family(fast=(ADAPTER, NORM, VARLEN))),
+    # Queries are wider than values, too.
     "deepseek_v3": Family(fast=(ADAPTER, NORM, *_GATES)),
-    **dict.fromkeys(("phi", "gpt_neox", "starcoder2"), Family(fast=(ADAPTER, ROTATION, VARLEN))),
-    **dict.fromkeys(("gpt2", "opt"), _PLAIN),
+    # Norms of other kinds.
+    **dict.fromkeys(("cohere", "cohere2", "olmo"), _GATED),
+    "stablelm": Family(fast=(ADAPTER, ROTATION, *_GATES, VARLEN)),
+    **dict.fromkeys(("phi", "starcoder2"), Family(fast=(ADAPTER, ROTATION, VARLEN))),
+    "phimoe": Family(fast=(ADAPTER, ROTATION, VARLEN), windows=False),
+    **dict.fromkeys(("gpt2", "gpt_neox", "opt", "nemotron"), Family(fast=(ADAPTER, VARLEN))),
     # Attention of their own, chunks that only masks say, convolutions, states.
-    **dict.fromkeys(("falcon", "bloom", "mamba", "llama4", "llama4_text", "lfm2", "qwen3_next"), _PADDED),
+    **dict.fromkeys(("falcon", "bloom", "mamba", "llama4", "llama4_text", "lfm2"), _PADDED),
+    "qwen3_next": Family(fast=(ADAPTER, *_GATES), packs=False),
 }
 
 
