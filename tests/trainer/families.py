@@ -296,7 +296,6 @@ def numbers(model: Adapted, rows: Sequence[Example], device: Device, *, packed: 
     torch.autograd.backward(losses.sum())
     found = [losses.detach()]
     for parameter in trainable(model.model).values():
-        if parameter.grad is not None:
-            found.append(parameter.grad)
-            parameter.grad = None
+        found.append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        parameter.grad = None
     return found

@@ -46,8 +46,8 @@ def way_of(
     packs = isolate(adapted.model, longest)
     kept = saved.budget_tokens if saved and goes_on else None
     budget = _micro_batches(settled, adapted, data, device, packs=packs, kept=kept)
-    kernels = Taken()
-    if settled.config.training.kernels is Kernels.AUTO:
+    wanted, kernels = settled.config.training.kernels is Kernels.AUTO, Taken()
+    if wanted:
         kernels = take_fast(adapted, data.training, budget, device, ranks)
     attention = {ROWS: "sdpa"}.get(own := adapted.model.config._attn_implementation, own)
     if VARLEN in kernels.entries:
@@ -56,9 +56,10 @@ def way_of(
         plain = settled_plainly(settled, data, adapted.checkpointing)
         again = _micro_batches(plain, adapted, data, device, packs=packs, kept=kept)
         budget = dataclasses.replace(budget, tokens=min(budget.tokens, again.tokens))
-    log.info("attention: %s", attention)
     log.info("micro-batches: at most %d tokens", budget.tokens)
-    log.info("kernels: %s", ", ".join(kernels.names) or "plain PyTorch alone")
+    log.info("attention: %s", attention)
+    plainly = "plain PyTorch alone" if wanted else "plain PyTorch alone, as training.kernels asks for"
+    log.info("kernels: %s", ", ".join(kernels.names) or plainly)
     return Way(attention=attention, kernels=kernels, budget=budget)
 
 
