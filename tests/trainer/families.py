@@ -222,9 +222,8 @@ MORE: Mapping[str, Family] = {
         Family(kind="granitemoe", options={"num_local_experts": 4, "num_experts_per_tok": 2}),
         Family(kind="phimoe", options={"num_local_experts": 4, "num_experts_per_tok": 2}),
         Family(kind="exaone4", options={"sliding_window": 12}),
-        Family(kind="seed_oss", options=_HEADS),
+        Family(kind="seed_oss", options={**_HEADS, "residual_dropout": 0.0, "attention_dropout": 0.0}),
         Family(kind="ernie4_5", options=_HEADS),
-        Family(kind="nemotron"),
         Family(kind="hunyuan_v1_dense", options=_HEADS),
     )
 }

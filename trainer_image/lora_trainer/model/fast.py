@@ -79,7 +79,6 @@ _GATES = (GATE, CPU_GATE)
 _LLAMA = Family(fast=(ADAPTER, NORM, ROTATION, *_GATES, VARLEN))
 _WITHOUT_GATE = Family(fast=(ADAPTER, NORM, ROTATION, VARLEN))
 _GATED = Family(fast=(ADAPTER, *_GATES, VARLEN))
-_PADDED = Family(packs=False)
 FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(("llama", "mistral", "mistral3", "ministral", "qwen2", "qwen2_5_vl", "qwen3"), _LLAMA),
     **dict.fromkeys(("granite", "smollm3", "exaone4", "hunyuan_v1_dense"), _LLAMA),
@@ -97,12 +96,15 @@ FAMILIES: Mapping[str, Family] = {
     "deepseek_v3": Family(fast=(ADAPTER, NORM, *_GATES)),
     # Norms of other kinds.
     **dict.fromkeys(("cohere", "cohere2", "olmo"), _GATED),
-    "stablelm": Family(fast=(ADAPTER, ROTATION, *_GATES, VARLEN)),
     **dict.fromkeys(("phi", "starcoder2"), Family(fast=(ADAPTER, ROTATION, VARLEN))),
     "phimoe": Family(fast=(ADAPTER, ROTATION, VARLEN), windows=False),
-    **dict.fromkeys(("gpt2", "gpt_neox", "opt", "nemotron"), Family(fast=(ADAPTER, VARLEN))),
-    # Attention of their own, chunks that only masks say, convolutions, states.
-    **dict.fromkeys(("falcon", "bloom", "mamba", "llama4", "llama4_text", "lfm2"), _PADDED),
+    **dict.fromkeys(("gpt_neox", "opt"), Family(fast=(ADAPTER, VARLEN))),
+    # Its matrices are no linear modules.
+    "gpt2": Family(fast=(VARLEN,)),
+    # Where rows lie does not reach attention, which is their own, or they have chunks that only masks say, convolutions
+    # or states.
+    **dict.fromkeys(("bloom", "mamba", "llama4_text", "lfm2"), Family(packs=False)),
+    "stablelm": Family(fast=(ADAPTER, ROTATION, *_GATES), packs=False),
     "qwen3_next": Family(fast=(ADAPTER, *_GATES), packs=False),
 }
 
