@@ -161,7 +161,7 @@ def simulate(config: Mapping[str, Any], how: Step) -> Simulated:
     ):
         adapted = _adapted(config, how, device)
         # A model that computes its attention by itself is given padded rows.
-        packed = adapted.model.config._attn_implementation == attention.NAME
+        packed = adapted.model.config._attn_implementation == attention.VARLEN
         batch = _without_numbers(batches[packed], fake)
         parameters = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
         optimizer = make_optimizer(parameters, how.training, device)
@@ -213,8 +213,8 @@ def _adapted(config: Mapping[str, Any], how: Step, device: Device) -> Adapted:
     # All is on one device already, and modules of fake tensors cannot be moved.
     with mock.patch.object(nn.Module, "to", lambda module, *_args, **_named: module):
         adapted = adapt(loaded, how.lora, base, device, 1, checkpointing=checkpointing)
-    library.AttentionInterface.register(attention.NAME, attention.attend)
-    adapted.model.set_attn_implementation(attention.NAME)
+    library.AttentionInterface.register(attention.VARLEN, attention.attend_at_once)
+    adapted.model.set_attn_implementation(attention.VARLEN)
     if how.fused or how.fp32:
         fuse(adapted.model)
     set_training(adapted.model, on=True)

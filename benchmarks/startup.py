@@ -30,7 +30,7 @@ PARTS = {
     "device ": "processes started, data read, PyTorch and PEFT imported",
     "training samples (": "configuration, digests of the model, tokenizer, tokens",
     "trainable parameters": "weights read, adapter put on",
-    "kernels: ": "attention and kernels chosen by trial",
+    "kernels: ": "attention and kernels chosen",
     "loss before training": "evaluation before the training",
     "step 1/": "first step",
 }

@@ -11,13 +11,9 @@ from benchmarks.acceptance.comparing import compared, wider
 from benchmarks.acceptance.findings import Check, Outcome, judged
 from benchmarks.acceptance.models import random_model
 
-from lora_trainer.model.attention import choose_attention, has_kernel, positions, segments_of
+from lora_trainer.model.attention import positions, segments_of
 from lora_trainer.model.device import Device
-from lora_trainer.model.flexible import choose_flex
-from lora_trainer.ranks.collectives import ALONE
-
-_FLEXIBLE = frozenset({"gemma2", "gpt_oss"})
-"""Capped scores and sinks, which FlexAttention computes."""
+from lora_trainer.model.fast import VARLEN, compute_with, isolate, usable
 
 
 def kinds(bench: Bench) -> Mapping[str, Mapping[str, Any]]:
@@ -36,7 +32,6 @@ def kinds(bench: Bench) -> Mapping[str, Mapping[str, Any]]:
         "qwen2": {},
         "qwen3": heads,
         "mistral": {"sliding_window": bench.window},
-        # Heads as large as Gemma 2's own, for which PyTorch's blocks do not fit each GPU.
         "gemma2": {**windowed, "head_dim": 4 * bench.head_dim, "attn_logit_softcapping": 2.0},
         "gemma3_text": windowed,
         "phi": {},
@@ -63,30 +58,25 @@ def _as_alone(bench: Bench, kind: str, options: Mapping[str, Any]) -> Outcome:
     right = copy.deepcopy(plain).to(wider(device.dtype))
     # The other ways to compute experts know no fp64.
     right.set_experts_implementation("eager")
-    chosen = choose_attention(model, device)
-    if not chosen.packs:
-        return judged(False, f"rows cannot be packed: {chosen.unpacked}")
-    flex = choose_flex(model, chosen, device, ALONE, None)
-    kernel = flex.kernel or chosen.kernel
+    if not isolate(model):
+        return judged(False, "rows cannot be packed")
+    entries = [entry for entry in usable(model, device, packed=True) if entry is VARLEN]
+    compute_with(model, entries, device)
     ids = _ids(bench)
     pieces = [(model, _packed(bench, model, ids, device)), (plain, _alone(bench, plain, ids, device))]
     pieces.append((right, _alone(bench, right, ids, bench.computing_in(torch.float32))))
     found, usual, wanted = ((logits.detach(), _gradient(owner, logits)) for owner, logits in pieces)
-    expected = "flex" if kind in _FLEXIBLE else "varlen"
-    if has_kernel(bench.head_dim, bench.head_dim, device.dtype, device.capability) and kernel != expected:
-        reason = "" if flex.left_out is None else f" ({flex.left_out})"
-        return judged(False, f"computed with {kernel} where {expected} was expected{reason}")
-    return compared(found, usual, wanted, names=("logits", "gradient"), dtype=device.dtype, said=kernel)
+    said = VARLEN.name if entries else "row by row"
+    return compared(found, usual, wanted, names=("logits", "gradient"), dtype=device.dtype, said=said)
 
 
 def _isolated(bench: Bench, kind: str, options: Mapping[str, Any]) -> Outcome:
     """No gradient of the last row's logits at the other rows; and other rows beside it change nothing."""
     device, last = bench.device, bench.lengths[-1]
     model = random_model(kind, {**bench.sizes, **options}, device).eval()
-    chosen = choose_attention(model, device)
-    if not chosen.packs:
+    if not isolate(model):
         return judged(False, "rows cannot be packed")
-    choose_flex(model, chosen, device, ALONE, None)
+    compute_with(model, [entry for entry in usable(model, device, packed=True) if entry is VARLEN], device)
     ids, seen = _ids(bench), []
 
     def keep(_module: object, _inputs: object, output: torch.Tensor) -> None:

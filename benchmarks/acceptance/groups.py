@@ -20,14 +20,14 @@ from benchmarks.acceptance.bench import Bench
 from benchmarks.acceptance.findings import Check, Figure, Outcome, State, judged, not_run
 from benchmarks.acceptance.models import Recipe, Taken, random_base, training_of
 
-from lora_trainer.contract.config import Kernels, LoraConfig, Quantization
+from lora_trainer.contract.config import LoraConfig, Quantization
 from lora_trainer.errors import one_sentence
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.sharding import mesh_over, on_cpu, shard
 from lora_trainer.places.base import Base
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.ranks.group import join, local_rank
-from lora_trainer.recipe.kernels import choose_kernels
+from lora_trainer.training.self_check import take_fast
 from lora_trainer.training.stopping import Stop
 
 _WORLD, _WAIT_S = 2, 240.0
@@ -130,12 +130,10 @@ def _trained(bench: Bench, base: Base, ranks: Ranks, *, divided: bool) -> tuple[
     recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, max_steps=_STEPS))
     training = training_of(adapted, recipe, device, bench, taken, stop=Stop(), ranks=ranks)
     budget, rows = training.budget, training.examples
-    kernels = choose_kernels(
-        Kernels.AUTO, adapted, rows, device, ranks, packed=budget.packed, kept=None, tokens=budget.tokens
-    )
+    kernels = take_fast(adapted, rows, budget, device, ranks)
     training.run()
     layers = [p for name, p in adapted.model.named_parameters() if ".layers." in name and not p.requires_grad]
-    return taken.losses, sum(_own(parameter) for parameter in layers) / whole, kernels.taken
+    return taken.losses, sum(_own(parameter) for parameter in layers) / whole, kernels.names
 
 
 def _own(parameter: Any) -> int:

@@ -1,8 +1,6 @@
 """Own and fused kernels against plain PyTorch: fast paths, the loss over the vocabulary, the optimizer."""
 
 import copy
-import importlib
-import importlib.util
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -17,15 +15,14 @@ from benchmarks.acceptance.models import learnable_rows, random_base
 from torch.nn.functional import cross_entropy
 
 from lora_trainer.contract.config import LoraConfig, Quantization
-from lora_trainer.model import compiled
-from lora_trainer.model.attention import choose_attention
+from lora_trainer.data.store import Examples
 from lora_trainer.model.device import Device
+from lora_trainer.model.fast import isolate, usable
 from lora_trainer.model.loading import Adapted, adapt, load_model, set_training
 from lora_trainer.model.lora_kernel import fuse
-from lora_trainer.training.batches import Batch, collate
+from lora_trainer.training.batches import Batch, Budget, collate
 from lora_trainer.training.loss import token_losses
-
-_REGISTRY = "lora_trainer.model.fast_paths"
+from lora_trainer.training.self_check import MOST_TOKENS, checked
 
 
 def checks(bench: Bench) -> Iterator[Check]:
@@ -36,7 +33,6 @@ def checks(bench: Bench) -> Iterator[Check]:
         yield Check(name=f"fast paths, {name}", run=partial(_fast_paths, bench, quantization, device))
     fp32 = bench.computing_in(torch.float32)
     yield Check(name="fused adapter, fp32", run=partial(_fused_adapter, bench, fp32))
-    yield Check(name="compiled layers", run=partial(_compiled, bench))
     yield Check(name="loss over the vocabulary", run=partial(_loss, bench))
     yield Check(name="fused AdamW", run=partial(_optimizer, bench))
 
@@ -48,7 +44,7 @@ def _adapted(
     with tempfile.TemporaryDirectory() as folder:
         base = random_base(Path(folder), "llama", bench.sizes, device)
         found = adapt(load_model(base, quantization, device), LoraConfig(rank=8, alpha=16), base, device, 3)
-    packs = choose_attention(found.model, device).packs
+    packs = isolate(found.model)
     torch.manual_seed(4)
     for name, parameter in found.model.named_parameters():
         if stirred and "lora_B" in name:
@@ -59,24 +55,18 @@ def _adapted(
 
 
 def _fast_paths(bench: Bench, quantization: Quantization, device: Device) -> Outcome:
-    """Those that a run chooses from, each by the comparison that the run makes itself.
-
-    Of numbers alone: on this small model starting a kernel takes longer than the kernel. The part `speed` has the time.
-    """
-    if importlib.util.find_spec(_REGISTRY) is None:
-        return not_run("this release has no fast paths to choose from")
-    paths: Any = importlib.import_module(_REGISTRY)
+    """What a run takes, by the check that it makes itself on a GPU."""
     adapted, batch = _adapted(bench, device, quantization, stirred=False)
-    refusals, taken = [], []
-    for path in paths.ALL:
-        verdict = paths.prove(path, adapted.model, adapted.head, batch.arguments, device, timed=False)
-        if verdict.refusal is not None:
-            refusals.append(f"{path.name}: {verdict.refusal}")
-        elif verdict.modules:
-            taken.append(f"{path.name} ({len(verdict.modules)} modules)")
-    if not refusals and not taken:
-        return not_run("no fast path suits this type")
-    return judged(not refusals, "; ".join((*taken, *refusals)))
+    packed = batch.segments is not None
+    entries = usable(adapted.model, device, packed=packed)
+    if not entries:
+        return not_run("nothing fast suits this type")
+    lengths = [max(4, length) for length in bench.lengths]
+    rows = Examples.of(learnable_rows(lengths, bench.sizes["vocab_size"]))
+    budget = Budget(tokens=MOST_TOKENS, longest=max(lengths), packed=packed)
+    found = checked(adapted, entries, rows, budget, device)
+    said = "; ".join((", ".join(found.names) or "nothing taken", *found.left_out))
+    return judged(not (found.left_out or found.unchecked), said)
 
 
 def _fused_adapter(bench: Bench, device: Device) -> Outcome:
@@ -88,33 +78,6 @@ def _fused_adapter(bench: Bench, device: Device) -> Outcome:
     results = (_results(model, batch, device) for model in (adapted.model, plain, right))
     found, usual, wanted = results
     return compared(found, usual, wanted, names=("losses", "gradient"), dtype=torch.float32, said=f"{fused} modules")
-
-
-def _compiled(bench: Bench) -> Outcome:
-    """Losses and gradients of packs of several lengths, on layers that are compiled once for all of them."""
-    device = bench.device
-    adapted, batch = _adapted(bench, device)
-    layers = compiled.layers(adapted.model)
-    if not layers:
-        return not_run("layers are compiled on GPUs")
-    plain = copy.deepcopy(adapted.model)
-    right = copy.deepcopy(adapted.model).to(wider(device.dtype))
-    before = compiled.compilations()
-    for layer in layers:
-        compiled.install(layer)
-    _results(adapted.model, batch, device)
-    made = compiled.compilations() - before
-    lengths = [max(4, length // 2) for length in bench.lengths]
-    rows = learnable_rows(lengths, bench.sizes["vocab_size"])
-    other = collate(rows, device.torch_device, packed=batch.segments is not None)
-    for model in (adapted.model, plain, right):
-        model.zero_grad()
-    found, usual = (_results(model, other, device) for model in (adapted.model, plain))
-    wanted = _results(right, other, bench.computing_in(torch.float32))
-    again = compiled.compilations() - before - made
-    said = f"compiled {made} parts for {len(layers)} layers, and {again} for another length"
-    outcome = compared(found, usual, wanted, names=("losses", "gradient"), dtype=device.dtype, said=said)
-    return outcome if made and not again else judged(False, outcome.said)
 
 
 def _results(model: Any, batch: Batch, device: Device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,8 +13,8 @@ from torch import nn
 from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Optimizer, Quantization, TrainingConfig
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import IGNORED, Example
-from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
+from lora_trainer.model.fast import isolate
 from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.loading import Adapted, Loaded, adapt, load_model, set_training
 from lora_trainer.model.quantize import is_4bit
@@ -65,7 +65,7 @@ def adapted_on(
     loaded = Loaded(model=model, head=head, linear=linear_modules(model, head), quantization=quantization)
     checkpointing = ActivationCheckpointing.of(recompute=recompute, selective=selective)
     adapted = adapt(loaded, lora, base, device, 1, checkpointing=checkpointing)
-    packs = choose_attention(adapted.model, device).packs
+    packs = isolate(adapted.model)
     set_training(adapted.model, on=True)
     return adapted, packs
 
@@ -210,7 +210,7 @@ def training_of(
     ranks: Ranks = ALONE,
 ) -> Training:
     """The same of a model at hand, with other processes."""
-    packs = choose_attention(adapted.model, device).packs
+    packs = isolate(adapted.model)
     lengths = [max(4, length) for length in bench.lengths] * 4
     examples = Examples.of(learnable_rows(lengths, int(adapted.model.config.vocab_size)))
     longest = max(lengths)

@@ -1,5 +1,6 @@
 """Base weights in 4 and 8 bits, fp16 with scaled losses, and optimizers with 8-bit state."""
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from torch import nn
 from lora_trainer.contract.config import Optimizer, Quantization, Variant
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.loading import load_model
-from lora_trainer.model.quantize import check_kernels, each_token_alone, full_weight
+from lora_trainer.model.quantize import check_kernels, full_weight, is_8bit
 
 KINDS = (Quantization.NF4, Quantization.FP4, Quantization.INT8)
 _OF_WEIGHTS = {Quantization.NF4: 0.15, Quantization.FP4: 0.2, Quantization.INT8: 0.02}
@@ -59,7 +60,7 @@ def _product(bench: Bench, kind: Quantization) -> Outcome:
     small: nn.Module = model.get_submodule(name)
     rows = torch.randn(64, full.in_features, generator=torch.Generator().manual_seed(1))
     rows = rows.to(device.torch_device, device.dtype)
-    with torch.no_grad(), each_token_alone(model):
+    with torch.no_grad(), _each_token_alone(model):
         found = small(rows)
         back = full_weight(small)
     of_weights = error(back, full.weight)
@@ -68,6 +69,20 @@ def _product(bench: Bench, kind: Quantization) -> Outcome:
     right = of_weights <= _OF_WEIGHTS[kind] and of_products <= most
     said = f"relative error of weights {of_weights:.3f}, of products {of_products:.1e}"
     return judged(right, said, weights_error=of_weights, products_error=of_products)
+
+
+@contextlib.contextmanager
+def _each_token_alone(model: nn.Module) -> Iterator[None]:
+    """Within it, 8-bit modules have no outliers, whose columns are found over all tokens of a batch."""
+    states: list[Any] = [module.state for module in model.modules() if is_8bit(module)]
+    before = [state.threshold for state in states]
+    try:
+        for state in states:
+            state.threshold = 0.0
+        yield
+    finally:
+        for state, threshold in zip(states, before, strict=True):
+            state.threshold = threshold
 
 
 def _trains(bench: Bench, kind: Quantization) -> Outcome:

@@ -20,7 +20,7 @@ from benchmarks.acceptance.profile import idle_share, parts, profiled
 from benchmarks.acceptance.shapes import LLAMA_3_2_1B, LLAMA_3_8B, MIXTURE_24_LAYERS, Shape, active_share
 from benchmarks.acceptance.steps import stepper, timed
 
-from lora_trainer.contract.config import ActivationCheckpointing, Kernels, LoraConfig, Quantization
+from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization
 from lora_trainer.contract.fit.adapter import plan_adapter
 from lora_trainer.contract.fit.choice import MANNERS
 from lora_trainer.contract.fit.devices import Gpu, by_product
@@ -33,8 +33,9 @@ from lora_trainer.errors import out_of_memory
 from lora_trainer.model.loading import set_training
 from lora_trainer.model.quantize import is_4bit
 from lora_trainer.ranks.collectives import ALONE
-from lora_trainer.recipe.kernels import choose_kernels
 from lora_trainer.recipe.settling import gpu_of
+from lora_trainer.training.batches import Budget
+from lora_trainer.training.self_check import take_fast
 
 RANK = 16
 LORA = LoraConfig(rank=RANK, alpha=2 * RANK)
@@ -48,8 +49,6 @@ _SAID = {
     ActivationCheckpointing.FULL: "activations recomputed",
 }
 _WARM, _STEPS, _MOST_S = 2, 8, 20.0
-_PASSES = 10_000
-"""Micro-batches of a run of hours, in which compiling a layer may pay."""
 
 
 def checks(bench: Bench) -> Iterator[Check]:
@@ -121,11 +120,7 @@ def _measured(
         shape, LORA, device, quantization=quantization, recompute=recompute, selective=selective
     )
     row = Examples.of([one_row(tokens, int(adapted.model.config.vocab_size))])
-    # Compiling takes a minute, which the part has for what something is expected of.
-    passes = _PASSES if (name, quantization, tokens) in WANTED else 0
-    chosen = choose_kernels(
-        Kernels.AUTO, adapted, row, device, ALONE, packed=packs, kept=None, tokens=tokens, passes=passes
-    )
+    chosen = take_fast(adapted, row, Budget(tokens=tokens, longest=tokens, packed=packs), device, ALONE)
     set_training(adapted.model, on=True)
     step = stepper(adapted, tokens, device, packs=packs)
     device.reset_peak_memory()
@@ -138,14 +133,14 @@ def _measured(
         "peak_bytes": device.peak_memory_bytes(),
         "idle_share": idle,
         "activation_checkpointing": manner.value,
-        "kernels": ", ".join(chosen.taken),
+        "kernels": ", ".join(chosen.names),
         "left_out": "; ".join(chosen.left_out),
         **{f"part: {part}": share for part, share in shares.items()},
     }
     said = f"{_SAID[manner]}, {idle:.1%} without a kernel; "
     said += ", ".join(f"{part} {value:.0%}" for part, value in shares.items())
     said += "; " + "; ".join(
-        (", ".join(chosen.taken) or "no fast path", *(f"without {one}" for one in chosen.left_out))
+        (", ".join(chosen.names) or "no fast path", *(f"without {one}" for one in chosen.left_out))
     )
     gpu = by_product(device.name)
     share = None

@@ -11,7 +11,6 @@ from lora_trainer.contract.config import (
     ActivationCheckpointing,
     DatasetConfig,
     DeviceConfig,
-    Kernels,
     LoraConfig,
     ModelConfig,
     OutputConfig,
@@ -24,16 +23,16 @@ from lora_trainer.contract.fit.adapter import plan_adapter
 from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.data.store import Examples
-from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
+from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.places.base import open_folder
 from lora_trainer.places.base_shape import shape_in
 from lora_trainer.ranks.collectives import ALONE
-from lora_trainer.recipe.kernels import choose_kernels
 from lora_trainer.recipe.settling import gpu_of
 from lora_trainer.recipe.way import budget_of
 from lora_trainer.training.loop import Training
+from lora_trainer.training.self_check import take_fast
 
 LORA = LoraConfig(rank=RANK, alpha=ALPHA)
 
@@ -46,9 +45,9 @@ def ours(job: Job) -> dict[str, float]:
     adapted = adapt(
         load_model(base, Quantization.NONE, device), LORA, base, device, job.seed, checkpointing=manner(job, plan)
     )
-    packs = choose_attention(adapted.model, device).packs
+    packs = isolate(adapted.model)
     budget = budget_of(None, job.length, packed=packs, device=device, plan=plan, kept=None)
-    choose_kernels(Kernels.AUTO, adapted, data, device, ALONE, packed=packs, kept=None, tokens=budget.tokens)
+    take_fast(adapted, data, budget, device, ALONE)
     loop = Training(adapted=adapted, examples=data, config=training, budget=budget, device=device)
     device.reset_peak_memory()
     clock = Clock(device.torch_device)

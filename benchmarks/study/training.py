@@ -15,8 +15,8 @@ from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import IGNORED, Example
-from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
+from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.places.base import Base, open_folder
@@ -33,7 +33,7 @@ def train(setting: Setting, seed: int, model: Path, threads: int) -> Run:
     device = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
     base, rows = open_folder(model), make_rows()
     adapted = adapt(load_model(base, setting.quantization, device), setting.lora, base, device, seed)
-    packed = choose_attention(adapted.model, device).packs
+    packed = isolate(adapted.model)
     fuse(adapted.model)
     examples = encode(rows.training, base)
     budget = Budget.of(None, int(examples.lengths.max()), packed=packed, tokens=CPU_TOKEN_BUDGET)

@@ -1,13 +1,23 @@
 """Tiny random models of many families, made from configurations, each with the tokenizer of `tiny`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tests.trainer import tiny
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+
+from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization
+from lora_trainer.data.tokens import Example
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import Adapted, adapt, load_model, set_training
+from lora_trainer.places.base import open_folder
+from lora_trainer.training.batches import collate
+from lora_trainer.training.loss import token_losses
+from lora_trainer.training.state import trainable
 
 _SIZES: Mapping[str, Any] = {
     "hidden_size": 32,
@@ -197,9 +207,32 @@ COUNTED: Mapping[str, Family] = {
 """Kinds with lists of linear modules beside that of layers; Zamba 2's second and fourth layer share weights, too."""
 
 
+MORE: Mapping[str, Family] = {
+    family.kind: family
+    for family in (
+        Family(kind="gemma", options=_HEADS),
+        Family(kind="ministral", options={**_HEADS, "sliding_window": 12}),
+        Family(kind="smollm3"),
+        Family(kind="olmo"),
+        Family(kind="olmo3", options={"sliding_window": 12}),
+        Family(kind="olmoe", options={"num_experts": 4, "num_experts_per_tok": 2}),
+        Family(kind="cohere2", options={"sliding_window": 12}),
+        Family(kind="glm", options=_HEADS),
+        Family(kind="glm4", options=_HEADS),
+        Family(kind="granitemoe", options={"num_local_experts": 4, "num_experts_per_tok": 2}),
+        Family(kind="phimoe", options={"num_local_experts": 4, "num_experts_per_tok": 2}),
+        Family(kind="exaone4", options={"sliding_window": 12}),
+        Family(kind="seed_oss", options={**_HEADS, "residual_dropout": 0.0, "attention_dropout": 0.0}),
+        Family(kind="ernie4_5", options=_HEADS),
+        Family(kind="hunyuan_v1_dense", options=_HEADS),
+    )
+}
+"""Kinds in the table of what is fast that have no cell in the matrix."""
+
+
 def make_family(folder: Path, name: str) -> Path:
     """Write the model and its tokenizer as safetensors."""
-    family = {**FAMILIES, **COUNTED}[name]
+    family = {**FAMILIES, **COUNTED, **MORE}[name]
     tokenizer = tiny.make_tokenizer()
     common = {
         **_SIZES,
@@ -222,3 +255,46 @@ def make_family(folder: Path, name: str) -> Path:
     factory.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def adapted_family(
+    folder: Path,
+    name: str,
+    device: Device,
+    checkpointing: ActivationCheckpointing = ActivationCheckpointing.NONE,
+) -> Adapted:
+    """The model with an adapter on what can be adapted that changes it: B is random, too."""
+    base = open_folder(make_family(folder, name))
+    found = adapt(
+        load_model(base, Quantization.NONE, device),
+        LoraConfig(rank=3, alpha=6),
+        base,
+        device,
+        3,
+        checkpointing=checkpointing,
+    )
+    torch.manual_seed(4)
+    for path, parameter in found.model.named_parameters():
+        if "lora_B" in path:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return found
+
+
+def rows_of(model: Adapted) -> list[Example]:
+    """Rows of different lengths, some longer than the windows of `FAMILIES`."""
+    random = np.random.default_rng(1)
+    size = int(model.model.config.get_text_config().vocab_size)
+    ids = [random.integers(10, size, size=length) for length in (14, 3, 20, 2)]
+    return [Example(input_ids=one, labels=one, truncated=False) for one in ids]
+
+
+def numbers(model: Adapted, rows: Sequence[Example], device: Device, *, packed: bool) -> list[torch.Tensor]:
+    """Losses of the rows in one micro-batch, and the gradients of all that is trained."""
+    set_training(model.model, on=True)
+    losses = token_losses(model.model, model.head, collate(rows, device.torch_device, packed=packed), device)
+    torch.autograd.backward(losses.sum())
+    found = [losses.detach()]
+    for parameter in trainable(model.model).values():
+        found.append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        parameter.grad = None
+    return found

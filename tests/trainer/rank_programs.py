@@ -21,7 +21,6 @@ from torch.distributed.tensor import DTensor
 
 from lora_trainer.contract.config import (
     CheckpointConfig,
-    Kernels,
     LoraConfig,
     LossOn,
     Quantization,
@@ -32,10 +31,9 @@ from lora_trainer.data.formats import PlainText
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.errors import TerminatedError
-from lora_trainer.model import fast_paths, isolation
-from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.convert import Start
 from lora_trainer.model.device import Device, same_type
+from lora_trainer.model.fast import ADAPTER, isolate, usable
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.model.recompute import recompute_activations, recompute_mlps
@@ -46,10 +44,8 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join
-from lora_trainer.recipe import kernels
 from lora_trainer.recipe.adapting import adapted_on_all
 from lora_trainer.recipe.evaluator import Evaluator
-from lora_trainer.recipe.kernels import choose_kernels
 from lora_trainer.recipe.settling import Settled
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import Budget
@@ -59,6 +55,7 @@ from lora_trainer.training.guards import LossGuard
 from lora_trainer.training.listener import Listener, Step
 from lora_trainer.training.loop import Training
 from lora_trainer.training.saver import Saver
+from lora_trainer.training.self_check import checked
 from lora_trainer.training.state import Course, State, state_on_all
 from lora_trainer.training.stopping import Stop
 
@@ -284,11 +281,10 @@ def stop_in_an_evaluation(plan: Plan, folder: Path) -> Stopped:
         raise AssertionError("nobody heard")
 
 
-def choose_on_a_divided_base(folder: Path, trouble: str) -> tuple[str, tuple[str, ...], list[int]]:
-    """Whether rows are packed and why not, the fast paths, and the tokens that these were timed on, where process 1
-    alone has this trouble."""
+def check_on_a_divided_base(folder: Path, *, wrong: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What is taken and what is left out, where the fused adapter of process 1 alone is `wrong`."""
     torch.set_num_threads(1)
-    with join(CPU.torch_device, 20.0) as group:
+    with join(CPU.torch_device, 60.0) as group:
         base = open_folder(folder)
         adapted = adapt(load_model(base, Quantization.NONE, CPU), LoraConfig(rank=4, alpha=8), base, CPU, 3)
         shard(adapted.model, CPU, mesh_over(CPU, group, 2))
@@ -296,45 +292,19 @@ def choose_on_a_divided_base(folder: Path, trouble: str) -> tuple[str, tuple[str
         encoder = load_encoder(base, LossOn.COMPLETION, 256)
         words = "Fair winds. " * 5
         rows = Examples.of(encoder.encode(PlainText(where=f"{i}", text=f"Ahoy {i}! {words}")) for i in range(4))
-        timed: list[int] = []
+        packed = isolate(adapted.model)
 
-        def seconds(_trial: Any, inputs: Any) -> tuple[float, float]:
-            timed.append(inputs[0].shape[:-1].numel())
-            return 1.0, 1.0
+        def install(module: Any) -> None:
+            ADAPTER.install(module)
+            right = module.forward
+            vars(module)["forward"] = lambda x: 1.1 * right(x)
 
-        with contextlib.ExitStack() as patches:
-            patches.enter_context(mock.patch.object(fast_paths.Trial, "seconds", seconds))
-            patches.enter_context(mock.patch.object(fast_paths, "_LEAST_WORK", 0))
-            patches.enter_context(mock.patch.object(kernels, "ALL", (fast_paths.FUSED_ADAPTER,)))
-            patches.enter_context(mock.patch.dict(fast_paths.MOST_TOKENS, {"cpu": 64}))
-            if ranks.rank == 1:
-                patches.enter_context(_trouble(trouble))
-            found = choose_attention(adapted.model, CPU, ranks)
-            chosen = choose_kernels(Kernels.AUTO, adapted, rows, CPU, ranks, packed=found.packs, kept=None, tokens=256)
-        return found.unpacked, chosen.taken, timed
-
-
-def _trouble(kind: str) -> Any:
-    """What one process finds that the other does not."""
-    if kind == "logits":
-        distance, sensitivity = isolation.distance, isolation.sensitivity
-        patches = contextlib.ExitStack()
-        patches.enter_context(mock.patch.object(isolation, "distance", lambda *given: distance(*given) + 0.1))
-        patches.enter_context(mock.patch.object(isolation, "sensitivity", lambda *given: sensitivity(*given) - 0.1))
-        return patches
-    if kind == "gradients":
-        only_at = isolation._only_at
-        return mock.patch.object(isolation, "_only_at", lambda *given: only_at(*given) and False)
-    if kind == "memory":
-        seen = fast_paths._seen
-
-        def short(*given: Any, **options: Any) -> Any:
-            if given[4]["input_ids"].numel() > 64:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return seen(*given, **options)
-
-        return mock.patch.object(fast_paths, "_seen", short)
-    return contextlib.nullcontext()
+        entries = list(usable(adapted.model, CPU, packed=packed))
+        if wrong and ranks.rank == 1:
+            entries[0] = dataclasses.replace(ADAPTER, install=install)
+        budget = Budget(tokens=256, longest=128, packed=packed)
+        found = checked(adapted, entries, rows, budget, CPU, ranks=ranks)
+        return found.names, found.left_out
 
 
 def start_from_directions(folder: Path, config: TrainConfig) -> tuple[str, dict[str, str]]:

@@ -17,8 +17,8 @@ from lora_trainer.contract.fit.activations import kept_bytes
 from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.contract.fit.setting import Setting
 from lora_trainer.data.tokens import Example
-from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
+from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import adapt, load_model, set_training
 from lora_trainer.places.base import Base
 from lora_trainer.training.batches import collate
@@ -85,7 +85,7 @@ def kept_in_a_step(folder: Path, config: Config, lora: LoraConfig, setting: Sett
     dtype = torch.float32 if setting.fp32 else torch.bfloat16
     device = Device(torch_device=torch.device("cpu"), name="cpu", dtype=dtype)
     adapted = adapt(load_model(base, setting.quantization, device), lora, base, device, 1, checkpointing=setting.manner)
-    packed = choose_attention(adapted.model, device).packs
+    packed = isolate(adapted.model)
     set_training(adapted.model, on=True)
     ids = np.arange(TOKENS) % 200
     batch = collate([Example(input_ids=ids, labels=ids, truncated=False)], device.torch_device, packed=packed)

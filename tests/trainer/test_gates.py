@@ -11,7 +11,7 @@ from tests.trainer.variants import rows
 from lora_trainer.contract.config import Quantization
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.model.device import Device
-from lora_trainer.model.fast_paths import RECOMPUTED_SWIGLU, prove
+from lora_trainer.model.fast import CPU_GATE, GATE
 from lora_trainer.model.loading import Adapted, load_model, set_training
 from lora_trainer.model.recompute import recompute_mlps
 from lora_trainer.places.base import Base
@@ -36,12 +36,10 @@ def kept_bytes(model: Adapted, batch: Batch, device: Device) -> int:
     return sum(sizes.values())
 
 
-def install(model: Adapted, batch: Batch, device: Device) -> None:
-    """As a run does, once it has proven itself."""
-    found = prove(RECOMPUTED_SWIGLU, model.model, model.head, batch.arguments, device, timed=True)
-    assert (found.refusal, len(found.modules)) == (None, 2)
-    for module in found.modules:
-        RECOMPUTED_SWIGLU.install(module)
+def install(model: Adapted, device: Device) -> None:
+    """As a run does."""
+    assert len(CPU_GATE.find(model.model, device)) == 2
+    CPU_GATE.put(model.model, device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -54,7 +52,7 @@ def test_a_gate_that_is_computed_again_keeps_a_width_less_and_changes_no_bit(
     model, batch = adapted(tiny_base, device, CONFIG, quantization), collate(rows(encoder, 4), cpu.torch_device)
     kept_bytes(model, batch, device)  # tries first whether anything follows the output embedding
     (loss, gradients), kept = step(model, device, PADDED), kept_bytes(model, batch, device)
-    install(model, batch, device)
+    install(model, device)
     (same, others), less = step(model, device, PADDED), kept_bytes(model, batch, device)
     assert same == loss
     assert all(map(torch.equal, others, gradients))
@@ -67,7 +65,7 @@ def test_a_recomputed_mlp_keeps_nothing_of_it(tiny_base: Base, encoder: Encoder,
     loss, gradients = step(model, cpu, PADDED)
     recompute_mlps(model.model)
     kept = kept_bytes(model, batch, cpu)
-    install(model, batch, cpu)
+    install(model, cpu)
     assert kept_bytes(model, batch, cpu) == kept
     same, others = step(model, cpu, PADDED)
     assert same == loss
@@ -77,8 +75,9 @@ def test_a_recomputed_mlp_keeps_nothing_of_it(tiny_base: Base, encoder: Encoder,
 def test_other_activations_and_other_devices_keep_their_own_code(tiny_base: Base, cpu: Device) -> None:
     """A GPU has Liger's kernel."""
     model = load_model(tiny_base, Quantization.NONE, cpu).model
-    assert len(RECOMPUTED_SWIGLU.find(model)) == 2
+    assert len(CPU_GATE.find(model, cpu)) == 2
+    assert GATE.find(model, cpu) == []
     for layer in model.model.layers:
         layer.mlp.act_fn = torch.nn.GELU()
-    assert RECOMPUTED_SWIGLU.find(model) == []
-    assert RECOMPUTED_SWIGLU.find(load_model(tiny_base, Quantization.NONE, cpu).model.to("meta")) == []
+    assert CPU_GATE.find(model, cpu) == []
+    assert CPU_GATE.find(load_model(tiny_base, Quantization.NONE, cpu).model.to("meta"), cpu) == []

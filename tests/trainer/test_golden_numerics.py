@@ -16,8 +16,8 @@ from tests.trainer import variants
 
 from lora_trainer.contract.config import Init, LoraConfig, Optimizer, Quantization, Scaling, TrainingConfig, Variant
 from lora_trainer.data.tokens import Encoder
-from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
+from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.places.base import Base, open_folder
@@ -114,8 +114,7 @@ def train(case: Case, base: Base, encoder: Encoder, cpu: Device) -> list[float]:
     """The losses of a training."""
     device, rows, listener = variants.with_type(cpu, case.dtype), variants.rows(encoder, 12), Losses()
     adapted = adapt(load_model(base, case.quantization, device), case.lora, base, device, variants.SEED)
-    attention = choose_attention(adapted.model, device)
-    assert attention.packs or not case.packed
+    assert isolate(adapted.model) or not case.packed
     fuse(adapted.model)
     Training(
         adapted=adapted,

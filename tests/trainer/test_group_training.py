@@ -1,6 +1,7 @@
 """Training in several processes: the same losses as in one, sharded or not, and a state for any number of them."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,24 +203,15 @@ def test_a_layers_collectives_wait_as_long_as_all_others(over: int, groups: int)
     assert together(4, rank_programs.timeouts, 77.0, over, nodes=2) == [[77.0] * groups] * 4
 
 
-@pytest.mark.parametrize(
-    ("trouble", "unpacked"),
-    [
-        ("none", ""),
-        ("logits", "this kind of model does not compute its logits with attention over packs"),
-        ("gradients", "in a pack, this kind of model would let them see each other"),
-        ("memory", ""),
-    ],
-)
-def test_what_one_process_of_a_divided_base_finds_leaves_no_other_in_a_collective(
-    tiny_folder: Path, trouble: str, unpacked: str
-) -> None:
-    """Each pass through divided layers is one of all processes: they decide alike, and none makes one more."""
-    here, there = together(2, rank_programs.choose_on_a_divided_base, tiny_folder, trouble)
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_one_process_of_a_divided_base_finds_wrong_all_leave_out(tiny_folder: Path, *, wrong: bool) -> None:
+    """Each pass through divided layers is one of all processes: none makes one more."""
+    here, there = together(2, partial(rank_programs.check_on_a_divided_base, wrong=wrong), tiny_folder)
     assert not isinstance(here, Exception), here
     assert here == there
-    assert here[:2] == (unpacked, ("fused-adapter",))
-    assert max(here[2]) <= 64
+    names, left_out = here
+    assert names == ("fused-adapter", "recomputed-swiglu")[wrong:]
+    assert [sentence.partition(":")[0] for sentence in left_out] == ["fused-adapter"] * wrong
 
 
 def test_a_sharded_process_without_rows_goes_through_the_layers_with_the_others(plan: Plan) -> None:

@@ -13,13 +13,11 @@ from torch import nn
 from lora_trainer.contract.config import LoraConfig, Quantization, Variant
 from lora_trainer.contract.fit import limits
 from lora_trainer.data.tokens import IGNORED, Example
-from lora_trainer.model import isolation
-from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
+from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import Adapted, adapt, load_model, set_input_casts, set_training
 from lora_trainer.model.lora_kernel import fuse, install
 from lora_trainer.model.products import product
-from lora_trainer.model.quantize import OUTLIER_THRESHOLD, is_8bit
 from lora_trainer.model.recompute import recompute_activations
 from lora_trainer.places.base import Base
 from lora_trainer.ranks.collectives import Ranks
@@ -104,7 +102,7 @@ def test_packed_and_padded_steps_have_the_same_loss_and_gradients(tiny_base: Bas
     model = adapted(tiny_base, cpu, CONFIG)
     loss, gradients = step(model, cpu, PADDED)
     before = evaluate(model.model, model.head, rows(), cpu, lambda count: None, budget=PADDED)
-    assert choose_attention(model.model, cpu).packs
+    assert isolate(model.model)
     set_training(model.model, on=True)
     packed_loss, packed = step(model, cpu, PACKED)
     assert packed_loss == pytest.approx(loss, abs=1e-6)
@@ -112,24 +110,6 @@ def test_packed_and_padded_steps_have_the_same_loss_and_gradients(tiny_base: Bas
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
     after = evaluate(model.model, model.head, rows(), cpu, lambda count: None, budget=PACKED)
     assert after.sums == pytest.approx(before.sums, abs=1e-4)
-
-
-def test_outliers_of_8_bits_are_not_taken_for_contamination(
-    tiny_base: Base, cpu: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Real models have them. Their columns are found over a whole batch, so that a pack rounds otherwise than a row: in
-    two layers by a fiftieth of the logits' spread, in more by more. Without them nothing differs."""
-    for allowed in ("_ROUNDING", "_BF16_ROUNDING"):
-        monkeypatch.setattr(isolation, allowed, 1e-4)
-    model = adapted(tiny_base, dataclasses.replace(cpu, dtype=torch.bfloat16), CONFIG, Quantization.INT8).model
-    eights: list[Any] = [module for module in model.modules() if is_8bit(module)]
-    for module in eights:
-        module.weight.SCB *= 20
-    for name, parameter in model.named_parameters():
-        if "norm" in name:
-            parameter.data *= 3
-    assert choose_attention(model, cpu).packs
-    assert {module.state.threshold for module in eights} == {OUTLIER_THRESHOLD}, "the training has them again"
 
 
 @pytest.mark.parametrize(
@@ -346,4 +326,4 @@ def test_whole_modules_beside_16_bit_weights_give_what_the_model_computes_in(tin
     inner = model.get_base_model().model
     assert inner.embed_tokens(torch.zeros(1, 1, dtype=torch.long)).dtype == torch.bfloat16
     assert inner.norm(torch.ones(1, 1, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16
-    assert choose_attention(model, device).packs
+    assert isolate(model)

@@ -20,8 +20,8 @@ from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import ConfigError, NotFoundError, TrainerError
-from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
+from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.targets import choose_targets
 from lora_trainer.places.base import Base, find_base, open_folder
@@ -167,7 +167,7 @@ def test_an_evaluation_that_runs_out_of_memory_goes_on_with_fewer_rows_at_once(
 ) -> None:
     """With the same loss of each row; of a single row, or where layers are collectives, nothing can be spared."""
     loaded = load_model(tiny_base, Quantization.NONE, cpu)
-    assert choose_attention(loaded.model, cpu).packs
+    assert isolate(loaded.model)
     rows = Examples.of(encoder.encode(PlainText(where="x", text="Ahoy! " * (1 + i % 4))) for i in range(9))
     budget = Budget(tokens=4096, longest=int(rows.lengths.max()), packed=packed)
     most = int(rows.lengths.max()) * 2

@@ -17,8 +17,8 @@ from tests.trainer.test_way import some_rows
 from lora_trainer.contract.config import Quantization
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Example
-from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
+from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import load_model
 from lora_trainer.model.rope import STEADY, Frequencies, forget_lengths, frequencies_of
 from lora_trainer.places.base import open_folder
@@ -99,7 +99,7 @@ def test_a_row_has_the_loss_that_it_has_alone(
 ) -> None:
     """In evaluations and in the steps of the training, in micro-batches of five rows; without the rule it has not."""
     model, wanted = make(kind, options), alone(kind, options, cpu)
-    assert choose_attention(model, cpu).packs
+    assert isolate(model)
     budget = Budget(tokens=72, longest=max(LENGTHS), packed=packed, frequencies=frequencies_of(model))
     assert losses(model, rows(), cpu, budget) == pytest.approx(wanted, rel=1e-5)
     mixed = losses(model, rows(), cpu, replace(budget, frequencies=STEADY))
@@ -192,13 +192,10 @@ def test_lengths_are_alike_up_to_where_frequencies_change() -> None:
     assert STEADY.at(2) == STEADY.at(10**6)
 
 
-def test_a_run_cuts_micro_batches_by_its_model(
-    cpu: Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_run_cuts_micro_batches_by_its_model(cpu: Device, caplog: pytest.LogCaptureFixture) -> None:
     """And says so where it has rows of both kinds."""
     caplog.set_level("INFO")
-    monkeypatch.setattr(way, "choose_kernels", lambda *_, **_more: None)
-    settled: Any = SimpleNamespace(config=make_config(), plan=None)
+    settled: Any = SimpleNamespace(config=make_config(training={"kernels": "Reference"}), plan=None)
     adapted: Any = SimpleNamespace(model=make(*PHI))
     for longest, said in ((8, False), (9, True)):
         caplog.clear()

@@ -27,6 +27,5 @@ def test_each_kernel_compiles_for_each_gpu(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    compiled = {capability: sorted(set(kernels)) for capability, kernels in found["kernels"].items()}
+    compiled = {capability: sorted(set(kernels)) for capability, kernels in found.items()}
     assert compiled == dict.fromkeys(GPUS.values(), KERNELS)
-    assert found["traced"] == {"gate": True, "norm": True, "rotate": True}, "within layers that are compiled"

@@ -28,7 +28,7 @@ from lora_trainer.contract import codec
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.data.survey import load_samples
 from lora_trainer.errors import GpuFaultError, VerificationError
-from lora_trainer.model import compiled, gates, liger, lora_kernel
+from lora_trainer.model import gates, liger, lora_kernel
 from lora_trainer.model.device import Device
 from lora_trainer.model.sharding import stream
 from lora_trainer.places.hub import Hub
@@ -185,8 +185,6 @@ def test_the_verification_takes_no_fast_path(adapter: tuple[Path, Volumes], monk
         (gates, "install"),
         (gates, "put_forward"),
         (liger, "put_forward"),
-        (compiled, "install"),
-        (compiled, "_forward"),
     ):
         monkeypatch.setattr(module, name, taken)
     assert read_manifest(adapter[0]).resolved.kernels == ("fused-adapter", "recomputed-swiglu")

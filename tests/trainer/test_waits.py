@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Optimizer, Quantization, TrainingConfig
 from lora_trainer.data.tokens import Encoder
-from lora_trainer.model.attention import choose_attention
 from lora_trainer.model.device import Device
+from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.places.base import Base, open_folder
@@ -144,7 +144,7 @@ def test_a_step_reads_from_the_device_once(
         1,
         checkpointing=changes.get("recompute", ActivationCheckpointing.NONE),
     )
-    assert choose_attention(adapted.model, device).packs
+    assert isolate(adapted.model)
     fuse(adapted.model)
     passes = []
     adapted.model.register_forward_pre_hook(lambda *_: passes.append(1))

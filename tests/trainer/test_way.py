@@ -9,23 +9,24 @@ import numpy as np
 import pytest
 import torch
 from tests.trainer.conftest import make_config
+from tests.trainer.test_kernels import adapted
 from tests.trainer.test_sharding import planned
 from tests.trainer.trainings import RESOLVED
-from transformers import LlamaConfig
 
+from lora_trainer.contract.config import LoraConfig
 from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Example
-from lora_trainer.model.attention import Attention
 from lora_trainer.model.device import Device
-from lora_trainer.model.fast_paths import Chosen
-from lora_trainer.model.flexible import Choice
+from lora_trainer.model.fast import VARLEN, family_of
+from lora_trainer.model.loading import Adapted
+from lora_trainer.places.base import Base
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.recipe import way
-from lora_trainer.recipe.way import budget_of, passes_of
-from lora_trainer.training.batches import Budget
+from lora_trainer.recipe.way import budget_of
 from lora_trainer.training.resume import Saved
+from lora_trainer.training.self_check import Taken
 
 GPU = Device(torch_device=torch.device("cuda"), name="H200", dtype=torch.bfloat16)
 LARGE = {"micro_batch_tokens": 16384}
@@ -118,120 +119,69 @@ def some_rows(*lengths: int) -> Examples:
     return Examples.of([Example(input_ids=one, labels=one, truncated=False) for one in ids])
 
 
-@pytest.mark.parametrize(("processes", "passes"), [(1, 15), (2, 10)])
-def test_a_run_knows_how_many_micro_batches_it_will_compute(processes: int, passes: int) -> None:
-    """Five steps of five rows, of which a micro-batch holds two, on the process that has the most."""
-    training = make_config(training={"effectiveBatchSize": 5, "maxSteps": 5}).training
-    budget = Budget(tokens=16, longest=8)
-    assert passes_of(training, some_rows(*9 * [8]), budget, Ranks(world=processes)) == passes
-
-
 class Others(Ranks):
-    """Two processes, of which the other one cannot pack."""
+    """Two processes, of which the other one can use this alone."""
 
     def gather(self, value: Any, kind: Any) -> list[Any]:
         """By rank."""
-        return [value, Attention(kernel="sdpa", packs=False, unpacked="its kernel fails", broken=True)]
-
-
-def test_where_one_process_cannot_pack_none_does(
-    cpu: Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """They cut the same micro-batches, and say why."""
-    packing = Attention(kernel="varlen", packs=True)
-    monkeypatch.setattr(way, "choose_attention", lambda *_: packing)
-    monkeypatch.setattr(way, "choose_kernels", lambda *_, **more: more["packed"])
-    for ranks, packed in ((Ranks(), True), (Others(), False)):
-        found = way_on(cpu, ranks, saved=None)
-        assert (found.budget.packed, found.kernels) == (packed, packed)
-    assert "rows are padded: its kernel fails" in caplog.messages
-
-
-def way_on(device: Device, ranks: Ranks = ALONE, *, saved: Saved | None, goes_on: bool = False) -> Any:
-    """Of a run with rows of up to 8 tokens."""
-    settled: Any = SimpleNamespace(config=make_config(), plan=None)
-    rows = some_rows(*3 * [8])
-    data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=8), training=rows, evaluation=rows)
-    adapted: Any = SimpleNamespace(model=SimpleNamespace(config=LlamaConfig()))
-    return way.way_of(settled, adapted, data, device, ranks, saved=saved, goes_on=goes_on)
-
-
-@pytest.mark.parametrize("goes_on", [True, False], ids=["with its optimizer", "with its weights alone"])
-def test_the_kernels_of_a_checkpoint_are_kept(cpu: Device, monkeypatch: pytest.MonkeyPatch, *, goes_on: bool) -> None:
-    """A run that begins with one takes no others and times none; one that begins anew chooses freely."""
-    handed: list[tuple[Any, int]] = []
-    monkeypatch.setattr(way, "choose_attention", lambda *_: Attention(kernel="sdpa", packs=True))
-    monkeypatch.setattr(way, "choose_kernels", lambda *_, **more: handed.append((more["kept"], more["step"])))
-    record: Any = SimpleNamespace(resolved=replace(RESOLVED, kernels=("fused-adapter",)), config=make_config())
-    checkpoint: Any = SimpleNamespace(step=4)
-    way_on(cpu, saved=Saved(checkpoint=checkpoint, record=record, own=goes_on), goes_on=goes_on)
-    way_on(cpu, saved=None)
-    assert handed == [(Chosen(taken=("fused-adapter",)), 4), (None, 0)]
-
-
-FLEX, LEFT_OUT = Choice(kernel="flex"), Choice(left_out="it fails: no kernel")
-KEPT = Chosen(taken=("fused-adapter",), left_out=("liger-rope: it fails",))
+        return [value, ("recomputed-swiglu",)]
 
 
 @pytest.mark.parametrize(
-    ("kernels", "kept", "found", "attention", "sentence", "changed"),
+    ("kernels", "ranks", "taken"),
     [
-        ("Auto", None, FLEX, "flex", None, None),
-        ("Auto", None, LEFT_OUT, "sdpa", "flex-attention: it fails: no kernel", None),
-        ("Auto", None, Choice(), "sdpa", None, None),
-        ("Reference", None, FLEX, "sdpa", None, None),
-        ("Auto", "flex", FLEX, "flex", None, None),
-        ("Auto", "flex+varlen", FLEX, "flex", None, None),
-        ("Auto", "sdpa", FLEX, "sdpa", None, None),
-        ("Auto", "flex", LEFT_OUT, "sdpa", "flex-attention: it fails: no kernel; it was taken up to step 7", 7),
-        (
-            *("Auto", "flex", Choice(), "sdpa"),
-            "flex-attention: there is none for this model here; it was taken up to step 7",
-            7,
-        ),
+        ("Auto", Ranks(), ("fused-adapter", "recomputed-swiglu")),
+        ("Auto", Others(), ("recomputed-swiglu",)),
+        ("Reference", Ranks(), ()),
     ],
 )
-def test_flex_attention_is_taken_where_it_proves_itself_and_later_only_where_it_was(
-    cpu: Device,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    kernels: str,
-    kept: str | None,
-    found: Choice,
-    attention: str,
-    sentence: str | None,
-    changed: int | None,
+def test_a_run_takes_what_its_family_may_and_every_process_can(
+    tiny_base: Base, cpu: Device, *, kernels: str, ranks: Ranks, taken: tuple[str, ...]
 ) -> None:
-    """A run that goes on has the numbers that it began with; only a new one takes times, on rows of a micro-batch."""
-    timed: list[Any] = []
+    """And nothing with Reference, which packs all the same; on a CPU without a check."""
+    model = adapted(tiny_base, cpu, LoraConfig(rank=2, alpha=4))
+    found = way_on(model, cpu, ranks, kernels=kernels)
+    assert found.kernels == Taken(entries=tuple(one for one in family_of(model.model).fast if one.name in taken))
+    assert (found.attention, found.budget.packed) == ("sdpa", True)
+    computing = [module for module in model.model.modules() if "forward" in vars(module)]
+    assert len(computing) == {2: 16, 1: 2, 0: 0}[len(taken)]
 
-    def choose(_model: Any, attention: Attention, *_: Any) -> Choice:
-        timed.append(None if _[-1] is None else _[-1]())
-        assert attention.kernel == "sdpa"
-        return found
 
-    monkeypatch.setattr(way, "choose_attention", lambda *_: Attention(kernel="sdpa", packs=True))
-    monkeypatch.setattr(way, "choose_flex", choose)
-    compiled: list[bool] = []
+def test_what_is_not_in_the_table_is_padded_and_computed_plainly(
+    tiny_base: Base, cpu: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the log says so."""
+    caplog.set_level("INFO")
+    model = adapted(tiny_base, cpu, LoraConfig(rank=2, alpha=4))
+    model.model.config.model_type = "unheard"
+    before = model.model.config._attn_implementation
+    found = way_on(model, cpu)
+    assert (found.kernels, found.budget.packed, found.attention) == (Taken(), False, before)
+    assert "rows are padded: this kind of model is not known to keep the rows of a pack apart" in caplog.messages
 
-    def kernels_of(*_: Any, kept: Chosen | None, passes: int, **__: Any) -> Chosen:
-        compiled.append(passes > 0)
-        return kept or Chosen(taken=("fused-adapter",))
 
-    monkeypatch.setattr(way, "choose_kernels", kernels_of)
-    resolved = replace(RESOLVED, attention=kept or "", kernels=KEPT.taken, kernels_left_out=KEPT.left_out)
-    record: Any = SimpleNamespace(resolved=resolved, config=make_config())
-    checkpoint: Any = SimpleNamespace(step=7)
-    saved = None if kept is None else Saved(checkpoint=checkpoint, record=record, own=True)
-    settled: Any = SimpleNamespace(config=make_config(training={"kernels": kernels}), plan=None)
-    rows = some_rows(100, 100, 50, 60)
-    data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=100), training=rows, evaluation=rows)
-    adapted: Any = SimpleNamespace(model=SimpleNamespace(config=LlamaConfig()))
-    chosen = way.way_of(settled, adapted, data, cpu, Ranks(), saved=saved, goes_on=saved is not None)
-    assert chosen.attention == attention
-    left_out = KEPT.left_out if saved else ()
-    assert chosen.kernels.left_out == (left_out if sentence is None else (*left_out, sentence))
-    assert chosen.kernels.changed_step == changed
-    tried = kernels == "Auto" and kept != "sdpa"
-    assert timed == ([None if saved else [100, 100, 50]] if tried else [])
-    assert compiled == [attention != "flex"]
+def test_the_plan_is_made_again_where_the_kernel_for_packs_is_left_out(
+    tiny_base: Base, cpu: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which plans count on: micro-batches hold no more than the plan for the plain path."""
+    model = adapted(tiny_base, cpu, LoraConfig(rank=2, alpha=4))
+    again = SimpleNamespace(config=make_config(), plan=plan(tokens=300))
+    monkeypatch.setattr(way, "settled_plainly", lambda *_: again)
+    for taken, tokens in (
+        (Taken(left_out=("varlen: it fails",)), 300),
+        (Taken(entries=(VARLEN,), left_out=("liger-rope: it fails",)), 600),
+        (Taken(), 600),
+    ):
+        monkeypatch.setattr(way, "take_fast", lambda *_, taken=taken: taken)
+        found = way_on(model, cpu, made=plan(tokens=600))
+        assert (found.budget.tokens, found.attention) == (tokens, "varlen" if taken.entries else "sdpa")
+
+
+def way_on(
+    model: Adapted, device: Device, ranks: Ranks = ALONE, *, kernels: str = "Auto", made: RunPlan | None = None
+) -> Any:
+    """Of a run with rows of up to 8 tokens."""
+    settled: Any = SimpleNamespace(config=make_config(training={"kernels": kernels}), plan=made)
+    rows = some_rows(*3 * [8])
+    data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=8), training=rows, evaluation=rows)
+    return way.way_of(settled, model, data, device, ranks, saved=None, goes_on=False)

@@ -58,7 +58,6 @@ ALWAYS = {
 }
 COMPILED = {
     "TRITON_CACHE_DIR": "/compiled/triton",
-    "TORCHINDUCTOR_CACHE_DIR": "/compiled/inductor",
     "CUDA_CACHE_PATH": "/compiled/cuda",
     "CUDA_CACHE_MAXSIZE": "1073741824",
 }

@@ -78,7 +78,7 @@ RESOLVED = st.builds(
     sharded_over=st.none() | COUNT,
     kernels=st.none() | st.lists(TEXT, max_size=20).map(tuple),
     kernels_left_out=st.lists(TEXT, max_size=20).map(tuple),
-    kernels_changed_step=st.none() | COUNT,
+    kernels_unchecked=st.booleans(),
 )
 PROGRESS = st.builds(
     Progress,
@@ -205,7 +205,7 @@ def test_every_field_of_the_schema_is_written_by_something() -> None:
     estimated = {"estimated_peak_memory_bytes": 19_000_000_000, "estimated_seconds": 1800}
     results = make_results(best_step=350, resumed_step=100, micro_batch_fill=0.67, **merge, **estimated)
     artifact = make_artifact(serving_needs="vLLM 0.32")
-    kernels: dict[str, Any] = {"kernels": ("a",), "kernels_left_out": ("b: it fails",), "kernels_changed_step": 7}
+    kernels: dict[str, Any] = {"kernels": ("a",), "kernels_left_out": ("b: it fails",), "kernels_unchecked": True}
     resolved = make_resolved(sharded=True, sharded_over=8, micro_batch_tokens=8192, **kernels)
     summary = make_summary(checkpoint=saved, results=results, artifact=artifact, resolved=resolved)
     pods = (ended_pod(0, summary.to_message()),)

@@ -105,7 +105,7 @@ class ActivationCheckpointing(enum.StrEnum):
 
 
 class Kernels(enum.StrEnum):
-    """Whether modules are computed on fast paths that have proven themselves on the device, or as the libraries do."""
+    """Whether a run computes with what is fast for its model's family, or with plain PyTorch alone."""
 
     AUTO = "Auto"
     REFERENCE = "Reference"

@@ -26,7 +26,7 @@ class ResolvedRun:
     `model_class` is the class of Transformers that the base is loaded with.
     With `selective_checkpointing` activations of MLPs alone were recomputed. A micro-batch began with at most
     `micro_batch_tokens`. `kernels` are the fast paths that were taken; `kernels_left_out` has a sentence for each that
-    was not, and after `kernels_changed_step` one was left out that had been taken before.
+    did not pass the check on a GPU; `kernels_unchecked` where its memory did not suffice for that.
     """
 
     device: str
@@ -51,7 +51,7 @@ class ResolvedRun:
     model_class: str = CAUSAL_CLASS
     kernels: tuple[str, ...] = ()
     kernels_left_out: tuple[str, ...] = ()
-    kernels_changed_step: int | None = None
+    kernels_unchecked: bool = False
     selective_checkpointing: bool = False
     micro_batch_tokens: int
 

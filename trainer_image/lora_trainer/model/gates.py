@@ -5,7 +5,7 @@ gate, and is cheaper to compute again than to keep: by the same operations, so t
 """
 
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ Between = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def gated_mlps(model: nn.Module) -> list[nn.Module]:
-    """MLPs with a gate through SiLU, by the names of what they have: `inputs` tells whether they compute no more."""
+    """MLPs with a gate through SiLU, by the names of what they have: which families compute no more is in `fast`."""
     return [module for module in model.modules() if _is_gated(module)]
 
 
@@ -34,31 +34,9 @@ def device_type(module: nn.Module) -> str | None:
     return next((one.device.type for one in module.parameters()), None)
 
 
-def kind(module: Any) -> Hashable:
-    """What MLPs share that compute alike."""
-    return type(module).__name__, *(type(one).__name__ for one in (module.gate_proj, module.up_proj, module.act_fn))
-
-
 def install(module: nn.Module, between: Between) -> None:
     """Let an MLP compute its gate so."""
     put_forward(module, functools.partial(_computed, module, between))
-
-
-def plain(module: Any, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The gate by the module's own activation."""
-    gates, ups = inputs
-    found: torch.Tensor = module.act_fn(gates) * ups
-    return found
-
-
-def inputs(module: Any, seen: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the gate of an MLP is given. Raises `ValueError` where the MLP computes anything else besides."""
-    (x,) = seen
-    whole = module(x)
-    known = _computed(module, lambda gates, ups: plain(module, (gates, ups)), x)
-    if not torch.allclose(whole, known, rtol=torch.finfo(whole.dtype).eps, atol=0.0):
-        raise ValueError(f"{type(module).__name__} is more than a gate between three matrices")
-    return module.gate_proj(x), module.up_proj(x)
 
 
 def recomputed(gates: torch.Tensor, ups: torch.Tensor) -> torch.Tensor:

@@ -1,50 +1,31 @@
 """Liger's kernels for what stands between the matrices of a layer: norms, the rotation of queries and keys, and gates.
 
 Functions of the library (liger-kernel) are taken, whose Triton kernels are compiled on the device, and put into modules
-one by one: no class is changed. Names only suggest which modules compute what a kernel does; `fast_paths` compares.
+one by one: no class is changed. Names only suggest which modules compute what a kernel does: which families' do is in
+`fast`.
 """
 
-import copy
 import functools
 import importlib.util
 import inspect
 import types
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from lora_trainer.model import gates
-from lora_trainer.model.recompute import put_forward, take_forward
+from lora_trainer.model.recompute import put_forward
 
 DEVICES = {"cuda"}
 """Kinds of devices that Triton compiles for."""
-_PRODUCTS = 1024
-"""What moving a value costs, in products of two numbers: a GPU does some hundreds for each byte that it reads or writes
-(an H100 295, by its data sheet), and a value is read and written a few times."""
 _ROTATE = "apply_rotary_pos_emb"
-Rotate = Callable[..., tuple[torch.Tensor, torch.Tensor]]
-
-
-def remove(module: nn.Module) -> None:
-    """Let a module compute as its class does again."""
-    take_forward(module)
-
-
-def work(_module: nn.Module, inputs: Sequence[torch.Tensor]) -> int:
-    """In products of two numbers."""
-    return _PRODUCTS * inputs[0].numel()
 
 
 def norms(model: nn.Module) -> list[nn.Module]:
     """Norms by the root of a mean square, with a frozen weight."""
     return [module for module in model.modules() if _is_norm(module)] if _present() else []
-
-
-def norm_kind(module: Any) -> Hashable:
-    """What norms share that compute alike."""
-    return type(module).__name__, tuple(module.weight.shape), module.weight.dtype, _epsilon(module)
 
 
 def install_norm(module: nn.Module) -> None:
@@ -63,21 +44,9 @@ def norm(module: Any, x: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def wide_norm(module: nn.Module, inputs: Sequence[torch.Tensor], _: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The same by the module's own code, in the input's type."""
-    (x,) = inputs
-    found: torch.Tensor = copy.deepcopy(module).to(x.dtype)(x)
-    return found
-
-
 def rotating(model: nn.Module) -> list[nn.Module]:
     """Attention that rotates queries and keys by the function that its file calls as Llama's."""
     return [module for module in model.modules() if _rotates(module) and _is_here(module)] if _present() else []
-
-
-def rotation_kind(module: Any) -> Hashable:
-    """What attention modules share that rotate alike."""
-    return type(module).__name__, getattr(module, "head_dim", None)
 
 
 def install_rotation(module: nn.Module) -> None:
@@ -95,33 +64,6 @@ def rotate(
 
     found = LigerRopeFunction.apply(queries.clone(), keys.clone(), cosines, sines)
     return found[0], found[1]
-
-
-def plain_rotation(module: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same by the function of the module's own file."""
-    return _plain_rotate(type(module))(*inputs)
-
-
-class Watched:
-    """A rotation that gives `keep` what it is called with."""
-
-    def __init__(self, module: nn.Module, keep: Callable[[nn.Module, tuple[torch.Tensor, ...]], None]) -> None:
-        plain, self.module = _plain_rotate(type(module)), module
-
-        def watched(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-            keep(module, args)
-            return plain(*args, **kwargs)
-
-        put_forward(module, functools.partial(_with_rotation(type(module), watched), module))
-
-    def remove(self) -> None:
-        """As before."""
-        remove(self.module)
-
-
-def watch_rotation(module: nn.Module, keep: Callable[[nn.Module, tuple[torch.Tensor, ...]], None]) -> Watched:
-    """Give `keep` queries, keys, cosines and sines of the next passes."""
-    return Watched(module, keep)
 
 
 def gated_mlps(model: nn.Module) -> list[nn.Module]:
@@ -173,26 +115,18 @@ def _rotates(module: nn.Module) -> bool:
     return code is not None and _ROTATE in code.co_names
 
 
-def _plain_rotate(kind: type[nn.Module]) -> Rotate:
-    found: Rotate = inspect.unwrap(kind.forward).__globals__[_ROTATE]
-    return found
-
-
 @functools.cache
 def _rotated(kind: Any) -> Callable[..., Any]:
-    plain = _plain_rotate(kind)
+    """The forward pass of a class, in which the name of the rotation means Liger's."""
+    own: Any = inspect.unwrap(kind.forward)
+    plain = own.__globals__[_ROTATE]
 
     def rotated(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return plain(*args, **kwargs) if kwargs or len(args) != 4 else rotate(*args)
+        found: tuple[torch.Tensor, torch.Tensor] = plain(*args, **kwargs) if kwargs or len(args) != 4 else rotate(*args)
+        return found
 
-    return _with_rotation(kind, rotated)
-
-
-def _with_rotation(kind: type[nn.Module], rotated: Rotate) -> Callable[..., Any]:
-    """The forward pass of a class, in which the name of the rotation means another function."""
-    plain: Any = inspect.unwrap(kind.forward)
     other = types.FunctionType(
-        plain.__code__, {**plain.__globals__, _ROTATE: rotated}, plain.__name__, plain.__defaults__, plain.__closure__
+        own.__code__, {**own.__globals__, _ROTATE: rotated}, own.__name__, own.__defaults__, own.__closure__
     )
-    other.__kwdefaults__ = plain.__kwdefaults__
+    other.__kwdefaults__ = own.__kwdefaults__
     return other

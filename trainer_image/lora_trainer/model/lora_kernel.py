@@ -5,8 +5,6 @@ by the matrix multiplication that computes it. The numbers are the same but for 
 once in each pass, and kept by none.
 """
 
-import contextlib
-from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +12,7 @@ import torch
 from torch import nn
 
 from lora_trainer.model.products import product
-from lora_trainer.model.quantize import full_weight, is_4bit
+from lora_trainer.model.quantize import is_4bit
 
 ADAPTER = "default"
 
@@ -39,58 +37,6 @@ def plain_modules(model: nn.Module) -> list[nn.Module]:
 def install(module: nn.Module) -> None:
     """Let one plain module compute with `_LoraLinear`."""
     vars(module)["forward"] = partial(_forward, module)
-
-
-def remove(module: nn.Module) -> None:
-    """Let it compute as PEFT does again."""
-    vars(module).pop("forward", None)
-
-
-def kind(module: Any) -> Hashable:
-    """What two plain modules share that compute alike."""
-    base = module.get_base_layer()
-    shapes = (base.in_features, base.out_features, module.r[ADAPTER], base.bias is None)
-    return type(base).__name__, base.weight.dtype, *shapes
-
-
-def factors(module: Any) -> tuple[nn.Parameter, ...]:
-    """A and B."""
-    return module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
-
-
-def written_out(module: Any, inputs: Sequence[torch.Tensor], given: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What a plain module computes, with these A and B, in their type."""
-    base, (x,), (down, up) = module.get_base_layer(), inputs, given
-    bias = None if base.bias is None else base.bias.to(x.dtype)
-    own: torch.Tensor = nn.functional.linear(x, full_weight(base).to(x.dtype), bias)
-    return own + float(module.scaling[ADAPTER]) * (x @ down.T @ up.T)
-
-
-@contextlib.contextmanager
-def stirred(module: Any, x: torch.Tensor) -> Iterator[None]:
-    """Within it, B is random, and the adapter gives about as much as the module: B is 0 at the start, and of nothing
-    the error cannot be told."""
-    down, up = factors(module)
-    before = up.data
-    random = torch.Generator(up.device).manual_seed(1)
-    wild = torch.randn(up.shape, generator=random, device=up.device)
-    rows = x.detach().reshape(-1, x.shape[-1])[:64].float()
-    own, added = (
-        rows @ full_weight(module.get_base_layer()).T,
-        module.scaling[ADAPTER] * (rows @ down.detach().T @ wild.T),
-    )
-    factor = own.norm() / added.norm()
-    up.data = wild * (factor if factor.isfinite() and factor > 0 else 1.0)
-    try:
-        yield
-    finally:
-        up.data = before
-
-
-def work(module: nn.Module, inputs: Sequence[torch.Tensor]) -> int:
-    """Products of a weight and a value in a pass."""
-    weights = sum(parameter.numel() for parameter in module.parameters())
-    return inputs[0].numel() // inputs[0].shape[-1] * weights
 
 
 def compute_type(device: torch.device, dtype: torch.dtype) -> torch.dtype:

@@ -1,8 +1,7 @@
 """Base weights in 4 or 8 bits: settings, which devices have kernels for them, and the weights back in full."""
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeGuard
 
@@ -108,21 +107,6 @@ def is_4bit(module: object) -> TypeGuard[nn.Linear]:
 def is_8bit(module: object) -> TypeGuard[nn.Linear]:
     """As `is_4bit`."""
     return isinstance(module, nn.Linear) and type(module).__name__ == "Linear8bitLt"
-
-
-@contextlib.contextmanager
-def each_token_alone(model: nn.Module) -> Iterator[None]:
-    """Within it, 8-bit modules have no outliers. Columns with outliers are found over all tokens of a batch, so that a
-    row is rounded otherwise where other rows lie beside it."""
-    states: list[Any] = [module.state for module in model.modules() if is_8bit(module)]
-    before = [state.threshold for state in states]
-    try:
-        for state in states:
-            state.threshold = 0.0
-        yield
-    finally:
-        for state, threshold in zip(states, before, strict=True):
-            state.threshold = threshold
 
 
 @torch.no_grad()

@@ -20,11 +20,7 @@ def is_recomputed(module: nn.Module) -> bool:
 
 
 def put_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
-    """Let one module compute so, recomputed where it was.
-
-    Code that is compiled for all layers needs a `functools.partial` of a function that they share: any other callable
-    sets each of them apart from the rest.
-    """
+    """Let one module compute so, recomputed where it was."""
     vars(module)["forward"] = functools.partial(_recompute, module, forward) if is_recomputed(module) else forward
 
 

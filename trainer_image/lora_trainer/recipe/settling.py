@@ -6,7 +6,7 @@ By the same functions as the plan that preflight makes before there is a device;
 import logging
 from dataclasses import dataclass, replace
 
-from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
+from lora_trainer.contract.config import ActivationCheckpointing, Kernels, Quantization, TrainConfig
 from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
 from lora_trainer.contract.fit.by_weights import settled_by_weights
 from lora_trainer.contract.fit.devices import Gpu, by_product, found_gpu
@@ -32,10 +32,12 @@ _GIB = 2**30
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
     """The configuration without `Auto` for the quantization, and the plan for the device; None where the model's
-    configuration describes no layers that could be counted."""
+    configuration describes no layers that could be counted. `shape` and `gpu` are what it was made of."""
 
     config: TrainConfig
     plan: RunPlan | None
+    shape: Shape | None = None
+    gpu: Gpu | None = None
 
 
 def settle(
@@ -75,7 +77,16 @@ def settle(
         reporter.send(Report(plan=plan))
     if refused:
         raise DoesNotFitError(plan.reason, plan)
-    return Settled(config=_quantized(config, plan.quantization), plan=plan)
+    return Settled(config=_quantized(config, plan.quantization), plan=plan, shape=shape, gpu=gpu)
+
+
+def settled_plainly(settled: Settled, data: Data, manner: ActivationCheckpointing) -> Settled:
+    """The same with a plan that counts on nothing fast, for a model that is in memory and recomputes in this manner."""
+    if settled.plan is None or settled.shape is None:
+        return settled
+    training = replace(settled.config.training, kernels=Kernels.REFERENCE, activation_checkpointing=manner)
+    plan = _plan(replace(settled.config, training=training), settled.shape, data, settled.gpu)
+    return replace(settled, plan=plan)
 
 
 def check_lengths(config: TrainConfig, base: Base, data: Data) -> None:

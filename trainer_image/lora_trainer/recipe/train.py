@@ -385,7 +385,7 @@ def _resolved(
         sharded=adapted.sharded_over is not None,
         sharded_over=adapted.sharded_over,
         model_class=class_name(adapted.model.config, base.name),
-        kernels=way.kernels.taken,
+        kernels=way.kernels.names,
         kernels_left_out=way.kernels.left_out,
-        kernels_changed_step=way.kernels.changed_step,
+        kernels_unchecked=way.kernels.unchecked,
     )

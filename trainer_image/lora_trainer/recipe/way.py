@@ -4,35 +4,29 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 
-import numpy as np
-
-from lora_trainer.contract.config import Kernels, Packing, TrainingConfig
+from lora_trainer.contract.config import Kernels, Packing
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.data.dataset import Data
-from lora_trainer.data.store import Examples
-from lora_trainer.model.attention import Attention, choose_attention
+from lora_trainer.model.attention import ROWS
 from lora_trainer.model.device import Device
-from lora_trainer.model.fast_paths import TIMED_TOKENS, Chosen
-from lora_trainer.model.flexible import KERNEL, choose_flex
+from lora_trainer.model.fast import VARLEN, isolate
 from lora_trainer.model.loading import Adapted
 from lora_trainer.model.rope import frequencies_of
 from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.recipe.kernels import choose_kernels
-from lora_trainer.recipe.settling import Settled
+from lora_trainer.recipe.settling import Settled, settled_plainly
 from lora_trainer.training.batches import Budget, token_budget
-from lora_trainer.training.packs import accumulation
 from lora_trainer.training.resume import Saved
-from lora_trainer.training.schedule import total_steps
+from lora_trainer.training.self_check import Taken, take_fast
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """The kernel of attention, for people; the fast paths; and what a micro-batch may hold."""
+    """The kernel of attention, for people; what is fast; and what a micro-batch may hold."""
 
     attention: str
-    kernels: Chosen
+    kernels: Taken
     budget: Budget
 
 
@@ -48,91 +42,41 @@ def way_of(
 ) -> Way:
     """Let the model compute so; all processes call it. `saved` is the checkpoint that the run begins with; it `goes_on`
     where it takes more of that than the weights, and then its packs stay as they were cut."""
-    config = settled.config
     longest = max(rows.longest for rows in (data.training, data.evaluation))
-    attention = _agreed(choose_attention(adapted.model, device, ranks, longest), ranks)
+    packs = isolate(adapted.model, longest)
     kept = saved.budget_tokens if saved and goes_on else None
-    budget = _micro_batches(settled, adapted, attention, data.stats.longest_tokens, device, kept=kept)
-    kernel, left_out = attention.kernel, None
-    # A later attempt does not begin to use FlexAttention.
-    if budget.packed and config.training.kernels is Kernels.AUTO and (saved is None or KERNEL in saved.attention):
-        kernel, left_out = _flexible(attention, adapted, data, device, ranks, saved=saved, tokens=budget.tokens)
-    log.info("attention: %s", kernel)
-    kernels = choose_kernels(
-        config.training.kernels,
-        adapted,
-        data.training,
-        device,
-        ranks,
-        packed=budget.packed,
-        kept=saved.kernels if saved else None,
-        tokens=budget.tokens,
-        # FlexAttention within a compiled layer would be compiled for each pack anew.
-        passes=0 if KERNEL in kernel else passes_of(config.training, data.training, budget, ranks),
-        step=saved.checkpoint.step if saved else 0,
-    )
-    if left_out is not None:
-        changed = kernels.changed_step if saved is None else saved.checkpoint.step
-        kernels = dataclasses.replace(kernels, left_out=(*kernels.left_out, left_out), changed_step=changed)
-    return Way(attention=kernel, kernels=kernels, budget=budget)
+    budget = _micro_batches(settled, adapted, data, device, packs=packs, kept=kept)
+    wanted, kernels = settled.config.training.kernels is Kernels.AUTO, Taken()
+    if wanted:
+        kernels = take_fast(adapted, data.training, budget, device, ranks)
+    attention = {ROWS: "sdpa"}.get(own := adapted.model.config._attn_implementation, own)
+    if VARLEN in kernels.entries:
+        attention = VARLEN.name
+    elif kernels.left_out:
+        plain = settled_plainly(settled, data, adapted.checkpointing)
+        again = _micro_batches(plain, adapted, data, device, packs=packs, kept=kept)
+        budget = dataclasses.replace(budget, tokens=min(budget.tokens, again.tokens))
+    log.info("micro-batches: at most %d tokens", budget.tokens)
+    log.info("attention: %s", attention)
+    plainly = "plain PyTorch alone" if wanted else "plain PyTorch alone, as training.kernels asks for"
+    log.info("kernels: %s", ", ".join(kernels.names) or plainly)
+    return Way(attention=attention, kernels=kernels, budget=budget)
 
 
 def _micro_batches(
-    settled: Settled, adapted: Adapted, attention: Attention, longest: int, device: Device, *, kept: int | None
+    settled: Settled, adapted: Adapted, data: Data, device: Device, *, packs: bool, kept: int | None
 ) -> Budget:
     """What they hold, and what of it is not as one might expect. `kept` is as in `budget_of`."""
-    training = settled.config.training
+    training, longest = settled.config.training, data.stats.longest_tokens
     packed = training.packing is Packing.ENABLED
-    if packed and not attention.packs:
-        log.log(logging.WARNING if attention.broken else logging.INFO, "rows are padded: %s", attention.unpacked)
-    packed = packed and attention.packs
+    if packed and not packs:
+        log.info("rows are padded: this kind of model is not known to keep the rows of a pack apart")
+    packed = packed and packs
     budget = budget_of(training.micro_batch_size, longest, packed=packed, device=device, plan=settled.plan, kept=kept)
     budget = dataclasses.replace(budget, frequencies=frequencies_of(adapted.model))
-    log.info("micro-batches: at most %d tokens", budget.tokens)
     if budget.frequencies.at(longest) != budget.frequencies.at(1):
         log.info("rows for whose lengths this model has different rotary frequencies share no micro-batch")
     return budget
-
-
-def _flexible(
-    attention: Attention,
-    adapted: Adapted,
-    data: Data,
-    device: Device,
-    ranks: Ranks,
-    *,
-    saved: Saved | None,
-    tokens: int,
-) -> tuple[str, str | None]:
-    """What computes attention where FlexAttention may, and why it is left out. A run that goes on does not time it."""
-
-    def lengths() -> list[int]:
-        ends = np.cumsum(data.training.lengths)
-        fitting = int(np.searchsorted(ends, min(tokens, TIMED_TOKENS[device.torch_device.type]), "right"))
-        return [int(length) for length in data.training.lengths[: max(1, fitting)]]
-
-    found = choose_flex(adapted.model, attention, device, ranks, lengths if saved is None else None)
-    if found.kernel is not None:
-        return found.kernel, None
-    reason = found.left_out
-    if saved is not None:
-        reason = f"{reason or 'there is none for this model here'}; it was taken up to step {saved.checkpoint.step}"
-    if reason is None:
-        return attention.kernel, None
-    log.warning("kernel left out: %s-attention: %s", KERNEL, reason)
-    return attention.kernel, f"{KERNEL}-attention: {reason}"
-
-
-def passes_of(training: TrainingConfig, rows: Examples, budget: Budget, ranks: Ranks) -> int:
-    """Micro-batches of a run that begins now, on the busiest process."""
-    room = rows.room(packed=budget.packed)
-    each = accumulation(room, budget, training.effective_batch_size, training.seed, ranks.world)
-    return each * total_steps(training, len(rows))
-
-
-def _agreed(attention: Attention, ranks: Ranks) -> Attention:
-    """Where one process cannot pack rows, none does: they cut the same micro-batches."""
-    return next((one for one in ranks.gather(attention, Attention) if not one.packs), attention)
 
 
 def budget_of(

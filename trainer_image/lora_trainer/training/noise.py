@@ -6,17 +6,18 @@ loss has to agree with another within a multiple of what that changes. Other bat
 they are often rounded alike. They come in others even so, since LLM.int8's outliers are found over a whole batch.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from lora_trainer.data.store import Examples
 from lora_trainer.model.device import Device
-from lora_trainer.model.isolation import rounded_otherwise
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import Evaluation, evaluate
@@ -75,6 +76,22 @@ def measure_noise(
     with rounded_otherwise(model, draw):
         again = evaluate(model, head, few, device, done, budget=half, ranks=ranks, objective=objective)
     return noise_of(first, again)
+
+
+@contextlib.contextmanager
+def rounded_otherwise(model: Any, seed: int = 0) -> Iterator[None]:
+    """Within it, each embedding of a token is changed by about half a unit in its last place, at random by `seed`."""
+
+    def rounded(embedded: torch.Tensor) -> torch.Tensor:
+        random = torch.Generator(embedded.device).manual_seed(seed)
+        noise = torch.randn(embedded.shape, generator=random, device=embedded.device)
+        return (embedded.float() * (1 + noise * torch.finfo(embedded.dtype).eps / 2)).to(embedded.dtype)
+
+    handle = model.get_input_embeddings().register_forward_hook(lambda _module, _given, embedded: rounded(embedded))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _count(examples: Examples) -> int:

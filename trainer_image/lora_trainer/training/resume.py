@@ -14,7 +14,6 @@ from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.contract.uri import at_commit
 from lora_trainer.errors import CheckpointError
 from lora_trainer.model.convert import Start
-from lora_trainer.model.fast_paths import Chosen
 from lora_trainer.places.run_folders import folders_of_name
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.training.checkpoint import Checkpoint, Checkpoints, newest_in
@@ -92,8 +91,8 @@ class Saved:
             for name, version in versions.items()
             if before.versions.get(name) != version
         ]
-        for what in ("device", "compute_dtype", "processes"):
-            old, new = getattr(before.resolved, what), getattr(resolved, what)
+        for what in ("device", "compute_dtype", "processes", "attention", "kernels"):
+            old, new = (_shown(getattr(run, what)) for run in (before.resolved, resolved))
             changes += [f"{what} {old} is now {new}"] if old != new else []
         if changes:
             log.warning("continuing under other conditions than the state was saved under: %s", "; ".join(changes))
@@ -125,19 +124,6 @@ class Saved:
         return day_of(self.record.identity)
 
     @property
-    def kernels(self) -> Chosen:
-        """The fast paths that it was trained on."""
-        resolved = self.record.resolved
-        return Chosen(
-            taken=resolved.kernels, left_out=resolved.kernels_left_out, changed_step=resolved.kernels_changed_step
-        )
-
-    @property
-    def attention(self) -> tuple[str, ...]:
-        """What computed its attention."""
-        return tuple(self.record.resolved.attention.split("+"))
-
-    @property
     def budget_tokens(self) -> int | None:
         """Most tokens of a micro-batch as it began, None where `microBatchSize` says so."""
         chosen = self.record.config.training.micro_batch_size is not None
@@ -154,6 +140,10 @@ class Saved:
     def state(self) -> State:
         """The state itself. Raises `CheckpointError`."""
         return read_state(self.checkpoint.folder)
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(value) or "none" if isinstance(value, tuple) else str(value)
 
 
 def find_saved(config: TrainConfig, workspace: Path, own: Checkpoints, volumes: Volumes) -> Saved | None:

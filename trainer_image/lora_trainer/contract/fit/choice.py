@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from lora_trainer.contract.config import (
     ActivationCheckpointing,
+    Kernels,
     Merge,
     Optimizer,
     Packing,
@@ -120,6 +121,7 @@ def setting_of(
     fp32 = training.precision is Precision.FP32 or (gpu is None and training.precision is Precision.AUTO)
     head = max(layer.query // layer.heads for layer in shape.layers)
     kernel = gpu is not None and gpu.packs and not fp32 and head <= _LARGEST_HEAD
+    kernel = kernel and training.kernels is Kernels.AUTO
     return Setting(
         quantization=quantization,
         recompute=manner.recomputes,
