@@ -45,7 +45,8 @@ def test_a_family_gives_fast_and_packed_what_it_gives_plainly_and_alone(tmp_path
     model = adapted_family(tmp_path, kind, cpu)
     rows = rows_of(model)
     alone = [numbers(model, [row], cpu, packed=False) for row in rows]
-    wanted = [torch.cat([losses for losses, *_ in alone]), *map(sum, zip(*(more for _, *more in alone), strict=True))]
+    losses, *more = zip(*alone, strict=True)
+    wanted = [torch.cat(losses), *(torch.stack(each).sum(0) for each in more)]
     assert isolate(model.model) is FAMILIES[kind].packs
     entries = usable(model.model, cpu, packed=FAMILIES[kind].packs)
     assert entries == tuple(entry for entry in FAMILIES[kind].fast if entry.name in {"fused-adapter", CPU_GATE.name})

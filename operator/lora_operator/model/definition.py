@@ -63,8 +63,8 @@ FIELDS = frozenset(
     status.resolved.computeDtype status.resolved.datasetFingerprint status.resolved.datasetFormat status.resolved.device
     status.resolved.dropout status.resolved.effectiveBatchSize status.resolved.epochs status.resolved.evalSteps
     status.resolved.gradientAccumulationSteps status.resolved.image status.resolved.init status.resolved.kernels
-    status.resolved.kernelsLeftOut status.resolved.kernelsUnchecked status.resolved.learningRate
-    status.resolved.lossOn status.resolved.maxGradNorm status.resolved.maxSequenceLength status.resolved.maxSteps
+    status.resolved.kernelsLeftOut status.resolved.kernelsUnchecked status.resolved.learningRate status.resolved.lossOn
+    status.resolved.maxGradNorm status.resolved.maxSequenceLength status.resolved.maxSteps
     status.resolved.maxValidationRows status.resolved.microBatchSize status.resolved.microBatchTokens
     status.resolved.modelClass status.resolved.modelRevision status.resolved.modelType status.resolved.optimizer
     status.resolved.packing status.resolved.pod status.resolved.pod.affinity status.resolved.pod.cacheClaim
