@@ -244,6 +244,16 @@ def test_where_memory_does_not_suffice_fewer_tokens_are_checked(
     assert all(parameter.grad is None for parameter in model.model.parameters())
 
 
+def test_a_kernel_that_lacks_memory_is_none_that_is_wrong(tiny_base: Base, encoder: Encoder, cpu: Device) -> None:
+    """Also beside one that is: fewer tokens are tried, and what memory never suffices for is not left out."""
+
+    def short(_result: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    entries = (changed(failing), dataclasses.replace(changed(short), name="other"))
+    assert check(fresh(tiny_base, cpu), encoder, cpu, entries) == Taken(entries=entries, unchecked=True)
+
+
 @pytest.mark.parametrize(
     ("said", "kind"),
     [
