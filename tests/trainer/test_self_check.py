@@ -51,9 +51,9 @@ def no_number_in_one_row(result: torch.Tensor) -> torch.Tensor:
     return result + wrong
 
 
-def wrong_in_evaluations(result: torch.Tensor) -> torch.Tensor:
+def no_number_in_evaluations(result: torch.Tensor) -> torch.Tensor:
     """And right where gradients are taken."""
-    return result if torch.is_grad_enabled() else 1.1 * result
+    return result if torch.is_grad_enabled() else result + torch.nan
 
 
 def wrong_in_long_rows(result: torch.Tensor) -> torch.Tensor:
@@ -157,7 +157,7 @@ def test_what_is_right_passes_and_nothing_is_changed(
         (changed(lambda result: 1.1 * result), "the gradient of "),
         (changed(wrong_gradient), "the gradient of "),
         (changed(no_number_in_one_row), " differs by nan from plain PyTorch's"),
-        (changed(wrong_in_evaluations), "the loss of an evaluation differs by "),
+        (changed(no_number_in_evaluations), "the loss of an evaluation differs by "),
         (changed(wrong_in_long_rows), "the gradient of "),
         (changed(failing), "it fails: RuntimeError: CUDA error: no kernel image is available"),
         (dataclasses.replace(ADAPTER, install=install_wrong_gradient_of_a), ".lora_A.default.weight differs by "),
@@ -227,7 +227,7 @@ def test_where_memory_does_not_suffice_fewer_tokens_are_checked(
 ) -> None:
     """Down to 256; below that the run says that they are unchecked. One long row is among them."""
     taken: list[int] = []
-    run_step: Any = self_check.run_step
+    run_step: Any = vars(self_check)["run_step"]
 
     def limited(model: Any, given: Any, **more: Any) -> Any:
         tokens = sum(row.length for row in given)
@@ -242,6 +242,16 @@ def test_where_memory_does_not_suffice_fewer_tokens_are_checked(
     assert check(model, encoder, cpu) == Taken(entries=(ADAPTER, CPU_GATE), unchecked=unchecked)
     assert sorted({*taken}, reverse=True) == tried
     assert all(parameter.grad is None for parameter in model.model.parameters())
+
+
+def test_a_kernel_that_lacks_memory_is_none_that_is_wrong(tiny_base: Base, encoder: Encoder, cpu: Device) -> None:
+    """Also beside one that is: fewer tokens are tried, and what memory never suffices for is not left out."""
+
+    def short(_result: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    entries = (changed(failing), dataclasses.replace(changed(short), name="other"))
+    assert check(fresh(tiny_base, cpu), encoder, cpu, entries) == Taken(entries=entries, unchecked=True)
 
 
 @pytest.mark.parametrize(

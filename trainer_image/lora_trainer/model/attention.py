@@ -92,7 +92,7 @@ Computed = Callable[[tuple[torch.Tensor, ...], Segments, Kind], torch.Tensor]
 def row_by_row(given: tuple[torch.Tensor, ...], segments: Segments, kind: Kind) -> torch.Tensor:
     """Causal attention of each row of a pack, one after the other."""
     parts = zip(*(torch.split(tensor, list(segments.lengths), 2) for tensor in given), strict=True)
-    return torch.cat([causal(*part, kind).transpose(1, 2) for part in parts], dim=1)
+    return torch.cat([causal(q, k, v, kind).transpose(1, 2) for q, k, v in parts], dim=1)
 
 
 def at_once(given: tuple[torch.Tensor, ...], segments: Segments, kind: Kind) -> torch.Tensor:
