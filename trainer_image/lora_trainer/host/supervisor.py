@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from lora_trainer.artifact.files import make_folder
 from lora_trainer.artifact.manifest import LOG, Manifest, Published, describe, finish, is_complete, read_manifest
+from lora_trainer.artifact.sealed import make_folder
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Merge, TrainConfig
 from lora_trainer.contract.exit_codes import FINAL, ExitCode

@@ -18,7 +18,7 @@ from lora_trainer.artifact.manifest import LOG
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.uri import ClaimUri
-from lora_trainer.data.kept_rows import discard_rows, folders_in
+from lora_trainer.data.kept_rows import discard_rows, row_folders
 from lora_trainer.errors import StorageError, storage_error
 from lora_trainer.host.lock import is_released
 from lora_trainer.host.trackers import STATE
@@ -70,7 +70,7 @@ class Workspace:
 
         Encoded rows alone are worth it where the run is `tried_again` by itself.
         """
-        rows = () if tried_again else tuple(folders_in(self.folder))
+        rows = () if tried_again else tuple(row_folders(self.folder))
         kept = any(_is_worth_keeping(entry) for entry in self.folder.iterdir() if entry not in rows)
         if self.durable and not kept and is_released(self.folder):
             _remove(self.folder)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.artifact.manifest import MANIFEST, Manifest, Published, check_digests, read_manifest
+from lora_trainer.artifact.manifest import Manifest, Published, check_digests, read_manifest
+from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import OciUri
