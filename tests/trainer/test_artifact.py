@@ -25,7 +25,7 @@ from lora_trainer.artifact.manifest import (
     read_manifest,
     write_sealed,
 )
-from lora_trainer.artifact.sealed import MANIFEST, sync_files, sync_folder
+from lora_trainer.artifact.sealed import MANIFEST, sync
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun, Verification
 from lora_trainer.errors import StorageError, VerificationError
 
@@ -228,7 +228,7 @@ def test_a_volume_that_cannot_sync_a_folder_is_good_enough(tmp_path: Path, monke
         raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(os, "fsync", refused)
-    sync_folder(tmp_path)
+    sync(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="Invalid argument"):
-        sync_files([tmp_path / "file"])
+        sync(tmp_path / "file")

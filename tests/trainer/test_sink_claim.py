@@ -97,7 +97,7 @@ def test_a_try_that_failed_once_the_result_was_there_is_not_a_second_result(
         if len(tries) == 1:
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(sink_claim, "sync_folder", synced)
+    monkeypatch.setattr(sink_claim, "sync", synced)
     if crosses:
         monkeypatch.setattr(sink_claim, "_moved", lambda *_: False)
     folder = staged(root)

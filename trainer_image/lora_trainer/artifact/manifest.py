@@ -4,7 +4,6 @@ import dataclasses
 import enum
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -15,10 +14,12 @@ from lora_trainer.artifact.sealed import (
     FileEntry,
     Seal,
     check_files,
+    copied,
     entry_of,
     file_names,
     read_seal,
-    sync_files,
+    sync,
+    write_file,
     write_seal,
 )
 from lora_trainer.contract.advice.codes import Advice
@@ -158,7 +159,7 @@ def file_entries(folder: Path) -> tuple[FileEntry, ...]:
 def write_sealed(folder: Path, manifest: Manifest) -> Manifest:
     """Write the manifest over the files that are in `folder` now, everything forced to the disk. Raises `OSError`."""
     files = file_entries(folder)
-    sync_files(folder / entry.path for entry in files)
+    sync(*(folder / entry.path for entry in files))
     sealed = dataclasses.replace(manifest, files=files)
     write_seal(folder, sealed)
     return sealed
@@ -171,10 +172,9 @@ def finish(folder: Path, log: Path, verification: Verification | None) -> None:
         # A link on the claim could lead to any file of the pod, and have it published, or overwritten.
         if log.is_file() and not log.is_symlink():
             (folder / LOG).unlink(missing_ok=True)
-            shutil.copyfile(log, folder / LOG)
-            entries = {entry.path: entry for entry in manifest.files} | {LOG: entry_of(folder, LOG)}
+            entries = {entry.path: entry for entry in manifest.files} | {LOG: write_file(folder, LOG, copied(log))}
             manifest = dataclasses.replace(manifest, files=tuple(entries[path] for path in sorted(entries)))
-            sync_files((folder / LOG,))
+            sync(folder / LOG)
         write_seal(folder, manifest)
     except OSError as error:
         raise storage_error(error, LOG) from error

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from lora_trainer.contract import codec
-from lora_trainer.errors import DamagedError, storage_error
+from lora_trainer.errors import DamagedError
 
 MANIFEST = "manifest.json"
 _UNFINISHED = ".manifest"
@@ -68,9 +68,9 @@ def read_seal(folder: Path, kind: type[S], version: str) -> S:
 def write_seal(folder: Path, seal: Seal) -> None:
     """Write the manifest of a folder, whole or not at all. Raises `OSError`."""
     (folder / _UNFINISHED).write_text(seal.to_json(), encoding="utf-8")
-    sync_files((folder / _UNFINISHED,))
+    sync(folder / _UNFINISHED)
     (folder / _UNFINISHED).replace(folder / MANIFEST)
-    sync_folder(folder)
+    sync(folder)
 
 
 def file_names(folder: Path) -> list[str]:
@@ -112,7 +112,7 @@ def write_folder(target: Path, seal: Seal, files: Mapping[str, Write], *, ready:
         ready()
         remove(target)
         partial.rename(target)
-        sync_folder(target.parent)
+        sync(target.parent)
 
 
 @contextlib.contextmanager
@@ -135,7 +135,7 @@ def write_files(folder: Path, files: Mapping[str, Write]) -> tuple[FileEntry, ..
     `DamagedError` where the disk has something else."""
     entries = tuple(write_file(folder, name, write) for name, write in files.items())
     paths = [folder / entry.path for entry in entries]
-    sync_files((*paths, *{path.parent for path in paths}))
+    sync(*paths, *{path.parent for path in paths})
     for entry in entries:
         _forget(folder / entry.path)
     check_files(folder, entries)
@@ -222,18 +222,8 @@ def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def make_folder(folder: Path) -> None:
-    """An empty folder for a result; what an attempt left there that was cut short is removed. Raises `StorageError`."""
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise storage_error(error, f"the run's folder {folder.name}") from error
-
-
-def sync_files(paths: Iterable[Path]) -> None:
-    """Force files to the disk: a manifest must never outlive the files that it vouches for."""
+def sync(*paths: Path) -> None:
+    """Force files and folders to the disk: a manifest must never outlive the files that it vouches for."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -244,8 +234,3 @@ def sync_files(paths: Iterable[Path]) -> None:
                 raise
         finally:
             os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to the disk."""
-    sync_files((folder,))

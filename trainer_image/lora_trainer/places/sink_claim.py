@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_trainer.artifact.manifest import Published, manifest_digest, read_manifest, run_of
-from lora_trainer.artifact.sealed import MANIFEST, aside, compare, copied, sync_folder, write_files
+from lora_trainer.artifact.sealed import MANIFEST, aside, compare, copied, sync, write_files
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.uri import ClaimUri
 from lora_trainer.errors import StorageError, storage_error
@@ -60,7 +60,7 @@ class ClaimSink:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     if self.keep or not _moved(folder, path):
                         self._copy(folder, path)
-                    sync_folder(path.parent)
+                    sync(path.parent)
                     return _described(uri, path)
         except OSError as error:
             raise storage_error(error, f"output.uri {self.uri}") from error

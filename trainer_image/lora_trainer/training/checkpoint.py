@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_trainer.artifact.sealed import MANIFEST, Seal, Write, check_files, folders_in, read_seal, remove, write_folder
+from lora_trainer.artifact.sealed import Seal, Write, check_files, folders_in, read_seal, remove, write_folder
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import CheckpointError, DamagedError, StorageError, storage_error
 
@@ -108,21 +108,18 @@ def newest_of(folder: Path) -> tuple[Checkpoint | None, list[Path]]:
     first, failing = "", None
     for candidate in checkpoint_folders(folder):
         try:
-            found = read_checkpoint(candidate)
-        except CheckpointError as error:
-            failing = failing or _failure_of_volume(candidate, error)
-            if failing is not None and failing.errno != errno.EIO:
-                break
+            return read_checkpoint(candidate), damaged
+        except StorageError as error:
+            if getattr(error.__cause__, "errno", None) != errno.EIO:
+                raise
+            failing = failing or error
             log.warning("%s: going back to the one before", error)
-            damaged.append(candidate)
+        except CheckpointError as error:
             first = first or str(error)
-        else:
-            return found, damaged
+            log.warning("%s: going back to the one before", error)
+        damaged.append(candidate)
     if failing is not None:
-        raise StorageError(
-            f"the checkpoint {Path(str(failing.filename)).parent.name} cannot be read: {failing.strerror}; look at the "
-            f"claim, its storage, and whether user {os.geteuid()} of the trainer may read it"
-        )
+        raise failing
     if damaged:
         raise CheckpointError(
             f"none of the {len(damaged)} checkpoints in {folder.parent.name}/{folder.name} is whole ({first}): restore "
@@ -149,24 +146,22 @@ def newest_in(folders: Iterable[Path]) -> Checkpoint | None:
     return max(found, key=lambda checkpoint: (checkpoint.saved_at, checkpoint.step), default=None)
 
 
-def _failure_of_volume(folder: Path, error: CheckpointError) -> OSError | None:
-    """The error for which a checkpoint could not be read, unless what is missing is the checkpoint's own damage."""
-    cause = error.__cause__
-    if not isinstance(cause, OSError) or cause.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP):
-        return None
-    return OSError(cause.errno, cause.strerror, str(folder / MANIFEST))
-
-
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """A checkpoint whose files all have the size and sha256 of its manifest. Raises `CheckpointError`."""
+    """A checkpoint whose files all have the size and sha256 of its manifest. Raises `CheckpointError`, and
+    `StorageError` where the volume fails."""
     try:
         seal = read_seal(folder, _Seal, VERSION)
         check_files(folder, seal.files)
     except DamagedError as error:
         raise CheckpointError(f"the checkpoint {folder.name} is damaged: {error}") from error
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         what = f"{error.strerror} ({Path(str(error.filename)).name})"
         raise CheckpointError(f"the checkpoint {folder.name} is damaged: {what}") from error
+    except OSError as error:
+        raise StorageError(
+            f"the checkpoint {folder.name} cannot be read: {error.strerror}; look at the claim, its storage, and "
+            f"whether user {os.geteuid()} of the trainer may read it"
+        ) from error
     return Checkpoint(folder=folder, step=seal.step, saved_at=seal.saved_at)
 
 
