@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tests.trainer.test_artifact import write_adapter
 
+from lora_trainer.artifact import sealed
 from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
@@ -83,6 +84,21 @@ def test_a_result_of_another_volume_is_copied_and_compared(root: Path, monkeypat
     with pytest.raises(VerificationError, match="has sha256"):
         sink(root, "uid-2").publish(damaged)
     assert names(root / "adapters/team") == ["out"]
+
+
+def test_a_copy_that_the_disk_gives_back_otherwise_is_not_published(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read from the disk, and not from what the system remembers of the write."""
+
+    def spoilt(path: Path) -> None:
+        if path.name == "model.safetensors":
+            path.write_bytes(b"Merged")
+
+    monkeypatch.setattr(sealed, "_forget", spoilt)
+    with pytest.raises(VerificationError, match=r"merged/model\.safetensors has sha256"):
+        sink(root, keep=True).publish(write_adapter(root / "mine"))
+    assert names(root / "adapters/team") == []
 
 
 @pytest.mark.parametrize("crosses", [False, True])
