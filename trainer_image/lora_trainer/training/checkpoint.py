@@ -154,10 +154,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         check_files(folder, seal.files)
     except DamagedError as error:
         raise CheckpointError(f"the checkpoint {folder.name} is damaged: {error}") from error
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        what = f"{error.strerror} ({Path(str(error.filename)).name})"
-        raise CheckpointError(f"the checkpoint {folder.name} is damaged: {what}") from error
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP):
+            what = f"{error.strerror} ({Path(str(error.filename)).name})"
+            raise CheckpointError(f"the checkpoint {folder.name} is damaged: {what}") from error
         raise StorageError(
             f"the checkpoint {folder.name} cannot be read: {error.strerror}; look at the claim, its storage, and "
             f"whether user {os.geteuid()} of the trainer may read it"
