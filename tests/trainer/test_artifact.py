@@ -11,9 +11,7 @@ import pytest
 from tests.trainer.conftest import make_config
 
 from lora_trainer.artifact import manifest as manifests
-from lora_trainer.artifact.files import sync_files, sync_folder
 from lora_trainer.artifact.manifest import (
-    MANIFEST,
     Form,
     Manifest,
     Measured,
@@ -27,6 +25,7 @@ from lora_trainer.artifact.manifest import (
     read_manifest,
     write_sealed,
 )
+from lora_trainer.artifact.sealed import MANIFEST, sync
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun, Verification
 from lora_trainer.errors import StorageError, VerificationError
 
@@ -194,7 +193,7 @@ def test_a_result_whose_log_was_cut_off_is_complete_for_its_run(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(manifests, "_replace_manifest", full)
+        patch.setattr(manifests, "write_seal", full)
         with pytest.raises(StorageError):
             finish(folder, log, None)
     assert is_complete(folder, "uid-1")
@@ -229,7 +228,7 @@ def test_a_volume_that_cannot_sync_a_folder_is_good_enough(tmp_path: Path, monke
         raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(os, "fsync", refused)
-    sync_folder(tmp_path)
+    sync(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="Invalid argument"):
-        sync_files([tmp_path / "file"])
+        sync(tmp_path / "file")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_trainer.artifact.files import FileEntry
+from lora_trainer.artifact import sealed
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import CheckpointError, StorageError, TransientError
 from lora_trainer.training import checkpoint
@@ -64,7 +64,7 @@ def test_the_oldest_goes_only_after_the_new_one_is_proven(tmp_path: Path, monkey
         if path.name == "weights.pt":
             path.write_bytes(path.read_bytes()[:-1] + b"?")
 
-    monkeypatch.setattr(checkpoint, "_forget", spoilt)
+    monkeypatch.setattr(sealed, "_forget", spoilt)
     with pytest.raises(StorageError, match=r"step-00000002 was not written as it should be: weights\.pt has"):
         save(checkpoints, 2)
     assert names(tmp_path) == ["step-00000001"]
@@ -152,8 +152,8 @@ def test_what_a_killed_trainer_left_half_written_is_no_checkpoint_and_goes(tmp_p
     """Whatever it holds; other hidden things stay."""
     checkpoints = Checkpoints(tmp_path, keep=2)
     save(checkpoints, 1)
-    (tmp_path / ".step-00000002.abcd").mkdir()
-    (tmp_path / ".step-00000002.abcd/weights.pt").write_bytes(b"half")
+    (tmp_path / ".step-00000002.0123abcd").mkdir()
+    (tmp_path / ".step-00000002.0123abcd/weights.pt").write_bytes(b"half")
     (tmp_path / ".lock-x").touch()
     assert newest_step(tmp_path) == 1
     save(checkpoints, 3)
@@ -244,14 +244,14 @@ def test_a_volume_that_fails_is_no_damaged_checkpoint(
     checkpoints = Checkpoints(tmp_path, keep=2)
     for number in saved:
         save(checkpoints, number)
-    real = checkpoint._check_file
+    real = sealed.entry_of
 
-    def failing(folder: Path, entry: FileEntry) -> None:
+    def failing(folder: Path, name: str) -> sealed.FileEntry:
         if folder.name == "step-00000002":
-            raise OSError(code, os.strerror(code), str(folder / entry.path))
-        real(folder, entry)
+            raise OSError(code, os.strerror(code), str(folder / name))
+        return real(folder, name)
 
-    monkeypatch.setattr(checkpoint, "_check_file", failing)
+    monkeypatch.setattr(sealed, "entry_of", failing)
     if step is not None:
         assert newest_step(tmp_path) == step
         return

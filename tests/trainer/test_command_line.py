@@ -17,7 +17,8 @@ from tests.trainer.runs import PATIENCE_S, TRAINER, Workplace
 from tests.trainer.test_artifact import make_manifest
 
 from lora_trainer import cli
-from lora_trainer.artifact.manifest import MANIFEST, write_sealed
+from lora_trainer.artifact.manifest import write_sealed
+from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.errors import DatasetError, TerminatedError, TrainerError
 from lora_trainer.host.child import STOPPED
 from lora_trainer.host.guard import guarded

@@ -8,7 +8,8 @@ import pytest
 from tests.trainer.test_artifact import make_manifest
 from tests.unit.reports import make_plan
 
-from lora_trainer.artifact.manifest import MANIFEST, read_manifest, write_sealed
+from lora_trainer.artifact.manifest import read_manifest, write_sealed
+from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.model.device import Device
 from lora_trainer.result.export import measurable_peak, measured_by
 from lora_trainer.training.evaluate import Evaluation

@@ -24,7 +24,8 @@ from tests.trainer.tiny import QUESTIONS, enlarged, in_16_bits
 from tests.trainer.tiny import chats as tiny_chats
 from torch import nn
 
-from lora_trainer.artifact.manifest import MANIFEST, read_manifest
+from lora_trainer.artifact.manifest import read_manifest
+from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason

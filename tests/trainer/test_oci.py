@@ -16,7 +16,8 @@ from tests.trainer.servers import Proxy
 from tests.trainer.test_artifact import write_adapter
 
 from hub.faults import Fault
-from lora_trainer.artifact.manifest import MANIFEST, check_digests, read_manifest
+from lora_trainer.artifact.manifest import check_digests, read_manifest
+from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import OciUri

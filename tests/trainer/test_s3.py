@@ -19,7 +19,8 @@ from tests.trainer.servers import ACCESS, SECRET, Proxy
 from tests.trainer.test_artifact import make_manifest, write_adapter
 
 from hub.faults import Fault
-from lora_trainer.artifact.manifest import MANIFEST, Published, check_digests, read_manifest, write_sealed
+from lora_trainer.artifact.manifest import Published, check_digests, read_manifest, write_sealed
+from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.artifact.tensor_files import entries_of, header_bytes
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason

@@ -1,19 +1,19 @@
 """A result on a claim: it appears whole or not at all, and nothing is overwritten."""
 
 import errno
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.trainer.test_artifact import write_adapter
 
-from lora_trainer.artifact.manifest import MANIFEST
+from lora_trainer.artifact import sealed
+from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import ClaimUri
 from lora_trainer.errors import ConfigError, StorageError, VerificationError
 from lora_trainer.places import sink_claim
-from lora_trainer.places.sink_claim import ClaimSink, discard_partial, find_place, start_partial
+from lora_trainer.places.sink_claim import ClaimSink, output_path
 from lora_trainer.places.volumes import Volumes
 
 FILES = ["adapter_model.safetensors", MANIFEST, "merged"]
@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> Path:
 
 def sink(root: Path, uid: str = "uid-1", *, keep: bool = False) -> ClaimSink:
     """The place of a run."""
-    return ClaimSink(place=find_place(uid, URI, Volumes(claims=root)), keep=keep)
+    return ClaimSink(uri=URI, path=output_path(URI, Volumes(claims=root)), uid=uid, keep=keep)
 
 
 def staged(root: Path, uid: str = "uid-1") -> Path:
@@ -86,6 +86,21 @@ def test_a_result_of_another_volume_is_copied_and_compared(root: Path, monkeypat
     assert names(root / "adapters/team") == ["out"]
 
 
+def test_a_copy_that_the_disk_gives_back_otherwise_is_not_published(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read from the disk, and not from what the system remembers of the write."""
+
+    def spoilt(path: Path) -> None:
+        if path.name == "model.safetensors":
+            path.write_bytes(b"Merged")
+
+    monkeypatch.setattr(sealed, "_forget", spoilt)
+    with pytest.raises(VerificationError, match=r"merged/model\.safetensors has sha256"):
+        sink(root, keep=True).publish(write_adapter(root / "mine"))
+    assert names(root / "adapters/team") == []
+
+
 @pytest.mark.parametrize("crosses", [False, True])
 def test_a_try_that_failed_once_the_result_was_there_is_not_a_second_result(
     root: Path, monkeypatch: pytest.MonkeyPatch, *, crosses: bool
@@ -98,7 +113,7 @@ def test_a_try_that_failed_once_the_result_was_there_is_not_a_second_result(
         if len(tries) == 1:
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(sink_claim, "sync_folder", synced)
+    monkeypatch.setattr(sink_claim, "sync", synced)
     if crosses:
         monkeypatch.setattr(sink_claim, "_moved", lambda *_: False)
     folder = staged(root)
@@ -145,51 +160,18 @@ def test_an_adapter_that_this_run_published_is_found_again(root: Path) -> None:
     assert sink(root, "uid-3").published() is None
 
 
-def test_leftovers_of_an_earlier_attempt_are_removed_and_nothing_else(root: Path) -> None:
-    """A temporary folder with the mark of this run is; one without is an error."""
-    place = sink(root).place
-    start_partial(place)
-    (place.partial / "half").write_text("x", encoding="utf-8")
-    start_partial(place)
-    assert names(place.partial) == [".run"]
-    (place.partial / ".run").write_text("uid-of-another", encoding="utf-8")
-    with pytest.raises(StorageError, match="belongs to another run"):
-        start_partial(place)
-    assert place.partial.exists()
-    with pytest.raises(StorageError, match="belongs to another run"):
-        discard_partial(place)
-
-
-def _killed_before_the_mark(partial: Path) -> None:
-    (partial / ".run").unlink()
-
-
-def _no_room_for_the_mark(partial: Path) -> None:
-    (partial / ".run").write_text("", encoding="utf-8")
-
-
-@pytest.mark.parametrize("interrupt", [_killed_before_the_mark, _no_room_for_the_mark])
-def test_a_folder_that_was_left_before_its_mark_was_written_is_used_again(
-    root: Path, interrupt: Callable[[Path], None]
-) -> None:
-    """A retry must not fail for what the first attempt had no time or room for; nobody's data is in it."""
-    place = sink(root).place
-    start_partial(place)
-    interrupt(place.partial)
-    start_partial(place)
-    assert (place.partial / ".run").read_text(encoding="utf-8") == "uid-1"
-    interrupt(place.partial)
-    (place.partial / "precious").write_text("x", encoding="utf-8")
-    with pytest.raises(StorageError, match="belongs to another run"):
-        start_partial(place)
-
-
-def test_a_copy_that_was_whole_but_not_yet_in_place_is_removed(root: Path) -> None:
-    """It has no mark any more, but a manifest of this run."""
-    place = sink(root).place
-    write_adapter(place.partial)
-    discard_partial(place)
-    assert not place.partial.exists()
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_a_killed_attempt_of_this_run_left_is_removed_and_nothing_else(root: Path, *, keep: bool) -> None:
+    """Half a copy by this run's name; another run's, which may be at work, stays."""
+    for uid in ("uid-1", "uid-2"):
+        half = root / f"adapters/team/.out.{run_suffix(uid)}.partial"
+        half.mkdir(parents=True)
+        (half / MANIFEST).write_text("half", encoding="utf-8")
+    if keep:
+        sink(root, keep=True).publish(write_adapter(root / "mine"))
+    else:
+        sink(root).check()
+    assert names(root / "adapters/team") == [f".out.{run_suffix('uid-2')}.partial", *(["out"] if keep else [])]
 
 
 def test_a_link_in_the_output_is_refused(root: Path, tmp_path: Path) -> None:

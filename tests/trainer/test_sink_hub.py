@@ -11,7 +11,8 @@ from tests.trainer.test_artifact import make_manifest, write_adapter
 
 from hub.faults import Fault
 from hub.server import HubServer
-from lora_trainer.artifact.manifest import MANIFEST, check_digests, manifest_digest, read_manifest, write_sealed
+from lora_trainer.artifact.manifest import check_digests, manifest_digest, read_manifest, write_sealed
+from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import HubUri

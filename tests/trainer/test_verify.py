@@ -22,7 +22,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_trainer import ask, cli
-from lora_trainer.artifact.manifest import LOG, MANIFEST, Manifest, file_entries, read_manifest
+from lora_trainer.artifact.manifest import LOG, Manifest, file_entries, read_manifest
+from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.ask import Pair, show
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Quantization, TrainConfig

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from lora_trainer.artifact.manifest import MANIFEST, read_manifest
+from lora_trainer.artifact.manifest import read_manifest
+from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.contract.config import DeviceConfig, LossOn, Precision, Quantization
 from lora_trainer.contract.template_fields import Value, argument_value
 from lora_trainer.data.chosen_template import Chosen

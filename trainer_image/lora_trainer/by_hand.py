@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.artifact.manifest import MANIFEST, Manifest, read_manifest
+from lora_trainer.artifact.manifest import Manifest, read_manifest
+from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.errors import CheckpointError, ConfigError
 from lora_trainer.places.model_folder import check_on_claim
 from lora_trainer.places.volumes import Volumes

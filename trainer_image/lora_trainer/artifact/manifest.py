@@ -1,31 +1,36 @@
-"""A result as a folder: its manifest, and the digests that the manifest vouches for."""
+"""A result as a sealed folder: what its manifest says, and the digests that it vouches for."""
 
 import dataclasses
 import enum
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from lora_trainer.artifact.files import FileEntry, entry_of, sync_files, sync_folder
-from lora_trainer.contract import codec
+from lora_trainer.artifact.sealed import (
+    MANIFEST,
+    FileEntry,
+    Seal,
+    check_files,
+    copied,
+    entry_of,
+    file_names,
+    read_seal,
+    sync,
+    write_file,
+    write_seal,
+)
 from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Verification
 from lora_trainer.errors import DamagedError, storage_error
 
-MANIFEST = "manifest.json"
 MANIFEST_VERSION = "lora-operator.io/adapter/v1"
 MERGED_FOLDER = "merged"
 """Where the merged model is in a result that also holds the adapter."""
 LOG = "train.log"
-MARKER = ".run"
-"""Names the run that a temporary folder belongs to; never a part of the result."""
-_UNFINISHED = ".manifest"
-"""The manifest while it is written."""
 
 
 class Form(enum.StrEnum):
@@ -89,7 +94,7 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
+class Manifest(Seal):
     """`manifest.json`: what the result is, what it was made of and how, and the digest of each of its files.
 
     `noise` is that of the trained model's loss, in nats per token; `verification` what a fresh process made of the
@@ -118,7 +123,6 @@ class Manifest:
     dataset_revision: str | None = None
     validation_revision: str | None = None
     versions: Mapping[str, str]
-    files: tuple[FileEntry, ...]
 
     @property
     def lost_by_rounding(self) -> str:
@@ -126,10 +130,6 @@ class Manifest:
         gain = self.measured.eval_loss_before - self.measured.eval_loss_after
         cost = 0.0 if self.merged is None else self.merged.loss - self.merged.expected
         return f"{cost / gain:.0%} of the improvement" if gain > 0 and cost >= _MUCH * gain else ""
-
-    def to_json(self) -> str:
-        """Stable text."""
-        return json.dumps(codec.encode(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,24 +146,22 @@ class Published:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an adapter. Raises `DamagedError`."""
     try:
-        return codec.decode(Manifest, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        return read_seal(folder, Manifest, MANIFEST_VERSION)
+    except OSError as error:
         raise DamagedError(f"{folder.name}/{MANIFEST} cannot be read: {error}") from error
 
 
 def file_entries(folder: Path) -> tuple[FileEntry, ...]:
     """Digest and size of every file below `folder` but the manifest itself."""
-    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    names = sorted(path.relative_to(folder).as_posix() for path in files)
-    return tuple(entry_of(folder, name) for name in names if name not in (MANIFEST, MARKER, _UNFINISHED))
+    return tuple(entry_of(folder, name) for name in file_names(folder))
 
 
 def write_sealed(folder: Path, manifest: Manifest) -> Manifest:
     """Write the manifest over the files that are in `folder` now, everything forced to the disk. Raises `OSError`."""
     files = file_entries(folder)
-    sync_files(folder / entry.path for entry in files)
+    sync(*(folder / entry.path for entry in files))
     sealed = dataclasses.replace(manifest, files=files)
-    _replace_manifest(folder, sealed)
+    write_seal(folder, sealed)
     return sealed
 
 
@@ -174,41 +172,26 @@ def finish(folder: Path, log: Path, verification: Verification | None) -> None:
         # A link on the claim could lead to any file of the pod, and have it published, or overwritten.
         if log.is_file() and not log.is_symlink():
             (folder / LOG).unlink(missing_ok=True)
-            shutil.copyfile(log, folder / LOG)
-            entries = {entry.path: entry for entry in manifest.files} | {LOG: entry_of(folder, LOG)}
+            entries = {entry.path: entry for entry in manifest.files} | {LOG: write_file(folder, LOG, copied(log))}
             manifest = dataclasses.replace(manifest, files=tuple(entries[path] for path in sorted(entries)))
-            sync_files((folder / LOG,))
-        _replace_manifest(folder, manifest)
+            sync(folder / LOG)
+        write_seal(folder, manifest)
     except OSError as error:
         raise storage_error(error, LOG) from error
-
-
-def _replace_manifest(folder: Path, manifest: Manifest) -> None:
-    """Whole or not at all."""
-    (folder / _UNFINISHED).write_text(manifest.to_json(), encoding="utf-8")
-    sync_files((folder / _UNFINISHED,))
-    (folder / _UNFINISHED).replace(folder / MANIFEST)
-    sync_folder(folder)
 
 
 def check_digests(folder: Path, manifest: Manifest, *, log: bool = True) -> None:
     """Compare every file with the manifest, or all but the `log`. Raises `DamagedError` for what is changed, missing or
     added."""
-    left_out = () if log else (LOG,)
-    found = {entry.path: entry for entry in file_entries(folder) if entry.path not in left_out}
-    for wanted in manifest.files:
-        if wanted.path in left_out:
-            continue
-        entry = found.pop(wanted.path, None)
-        if entry is None:
-            raise DamagedError(f"{wanted.path} is missing from the adapter: the manifest lists it")
-        if entry != wanted:
-            raise DamagedError(
-                f"{wanted.path} has sha256 {entry.sha256[:12]}… and {entry.size_bytes} bytes, the manifest says "
-                f"{wanted.sha256[:12]}… and {wanted.size_bytes}: the file was changed or damaged after it was written"
-            )
-    if found:
-        raise DamagedError(f"{', '.join(sorted(found))} is not in the adapter's manifest: it was added later")
+    files = [entry for entry in manifest.files if log or entry.path != LOG]
+    try:
+        check_files(folder, files)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        name = Path(str(error.filename)).relative_to(folder)
+        raise DamagedError(f"{name} is missing from the adapter: the manifest lists it") from error
+    added = set(file_names(folder)) - {entry.path for entry in files} - (set() if log else {LOG})
+    if added:
+        raise DamagedError(f"{', '.join(sorted(added))} is not in the adapter's manifest: it was added later")
 
 
 def is_complete(folder: Path, uid: str) -> bool:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from lora_trainer.artifact.files import make_folder
 from lora_trainer.artifact.manifest import LOG, Manifest, Published, describe, finish, is_complete, read_manifest
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Merge, TrainConfig
@@ -38,7 +37,7 @@ from lora_trainer.host.stall import StallWatch
 from lora_trainer.host.success import results_of, success_sentence
 from lora_trainer.host.tracking import tracked
 from lora_trainer.host.view import View
-from lora_trainer.host.workspace import Workspace, open_workspace
+from lora_trainer.host.workspace import Workspace, clear, open_workspace
 from lora_trainer.places.model_folder import check_on_claim
 from lora_trainer.places.outputs import open_sink
 from lora_trainer.places.temporary import temporary_folder
@@ -249,7 +248,7 @@ class Supervisor:
         if _is_remote(self.config):
             stages.run("prepare")
         workspace.discard_staged()
-        make_folder(workspace.staged)
+        clear(workspace.staged, make=True)
         durable = ("--workspace", workspace.folder, "--ticket", lock.ticket) if workspace.durable else ()
         if workspace.durable:
             self.metrics.checkpoint_interval(self.config.checkpoint.interval_s)
@@ -288,7 +287,7 @@ class Supervisor:
 
         def begin() -> None:
             lock.check()
-            make_folder(workspace.merged)
+            clear(workspace.merged, make=True)
 
         try:
             stages.insist("merge", "--folder", workspace.staged, "--target", workspace.merged, begin=begin)

@@ -18,7 +18,7 @@ from lora_trainer.artifact.manifest import LOG
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.uri import ClaimUri
-from lora_trainer.data.kept_rows import discard_rows, folders_in
+from lora_trainer.data.kept_rows import discard_rows, row_folders
 from lora_trainer.errors import StorageError, storage_error
 from lora_trainer.host.lock import is_released
 from lora_trainer.host.trackers import STATE
@@ -54,12 +54,12 @@ class Workspace:
 
     def discard_staged(self) -> None:
         """Remove the result before its publication. Raises `StorageError`."""
-        _remove(self.staged)
+        clear(self.staged)
         self.discard_merged()
 
     def discard_merged(self) -> None:
         """Remove what the merge stage left. Raises `StorageError`."""
-        _remove(self.merged)
+        clear(self.merged)
 
     def discard_rows(self) -> None:
         """Remove the encoded rows: the training is done, or will not be tried again."""
@@ -70,10 +70,10 @@ class Workspace:
 
         Encoded rows alone are worth it where the run is `tried_again` by itself.
         """
-        rows = () if tried_again else tuple(folders_in(self.folder))
+        rows = () if tried_again else tuple(row_folders(self.folder))
         kept = any(_is_worth_keeping(entry) for entry in self.folder.iterdir() if entry not in rows)
         if self.durable and not kept and is_released(self.folder):
-            _remove(self.folder)
+            clear(self.folder)
             with contextlib.suppress(OSError):
                 self.folder.parent.rmdir()
 
@@ -83,10 +83,13 @@ def _is_worth_keeping(entry: Path) -> bool:
     return not entry.name.startswith((".", "lock-")) and entry.name not in _ALONGSIDE
 
 
-def _remove(folder: Path) -> None:
+def clear(folder: Path, *, make: bool = False) -> None:
+    """Remove a folder with what an attempt left there, or `make` it anew. Raises `StorageError`."""
     try:
         if folder.exists():
             shutil.rmtree(folder)
+        if make:
+            folder.mkdir(parents=True)
     except OSError as error:
         raise storage_error(error, f"the run's folder {folder.name}") from error
 

@@ -4,13 +4,13 @@ The client library fetches a file anew after every cut, and compares its length 
 name, so a large file is put there first. A stamp with size and time of change spares the next run the arithmetic.
 """
 
-import hashlib
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 
 import urllib3
 
+from lora_trainer.artifact.sealed import entry_of
 from lora_trainer.errors import TransientError
 from lora_trainer.places.cache_lock import alone_in_cache
 from lora_trainer.places.downloads import fetch_whole
@@ -51,7 +51,7 @@ def fetch_large(
         blob.unlink(missing_ok=True)
         for _ in range(_FETCHES):
             fetch_whole(partial, file.size_bytes, lambda have: _open(locate(), have, token, endpoint), what=what)
-            if _sha256(partial) == file.sha256:
+            if entry_of(partial.parent, partial.name).sha256 == file.sha256:
                 partial.rename(blob)
                 _stamp(blob)
                 return
@@ -112,7 +112,7 @@ def _is_intact(blob: Path, file: LargeFile) -> bool:
     stamp = _stamp_file(blob)
     if stamp.is_file() and stamp.read_text(encoding="ascii") == _state(blob):
         return True
-    if _sha256(blob) != file.sha256:
+    if entry_of(blob.parent, blob.name).sha256 != file.sha256:
         return False
     _stamp(blob)
     return True
@@ -138,8 +138,3 @@ def _size(path: Path) -> int | None:
 def _state(blob: Path) -> str:
     found = blob.stat()
     return f"{found.st_size} {found.st_mtime_ns}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -6,7 +6,7 @@ from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.uri import ClaimUri, HubUri, OciUri, S3Uri, parse_uri
 from lora_trainer.errors import ConfigError
 from lora_trainer.places.roles import Role
-from lora_trainer.places.sink_claim import ClaimSink, find_place
+from lora_trainer.places.sink_claim import ClaimSink, output_path
 from lora_trainer.places.sinks import Sink
 from lora_trainer.places.volumes import Volumes
 
@@ -16,7 +16,7 @@ def open_sink(config: TrainConfig, volumes: Volumes, *, keep: bool = False) -> S
     `StorageError`."""
     uri = parse_uri(config.output.uri)
     if isinstance(uri, ClaimUri):
-        return ClaimSink(place=find_place(config.run.uid, uri, volumes), keep=keep)
+        return ClaimSink(uri=uri, path=output_path(uri, volumes), uid=config.run.uid, keep=keep)
     if isinstance(uri, S3Uri):
         from lora_trainer.places.s3 import connect  # noqa: PLC0415 - as the module's first line says
         from lora_trainer.places.sink_s3 import S3Sink  # noqa: PLC0415

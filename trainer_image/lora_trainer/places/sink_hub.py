@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.artifact.manifest import MANIFEST, Published, manifest_digest, read_manifest, run_of_manifest
+from lora_trainer.artifact.manifest import Published, manifest_digest, read_manifest, run_of_manifest
+from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import HubUri

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.artifact.manifest import MANIFEST, Manifest, Published, check_digests, read_manifest
+from lora_trainer.artifact.manifest import Manifest, Published, check_digests, read_manifest
+from lora_trainer.artifact.sealed import MANIFEST, FileEntry, entry_of
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import OciUri
@@ -114,16 +115,13 @@ class OciSink:
 
     def _upload(self, folder: Path, manifest: Manifest) -> bytes:
         """All blobs; the text of the artefact's manifest, the same for the same files."""
-        blobs = {
-            entry.path: Blob(digest=f"sha256:{entry.sha256}", size_bytes=entry.size_bytes) for entry in manifest.files
-        }
-        blobs[MANIFEST] = _blob(folder / MANIFEST)
+        blobs = {entry.path: _blob(entry) for entry in (*manifest.files, entry_of(folder, MANIFEST))}
         for name, blob in blobs.items():
             self.registry.put_blob(blob, folder / name)
         with temporary_folder("lora-oci-") as temporary:
             config = temporary / "config.json"
             config.write_text(_model_config(manifest, blobs), encoding="utf-8")
-            config_blob = _blob(config)
+            config_blob = _blob(entry_of(temporary, config.name))
             self.registry.put_blob(config_blob, config)
         return _artefact(self.uid, manifest, config_blob, blobs)
 
@@ -135,10 +133,8 @@ class OciSink:
             self.registry.check_blob(layer["digest"])
 
 
-def _blob(path: Path) -> Blob:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Blob(digest=f"sha256:{digest}", size_bytes=path.stat().st_size)
+def _blob(entry: FileEntry) -> Blob:
+    return Blob(digest=f"sha256:{entry.sha256}", size_bytes=entry.size_bytes)
 
 
 def _digest(content: bytes) -> str:

@@ -15,8 +15,6 @@ import urllib3
 from minio.error import MinioException, S3Error
 
 from lora_trainer.artifact.manifest import (
-    MANIFEST,
-    MARKER,
     Manifest,
     Published,
     files_of_manifest,
@@ -24,6 +22,7 @@ from lora_trainer.artifact.manifest import (
     read_manifest,
     run_of_manifest,
 )
+from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import S3Uri
@@ -36,6 +35,8 @@ log = logging.getLogger(__name__)
 _CHUNK_BYTES = 2**20
 _UPLOADS = 2
 """How often an object is sent whose bytes come back changed."""
+_MARK = ".run"
+"""The object that names the run whose result is on its way; never a part of it."""
 _SENT_AS = "lora-sent-as"
 """Metadata of an object: which run sent it under which key. Nothing else is ever removed."""
 
@@ -99,7 +100,7 @@ class S3Sink:
 
     def _mark(self, place: S3Uri) -> bool:
         """Whether the place is this run's: it was, or it was empty and the mark could be written before any other's."""
-        mark = _below(place, MARKER)
+        mark = _below(place, _MARK)
         owner = self.connection.read(mark)
         if owner is not None:
             return owner.decode(errors="replace") == self.uid
@@ -170,9 +171,9 @@ class S3Sink:
     def _remove_mark(self, place: S3Uri) -> None:
         with self.connection.sentences(place):
             try:
-                self.connection.client.remove_object(place.bucket, _below(place, MARKER).key)
+                self.connection.client.remove_object(place.bucket, _below(place, _MARK).key)
             except S3Error as error:
-                log.warning("the mark %s stays in %s: %s", MARKER, place, error.code)
+                log.warning("the mark %s stays in %s: %s", _MARK, place, error.code)
 
     def _upload(self, target: S3Uri, path: Path, sha256: str, there: Item | None) -> None:
         """Send one file until it reads back as sent; not at all where an earlier attempt's does."""

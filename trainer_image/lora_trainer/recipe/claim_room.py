@@ -12,7 +12,7 @@ from lora_trainer.contract.fit.shape import GUESSED
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.data.kept_rows import folders_in
+from lora_trainer.data.kept_rows import row_folders
 from lora_trainer.errors import StorageError
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.training.checkpoint import checkpoint_folders, partial_folders
@@ -39,7 +39,7 @@ def check_room(config: TrainConfig, plan: RunPlan, folder: Path, *, step: int, t
     """
     may_be_over = step >= total or (step > 0 and config.training.early_stopping_patience is not None)
     if checkpoint_claim(config) is not None and not may_be_over:
-        going = (*folders_in(folder), *partial_folders(folder))
+        going = (*row_folders(folder), *partial_folders(folder))
         size = sum(path.lstat().st_size for place in going for path in place.rglob("*"))
         saved, most = len(checkpoint_folders(folder)), _at_a_time(config, plan, step, total)
         _check(config, plan, shutil.disk_usage(folder).free + size, most=most, saved=saved)

@@ -1,11 +1,10 @@
 """A verified adapter of any checkpoint: what is done of a run that was stopped can be kept."""
 
 import logging
-import secrets
-import shutil
 from datetime import date
 from pathlib import Path
 
+from lora_trainer.artifact.sealed import aside
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Verification
 from lora_trainer.data.dataset_files import at_commits
@@ -53,31 +52,28 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
     read = at_commits(config, record.dataset_revision, record.validation_revision, hub)
     rows = evaluation_rows(read, volumes, hub, base, saved.day)
     after, noise = _evaluated(record, adapted, device, rows)
-    partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
     try:
-        partial.mkdir(parents=True)
-        encoder = encoder_of(config, volumes, base, saved.day)
-        write_held_out_rows(partial, config, rows.samples)
-        _write(
-            partial,
-            record,
-            state,
-            base,
-            adapted,
-            device=device,
-            after=after,
-            noise=noise,
-            template=encoder.template,
-            verbatim=rows.samples.verbatim and not encoder.has_template,
-            day=encoder.day,
-            samples=rows.samples,
-        )
-        verification = verify(partial, volumes, hub, anywhere=True)
-        partial.rename(output)
+        with aside(output) as partial:
+            encoder = encoder_of(config, volumes, base, saved.day)
+            write_held_out_rows(partial, config, rows.samples)
+            _write(
+                partial,
+                record,
+                state,
+                base,
+                adapted,
+                device=device,
+                after=after,
+                noise=noise,
+                template=encoder.template,
+                verbatim=rows.samples.verbatim and not encoder.has_template,
+                day=encoder.day,
+                samples=rows.samples,
+            )
+            verification = verify(partial, volumes, hub, anywhere=True)
+            partial.rename(output)
     except OSError as error:
         raise storage_error(error, str(output)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return verification
 
 

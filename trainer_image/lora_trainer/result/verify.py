@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from lora_trainer.artifact.manifest import MANIFEST, Form, Manifest, check_digests, read_manifest
+from lora_trainer.artifact.manifest import Form, Manifest, check_digests, read_manifest
+from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.summary import Verification
 from lora_trainer.data.store import Examples

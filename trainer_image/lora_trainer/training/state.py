@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from lora_trainer.artifact.sealed import Write
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.reasons import Reason
@@ -25,7 +26,7 @@ from lora_trainer.errors import CheckpointError, one_sentence
 from lora_trainer.model.convert import Start
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.tensors import on_all
-from lora_trainer.training.checkpoint import RUN_FILE, Write
+from lora_trainer.training.checkpoint import RUN_FILE
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.guards import LossGuard
 
