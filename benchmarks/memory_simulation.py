@@ -190,7 +190,7 @@ def _without_numbers(batch: Batch, fake: FakeTensorMode) -> Batch:
     segments = batch.segments
     if segments is not None:
         segments = replace(segments, bounds=fake.from_tensor(segments.bounds))
-    tensors = {
+    tensors: dict[str, Any] = {
         one.name: fake.from_tensor(value)
         for one in fields(batch)
         if isinstance(value := getattr(batch, one.name), torch.Tensor)

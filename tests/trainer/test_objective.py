@@ -92,8 +92,11 @@ def test_pairs_are_learned_and_verified(tmp_path: Path, monkeypatch: pytest.Monk
 
 def pairs(*lengths: tuple[int, int]) -> list[Example]:
     """Pairs of sequences, all tokens of which are learned."""
-    alone = lambda length: Example(input_ids=np.arange(length), labels=np.arange(length), truncated=False)  # noqa: E731
-    return [Example.of([alone(one) for one in both]) for both in lengths]
+    return [Example.of([_counting(length) for length in both]) for both in lengths]
+
+
+def _counting(length: int) -> Example:
+    return Example(input_ids=np.arange(length), labels=np.arange(length), truncated=False)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -193,7 +193,8 @@ class Block:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each."""
-        return self.sizes.sum(axis=1, dtype=np.int64)
+        found: NDArray[np.int64] = self.sizes.sum(axis=1, dtype=np.int64)
+        return found
 
     @property
     def rows(self) -> NDArray[np.int32]:
@@ -274,7 +275,7 @@ def _sizes(examples: Sequence[Example]) -> NDArray[np.int32]:
 
 
 def _starts(sizes: NDArray[np.int32]) -> NDArray[np.int64]:
-    lengths = sizes.sum(axis=1, dtype=np.int64)
+    lengths: NDArray[np.int64] = sizes.sum(axis=1, dtype=np.int64)
     return np.cumsum(lengths) - lengths
 
 
