@@ -316,7 +316,7 @@ def test_a_server_needs_twice_the_rank_of_what_starts_from_the_base(init: str) -
         ),
         (
             LeftAlone(kind="qwen3_moe", passed_over="up_proj"),
-            "Name their weights in spec.lora.targetParameters to adapt those of a mixture, too: PEFT takes",
+            "Name their weights in spec.lora.targetParameters in a mixture to adapt them, too; else nothing",
             "Modules named up_proj are not adapted in a model of the kind qwen3_moe",
         ),
     ],

@@ -408,8 +408,8 @@ _TABLE = (
                 "so no preset has them"
             ),
             (
-                "Name their weights in spec.lora.targetParameters to adapt those of a mixture, too: PEFT takes their "
-                "names for a mixture's experts or for a kernel's weights, so no preset has them"
+                "Name their weights in spec.lora.targetParameters in a mixture to adapt them, too; else nothing is to "
+                "be done: PEFT takes their names for a mixture's experts or for a kernel's weights"
             ),
         ),
         evidence=(
