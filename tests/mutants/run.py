@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Seeded defects of the operator, and which black-box test notices each: the baseline of a restructuring.
+"""Seeded defects of the operator and of the trainer, and what notices each: the baselines of two restructurings.
 
-`mutants.yaml` lists each mutant by what the operator then does wrong. `baseline` is its form for the code of the commit
-BASELINE, `present` that for the code of today: a file, a text that stands there once, and what takes its place. What a
-black-box suite killed at the baseline it is to kill today; a survivor is a promise without a test. `results` has for
-each form the first test that failed, `survived` and what that outlived, or `inert`, for a form that changes no
-behaviour. A suite here is tests/model, tests/faults or tests/component, never tests/unit; of `suspects` the quickest
-comes first.
+`operator.yaml` and `trainer.yaml` list each mutant by what the program then does wrong. `baseline` is its form for the
+code of the list's commit in BASELINES, `present` that for the code of today: a file, a text that stands there once, and
+what takes its place. What was noticed at the baseline is to be noticed today; a survivor is a promise without a test.
+`results` has for each form the first suspect that noticed it, `survived` and what that outlived, or `inert`, for a form
+that changes no behaviour. A suspect is a black-box test, or `oracle:ID`, a case of tests/oracle: it notices where the
+mutant does otherwise than the baseline. Suites of the operator are tests/model, tests/faults and tests/component, never
+tests/unit. Of `suspects` the oracle comes first, and of tests the quickest.
 
     tests/mutants/run.py check                     every form applies, and its modules import
     tests/mutants/run.py control                   the suspects without a mutant: what fails then proves nothing
@@ -14,13 +15,15 @@ comes first.
     tests/mutants/run.py run --suite tests/model   what is not killed yet against a whole suite
     tests/mutants/run.py table                     the results
 
-With `--form present` all of it is about the code of HEAD. Each mutant is applied in a git worktree of its own, under
-the Python that runs this, so the checkout stays as it is. Several processes may run at once, with an ID each. It is no
-test itself: the mutants take two hours on two cores.
+It is about the operator, or with `--of trainer` about that; with `--form present` about the code of HEAD. Each mutant
+is applied in a git worktree of its own, under the Python that runs this, so the checkout stays as it is. Of the
+operator several processes may run at once, with an ID each; the oracle is one at a time. It is no test itself: either
+list takes some two hours on two cores.
 """
 
 import argparse
 import fcntl
+import os
 import re
 import signal
 import subprocess
@@ -34,9 +37,10 @@ from typing import Any
 
 import yaml
 
-BASELINE = "a9df28d8"
+BASELINES = {"operator": "a9df28d8", "trainer": "f4833ece"}
+"""The commit of each list."""
 REPOSITORY = Path(__file__).resolve().parents[2]
-LISTED = Path(__file__).with_name("mutants.yaml")
+ORACLE = "oracle:"
 SURVIVED = "survived"
 # What is waited for in vain, which is how most mutants are noticed, costs so much; mostly it comes in a second or two.
 PATIENCE_S = 60.0
@@ -46,11 +50,10 @@ Mutant = dict[str, Any]
 
 
 @contextmanager
-def worktree(form: str) -> Iterator[Path]:
-    """A checkout of the form's code; it is gone after the block."""
+def worktree(commit: str) -> Iterator[Path]:
+    """A checkout of a commit; it is gone after the block."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         place = Path(folder) / "code"
-        commit = BASELINE if form == "baseline" else "HEAD"
         git = ["git", "-C", str(REPOSITORY), "worktree"]
         subprocess.run([*git, "add", "--quiet", "--detach", str(place), commit], check=True)
         patience = place / "tests" / "component" / "patience.py"
@@ -80,8 +83,13 @@ def pytest(place: Path, tests: list[str], limit_s: float, workers: int) -> str:
     """The first test that failed; empty where none did. A suite that takes longer than `limit_s` has failed, too."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider", *tests]
     command += [f"-n{workers}"] if workers > 1 else []
+    # Before the checkout that is installed: a server of processes imports what it preloads without pytest's paths.
+    paths = os.pathsep.join(str(place / part) for part in ("operator", "trainer_image", "."))
+    environment = {**os.environ, "PYTHONPATH": paths}
     try:
-        done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=limit_s, check=False)
+        done = subprocess.run(
+            command, cwd=place, env=environment, capture_output=True, text=True, timeout=limit_s, check=False
+        )
     except subprocess.TimeoutExpired:
         return f"timeout of {limit_s:.0f} s in {' '.join(tests)}"
     if done.returncode == 0:
@@ -93,9 +101,26 @@ def pytest(place: Path, tests: list[str], limit_s: float, workers: int) -> str:
     return found[1]
 
 
-def note(identity: str, form: str, result: str) -> None:
+def oracle(place: Path, case: str, baseline: str) -> str:
+    """The case where it differs from the baseline, whose observations the oracle keeps; empty where it does not."""
+    command = [sys.executable, "tests/oracle/run.py", "compare", case, "--before", baseline, "--after", str(place)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    found = re.search(rf" s  {re.escape(case)} *(equal|\d+ differ)", done.stdout)
+    if found is None:
+        raise SystemExit(f"the oracle ended with {done.returncode}: {(done.stdout + done.stderr)[-300:]}")
+    return "" if found[1] == "equal" else f"{ORACLE}{case}"
+
+
+def noticed(place: Path, tests: str, given: argparse.Namespace) -> str:
+    """What of a suspect or a suite notices that the code in `place` is wrong; empty where nothing does."""
+    if tests.startswith(ORACLE):
+        return oracle(place, tests.removeprefix(ORACLE), BASELINES[given.of])
+    return pytest(place, [tests], given.limit, given.workers)
+
+
+def note(listed: Path, identity: str, form: str, result: str) -> None:
     """Write one result down; another process may do the same."""
-    with LISTED.open("r+") as file:
+    with listed.open("r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         mutants = yaml.safe_load(file)
         next(m for m in mutants if m["id"] == identity).setdefault("results", {})[form] = result
@@ -117,28 +142,35 @@ def _as_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 def left(mutant: Mutant, form: str, suites: list[str]) -> list[str]:
     """Of these suites, or of its suspects, those that a mutant has yet to meet; none for one that was killed."""
     result = str(mutant.get("results", {}).get(form, SURVIVED))
-    outlived = result.removeprefix(SURVIVED).split() if result.startswith(SURVIVED) else [""]
-    return [tests for tests in suites or mutant["suspects"] if not any(map(tests.startswith, outlived))]
+    if not result.startswith(SURVIVED):
+        return []
+    outlived = result.removeprefix(SURVIVED).split()
+    return [tests for tests in suites or mutant["suspects"] if not any(_holds(met, tests) for met in outlived)]
 
 
-def run(mutant: Mutant, form: str, suites: list[str], limit_s: float, workers: int) -> str:
+def _holds(suite: str, tests: str) -> bool:
+    """Whether tests are a suite, or in it: a folder, a file, or a test with its parameters."""
+    return tests.startswith(suite) and tests[len(suite) :][:1] in ("", "/", ":", "[")
+
+
+def run(mutant: Mutant, suites: list[str], commit: str, given: argparse.Namespace) -> str:
     """How the mutant fares against these suites."""
-    outlived = str(mutant.get("results", {}).get(form, SURVIVED)).split()
-    with worktree(form) as place, applied(mutant, form, place):
+    outlived = str(mutant.get("results", {}).get(given.form, SURVIVED)).split()
+    with worktree(commit) as place, applied(mutant, given.form, place):
         for tests in suites:
-            killer = pytest(place, [tests], limit_s, workers)
+            killer = noticed(place, tests, given)
             if killer:
                 return killer
             outlived.append(tests)
     return " ".join(outlived)
 
 
-def check(mutants: list[Mutant], form: str) -> None:
+def check(mutants: list[Mutant], form: str, commit: str) -> None:
     """Raise where a form does not apply or import."""
-    with worktree(form) as place:
+    with worktree(commit) as place:
         for mutant in mutants:
             with applied(mutant, form, place):
-                module = mutant[form]["file"].removeprefix("operator/").removesuffix(".py").replace("/", ".")
+                module = mutant[form]["file"].partition("/")[2].removesuffix(".py").replace("/", ".")
                 source = f"import sys; sys.path[:0] = ['operator', 'trainer_image']; import {module}"
                 subprocess.run([sys.executable, "-c", source], cwd=place, check=True)
 
@@ -148,6 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["check", "control", "run", "table"])
     parser.add_argument("ids", nargs="*")
+    parser.add_argument("--of", choices=BASELINES, default="operator")
     parser.add_argument("--form", choices=["baseline", "present"], default="baseline")
     parser.add_argument("--suite", nargs="*", default=[])
     parser.add_argument("--limit", type=float, default=900, help="seconds for each run of pytest")
@@ -155,14 +188,16 @@ def main() -> None:
     given = parser.parse_args()
     # The worktree is removed then, too, and pytest is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    mutants = [m for m in yaml.safe_load(LISTED.read_text()) if given.form in m]
+    listed = Path(__file__).with_name(f"{given.of}.yaml")
+    commit = BASELINES[given.of] if given.form == "baseline" else "HEAD"
+    mutants = [m for m in yaml.safe_load(listed.read_text()) if given.form in m]
     if given.what == "check":
-        check(mutants, given.form)
+        check(mutants, given.form, commit)
     elif given.what == "control":
-        with worktree(given.form) as place:
+        with worktree(commit) as place:
             for tests in given.suite or sorted({tests for m in mutants for tests in m["suspects"]}):
                 began_s = time.monotonic()
-                killer = pytest(place, [tests], given.limit, given.workers)
+                killer = noticed(place, tests, given)
                 print(f"{time.monotonic() - began_s:6.0f} s  {tests}  {killer or 'passed'}", flush=True)
     elif given.what == "table":
         for mutant in mutants:
@@ -172,8 +207,8 @@ def main() -> None:
         if not suites or (given.ids and mutant["id"] not in given.ids):
             continue
         began_s = time.monotonic()
-        result = run(mutant, given.form, suites, given.limit, given.workers)
-        note(mutant["id"], given.form, result)
+        result = run(mutant, suites, commit, given)
+        note(listed, mutant["id"], given.form, result)
         print(f"{time.monotonic() - began_s:6.0f} s  {mutant['id']}  {result}", flush=True)
 
 
