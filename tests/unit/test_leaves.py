@@ -52,6 +52,7 @@ CASES: Mapping[str, tuple[Any, Spec]] = {
     "dataset.validationUri": ("hf://acme/held-out", PLAIN),
     "dataset.validationFraction": ("0.3", PLAIN),
     "dataset.maxValidationRows": (7, PLAIN),
+    "dataset.splitSeed": (7, PLAIN),
     "dataset.chatTemplate": ("ChatML", PLAIN),
     "dataset.templateArguments": ({"enable_thinking": "false"}, PLAIN),
     "lora.rank": (8, PLAIN),
