@@ -30,6 +30,7 @@ OTHER: Mapping[str, Any] = {
     "spec.dataset.validationUri": "hf://acme/other",
     "spec.dataset.validationFraction": "0.5",
     "spec.dataset.maxValidationRows": 7,
+    "spec.dataset.splitSeed": 1,
     "spec.dataset.chatTemplate": "configmap://templates/chat.jinja",
     "spec.dataset.templateArguments": {"enable_thinking": "false"},
     "spec.lora.rank": 8,
