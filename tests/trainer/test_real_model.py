@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from tests.trainer import tiny
 from tests.trainer.runs import Workplace, read_json
 
@@ -39,3 +40,22 @@ def test_a_few_steps_lower_the_held_out_loss_of_a_real_model(tmp_path: Path, tin
     config = read_json(workplace.claims / "adapters/out/adapter_config.json")
     assert (config["base_model_name_or_path"], config["revision"]) == (MODEL, artifact.base_revision)
     assert sorted(config["target_modules"]) == ["q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize("whole", [["embed_tokens"], ["input_layernorm", "post_attention_layernorm", "norm"]])
+def test_what_16_bits_round_otherwise_is_within_the_noise(tmp_path: Path, tiny_folder: Path, whole: list[str]) -> None:
+    """A fused adapter or a recomputed gate rounds what a fresh process computes plainly: both losses agree."""
+    ensure_model(cache_root())
+    workplace = Workplace.make(tmp_path, tiny_folder)
+    tiny.write_jsonl(workplace.claims / "data/train.jsonl", tiny.chats(20))
+    manifest = workplace.manifest_file(
+        model={"uri": f"hf://{MODEL}"},
+        lora={"rank": 8, "modulesToSave": whole},
+        training={"maxSteps": 4, "effectiveBatchSize": 4, "learningRate": "0.003", "precision": "BF16"},
+    )
+    with HubServer(cache_root()).start() as hub:
+        done = workplace.run("-f", manifest, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hub"))
+    assert done.status == 0, done.log
+    assert done.summary.results is not None
+    verification = done.summary.results.verification
+    assert 0 < verification.difference <= verification.tolerance
