@@ -24,7 +24,7 @@ from lora_trainer.model.loading import Adapted, adapt
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.reports import Reporter
-from lora_trainer.recipe import adapting, evaluator, train
+from lora_trainer.recipe import evaluator, session, train
 from lora_trainer.recipe.train import Workshop, run_training
 from lora_trainer.training import loop, step
 from lora_trainer.training.batches import Batch, collate
@@ -98,7 +98,7 @@ def watch(patch: pytest.MonkeyPatch, seen: Seen) -> None:
         return dataclasses.replace(result, sums=tuple(value + seen.evaluations for value in result.sums))
 
     patch.setattr(LlamaForCausalLM, "forward", record_forward)
-    patch.setattr(adapting, "adapt", record_adapt)
+    patch.setattr(session, "adapt", record_adapt)
     patch.setattr(loop, "make_optimizer", record_optimizer)
     patch.setattr(torch.nn.utils, "clip_grad_norm_", record_clip)
     patch.setattr(step, "collate", record_collate)
