@@ -44,8 +44,8 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join
-from lora_trainer.recipe.session import Session
 from lora_trainer.recipe.evaluator import Evaluator
+from lora_trainer.recipe.session import Session
 from lora_trainer.recipe.settling import Settled
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import Budget
