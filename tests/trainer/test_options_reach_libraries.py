@@ -24,7 +24,7 @@ from lora_trainer.model.loading import Adapted, adapt
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.reports import Reporter
-from lora_trainer.recipe import evaluator, session, train
+from lora_trainer.recipe import account, evaluator, session
 from lora_trainer.recipe.train import Workshop, run_training
 from lora_trainer.training import loop, step
 from lora_trainer.training.batches import Batch, collate
@@ -104,7 +104,7 @@ def watch(patch: pytest.MonkeyPatch, seen: Seen) -> None:
     patch.setattr(step, "collate", record_collate)
     patch.setattr(evaluator, "evaluate", record_evaluate)
     for name in ("write_adapter", "write_curves", "write_manifest"):
-        patch.setattr(train, name, lambda *args, **kwargs: None)
+        patch.setattr(account, name, lambda *args, **kwargs: None)
 
 
 def _rows(batch: Batch) -> int:

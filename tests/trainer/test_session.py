@@ -22,9 +22,9 @@ from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.device import Device
+from lora_trainer.model.loading import Loaded, load_model
 from lora_trainer.places.base import Base, open_folder
 from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.recipe import session as sessions
 from lora_trainer.recipe.session import Session
 from lora_trainer.recipe.settling import Settled
 from lora_trainer.result.export import write_adapter
@@ -199,13 +199,13 @@ def test_the_base_is_read_once_and_again_after_an_init_that_alters_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not before the next adapter needs it."""
-    load, read = sessions.load_model, []
+    read = []
 
-    def counted(*given: Any) -> Any:
+    def counted(*given: Any) -> Loaded:
         read.append(given)
-        return load(*given)
+        return load_model(*given)
 
-    monkeypatch.setattr(sessions, "load_model", counted)
+    monkeypatch.setattr("lora_trainer.recipe.session.load_model", counted)
     session = bench.session()
     counts = []
     for kind in ("plain", "tied embeddings", "PiSSA", "plain"):

@@ -4,13 +4,10 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-from lora_trainer.artifact.curve_records import metrics_beside
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.progress import Phase
-from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.data import dataset as datasets
 from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.dataset import Data
@@ -26,26 +23,18 @@ from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join, local_rank
 from lora_trainer.ranks.reports import Report, Reporter
-from lora_trainer.recipe.advising import advise_at_end, facts_of, known_shape
+from lora_trainer.recipe.account import Account
 from lora_trainer.recipe.session import Session
-from lora_trainer.recipe.settling import check_lengths, peak_share, settle
+from lora_trainer.recipe.settling import check_lengths, settle
 from lora_trainer.recipe.starting import agreed, beginning, check_claim
 from lora_trainer.recipe.telling import Teller
 from lora_trainer.recipe.vocabulary import check_tokens
-from lora_trainer.result.curves import write_curves
-from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
-from lora_trainer.result.held_out import write_held_out_rows
-from lora_trainer.training.checkpoint import MARGIN_BYTES, Checkpoints
-from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.identity import Identity, identity
+from lora_trainer.training.checkpoint import Checkpoints
+from lora_trainer.training.identity import identity
 from lora_trainer.training.objective import objective_of
-from lora_trainer.training.saver import Saver
-from lora_trainer.training.state import RunRecord
 from lora_trainer.training.stopping import Stop
 
 log = logging.getLogger(__name__)
-_ADAPTER_BYTES = 8
-"""What a trained parameter takes in the result: fp32, and twice where PiSSA or OLoRA is written as a plain adapter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +67,7 @@ def run_training(
 ) -> None:
     """Train on samples, together with the other processes of the run; the first of them writes the adapter with its
     manifest into `folder`. Raises `TrainerError`."""
-    started = time.monotonic()
+    began_s = time.monotonic()
     device = choose_device(config.device, config.training.precision, local_rank())
     log.info("device %s, compute type %s", device.name, device.dtype_name)
 
@@ -113,49 +102,27 @@ def run_training(
         if group.is_main and workshop.folder:
             check_claim(settled, workshop.folder, len(data.training), start)
 
-        facts = partial(facts_of, settled=settled, base=base, samples=samples, data=data)
-        record = partial(_record, config=config, base=base, samples=samples, data=data, ours=ours)
+        account = Account(
+            settled=settled,
+            base=base,
+            samples=samples,
+            data=data,
+            encoder=encoder,
+            identity=ours,
+            device=device,
+            checkpoints=checkpoints,
+            start=start,
+            began_s=began_s,
+        )
         session = Session.open(settled, base, data, device, group, linear=linear)
         result = session.train(
             settled,
             start=start,
             stop=workshop.stop,
-            saver=partial(_saver, config, checkpoints, record),
-            listener=Teller(
-                reporter,
-                device,
-                metrics_beside(folder),
-                peak_share(known_shape(base), device, group),
-                facts=facts,
-                start=start,
-                held_out_digest=samples.held_out_digest,
-                speaks=group.is_main,
-            ),
+            saver=account.saver,
+            listener=Teller(account, reporter, folder, group),
         )
-
-        if result.adapter is not None:
-            workshop.make_room(_ADAPTER_BYTES * result.resolved.trainable_parameters + MARGIN_BYTES)
-            write_held_out_rows(folder, config, samples)
-            write_adapter(result.adapter, folder, encoder.template)
-            write_curves(folder, held_out=data.held_out)
-            write_manifest(
-                folder,
-                record(result.resolved, result.before),
-                measured_by(
-                    result.trained,
-                    result.before,
-                    result.after,
-                    device,
-                    plan=settled.plan,
-                    held_out=data.held_out,
-                    seconds=time.monotonic() - started,
-                    resumed=start.resumed_step if start else None,
-                ),
-                noise=result.noise,
-                verbatim=samples.verbatim and not encoder.has_template,
-                day=encoder.day,
-                advice=advise_at_end(facts(result.resolved, result.left_alone), result, data),
-            )
+        account.write(result, folder, workshop.make_room)
 
 
 def _look_at_data(config: TrainConfig, base: Base, data: Data, encoder: Encoder, reporter: Reporter) -> None:
@@ -173,41 +140,3 @@ def _checkpoints(config: TrainConfig, workshop: Workshop, ranks: Ranks) -> Check
         return None
     keep, make_room = config.checkpoint.keep, workshop.rows.make_room
     return Checkpoints(folder, keep=keep, may_write=workshop.may_write, make_room=make_room)
-
-
-def _record(
-    resolved: ResolvedRun,
-    before: Evaluation,
-    *,
-    config: TrainConfig,
-    base: Base,
-    samples: Samples,
-    data: Data,
-    ours: Identity,
-) -> RunRecord:
-    return RunRecord(
-        identity=ours,
-        config=config,
-        resolved=resolved,
-        dataset=data.stats,
-        held_out=data.held_out,
-        base_model=base.name,
-        base_revision=base.revision,
-        versions=versions(resolved),
-        before=before,
-        dataset_revision=samples.dataset_revision,
-        validation_revision=samples.validation_revision,
-        held_out_digest=samples.held_out_digest,
-    )
-
-
-def _saver(
-    config: TrainConfig,
-    checkpoints: Checkpoints | None,
-    record: Callable[[ResolvedRun, Evaluation], RunRecord],
-    resolved: ResolvedRun,
-    before: Evaluation,
-) -> Saver | None:
-    if checkpoints is None:
-        return None
-    return Saver(checkpoints=checkpoints, config=config.checkpoint, record=record(resolved, before))
