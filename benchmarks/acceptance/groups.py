@@ -124,7 +124,6 @@ def _trained(bench: Bench, base: Base, ranks: Ranks, *, divided: bool) -> tuple[
     whole = sum(parameter.numel() for parameter in frozen)
     if divided:
         shard(adapted.model, device, mesh_over(device, ranks, ranks.world))
-        adapted = dataclasses.replace(adapted, sharded_over=ranks.world)
         ranks = dataclasses.replace(ranks, lockstep=True)
     recipe, taken = Recipe(), Taken()
     recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, max_steps=_STEPS))

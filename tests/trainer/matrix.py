@@ -174,7 +174,7 @@ def train_cell(config: TrainConfig, claims: Path, folder: Path) -> Outcome:
         return load_model(base, *given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora_trainer.recipe.adapting.load_model", load)
+        patch.setattr("lora_trainer.recipe.session.load_model", load)
         samples = load_samples(config, volumes, Hub())
         try:
             run_training(config, samples, volumes, Hub(), folder=adapter, reporter=Reporter(None), workshop=Workshop())

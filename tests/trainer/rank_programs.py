@@ -44,8 +44,8 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join
-from lora_trainer.recipe.adapting import adapted_on_all
 from lora_trainer.recipe.evaluator import Evaluator
+from lora_trainer.recipe.session import Session
 from lora_trainer.recipe.settling import Settled
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import Budget
@@ -315,9 +315,11 @@ def start_from_directions(folder: Path, config: TrainConfig) -> tuple[str, dict[
             for init in ("pissa_init", "olora_init"):
                 stack.enter_context(mock.patch.object(LoraLayer, init, _of_other_weights(getattr(LoraLayer, init))))
         settled = Settled(config=config, plan=None)
-        adapted, _ = adapted_on_all(settled, open_folder(folder), CPU, None, ranks, linear=0)
-        starts = {name: _digest([start.down, start.up]) for name, start in adapted.starts.items()}
-        return _digest(adapted.model.parameters()), starts
+        nothing: Any = None
+        session = Session.open(settled, open_folder(folder), nothing, CPU, ranks, linear=0)
+        with session.adapted(settled) as adapted:
+            starts = {name: _digest([start.down, start.up]) for name, start in adapted.starts.items()}
+            return _digest(adapted.model.parameters()), starts
 
 
 def _of_other_weights(take: Callable[..., None]) -> Callable[..., None]:

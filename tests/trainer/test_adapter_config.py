@@ -8,6 +8,7 @@ from tests.trainer.conftest import make_config
 from tests.trainer.families import make_family
 
 from lora_trainer.contract.config import Quantization
+from lora_trainer.model.convert import copy_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.places.base import open_folder
@@ -31,5 +32,6 @@ def test_what_a_run_writes_fits_together(tmp_path: Path, cpu: Device, kind: str,
     """Kinds of adapters and of models in which PEFT names things in its own way."""
     base = open_folder(make_family(tmp_path / "base", kind))
     config = make_config(lora={"rank": 4, **lora}).lora
-    write_adapter(adapt(load_model(base, Quantization.NONE, cpu), config, base, cpu, 0), tmp_path / "adapter", None)
+    adapted = adapt(load_model(base, Quantization.NONE, cpu), config, base, cpu, 0)
+    write_adapter(copy_adapter(adapted.model, adapted.starts), tmp_path / "adapter", None)
     check_config(base, tmp_path / "adapter")

@@ -16,7 +16,7 @@ from lora_trainer.contract.config import Init, Layers, LoraConfig, Quantization,
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.apply import apply_adapter
-from lora_trainer.model.convert import save_adapter
+from lora_trainer.model.convert import copy_adapter, save_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import load_model
 from lora_trainer.places.base import Base, open_folder
@@ -54,7 +54,7 @@ def written(base: Base, encoder: Encoder, device: Device, lora: LoraConfig, fold
     after = variants.loss_of(adapted.model, adapted.head, rows, device)
     assert after < before - 0.02
     folder.mkdir(exist_ok=True)
-    save_adapter(adapted.model, adapted.starts, folder)
+    save_adapter(copy_adapter(adapted.model, adapted.starts), folder)
     return after, adapted.trainable_parameters
 
 
@@ -154,7 +154,7 @@ def test_a_configuration_file_that_means_another_adapter_is_refused(
 ) -> None:
     """Servers go by it."""
     adapted = variants.fresh(tiny_base, cpu, LORA)
-    save_adapter(adapted.model, adapted.starts, tmp_path)
+    save_adapter(copy_adapter(adapted.model, adapted.starts), tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
     with pytest.raises(VerificationError) as caught:

@@ -16,7 +16,7 @@ from tests.trainer.variants import make_gpt2, make_mixture
 from lora_trainer.contract.config import Init, Layers, LoraConfig, Scaling, Variant
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import VerificationError
-from lora_trainer.model.convert import save_adapter
+from lora_trainer.model.convert import copy_adapter, save_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.places.base import Base, open_folder
 from lora_trainer.result import merge, merged_weights
@@ -45,7 +45,7 @@ def merged(base: Base, encoder: Encoder, device: Device, lora: LoraConfig, root:
     adapted = variants.fresh(base, device, lora)
     variants.learn(adapted, variants.rows(encoder), device, steps=2)
     (root / "adapter").mkdir()
-    save_adapter(adapted.model, adapted.starts, root / "adapter")
+    save_adapter(copy_adapter(adapted.model, adapted.starts), root / "adapter")
     merge.merge_into(root / "adapter", base.folder, root / "merged")
     return root / "adapter", root / "merged"
 

@@ -24,7 +24,7 @@ from lora_trainer.model.loading import Adapted, adapt
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.reports import Reporter
-from lora_trainer.recipe import adapting, evaluator, train
+from lora_trainer.recipe import account, evaluator, session
 from lora_trainer.recipe.train import Workshop, run_training
 from lora_trainer.training import loop, step
 from lora_trainer.training.batches import Batch, collate
@@ -37,6 +37,8 @@ class Seen:
     """What the libraries were given in one run. Lists have an entry for each micro-batch, step or evaluation."""
 
     adapted: list[Adapted] = field(default_factory=list)
+    layers: list[Any] = field(default_factory=list)
+    recomputes: list[bool] = field(default_factory=list)
     optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
@@ -52,8 +54,8 @@ class Seen:
 
     @property
     def first_layer(self) -> Any:
-        """PEFT's module on the first query projection."""
-        return self.adapted[0].model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+        """PEFT's module on the first query projection, which the base no longer has after the training."""
+        return self.layers[0]
 
     @property
     def group(self) -> Mapping[str, Any]:
@@ -71,8 +73,11 @@ def watch(patch: pytest.MonkeyPatch, seen: Seen) -> None:
         return forward(self, *args, **kwargs)
 
     def record_adapt(*args: Any, **kwargs: Any) -> Adapted:
-        seen.adapted.append(adapt(*args, **kwargs))
-        return seen.adapted[-1]
+        adapted = adapt(*args, **kwargs)
+        seen.adapted.append(adapted)
+        seen.layers.append(adapted.model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj"))
+        seen.recomputes.append(adapted.model.get_base_model().model.gradient_checkpointing)
+        return adapted
 
     def record_optimizer(*args: Any) -> torch.optim.Optimizer:
         optimizer = make_optimizer(*args)
@@ -98,13 +103,13 @@ def watch(patch: pytest.MonkeyPatch, seen: Seen) -> None:
         return dataclasses.replace(result, sums=tuple(value + seen.evaluations for value in result.sums))
 
     patch.setattr(LlamaForCausalLM, "forward", record_forward)
-    patch.setattr(adapting, "adapt", record_adapt)
+    patch.setattr(session, "adapt", record_adapt)
     patch.setattr(loop, "make_optimizer", record_optimizer)
     patch.setattr(torch.nn.utils, "clip_grad_norm_", record_clip)
     patch.setattr(step, "collate", record_collate)
     patch.setattr(evaluator, "evaluate", record_evaluate)
     for name in ("write_adapter", "write_curves", "write_manifest"):
-        patch.setattr(train, name, lambda *args, **kwargs: None)
+        patch.setattr(account, name, lambda *args, **kwargs: None)
 
 
 def _rows(batch: Batch) -> int:
@@ -241,7 +246,7 @@ TRAINING: Mapping[str, Probe] = {
     ),
     "activation_checkpointing": Probe(
         change={"activationCheckpointing": "Full"},
-        look=lambda s: s.adapted[0].model.get_base_model().model.gradient_checkpointing,
+        look=lambda s: s.recomputes == [True],
         want=True,
         beside=ONE_STEP,
     ),

@@ -17,7 +17,7 @@ from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import ConfigError
 from lora_trainer.model import device_check
 from lora_trainer.model.apply import apply_adapter
-from lora_trainer.model.convert import save_adapter
+from lora_trainer.model.convert import copy_adapter, save_adapter
 from lora_trainer.model.device import Device, choose_device
 from lora_trainer.model.loading import load_model
 from lora_trainer.model.options import check_options
@@ -75,7 +75,7 @@ def test_an_adapter_on_a_quantized_base_is_verified(
     adapted, rows = variants.fresh(tiny_base, cpu, lora, quantization), variants.rows(encoder)
     variants.learn(adapted, rows, cpu)
     loss = variants.loss_of(adapted.model, adapted.head, rows, cpu)
-    save_adapter(adapted.model, adapted.starts, tmp_path)
+    save_adapter(copy_adapter(adapted.model, adapted.starts), tmp_path)
     loaded = load_model(tiny_base, quantization, cpu)
     assert apply_adapter(loaded, tmp_path, lora, cpu) == adapted.trainable_parameters
     assert variants.loss_of(loaded.model, loaded.head, rows, cpu) == pytest.approx(loss, abs=1e-4)

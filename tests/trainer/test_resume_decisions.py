@@ -25,5 +25,5 @@ def test_the_log_says_where_a_run_goes_on(
     record: Any = SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(name="tiny")))
     checkpoint: Any = SimpleNamespace(step=4)
     with caplog.at_level(logging.INFO):
-        Saved(checkpoint=checkpoint, record=record, own=own, best_step=best).log_start(goes_on=goes_on)
+        Saved(checkpoint=checkpoint, record=record, own=own, best_step=best, goes_on=goes_on).log_start()
     assert [line.getMessage() for line in caplog.records] == [sentence]

@@ -201,6 +201,6 @@ def test_a_run_cuts_micro_batches_by_its_model(cpu: Device, caplog: pytest.LogCa
         caplog.clear()
         rows = some_rows(3)
         data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=longest), training=rows, evaluation=rows)
-        found = way.way_of(settled, adapted, data, cpu, Ranks(), saved=None, goes_on=False)
+        found = way.way_of(settled, adapted, data, cpu, Ranks())
         assert found.budget.frequencies == Frequencies(switches=(8,))
         assert any("share no micro-batch" in message for message in caplog.messages) is said

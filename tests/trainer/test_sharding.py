@@ -16,7 +16,7 @@ from lora_trainer.errors import ConfigError, CudaOutOfMemoryError
 from lora_trainer.model.device import Device
 from lora_trainer.model.sharding import divided_over, stream, weight_bytes
 from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.recipe import adapting
+from lora_trainer.recipe import session
 from lora_trainer.recipe.settling import Settled
 
 GIB = 2**30
@@ -63,13 +63,14 @@ def test_processes_with_gpus_of_two_sizes_divide_the_base_alike(
     def divide(_device: Device, _ranks: Ranks, over: int) -> None:
         raise DividedError(over)
 
-    monkeypatch.setattr(adapting, "weight_bytes", lambda *_: 50 * GIB)
-    monkeypatch.setattr(adapting, "device_bytes", lambda _device: H100)
-    monkeypatch.setattr(adapting, "mesh_over", divide)
+    monkeypatch.setattr(session, "weight_bytes", lambda *_: 50 * GIB)
+    monkeypatch.setattr(session, "device_bytes", lambda _device: H100)
+    monkeypatch.setattr(session, "mesh_over", divide)
     settled = Settled(config=make_config(quantization="None"), plan=None)
     base: Any = SimpleNamespace(folder=tmp_path)
+    nothing: Any = None
     with pytest.raises(DividedError, match="8"):
-        adapting.adapted_on_all(settled, base, CPU, None, Mixed(world=8, local_world=8), linear=0)
+        session.Session.open(settled, base, nothing, CPU, Mixed(world=8, local_world=8), linear=0)
 
 
 def planned(*, sharded: bool, sharded_over: int | None = None, fits: bool | None = True) -> RunPlan:

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.ranks.reports import Reporter
-from lora_trainer.recipe.train import _go_on
 from lora_trainer.training.guards import LossGuard
+from lora_trainer.training.resume import Saved
 from lora_trainer.training.state import BestSoFar, Course, State, put_back
 
 
@@ -22,13 +21,10 @@ def test_only_a_runs_own_early_stop_is_its_end(*, own: bool) -> None:
     training: Any = SimpleNamespace(
         config=config, ranks=Ranks(), device=device, restore=lambda state, **_: restored.append(state)
     )
-    said = ("log_start", "warn_of_changes", "warn_of_split")
-    nothing: dict[str, Any] = dict.fromkeys(said, lambda *_, **__: None)
-    record: Any = SimpleNamespace(resolved=None, versions={}, held_out_digest=None)
     course = Course(guard=LossGuard(), step=4, stopped_early=True)
     state = State(course=course, adapter={}, best=None, starts={}, optimizer={}, scaler={})
-    saved: Any = SimpleNamespace(own=own, progress=lambda **_: {}, state=lambda: state, **nothing)
-    _go_on(training, saved, record, Reporter(None), goes_on=True)
+    saved: Any = SimpleNamespace(own=own, goes_on=True, state=lambda: state)
+    Saved.restore(saved, training)
     assert [found.course.stopped_early for found in restored] == [own]
 
 
@@ -47,9 +43,6 @@ def test_a_new_start_begins_with_the_weights_that_the_other_run_publishes(
     course = Course(guard=LossGuard(), step=4, best=BestSoFar(step=2, loss=1.0, waited=2))
     last, best = ({"a": torch.tensor([value])} for value in (4.0, 2.0))
     state = State(course=course, adapter=last, best=best, starts={}, optimizer={}, scaler={})
-    said = ("log_start", "warn_of_changes", "warn_of_split")
-    nothing: dict[str, Any] = dict.fromkeys(said, lambda *_, **__: None)
-    saved: Any = SimpleNamespace(own=False, progress=lambda **_: {}, state=lambda: state, **nothing)
-    record: Any = SimpleNamespace(resolved=None, versions={}, held_out_digest=None)
-    _go_on(training, saved, record, Reporter(None), goes_on=goes_on)
+    saved: Any = SimpleNamespace(own=False, goes_on=goes_on, state=lambda: state)
+    Saved.restore(saved, training)
     assert parameters["a"].item() == first

@@ -184,4 +184,4 @@ def way_on(
     settled: Any = SimpleNamespace(config=make_config(training={"kernels": kernels}), plan=made)
     rows = some_rows(*3 * [8])
     data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=8), training=rows, evaluation=rows)
-    return way.way_of(settled, model, data, device, ranks, saved=None, goes_on=False)
+    return way.way_of(settled, model, data, device, ranks)

@@ -20,6 +20,8 @@ from lora_trainer.model.experts import left_alone, reserved_names
 from lora_trainer.model.linear import language_model
 from lora_trainer.model.targets import choose_targets, inside, rank_and_scale
 
+ADAPTER = "default"
+"""The name of the one adapter of a model, which PEFT asks for; no file has it."""
 _INITS: Mapping[Init, bool | str] = {
     Init.DEFAULT: True,
     Init.GAUSSIAN: "gaussian",
@@ -117,7 +119,8 @@ def put_on(model: Any, plan: Plan, *, empty: bool = False) -> Any:
     settings: Any = PeftLoraConfig
     init = "gaussian" if plan.init == "gaussian" else True
     with _expected_warnings():
-        return get_peft_model(model, settings(**plan.settings, init_lora_weights=init), low_cpu_mem_usage=empty)
+        configuration = settings(**plan.settings, init_lora_weights=init)
+        return get_peft_model(model, configuration, adapter_name=ADAPTER, low_cpu_mem_usage=empty)
 
 
 def check_on(model: Any, plan: Plan) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from lora_trainer.model.adapter import ADAPTER
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.ranks.tensors import on_all
 
 PREFIX = "base_model.model."
 """Before each name in an adapter's file."""
-_ADAPTER = "default"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +49,13 @@ def take_directions(
         if given is not None:
             _take_given(layer, given[name])
         elif init == "olora":
-            layer.olora_init(_ADAPTER)
+            layer.olora_init(ADAPTER)
         else:
-            layer.pissa_init(_ADAPTER, init)
+            layer.pissa_init(ADAPTER, init)
         starts[name] = Start(
-            down=layer.lora_A[_ADAPTER].weight.detach().clone(),
-            up=layer.lora_B[_ADAPTER].weight.detach().clone(),
-            scale=float(layer.scaling[_ADAPTER]),
+            down=layer.lora_A[ADAPTER].weight.detach().clone(),
+            up=layer.lora_B[ADAPTER].weight.detach().clone(),
+            scale=float(layer.scaling[ADAPTER]),
         )
     _of_the_first(starts, ranks)
     return starts
@@ -79,8 +79,8 @@ def _take_given(layer: Any, start: Start) -> None:
     base: nn.Module = layer.get_base_layer()
     weight = base.get_parameter("weight")
     down, up = start.down.to(weight.device), start.up.to(weight.device)
-    layer.lora_A[_ADAPTER].weight.data = down.clone()
-    layer.lora_B[_ADAPTER].weight.data = up.clone()
+    layer.lora_A[ADAPTER].weight.data = down.clone()
+    layer.lora_B[ADAPTER].weight.data = up.clone()
     whole = weight.float().T if layer.fan_in_fan_out else weight.float()
     rest = (whole - start.scale * up @ down).to(weight.dtype)
     weight.data = rest.T if layer.fan_in_fan_out else rest
@@ -137,15 +137,41 @@ def plain_settings(starts: Mapping[str, Start]) -> dict[str, Any]:
     }
 
 
-def save_adapter(model: Any, starts: Mapping[str, Start], folder: Path) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json`, for the pristine base whatever the start was."""
-    # The embeddings belong to the adapter only where they are trained whole, which PEFT knows without asking the Hub.
-    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-    if not starts:
-        return
-    from safetensors.torch import load_file, save_file  # noqa: PLC0415 - only here
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """An adapter apart from its model, in main memory: `tensors` and `settings` as PEFT's files have them, beside the
+    `starts` of the training that are no longer in its base."""
 
-    weights, settings = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-    save_file(plain_tensors(load_file(weights), starts), weights, metadata={"format": "pt"})
-    document = json.loads(settings.read_text(encoding="utf-8")) | plain_settings(starts)
-    settings.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    tensors: Mapping[str, torch.Tensor]
+    settings: Mapping[str, Any]
+    starts: Mapping[str, Start]
+
+
+def copy_adapter(model: Any, starts: Mapping[str, Start]) -> Adapter:
+    """A copy of the adapter that a PEFT model has now."""
+    from peft import get_peft_model_state_dict  # noqa: PLC0415 - PEFT takes seconds to import
+
+    # The embeddings belong to the adapter only where they are trained whole, which PEFT knows without asking the Hub.
+    state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    settings = {**model.peft_config[ADAPTER].to_dict(), "inference_mode": True}
+    return Adapter(
+        tensors={name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()},
+        # In the order of a set, equal runs would write other files.
+        settings={name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()},
+        starts={
+            name: Start(down=start.down.cpu(), up=start.up.cpu(), scale=start.scale) for name, start in starts.items()
+        },
+    )
+
+
+def save_adapter(adapter: Adapter, folder: Path) -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json`, for the pristine base whatever the start was."""
+    from safetensors.torch import save_file  # noqa: PLC0415 - only here
+
+    tensors, settings = dict(adapter.tensors), dict(adapter.settings)
+    if adapter.starts:
+        tensors, settings = plain_tensors(tensors, adapter.starts), settings | plain_settings(adapter.starts)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    (folder / "adapter_config.json").write_text(text, encoding="utf-8")

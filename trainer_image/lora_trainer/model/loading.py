@@ -11,7 +11,7 @@ from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization
 from lora_trainer.contract.fit.choice import is_large
 from lora_trainer.errors import ConfigError, InternalError, explain, one_sentence
-from lora_trainer.model.adapter import plan_adapter, put_on
+from lora_trainer.model.adapter import ADAPTER, plan_adapter, put_on
 from lora_trainer.model.classes import auto_class
 from lora_trainer.model.convert import Start, take_directions
 from lora_trainer.model.device import Device
@@ -40,7 +40,7 @@ class Adapted:
     `head` is the output embedding that computes, a trained copy where it is trained whole. `starts` are the start
     values of PiSSA and OLoRA by module, which a checkpoint keeps; empty for other adapters. `checkpointing` says
     which activations are recomputed, `may_recompute` whether all may be where memory does not suffice, `left_alone`
-    what the adapter leaves alone, `sharded_over` over how many processes the base is divided, None where it is whole.
+    what the adapter leaves alone.
     """
 
     model: Any
@@ -52,7 +52,6 @@ class Adapted:
     checkpointing: ActivationCheckpointing = ActivationCheckpointing.NONE
     may_recompute: bool = False
     left_alone: LeftAlone = field(default_factory=LeftAlone)
-    sharded_over: int | None = None
 
 
 def skeleton(base: Base) -> Loaded:
@@ -149,7 +148,7 @@ def adapt(
     found = take_directions(model, str(plan.init), starts, ranks) if config.init.changes_base else {}
     _train_in_fp32(model)
     # Set afterwards: PEFT replaces a name that differs from the folder that the weights were read from.
-    adapter = model.peft_config["default"]
+    adapter = model.peft_config[ADAPTER]
     adapter.init_lora_weights = plan.init
     adapter.base_model_name_or_path = base.name
     adapter.revision = None if base.revision.startswith("sha256:") else base.revision
@@ -184,7 +183,7 @@ def _train_in_fp32(model: Any) -> None:
 
     for module in list(model.modules()):
         if isinstance(module, ModulesToSaveWrapper):
-            copy: Any = module.modules_to_save["default"]
+            copy: Any = module.modules_to_save[ADAPTER]
             if copy is not _head(model):
                 answer_in(copy, next(copy.parameters()).dtype)
     for parameter in model.parameters():
@@ -208,7 +207,7 @@ def _head(model: Any) -> nn.Module:
     """The output embedding that computes: behind PEFT's wrapper the copy that is trained."""
     head: Any = model.get_base_model().get_output_embeddings()
     copies: Any = getattr(head, "modules_to_save", None)
-    found: nn.Module = copies["default"] if copies is not None else head
+    found: nn.Module = copies[ADAPTER] if copies is not None else head
     return found
 
 

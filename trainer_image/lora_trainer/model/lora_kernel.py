@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lora_trainer.model.adapter import ADAPTER
 from lora_trainer.model.products import product
 from lora_trainer.model.quantize import is_4bit
-
-ADAPTER = "default"
 
 
 def fuse(model: nn.Module) -> int:

@@ -37,14 +37,13 @@ def way_of(
     device: Device,
     ranks: Ranks,
     *,
-    saved: Saved | None,
-    goes_on: bool,
+    start: Saved | None = None,
 ) -> Way:
-    """Let the model compute so; all processes call it. `saved` is the checkpoint that the run begins with; it `goes_on`
-    where it takes more of that than the weights, and then its packs stay as they were cut."""
+    """Let the model compute so; all processes call it. `start` is the checkpoint that the run begins with, whose packs
+    stay as they were cut."""
     longest = max(rows.longest for rows in (data.training, data.evaluation))
     packs = isolate(adapted.model, longest)
-    kept = saved.budget_tokens if saved and goes_on else None
+    kept = start.budget_tokens if start else None
     budget = _micro_batches(settled, adapted, data, device, packs=packs, kept=kept)
     wanted, kernels = settled.config.training.kernels is Kernels.AUTO, Taken()
     if wanted:

@@ -1,7 +1,6 @@
 """The trained adapter to a folder in PEFT's format, with a model card, and the manifest as the last file."""
 
 import importlib.metadata
-import json
 import platform
 from datetime import date
 from pathlib import Path
@@ -9,31 +8,29 @@ from pathlib import Path
 from lora_trainer.artifact.curve_records import METRICS, read_records
 from lora_trainer.artifact.manifest import Manifest, Measured, write_sealed
 from lora_trainer.contract.advice.codes import Advice
-from lora_trainer.contract.config import Tracker, TrainConfig
+from lora_trainer.contract.config import Tracker
 from lora_trainer.contract.fit.limits import CONTEXT_BYTES
 from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.contract.summary import DatasetStats, ResolvedRun
+from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.errors import storage_error
-from lora_trainer.model.convert import save_adapter
+from lora_trainer.model.convert import Adapter, save_adapter
 from lora_trainer.model.device import Device
-from lora_trainer.model.loading import Adapted
-from lora_trainer.places.base import Base
 from lora_trainer.result.card import CARD, card_of
 from lora_trainer.result.serving import TEMPLATE, adapter_serving
 from lora_trainer.result.tensorboard import TENSORBOARD, write_events
 from lora_trainer.training.evaluate import Evaluation, improvement_standard_error
 from lora_trainer.training.listener import Trained
+from lora_trainer.training.state import RunRecord
 
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 _LIGER = "liger-kernel"
 
 
-def write_adapter(adapted: Adapted, folder: Path, template: str | None) -> None:
+def write_adapter(adapter: Adapter, folder: Path, template: str | None) -> None:
     """Write weights and configuration; `template` is the chat template where the base model has none of its own."""
     try:
-        save_adapter(adapted.model, adapted.starts, folder)
-        _sort_config(folder / "adapter_config.json")
+        save_adapter(adapter, folder)
         # safetensors writes for the owner alone; who serves an adapter is rarely who trained it.
         (folder / "adapter_model.safetensors").chmod(0o644)
         if template is not None:
@@ -45,14 +42,6 @@ def write_adapter(adapted: Adapted, folder: Path, template: str | None) -> None:
         if "No space left" in str(error):
             raise storage_error(OSError(28, "No space left on device"), "the adapter") from error
         raise
-
-
-def _sort_config(path: Path) -> None:
-    """PEFT keeps module names in a set: sorted, equal runs write equal files."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(config.get("target_modules"), list):
-        config["target_modules"].sort()
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def measured_by(
@@ -97,35 +86,31 @@ def measurable_peak(plan: RunPlan) -> int:
 
 def write_manifest(
     folder: Path,
-    *,
-    base: Base,
-    config: TrainConfig,
-    resolved: ResolvedRun,
-    dataset: DatasetStats,
+    record: RunRecord,
     measured: Measured,
+    *,
     noise: float,
     verbatim: bool,
     day: date | None,
-    dataset_revision: str | None,
-    validation_revision: str | None,
     advice: tuple[Advice, ...] = (),
 ) -> Manifest:
     """Write the model card, then the manifest over all files, everything forced to the disk. Raises `StorageError`."""
+    config = record.config
     manifest = Manifest(
-        base_model=base.name,
-        base_revision=base.revision,
+        base_model=record.base_model,
+        base_revision=record.base_revision,
         config=config,
-        resolved=resolved,
-        dataset=dataset,
+        resolved=record.resolved,
+        dataset=record.dataset,
         measured=measured,
         noise=noise,
         advice=advice,
         serving=adapter_serving(folder),
         verbatim=verbatim,
         day=day,
-        dataset_revision=dataset_revision,
-        validation_revision=validation_revision,
-        versions=versions(resolved),
+        dataset_revision=record.dataset_revision,
+        validation_revision=record.validation_revision,
+        versions=versions(record.resolved),
         files=(),
     )
     try:

@@ -1,15 +1,16 @@
 """A verified adapter of any checkpoint: what is done of a run that was stopped can be kept."""
 
 import logging
-from datetime import date
+from dataclasses import replace
 from pathlib import Path
 
+from lora_trainer.artifact.manifest import Measured
 from lora_trainer.artifact.sealed import aside
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Verification
 from lora_trainer.data.dataset_files import at_commits
-from lora_trainer.data.survey import Samples
 from lora_trainer.errors import CheckpointError, ConfigError, storage_error
+from lora_trainer.model.convert import copy_adapter
 from lora_trainer.model.device import Device, choose_anywhere
 from lora_trainer.model.loading import Adapted, adapt, load_model
 from lora_trainer.model.rope import frequencies_of
@@ -28,7 +29,7 @@ from lora_trainer.training.listener import Trained
 from lora_trainer.training.noise import measure_noise
 from lora_trainer.training.objective import objective_of
 from lora_trainer.training.resume import Saved
-from lora_trainer.training.state import RunRecord, State, mean_loss, put_back, read_record, trainable
+from lora_trainer.training.state import Course, RunRecord, State, mean_loss, put_back, read_record, trainable
 
 log = logging.getLogger(__name__)
 
@@ -52,23 +53,20 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
     read = at_commits(config, record.dataset_revision, record.validation_revision, hub)
     rows = evaluation_rows(read, volumes, hub, base, saved.day)
     after, noise = _evaluated(record, adapted, device, rows)
+    encoder = encoder_of(config, volumes, base, saved.day)
+    # Of commits that are gone by now, the same rows were found at others.
+    commits = {name: getattr(rows.samples, name) for name in ("dataset_revision", "validation_revision")}
     try:
         with aside(output) as partial:
-            encoder = encoder_of(config, volumes, base, saved.day)
             write_held_out_rows(partial, config, rows.samples)
-            _write(
+            write_adapter(copy_adapter(adapted.model, adapted.starts), partial, encoder.template)
+            write_manifest(
                 partial,
-                record,
-                state,
-                base,
-                adapted,
-                device=device,
-                after=after,
+                replace(record, **commits),
+                _measured(record, state.course, device, after),
                 noise=noise,
-                template=encoder.template,
                 verbatim=rows.samples.verbatim and not encoder.has_template,
                 day=encoder.day,
-                samples=rows.samples,
             )
             verification = verify(partial, volumes, hub, anywhere=True)
             partial.rename(output)
@@ -122,22 +120,7 @@ def _evaluated(record: RunRecord, adapted: Adapted, device: Device, rows: Evalua
     return after, noise
 
 
-def _write(
-    folder: Path,
-    record: RunRecord,
-    state: State,
-    base: Base,
-    adapted: Adapted,
-    *,
-    device: Device,
-    after: Evaluation,
-    noise: float,
-    template: str | None,
-    verbatim: bool,
-    day: date | None,
-    samples: Samples,
-) -> None:
-    config, course = record.config, state.course
+def _measured(record: RunRecord, course: Course, device: Device, after: Evaluation) -> Measured:
     trained = Trained(
         steps=course.step,
         tokens=course.tokens,
@@ -147,20 +130,6 @@ def _write(
         stopped_early=course.stopped_early,
         fill=course.fill,
     )
-    measured = measured_by(
+    return measured_by(
         trained, record.before, after, device, held_out=record.held_out, seconds=course.seconds, resumed=None
-    )
-    write_adapter(adapted, folder, template)
-    write_manifest(
-        folder,
-        base=base,
-        config=config,
-        resolved=record.resolved,
-        dataset=record.dataset,
-        measured=measured,
-        noise=noise,
-        verbatim=verbatim,
-        day=day,
-        dataset_revision=samples.dataset_revision,
-        validation_revision=samples.validation_revision,
     )

@@ -52,7 +52,7 @@ class Checkpoints:
         make_room: Callable[[int], None] = lambda _size_bytes: None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._folder = folder
+        self.folder = folder
         self._keep = keep
         self._make_room = make_room
         self._may_write = may_write
@@ -64,7 +64,7 @@ class Checkpoints:
 
         Raises `CheckpointError` where there are some and all are damaged.
         """
-        newest, damaged = newest_of(self._folder)
+        newest, damaged = newest_of(self.folder)
         self._damaged = tuple(damaged)
         return newest
 
@@ -74,12 +74,12 @@ class Checkpoints:
         `size_bytes` is what the files take, about. Raises `StorageError`; whatever happens, those before stay valid.
         """
         self._may_write()
-        discard_partial(self._folder)
-        folder = self._folder / step_name(step)
+        discard_partial(self.folder)
+        folder = self.folder / step_name(step)
         seal = _Seal(version=VERSION, step=step, saved_at=self._wall_clock(), files=())
         try:
             self._make_room(size_bytes + MARGIN_BYTES)
-            _check_space(self._folder, size_bytes)
+            _check_space(self.folder, size_bytes)
             write_folder(folder, seal, files, ready=self._may_write)
         except OSError as error:
             raise storage_error(error, f"the checkpoint {folder.name}") from error
@@ -96,8 +96,8 @@ class Checkpoints:
     def prune(self) -> None:
         """Remove all but the newest that are to be kept, and what a killed trainer left half done."""
         self._may_write()
-        discard_partial(self._folder)
-        for folder in checkpoint_folders(self._folder)[self._keep :]:
+        discard_partial(self.folder)
+        for folder in checkpoint_folders(self.folder)[self._keep :]:
             remove(folder)
 
 

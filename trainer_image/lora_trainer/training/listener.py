@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lora_trainer.contract.advice.facts import LeftAlone
+from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.state import Point
@@ -49,6 +51,12 @@ class Trained:
 class Listener:
     """Is called for what happens in a training, on every process. This one does nothing."""
 
+    def adapted(self, resolved: ResolvedRun, left_alone: LeftAlone) -> None:
+        """The adapter is on the base, and how both compute is settled; the base is evaluated next."""
+
+    def begins(self, resolved: ResolvedRun, before: Evaluation, *, step: int) -> None:
+        """The training begins after `step`, 0 where it goes on from none; `before` is the evaluation of the base."""
+
     def stepped(self, step: Step) -> None:
         """A step was taken."""
 
@@ -72,6 +80,9 @@ class Listener:
 
     def halved(self, budget: Budget, accumulation: int) -> None:
         """The device's memory did not suffice: micro-batches hold less from now on, and a step has so many of them."""
+
+    def ended(self, trained: Trained, after: Evaluation) -> None:
+        """The training ended, and was evaluated."""
 
     def alive(self) -> None:
         """Another micro-batch begins."""

@@ -5,13 +5,15 @@ import time
 from collections.abc import Callable
 
 from lora_trainer.artifact.curve_records import MetricsFile
+from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.progress import Phase
+from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.model.device import Device
 from lora_trainer.ranks.logs import duration, fields
 from lora_trainer.ranks.reports import Counters, Report, Reporter
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.listener import Listener, Step
+from lora_trainer.training.listener import Listener, Step, Trained
 
 log = logging.getLogger(__name__)
 SIGN_OF_LIFE_S = 10.0
@@ -41,6 +43,16 @@ class Narrator(Listener):
         self._weighed_at_s: float | None = None
         self._tokens = self._rows = self._left_out = self._scaled_down = 0
         self._saves = self._failed_saves = self._halvings = 0
+
+    def adapted(self, resolved: ResolvedRun, left_alone: LeftAlone) -> None:
+        """See `Listener`."""
+        self._reporter.phase(Phase.EVALUATING, resolved)
+
+    def begins(self, resolved: ResolvedRun, before: Evaluation, *, step: int) -> None:
+        """See `Listener`."""
+        self._reporter.progress(phase=Phase.TRAINING, eval_loss=before.loss)
+        if step == 0:
+            self._curves.evaluated(0, loss=before.loss, standard_error=before.standard_error)
 
     def stepped(self, step: Step) -> None:
         """See `Listener`."""
@@ -102,6 +114,13 @@ class Narrator(Listener):
         """See `Listener`."""
         self._failed_saves += 1
         self._reporter.progress(counters=self._counters())
+
+    def ended(self, trained: Trained, after: Evaluation) -> None:
+        """See `Listener`."""
+        self._reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
+        # Of these weights, which need not be the last ones.
+        step = trained.best_step or trained.steps
+        self._curves.evaluated(step, loss=after.loss, standard_error=after.standard_error)
 
     def alive(self) -> None:
         """See `Listener`."""

@@ -2,9 +2,8 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 from lora_trainer.contract.config import Quantization, TrainConfig, TrainingConfig
@@ -18,6 +17,7 @@ from lora_trainer.places.run_folders import folders_of_name
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.training.checkpoint import Checkpoint, Checkpoints, newest_in
 from lora_trainer.training.identity import Identity, day_of, difference, same_course, weights_difference
+from lora_trainer.training.loop import Training
 from lora_trainer.training.schedule import total_steps
 from lora_trainer.training.state import (
     RunRecord,
@@ -26,6 +26,7 @@ from lora_trainer.training.state import (
     read_record,
     read_starts,
     read_state,
+    state_on_all,
 )
 
 log = logging.getLogger(__name__)
@@ -34,16 +35,23 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
     """A whole checkpoint to start from. It is this run's own, or of the run that `resumeFrom` names; its steps saw so
-    many `rows`, repetitions counted. The run looked for its best weights where there is a `best_step`."""
+    many `rows`, repetitions counted. The run looked for its best weights where there is a `best_step`. The training
+    `goes_on` at its step, or begins at step 0 with the weights that its run publishes."""
 
     checkpoint: Checkpoint
     record: RunRecord
     own: bool
     rows: int = 0
     best_step: int | None = None
+    goes_on: bool = True
 
-    def check(self, ours: Identity, training: TrainingConfig, rows: int) -> bool:
-        """Whether to go on at its step; else only its weights count. Raises `CheckpointError` (`ResumeMismatch`).
+    @property
+    def resumed_step(self) -> int | None:
+        """At which the training goes on; None where it begins with the weights alone."""
+        return self.checkpoint.step if self.goes_on else None
+
+    def checked(self, ours: Identity, training: TrainingConfig, rows: int) -> "Saved":
+        """The same, knowing whether a run goes on at its step. Raises `CheckpointError` (`ResumeMismatch`).
 
         An attempt goes on from its own run's state and needs all deciding fields to be equal. From another run's state
         one goes on at its step where rows, their order and the optimizer are the same; where only the adapter is of the
@@ -70,14 +78,14 @@ class Saved:
                 "training.epochs",
                 Reason.RESUME_MISMATCH,
             )
-        return goes_on
+        return replace(self, goes_on=goes_on)
 
-    def log_start(self, *, goes_on: bool) -> None:
+    def log_start(self) -> None:
         """Log where the training begins."""
         step, name = self.checkpoint.step, self.record.config.run.name
         if self.own:
             log.info("continuing after step %d, which an earlier attempt saved", step)
-        elif goes_on:
+        elif self.goes_on:
             log.info("continuing after step %d of the run %s, optimizer included", step, name)
         else:
             step = self.best_step or step
@@ -107,10 +115,10 @@ class Saved:
                 self.record.config.run.name,
             )
 
-    def progress(self, *, goes_on: bool) -> dict[str, Any]:
+    def progress(self) -> dict[str, Any]:
         """What a run's progress says of this start."""
         step = self.checkpoint.step
-        return {"resumed_step": step, "step": step} if goes_on else {}
+        return {"resumed_step": step, "step": step} if self.goes_on else {}
 
     @property
     def quantization(self) -> Quantization:
@@ -125,9 +133,10 @@ class Saved:
 
     @property
     def budget_tokens(self) -> int | None:
-        """Most tokens of a micro-batch as it began, None where `microBatchSize` says so."""
+        """Most tokens of a micro-batch as it began, which cut the packs of a training that goes on; None for another
+        one, and where `microBatchSize` says so."""
         chosen = self.record.config.training.micro_batch_size is not None
-        return None if chosen else self.record.resolved.micro_batch_tokens
+        return self.record.resolved.micro_batch_tokens if self.goes_on and not chosen else None
 
     def pinned(self, uri: str) -> str:
         """The model's address at the commit that the run began with, whatever its branch points to by now."""
@@ -141,12 +150,25 @@ class Saved:
         """The state itself. Raises `CheckpointError`."""
         return read_state(self.checkpoint.folder)
 
+    def restore(self, training: Training) -> None:
+        """Have a training begin here; all its processes call this, and the first one reads.
+
+        The state is read as late as this, and let go of: in main memory it takes as much as the training holds on its
+        device. Raises `CheckpointError`.
+        """
+        ranks, patient = training.ranks, training.config.early_stopping_patience is not None
+        here = self.state() if ranks.is_main else None
+        if here is not None and not self.goes_on:
+            here = here.published()
+        state = state_on_all(here, ranks, training.device.torch_device)
+        training.restore(state if self.own else state.taken_over(patient=patient), weights_only=not self.goes_on)
+
 
 def _shown(value: Any) -> str:
     return ", ".join(value) or "none" if isinstance(value, tuple) else str(value)
 
 
-def find_saved(config: TrainConfig, workspace: Path, own: Checkpoints, volumes: Volumes) -> Saved | None:
+def find_saved(config: TrainConfig, own: Checkpoints, volumes: Volumes) -> Saved | None:
     """The checkpoint to start from, None for a start at the beginning; `own` are those in the run's folder.
 
     Raises `CheckpointError`.
@@ -157,7 +179,7 @@ def find_saved(config: TrainConfig, workspace: Path, own: Checkpoints, volumes: 
     claim = checkpoint_claim(config)
     if config.resume_from is None or claim is None:
         return None
-    folders = [path for path in folders_of_name(config.resume_from, claim, volumes) if path != workspace]
+    folders = [path for path in folders_of_name(config.resume_from, claim, volumes) if path != own.folder]
     newest = newest_in(folders)
     if newest is None:
         raise CheckpointError(

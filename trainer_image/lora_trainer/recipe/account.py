@@ -1,0 +1,134 @@
+"""What a run says of itself: in its checkpoints, in its result, and to those that advise."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_trainer.contract.advice.facts import Facts, LeftAlone, Rows
+from lora_trainer.contract.fit.reading import ShapeError
+from lora_trainer.contract.fit.shape import Shape
+from lora_trainer.contract.summary import ResolvedRun
+from lora_trainer.data.dataset import Data
+from lora_trainer.data.survey import Samples
+from lora_trainer.data.tokens import Encoder
+from lora_trainer.errors import ConfigError
+from lora_trainer.model.device import Device
+from lora_trainer.places.base import Base
+from lora_trainer.places.base_shape import positions_in, shape_in
+from lora_trainer.recipe.advising import advise_at_end
+from lora_trainer.recipe.session import Result
+from lora_trainer.recipe.settling import Settled
+from lora_trainer.result.curves import write_curves
+from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
+from lora_trainer.result.held_out import write_held_out_rows
+from lora_trainer.training.checkpoint import MARGIN_BYTES, Checkpoints
+from lora_trainer.training.evaluate import Evaluation
+from lora_trainer.training.identity import Identity
+from lora_trainer.training.resume import Saved
+from lora_trainer.training.saver import Saver
+from lora_trainer.training.state import RunRecord
+
+_ADAPTER_BYTES = 8
+"""What a trained parameter takes in the result: fp32, and twice where PiSSA or OLoRA is written as a plain adapter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Of a run that is settled, and is to `start` at a checkpoint, None for the beginning; `began_s` is on the clock of
+    this process. Without `checkpoints` no state is saved."""
+
+    settled: Settled
+    base: Base
+    samples: Samples
+    data: Data
+    encoder: Encoder
+    identity: Identity
+    device: Device
+    checkpoints: Checkpoints | None
+    start: Saved | None
+    began_s: float
+
+    @property
+    def shape(self) -> Shape | None:
+        """The model's; None for a kind that the estimate does not know."""
+        try:
+            return shape_in(self.base.folder, self.base.name)
+        except (ConfigError, ShapeError):
+            return None
+
+    def facts(self, resolved: ResolvedRun, left_alone: LeftAlone) -> Facts:
+        """What is known when the training begins."""
+        data, stats = self.data, self.data.stats
+        return Facts(
+            config=self.settled.config,
+            shape=self.shape,
+            positions=positions_in(self.base.folder),
+            trainable_parameters=resolved.trainable_parameters,
+            rows=Rows(
+                training=stats.train_samples,
+                held_out=data.evaluation.row_count if data.held_out else 0,
+                learned=stats.target_tokens,
+                cut=stats.truncated_samples,
+                cut_tokens=stats.truncated_tokens,
+                duplicates=stats.duplicate_samples,
+            ),
+            columns=self.samples.columns,
+            left_alone=left_alone,
+            plan=self.settled.plan,
+        )
+
+    def record(self, resolved: ResolvedRun, before: Evaluation) -> RunRecord:
+        """What its checkpoints and its result say of it."""
+        return RunRecord(
+            identity=self.identity,
+            config=self.settled.config,
+            resolved=resolved,
+            dataset=self.data.stats,
+            held_out=self.data.held_out,
+            base_model=self.base.name,
+            base_revision=self.base.revision,
+            versions=versions(resolved),
+            before=before,
+            dataset_revision=self.samples.dataset_revision,
+            validation_revision=self.samples.validation_revision,
+            held_out_digest=self.samples.held_out_digest,
+        )
+
+    def saver(self, resolved: ResolvedRun, before: Evaluation) -> Saver | None:
+        """What saves its states."""
+        if self.checkpoints is None:
+            return None
+        checkpoint = self.settled.config.checkpoint
+        return Saver(checkpoints=self.checkpoints, config=checkpoint, record=self.record(resolved, before))
+
+    def write(self, result: Result, folder: Path, make_room: Callable[[int], None]) -> None:
+        """Write the result on the process that has its adapter: with its curves, and with the manifest, which completes
+        it. Raises `StorageError`."""
+        if result.adapter is None:
+            return
+        make_room(_ADAPTER_BYTES * result.resolved.trainable_parameters + MARGIN_BYTES)
+        data, encoder = self.data, self.encoder
+        write_held_out_rows(folder, self.settled.config, self.samples)
+        measured = measured_by(
+            result.trained,
+            result.before,
+            result.after,
+            self.device,
+            plan=self.settled.plan,
+            held_out=data.held_out,
+            seconds=time.monotonic() - self.began_s,
+            resumed=self.start.resumed_step if self.start else None,
+        )
+        advice = advise_at_end(self.facts(result.resolved, result.left_alone), result, held_out=data.held_out)
+        write_adapter(result.adapter, folder, encoder.template)
+        write_curves(folder, held_out=data.held_out)
+        write_manifest(
+            folder,
+            self.record(result.resolved, result.before),
+            measured,
+            noise=result.noise,
+            verbatim=self.samples.verbatim and not encoder.has_template,
+            day=encoder.day,
+            advice=advice,
+        )

@@ -1,0 +1,277 @@
+"""A base model in memory, and the adapters that are trained on it, one after the other and each as if it were alone.
+
+What belongs to the base is read once: its weights, how they are held, and on which processes. All else begins anew with
+each adapter: modules, hooks, attention, fast paths, recomputation, micro-batches, optimizer, random numbers.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lora_trainer.contract.advice.facts import LeftAlone
+from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization
+from lora_trainer.contract.fit.settle import room_bytes
+from lora_trainer.contract.summary import ResolvedRun
+from lora_trainer.data.dataset import Data
+from lora_trainer.errors import ConfigError
+from lora_trainer.model.classes import class_name
+from lora_trainer.model.convert import Adapter, copy_adapter
+from lora_trainer.model.device import Device
+from lora_trainer.model.device_check import check_room
+from lora_trainer.model.loading import Adapted, Loaded, adapt, load_model
+from lora_trainer.model.pristine import Pristine
+from lora_trainer.model.sharding import device_bytes, divided_over, mesh_over, on_cpu, shard, weight_bytes
+from lora_trainer.model.turns import in_turn, readers
+from lora_trainer.places.base import Base
+from lora_trainer.places.model_folder import weights_in
+from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.recipe.evaluator import Evaluator, budget_for
+from lora_trainer.recipe.settling import Settled
+from lora_trainer.recipe.way import Way, way_of
+from lora_trainer.training.evaluate import Evaluation
+from lora_trainer.training.listener import Listener, Trained
+from lora_trainer.training.loop import Training
+from lora_trainer.training.objective import objective_of
+from lora_trainer.training.packs import accumulation
+from lora_trainer.training.resume import Saved
+from lora_trainer.training.saver import Saver
+from lora_trainer.training.state import trainable
+from lora_trainer.training.stopping import Stop
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """An `adapter`, which the first process alone has, and what is to be said of its training, whose plan was so many
+    `steps`. `noise` is that of the loss `after` it; `left_alone` is what the adapter leaves alone."""
+
+    adapter: Adapter | None
+    trained: Trained
+    steps: int
+    before: Evaluation
+    after: Evaluation
+    noise: float
+    resolved: ResolvedRun
+    left_alone: LeftAlone
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """Trains adapters for one base on the rows of `data`, on the same processes; each of them calls the same.
+
+    With a `mesh` the base is divided over `over` of them, and takes one adapter: its parts are laid out with that.
+    """
+
+    base: Base
+    data: Data
+    device: Device
+    ranks: Ranks
+    quantization: Quantization
+    over: int
+    mesh: Any
+    _loaded: Loaded | None = None
+    _pristine: Pristine | None = None
+    _adapters: int = 0
+
+    @classmethod
+    def open(cls, settled: Settled, base: Base, data: Data, device: Device, ranks: Ranks, *, linear: int) -> "Session":
+        """A session whose base is held as a run is settled, `linear` of its weights quantized; the first adapter has it
+        read. Raises as `divided_over`."""
+        config = settled.config
+        over = divided_over(
+            plan=settled.plan,
+            weight_bytes=weight_bytes(weights_in(base.folder), device.dtype, config.quantization, linear),
+            # Of the smallest GPU, as of `settle`: all must find the same.
+            device_bytes=min(ranks.gather(device_bytes(device), int | None), key=lambda size: size or 0),
+            ranks=ranks,
+            config=config,
+        )
+        return cls(
+            base=base,
+            data=data,
+            device=device,
+            # Where its layers are collectives, all processes have as many passes.
+            ranks=dataclasses.replace(ranks, lockstep=True) if over > 1 else ranks,
+            quantization=config.quantization,
+            over=over,
+            mesh=mesh_over(device, ranks, over) if over > 1 else None,
+        )
+
+    def train(
+        self,
+        settled: Settled,
+        *,
+        start: Saved | None = None,
+        stop: Stop | None = None,
+        saver: Callable[[ResolvedRun, Evaluation], Saver | None] = lambda _resolved, _before: None,
+        listener: Listener | None = None,
+    ) -> Result:
+        """Train one adapter, as a run is settled and from where it is to `start`; the base is as it was afterwards.
+
+        `saver` is asked for once it is known how the run computes, and what the base's loss is. Raises as `adapted` and
+        `Training.run`.
+        """
+        config, ranks = settled.config, self.ranks
+        stop, listener = stop or Stop(), listener or Listener()
+        with self.adapted(settled, start) as adapted:
+            way = way_of(settled, adapted, self.data, self.device, ranks, start=start)
+            resolved = self._resolved(settled, adapted, way)
+            listener.adapted(resolved, adapted.left_alone)
+            evaluation = Evaluator(
+                adapted=adapted,
+                data=self.data,
+                objective=objective_of(config),
+                budget=budget_for(config, way.budget, self.device),
+                device=self.device,
+                ranks=ranks,
+                alive=listener.alive,
+                stop=stop,
+            )
+            before = start.record.before if start and start.goes_on else evaluation(trained=False)
+            listener.begins(resolved, before, step=(start and start.resumed_step) or 0)
+            self.device.reset_peak_memory()
+            training = Training(
+                adapted=adapted,
+                examples=self.data.training,
+                config=config.training,
+                objective=objective_of(config),
+                budget=way.budget,
+                device=self.device,
+                ranks=ranks,
+                listener=listener,
+                stop=stop,
+                saver=saver(resolved, before),
+                evaluate=evaluation.on_the_way,
+            )
+            if start:
+                start.restore(training)
+            trained = training.run()
+            listener.evaluating(trained.steps)
+            after = evaluation(trained=True)
+            noise = evaluation.noise(after)
+            listener.ended(trained, after)
+            return Result(
+                adapter=copy_adapter(adapted.model, adapted.starts) if ranks.is_main else None,
+                trained=trained,
+                steps=training.total,
+                before=before,
+                after=after,
+                noise=noise,
+                resolved=resolved,
+                left_alone=adapted.left_alone,
+            )
+
+    @contextlib.contextmanager
+    def adapted(self, settled: Settled, start: Saved | None = None) -> Iterator[Adapted]:
+        """The base with a fresh adapter, the same on all processes; afterwards the base as it was.
+
+        Raises `ConfigError` for an adapter that the session's base cannot take, and what reading can raise.
+        """
+        config, plan, ranks = settled.config, settled.plan, self.ranks
+        self._check(settled)
+        self._adapters += 1
+        at_once = readers(self.base.folder, self.device.dtype, ranks) if self.mesh else ranks.local_world
+        try:
+            with in_turn(ranks, at_once):
+                adapted = adapt(
+                    self._held(settled),
+                    config.lora,
+                    self.base,
+                    self.device,
+                    config.training.seed,
+                    checkpointing=config.training.activation_checkpointing,
+                    planned=plan.manner if plan else None,
+                    starts=(start.starts() or None) if start and ranks.is_main else None,
+                    ranks=ranks,
+                )
+                if self.mesh:
+                    shard(adapted.model, self.device, self.mesh)
+            self._log(adapted)
+            for parameter in trainable(adapted.model).values():
+                ranks.broadcast(parameter.data)
+            yield adapted
+        finally:
+            self._put_back(config.lora)
+
+    def _check(self, settled: Settled) -> None:
+        asked, plan = settled.config.quantization, settled.plan
+        if asked is not self.quantization:
+            raise ConfigError(
+                f"quantization is {asked.value}: the session holds {self.base.name} with {self.quantization.value}; "
+                "open another session"
+            )
+        if self._adapters and (self.mesh or (plan is not None and plan.sharded)):
+            raise ConfigError(
+                f"{self.base.name} is divided over GPUs for this adapter or one before it, and a base that is divided "
+                "takes one adapter for a session: open another session"
+            )
+
+    def _held(self, settled: Settled) -> Loaded:
+        """The base, read where it is not there."""
+        if self._adapters > 1:
+            # What the last adapter has left behind refers to itself, and would keep its memory.
+            gc.collect()
+            self.device.give_back()
+        if self._loaded is None:
+            if settled.plan is not None and settled.plan.fits:
+                check_room(self.device.torch_device, self.device.name, room_bytes(settled.plan))
+            self._loaded = load_model(self.base, self.quantization, on_cpu(self.device) if self.mesh else self.device)
+            self._pristine = Pristine(self._loaded.model)
+        return self._loaded
+
+    def _put_back(self, lora: LoraConfig) -> None:
+        if self._pristine is not None and not self.mesh:
+            self._pristine.put_back()
+        if lora.init.changes_base:
+            # To be read again: to add back what was taken out of the weights would give others.
+            self._loaded = self._pristine = None
+
+    def _log(self, adapted: Adapted) -> None:
+        log.info(
+            "trainable parameters %d of %d (%.3f %%) in %s",
+            adapted.trainable_parameters,
+            adapted.total_parameters,
+            100 * adapted.trainable_parameters / adapted.total_parameters,
+            ", ".join(adapted.target_modules),
+        )
+        if self.mesh:
+            where = "all nodes" if self.over > self.ranks.local_world else "each node"
+            log.info("the base model's layers are divided over %d processes, those of %s", self.over, where)
+
+    def _resolved(self, settled: Settled, adapted: Adapted, way: Way) -> ResolvedRun:
+        config, base, data, device, world = settled.config, self.base, self.data, self.device, self.ranks.world
+        budget, effective = way.budget, config.training.effective_batch_size
+        room = data.training.room(packed=budget.packed)
+        return ResolvedRun(
+            device=device.name,
+            compute_dtype=device.dtype_name,
+            model_type=base.model_type,
+            model_revision=base.revision,
+            dataset_format=data.kind.value,
+            dataset_fingerprint=data.fingerprint,
+            target_modules=adapted.target_modules,
+            trainable_parameters=adapted.trainable_parameters,
+            total_parameters=adapted.total_parameters,
+            micro_batch_size=min(budget.rows, math.ceil(effective / world)),
+            micro_batch_tokens=budget.tokens,
+            gradient_accumulation_steps=accumulation(room, budget, effective, config.training.seed, world),
+            quantization=config.quantization.value,
+            packing=budget.packed,
+            attention=way.attention,
+            optimizer=config.training.optimizer.value,
+            activation_checkpointing=adapted.checkpointing.recomputes,
+            selective_checkpointing=adapted.checkpointing is ActivationCheckpointing.SELECTIVE,
+            processes=world,
+            sharded=self.over > 1,
+            sharded_over=self.over if self.over > 1 else None,
+            model_class=class_name(adapted.model.config, base.name),
+            kernels=way.kernels.names,
+            kernels_left_out=way.kernels.left_out,
+            kernels_unchecked=way.kernels.unchecked,
+        )

@@ -1,0 +1,56 @@
+"""Where a run begins, which one process looks up for all: at the beginning, or at a checkpoint; and what has to be the
+same on all of them for that."""
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from lora_trainer.contract.config import TrainConfig
+from lora_trainer.data.clock import today
+from lora_trainer.errors import TransientError
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.ranks.collectives import Ranks
+from lora_trainer.recipe.claim_room import check_room
+from lora_trainer.recipe.settling import Settled
+from lora_trainer.training.checkpoint import Checkpoints
+from lora_trainer.training.identity import Identity, difference
+from lora_trainer.training.resume import Saved, find_saved
+from lora_trainer.training.schedule import total_steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """The checkpoint that a run begins with, and the day that its chat template is given: that of the checkpoint, or
+    today."""
+
+    saved: Saved | None = None
+    day: date = date.min
+
+
+def beginning(config: TrainConfig, checkpoints: Checkpoints | None, volumes: Volumes, ranks: Ranks) -> Beginning:
+    """What the first process finds, on all; it alone needs to see the `checkpoints`. Raises `CheckpointError`."""
+    found = Beginning()
+    if ranks.is_main:
+        saved = find_saved(config, checkpoints, volumes) if checkpoints else None
+        found = Beginning(saved=saved, day=(saved and saved.day) or today())
+    return ranks.broadcast_value(found, Beginning)
+
+
+def agreed(ours: Identity, ranks: Ranks) -> Identity:
+    """The identity that all processes have.
+
+    Raises `TransientError` where a branch or a data set was moved on while the processes looked it up.
+    """
+    found = next((found for theirs in ranks.gather(ours, Identity) if (found := difference(theirs, ours))), None)
+    if found is not None:
+        raise TransientError(f"the processes of the run found different inputs, {found}: they are looked up again")
+    return ours
+
+
+def check_claim(settled: Settled, folder: Path, rows: int, start: Saved | None) -> None:
+    """Look whether the run's folder has room for what the run still writes: a full volume would end it hours later.
+    Raises `StorageError`."""
+    if settled.plan is not None:
+        step, seen = (start.checkpoint.step, start.rows) if start and start.goes_on else (0, 0)
+        total = total_steps(settled.config.training, rows, step, seen)
+        check_room(settled.config, settled.plan, folder, step=step, total=total)
