@@ -148,6 +148,7 @@ class Plan:
     micro: int = 64
     packed: bool = False
     sharded_over: int | None = None
+    quantization: Quantization = Quantization.NONE
     resume_at: int | None = None
     state: Path | None = None
     short_of_memory_at: int | None = None
@@ -438,7 +439,9 @@ def _training(plan: Plan, base: Base, rows: Examples, ranks: Ranks, taken: Taken
     lora = LoraConfig(rank=4, alpha=8)
     mesh = None if plan.sharded_over is None else mesh_over(CPU, ranks, plan.sharded_over)
     with in_turn(ranks, ranks.local_world if mesh is None else 1):
-        adapted = adapt(load_model(base, Quantization.NONE, CPU), lora, base, CPU, 3)
+        adapted = adapt(
+            load_model(base, plan.quantization, CPU, packs_later=mesh is not None), lora, base, CPU, 3
+        )
         if plan.recompute:
             recompute_activations(adapted.model)
         elif plan.selective:

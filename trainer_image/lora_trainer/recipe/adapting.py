@@ -39,7 +39,7 @@ def adapted_on_all(
     mesh = mesh_over(device, ranks, over) if over > 1 else None
     with in_turn(ranks, readers(base.folder, device.dtype, ranks) if mesh else ranks.local_world):
         adapted = adapt(
-            load_model(base, config.quantization, on_cpu(device) if mesh else device),
+            load_model(base, config.quantization, on_cpu(device) if mesh else device, packs_later=mesh is not None),
             config.lora,
             base,
             device,

@@ -183,11 +183,19 @@ def asked(config: TrainConfig, shape: Shape) -> tuple[Quantization, ...]:
     return (Quantization.NONE, Quantization.NF4) if quantizes(config, shape) else (Quantization.NONE,)
 
 
+def divides(quantization: Quantization, variant: Variant) -> bool:
+    """Whether the weights of layers go together with being divided: FSDP2 divides packed bytes of 4 bits as any other,
+    but PEFT's DoRA knows these by a class that they lose, and 8-bit modules keep theirs elsewhere."""
+    return quantization is Quantization.NONE or (
+        quantization in {Quantization.NF4, Quantization.FP4} and variant is not Variant.DORA
+    )
+
+
 def divisible(config: TrainConfig, quantization: Quantization) -> bool:
     """Whether the trainer can divide the base's layers over the run's processes."""
     return (
         config.device.processes > 1
-        and quantization is Quantization.NONE
+        and divides(quantization, config.lora.variant)
         and config.output.merge is Merge.ADAPTER
         and not config.lora.init.changes_base
         and not config.lora.target_parameters
