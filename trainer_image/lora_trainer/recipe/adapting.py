@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 
+from lora_trainer.contract.fit.memory import communicators_of, outside_bytes
 from lora_trainer.contract.fit.settle import room_bytes
 from lora_trainer.model.convert import Start
 from lora_trainer.model.device import Device
@@ -27,7 +28,9 @@ def adapted_on_all(
     which `linear` are quantized. `starts` are those of a checkpoint, on the first process."""
     config, plan = settled.config, settled.plan
     if plan is not None and plan.fits:
-        check_room(device.torch_device, device.name, room_bytes(plan))
+        # All processes have met: NCCL has taken its own.
+        taken = outside_bytes(communicators_of(config.device)) - outside_bytes(0)
+        check_room(device.torch_device, device.name, room_bytes(plan) - taken)
     over = divided_over(
         plan=plan,
         weight_bytes=weight_bytes(weights_in(base.folder), device.dtype, config.quantization, linear),

@@ -178,6 +178,7 @@ def run_training(
             before,
             after,
             device,
+            config=config,
             plan=settled.plan,
             held_out=data.held_out,
             seconds=time.monotonic() - started,

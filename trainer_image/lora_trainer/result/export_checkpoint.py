@@ -148,7 +148,14 @@ def _write(
         fill=course.fill,
     )
     measured = measured_by(
-        trained, record.before, after, device, held_out=record.held_out, seconds=course.seconds, resumed=None
+        trained,
+        record.before,
+        after,
+        device,
+        config=config,
+        held_out=record.held_out,
+        seconds=course.seconds,
+        resumed=None,
     )
     write_adapter(adapted, folder, template)
     write_manifest(

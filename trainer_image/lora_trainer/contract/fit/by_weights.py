@@ -3,8 +3,8 @@
 from lora_trainer.contract.config import Precision, Quantization, TrainConfig
 from lora_trainer.contract.fit.choice import Load, divisible, micro_batch_tokens, recomputes
 from lora_trainer.contract.fit.devices import Gpu, device_of, gib
-from lora_trainer.contract.fit.limits import CONTEXT_BYTES, CPU_TOKEN_BUDGET, TOKEN_BUDGET, WEIGHTS_SHARE
-from lora_trainer.contract.fit.memory import CPU_LIBRARIES, GPU_LIBRARIES, base_bytes
+from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET, WEIGHTS_SHARE
+from lora_trainer.contract.fit.memory import CPU_LIBRARIES, GPU_LIBRARIES, base_bytes, communicators_of, outside_bytes
 from lora_trainer.contract.fit.merging import merge_memory
 from lora_trainer.contract.fit.shape import GUESSED
 from lora_trainer.contract.run_plan import RunPlan
@@ -34,7 +34,7 @@ def plan_by_weights(
     `gpu` is None for the one that the configuration tells, if any."""
     cpu, gpu = config.device.gpus == 0, gpu or device_of(config.device)
     weights = round(_weight_bytes(config, parameters))
-    other = CPU_LIBRARIES if cpu else CONTEXT_BYTES
+    other = CPU_LIBRARIES if cpu else outside_bytes(communicators_of(config.device))
     reason = "the model's layers are not known, so that memory is that of its unquantized weights alone"
     if config.quantization is Quantization.AUTO and not cpu:
         why = "they decide on the GPU that the training finds"

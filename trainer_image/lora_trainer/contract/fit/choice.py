@@ -26,7 +26,7 @@ from lora_trainer.contract.fit.limits import (
     READS_WEIGHTS,
     TOKEN_BUDGET,
 )
-from lora_trainer.contract.fit.memory import Memory, Setting, gpu_memory
+from lora_trainer.contract.fit.memory import Memory, Setting, communicators_of, gpu_memory
 from lora_trainer.contract.fit.names import matches
 from lora_trainer.contract.fit.shape import GUESSED, Shape
 from lora_trainer.contract.fit.speed import SHARE, Speed, speed
@@ -134,6 +134,7 @@ def setting_of(
         fp32=fp32,
         dropout=config.lora.dropout > 0,
         dora=config.lora.variant is Variant.DORA,
+        communicators=communicators_of(config.device),
         # Pages that left the GPU are not counted on: they leave only when something else lacks memory.
         optimizer=Optimizer.ADAMW if training.optimizer is Optimizer.ADAMW else Optimizer.ADAMW_8BIT,
     )
@@ -273,7 +274,8 @@ def candidates_of(
     for processes in divisions:
         alone = processes == 1 or config.training.micro_batch_size is not None
         most = full.tokens if alone else min(full.tokens, max(full.row, TOKEN_BUDGET))
-        setting = replace(full, processes=processes, tokens=most)
+        communicators = communicators_of(device, processes)
+        setting = replace(full, processes=processes, tokens=most, communicators=communicators)
         found = _candidate(config, shape, adapter, gpu, setting, share=share)
         yield found
         while found.option.fit is not Fit.FITS and setting.tokens > setting.row:

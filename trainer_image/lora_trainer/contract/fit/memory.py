@@ -2,19 +2,22 @@
 
 from dataclasses import dataclass, fields
 
-from lora_trainer.contract.config import Optimizer, Quantization
+from lora_trainer.contract.config import DeviceConfig, Optimizer, Quantization
 from lora_trainer.contract.fit.activations import layer_bytes
 from lora_trainer.contract.fit.adapter import Adapter
-from lora_trainer.contract.fit.limits import CONTEXT_BYTES
+from lora_trainer.contract.fit.limits import CONTEXT_BYTES, NCCL_BYTES
 from lora_trainer.contract.fit.moments import Run, largest_moment
 from lora_trainer.contract.fit.setting import Setting
 from lora_trainer.contract.fit.shape import Shape
 
 __all__ = ["Memory", "Setting", "gpu_memory", "layer_bytes", "main_memory", "state_bytes"]
 
-_QUANTIZED, _DOUBLE_QUANTIZED = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)
+_PACKED = 0.5
+_QUANTIZED, _DOUBLE_QUANTIZED = _PACKED + 4 / 64, _PACKED + 1 / 64 + 4 / (64 * 256)
 """Bytes a weight: 4 bits and a scale in fp32 for 64 weights; or a scale of 8 bits for these, and one in fp32 for 256
 such scales (arXiv 2305.14314, section 3)."""
+_WHOLE_AT_ONCE = 3
+"""Layers of a divided base."""
 _SMALLEST_8BIT = 4096
 """Tensors of fewer values keep an optimizer's state in fp32 (bitsandbytes, `min_8bit_size`)."""
 CPU_LIBRARIES, GPU_LIBRARIES = 1_300_000_000, 4_000_000_000
@@ -57,8 +60,20 @@ def gpu_memory(shape: Shape, adapter: Adapter, setting: Setting) -> Memory:
         copies=round(moment.copies),
         activations=round(moment.activations),
         working=round(moment.working),
-        constant=CPU_LIBRARIES if setting.cpu else CONTEXT_BYTES,
+        constant=CPU_LIBRARIES if setting.cpu else outside_bytes(setting.communicators),
     )
+
+
+def outside_bytes(communicators: int) -> int:
+    """Of a GPU's memory what PyTorch's allocator does not give out."""
+    return CONTEXT_BYTES + NCCL_BYTES * communicators
+
+
+def communicators_of(device: DeviceConfig, divided: int = 1) -> int:
+    """How many of NCCL's communicators a run has on a GPU: one of all processes, and where each node has the whole base
+    one of its node's, over which layers are gathered."""
+    everyone = device.processes > 1 and device.gpus > 0
+    return everyone + (1 < divided < device.processes)
 
 
 def main_memory(shape: Shape, adapter: Adapter, setting: Setting, *, processes: int = 1) -> int:
@@ -83,7 +98,12 @@ def base_bytes(
 
 
 def _weight_bytes(shape: Shape, setting: Setting) -> float:
-    """The base's own; where layers are divided, two of them are whole at once: the one that computes, and the next."""
+    """The base's own. Where layers are divided, those of three are whole at once: of the one that computes, what it was
+    gathered into, and what the next is gathered into meanwhile. FSDP2 keeps the former until then (PyTorch 2.15,
+    `FSDPParamGroup.wait_for_unshard`), and both are of another stream, whose memory the first may not take over.
+
+    Scales of 4-bit weights are no parameters, and stay whole.
+    """
     # Models repeat one object, which is known by its identity.
     each = {
         key: base_bytes(
@@ -99,7 +119,8 @@ def _weight_bytes(shape: Shape, setting: Setting) -> float:
     whole = shape.whole * setting.size
     if setting.processes == 1:
         return sum(layers) + whole
-    return sum(layers) / setting.processes + 2 * max(layers, default=0.0) + whole
+    scales = (_DOUBLE_QUANTIZED - _PACKED) * shape.linear_weights if setting.is_4bit else 0.0
+    return (sum(layers) - scales) / setting.processes + scales + _WHOLE_AT_ONCE * max(layers, default=0.0) + whole
 
 
 def state_bytes(adapter: Adapter, optimizer: Optimizer) -> float:

@@ -12,6 +12,7 @@ from lora_trainer.contract.fit.choice import (
     Load,
     Option,
     choose,
+    divides,
     lower_end,
     quantizes,
 )
@@ -186,7 +187,7 @@ def _reason(
         return option.refusal
     if fits is False:
         found = remedies(config, shape, adapter, gpu, load)
-        on_each = config.device.processes > 1 and option.quantization is not Quantization.NONE
+        on_each = config.device.processes > 1 and not divides(option.quantization, config.lora.variant)
         least = gib(_least(config, chosen, shape, adapter, load))
         needs = f"{least} of a GPU's memory{', each with the quantized base' if on_each else ''}"
         named = f"a GPU of {gpu.name}" if gpu.name[:1].isdigit() else gpu.name

@@ -10,7 +10,7 @@ class Setting:
     """How a run computes. `tokens` has a micro-batch at most, `row` the longest row; `learned` is the share of tokens
     that is learned. `recompute` says that activations are recomputed, with `selective` those of MLPs alone; `packs`
     that one kernel computes attention over packed rows; `processes` over how many the layers are divided, 1 for not;
-    `evaluated` is the longest row that is evaluated.
+    `communicators` are NCCL's; `evaluated` is the longest row that is evaluated.
 
     The last three are other programs', whose published runs are reproduced with them: `saves_inputs` that quantized
     modules keep their inputs (bitsandbytes of 2023), `double_quantized` False that scales of 4-bit weights stay fp32
@@ -29,6 +29,7 @@ class Setting:
     optimizer: Optimizer = Optimizer.ADAMW
     learned: float = 1.0
     processes: int = 1
+    communicators: int = 0
     selective: bool = False
     evaluated: int = 0
     saves_inputs: bool = False
