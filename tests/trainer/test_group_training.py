@@ -197,6 +197,13 @@ def test_a_base_in_4_bits_is_divided_as_it_is_packed(plan: Plan, kind: Quantizat
     assert [one.layer_weights for one in found] == [whole.layer_weights // 2] * 2
 
 
+def test_what_is_gathered_of_packed_weights_has_its_scales(tiny_folder: Path) -> None:
+    """For the fused adapter, which reads both; and bitsandbytes puts nothing of its own in the weight's place."""
+    for found in together(2, rank_programs.packed_weights_of_a_divided_base, tiny_folder):
+        assert not isinstance(found, Exception), found
+        assert found == [("Parameter", True)] * 28
+
+
 def test_a_base_that_is_divided_within_each_node_gives_what_one_divided_over_all_gives(
     plan: Plan, alone: Outcome
 ) -> None:
