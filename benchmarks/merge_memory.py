@@ -25,10 +25,9 @@ from torch import bfloat16, set_num_threads
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from lora_trainer.contract.config import MergePrecision, TrainConfig
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.memory import CPU_LIBRARIES
-from lora_trainer.contract.fit.merging import merge_memory
 from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.memory import CPU_LIBRARIES, merge_memory
 from lora_trainer.result.merge import merge_into
 
 MIB = 2**20

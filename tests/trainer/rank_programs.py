@@ -461,9 +461,7 @@ def _training(plan: Plan, base: Base, rows: Examples, ranks: Ranks, taken: Taken
     lora = LoraConfig(rank=4, alpha=8)
     mesh = None if plan.sharded_over is None else mesh_over(CPU, ranks, plan.sharded_over)
     with in_turn(ranks, ranks.local_world if mesh is None else 1):
-        adapted = adapt(
-            load_model(base, plan.quantization, CPU, packs_later=mesh is not None), lora, base, CPU, 3
-        )
+        adapted = adapt(load_model(base, plan.quantization, CPU, packs_later=mesh is not None), lora, base, CPU, 3)
         if plan.recompute:
             recompute_activations(adapted.model)
         elif plan.selective:

@@ -43,7 +43,9 @@ def test_estimates_are_in_the_manifest_where_there_was_a_plan(tmp_path: Path, cp
     found = []
     for plan in (make_plan(peak_bytes=10_000_000_000, seconds=3600), None):
         trained = Trained(steps=1, tokens=1, loss=1.0, seconds=1.0)
-        measured = measured_by(trained, row, row, cpu, config=make_config(), plan=plan, held_out=True, seconds=1.0, resumed=None)
+        measured = measured_by(
+            trained, row, row, cpu, config=make_config(), plan=plan, held_out=True, seconds=1.0, resumed=None
+        )
         write_sealed(tmp_path, dataclasses.replace(make_manifest("uid-1"), measured=measured))
         assert read_manifest(tmp_path).measured == measured
         written = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))["measured"]

@@ -24,16 +24,15 @@ from lora_trainer.contract.config import (
     TrainingConfig,
     Variant,
 )
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.choice import MANNERS, Fit, Load, Option, choose, recomputes, setting_of
-from lora_trainer.contract.fit.devices import KNOWN, Gpu, find_gpu
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.limits import LARGEST_TOKEN_BUDGET, TOKEN_BUDGET
-from lora_trainer.contract.fit.memory import gpu_memory
-from lora_trainer.contract.fit.options import OnGpu, on_gpu, option_on
-from lora_trainer.contract.fit.setting import Setting
-from lora_trainer.contract.fit.speed import flops_per_token, speed
+from lora_trainer.contract.gpus import KNOWN, Gpu, find_gpu
 from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.choice import MANNERS, Fit, Load, Option, choose, recomputes, setting_of
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.limits import LARGEST_TOKEN_BUDGET, TOKEN_BUDGET
+from lora_trainer.plan.memory import Setting, gpu_memory
+from lora_trainer.plan.planning import OnGpu, on_gpu, option_on
+from lora_trainer.plan.speed import flops_per_token, speed
 
 GIB = 2**30
 H100 = find_gpu("H100")

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tests.unit.fit_models import GEMMA_2, GPT_OSS, LLAMA_2_7B, LLAMA_2_13B, MIXTRAL, MODELS, Config, llama
 
 from lora_trainer.contract.config import DeviceConfig, Layers, LoraConfig, Optimizer, Quantization, Variant
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.devices import find_gpu
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.memory import Memory, Setting, communicators_of, gpu_memory, layer_bytes, main_memory
-from lora_trainer.contract.fit.speed import flops_per_token, speed
+from lora_trainer.contract.gpus import find_gpu
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.memory import Memory, Setting, communicators_of, gpu_memory, layer_bytes, main_memory
+from lora_trainer.plan.speed import flops_per_token, speed
 
 GB = 1e9
 DEFAULT = Setting(quantization=Quantization.NONE, recompute=True, tokens=4096, row=2048)

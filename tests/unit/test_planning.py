@@ -20,17 +20,15 @@ from lora_trainer.contract.config import (
     TrainConfig,
     TrainingConfig,
 )
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.choice import refusal
-from lora_trainer.contract.fit.described import counted
-from lora_trainer.contract.fit.devices import KNOWN, Gpu, find_gpu, gib, least_memory
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.limits import FIT_SHARE, TOKEN_BUDGET
-from lora_trainer.contract.fit.memory import Setting, gpu_memory
-from lora_trainer.contract.fit.planning import plan_of
-from lora_trainer.contract.fit.settle import room_bytes, settled
-from lora_trainer.contract.fit.shape import GUESSED
+from lora_trainer.contract.gpus import KNOWN, Gpu, find_gpu, gib, least_memory
 from lora_trainer.contract.run_plan import Alternative, RunPlan
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.choice import refusal
+from lora_trainer.plan.families import counted, shape_of
+from lora_trainer.plan.limits import FIT_SHARE, TOKEN_BUDGET
+from lora_trainer.plan.memory import Setting, gpu_memory
+from lora_trainer.plan.planning import plan_of, room_bytes, settled
+from lora_trainer.plan.shapes import GUESSED
 
 GIB = 2**30
 FULL = TrainingConfig(activation_checkpointing=ActivationCheckpointing.FULL)
@@ -159,7 +157,7 @@ def test_the_best_in_16_and_in_4_bits_are_among_few_alternatives(
     config = run(quantization=quantization)
     found = plan(gpu, config)
     assert len(found.alternatives) <= 5
-    monkeypatch.setattr("lora_trainer.contract.fit.planning.MOST_ALTERNATIVES", 9)
+    monkeypatch.setattr("lora_trainer.plan.planning.MOST_ALTERNATIVES", 9)
     every = plan(gpu, config).alternatives
     assert [one for one in every if one in found.alternatives] == list(found.alternatives)
     assert len(found.alternatives) == min(5, len(every))

@@ -25,10 +25,10 @@ from lora_trainer.contract.config import (
     TrainingConfig,
     Variant,
 )
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.choice import Fit, Option, choose
-from lora_trainer.contract.fit.devices import find_gpu, found_gpu, least_memory
-from lora_trainer.contract.fit.families import shape_of
+from lora_trainer.contract.gpus import find_gpu, found_gpu, least_memory
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.choice import Fit, Option, choose
+from lora_trainer.plan.families import shape_of
 
 LLAMA_70B = llama(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
 """Llama-3-70B."""

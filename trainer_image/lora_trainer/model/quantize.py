@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from lora_trainer.contract.config import Quantization, Variant
-from lora_trainer.contract.fit.limits import READS_WEIGHTS
 from lora_trainer.errors import ConfigError, InternalError
 from lora_trainer.model.device import Device
+from lora_trainer.plan.families import READS_WEIGHTS
 
 OUTLIER_THRESHOLD = 6.0
 """Inputs of INT8 beyond this magnitude are multiplied in 16 bits (LLM.int8(), arXiv 2208.07339, section 3.2)."""
@@ -50,7 +50,7 @@ def leave_packing(model: Any, settings: Any) -> None:
     """Make a model that was read in full one whose linear modules have 4 bits, as Transformers does while it reads, but
     with weights that are yet in full: `packed` makes them small, where they are to be. Those of the files' type stay
     pages of the files until then, and it is the GPU that packs."""
-    from transformers.integrations import replace_with_bnb_linear  # noqa: PLC0415 - Transformers takes seconds
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear  # noqa: PLC0415 - takes seconds
     from transformers.quantizers.base import HfQuantizer  # noqa: PLC0415 - as above
 
     replace: Any = replace_with_bnb_linear
@@ -80,7 +80,7 @@ def packed(module: nn.Linear, device: torch.device) -> nn.Parameter:
     return parameter
 
 
-def keep_state(parameter: nn.Parameter, state: Any) -> None:
+def keep_state(parameter: torch.Tensor, state: Any) -> None:
     """Let a packed weight have its scales beside it."""
     vars(parameter)["quant_state"] = state
 

@@ -19,19 +19,19 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from lora_trainer.contract.config import Merge, Quantization, TrainConfig
-from lora_trainer.contract.fit.choice import divides
-from lora_trainer.contract.fit.limits import WEIGHTS_SHARE
-from lora_trainer.contract.fit.memory import base_bytes
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError, InternalError
 from lora_trainer.model.device import Device
 from lora_trainer.model.quantize import is_4bit, keep_state, packed
+from lora_trainer.plan.choice import divides
+from lora_trainer.plan.limits import WEIGHTS_SHARE
+from lora_trainer.plan.memory import base_bytes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.deadline import connecting
 
@@ -174,7 +174,7 @@ def stream(model: Any, device: Device) -> None:
 
 
 _Kept = list[tuple[nn.Parameter, torch.Tensor]]
-_Packed = list[tuple[nn.Linear, nn.Parameter]]
+_Packed = list[tuple[nn.Linear, torch.Tensor]]
 
 
 def _bring(kept: _Kept, in_4_bits: _Packed, where: torch.device, *_: Any) -> None:
@@ -188,7 +188,7 @@ def _take_back(kept: _Kept, in_4_bits: _Packed, *_: Any) -> None:
     for parameter, weights in kept:
         parameter.data = weights
     for module, full in in_4_bits:
-        module.weight = full
+        module.weight = cast("nn.Parameter", full)
 
 
 def _outside(model: nn.Module, layers: nn.Module) -> set[nn.Parameter]:
@@ -198,7 +198,7 @@ def _outside(model: nn.Module, layers: nn.Module) -> set[nn.Parameter]:
 
 def _move(model: nn.Module, parameters: Iterable[nn.Parameter], device: Device) -> None:
     """These parameters and all buffers, to the device; weights that are to have 4 bits are packed there."""
-    moved = set(parameters)
+    moved: set[torch.Tensor] = set(parameters)
     for module in model.modules():
         if is_4bit(module) and module.weight in moved:
             moved.remove(module.weight)

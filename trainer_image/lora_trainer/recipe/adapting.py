@@ -4,8 +4,6 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 
-from lora_trainer.contract.fit.memory import communicators_of, outside_bytes
-from lora_trainer.contract.fit.settle import room_bytes
 from lora_trainer.model.convert import Start
 from lora_trainer.model.device import Device
 from lora_trainer.model.device_check import check_room
@@ -14,6 +12,8 @@ from lora_trainer.model.sharding import device_bytes, divided_over, mesh_over, o
 from lora_trainer.model.turns import in_turn, readers
 from lora_trainer.places.base import Base
 from lora_trainer.places.model_folder import weights_in
+from lora_trainer.plan.memory import communicators_of, outside_bytes
+from lora_trainer.plan.planning import room_bytes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.recipe.settling import Settled
 from lora_trainer.training.state import trainable

@@ -4,17 +4,16 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
-from lora_trainer.contract.advice.codes import Advice, Severity
-from lora_trainer.contract.advice.facts import Ended, Facts, Rows
-from lora_trainer.contract.advice.rules import after, known_before, spoken
-from lora_trainer.contract.fit.reading import ShapeError
-from lora_trainer.contract.fit.shape import Shape
+from lora_trainer.contract.advice import Advice, Severity
 from lora_trainer.data.dataset import Data
 from lora_trainer.data.survey import Samples
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.loading import Adapted
 from lora_trainer.places.base import Base
 from lora_trainer.places.base_shape import positions_in, shape_in
+from lora_trainer.plan.hint_checks import Ended, Facts, Rows
+from lora_trainer.plan.hints import after, known_before, spoken
+from lora_trainer.plan.shapes import Shape, ShapeError
 from lora_trainer.recipe.settling import Settled
 from lora_trainer.training.evaluate import Evaluation, improvement_standard_error
 from lora_trainer.training.listener import Trained

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lora_trainer.artifact.curve_records import MetricsFile, metrics_beside
 from lora_trainer.artifact.manifest import Measured
-from lora_trainer.contract.advice.codes import Advice
+from lora_trainer.contract.advice import Advice
 from lora_trainer.contract.config import ActivationCheckpointing, TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun

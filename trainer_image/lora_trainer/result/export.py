@@ -8,9 +8,8 @@ from pathlib import Path
 
 from lora_trainer.artifact.curve_records import METRICS, read_records
 from lora_trainer.artifact.manifest import Manifest, Measured, write_sealed
-from lora_trainer.contract.advice.codes import Advice
+from lora_trainer.contract.advice import Advice
 from lora_trainer.contract.config import DeviceConfig, Tracker, TrainConfig
-from lora_trainer.contract.fit.memory import communicators_of, outside_bytes
 from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
@@ -19,6 +18,7 @@ from lora_trainer.model.convert import save_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted
 from lora_trainer.places.base import Base
+from lora_trainer.plan.memory import communicators_of, outside_bytes
 from lora_trainer.result.card import CARD, card_of
 from lora_trainer.result.serving import TEMPLATE, adapter_serving
 from lora_trainer.result.tensorboard import TENSORBOARD, write_events
@@ -92,7 +92,7 @@ def measured_by(
 
 
 def measurable_peak(plan: RunPlan, device: DeviceConfig) -> int:
-    """What `Device.peak_memory_bytes` should come to: a GPU's allocator does not see the driver's own memory, nor NCCL's."""
+    """What `Device.peak_memory_bytes` should come to: a GPU's allocator sees neither the driver's memory nor NCCL's."""
     if plan.device_bytes is None:
         return plan.peak_bytes
     return plan.peak_bytes - outside_bytes(communicators_of(device, plan.sharded_over or 1))

@@ -1,4 +1,6 @@
-"""What a run takes on a device by quantization and recomputation, what of it fits, and the fastest of what does."""
+"""What a run takes on a device by quantization and recomputation, what of it fits, and the fastest of what does; how
+it computes where nothing tells its GPU, and the main memory of its pods.
+"""
 
 import enum
 from collections.abc import Iterator
@@ -15,21 +17,20 @@ from lora_trainer.contract.config import (
     TrainConfig,
     Variant,
 )
-from lora_trainer.contract.fit.adapter import Adapter
-from lora_trainer.contract.fit.devices import KNOWN, Gpu, device_of
-from lora_trainer.contract.fit.limits import (
+from lora_trainer.contract.gpus import KNOWN, Gpu, device_of
+from lora_trainer.plan.adapter import Adapter, matches
+from lora_trainer.plan.families import READS_WEIGHTS
+from lora_trainer.plan.limits import (
     CHECKPOINTING_FROM_PARAMETERS,
     CPU_TOKEN_BUDGET,
     FIT_SHARE,
     LARGEST_TOKEN_BUDGET,
     LARGEST_UNQUANTIZED_SHARE,
-    READS_WEIGHTS,
     TOKEN_BUDGET,
 )
-from lora_trainer.contract.fit.memory import Memory, Setting, communicators_of, gpu_memory
-from lora_trainer.contract.fit.names import matches
-from lora_trainer.contract.fit.shape import GUESSED, Shape
-from lora_trainer.contract.fit.speed import SHARE, Speed, speed
+from lora_trainer.plan.memory import Memory, Setting, communicators_of, gpu_memory, main_memory, merge_memory
+from lora_trainer.plan.shapes import GUESSED, Shape
+from lora_trainer.plan.speed import SHARE, Speed, speed
 
 _LARGEST_HEAD = 256
 MANNERS = (ActivationCheckpointing.NONE, ActivationCheckpointing.SELECTIVE, ActivationCheckpointing.FULL)
@@ -347,3 +348,35 @@ def _seconds(shape: Shape, adapter: Adapter, gpu: Gpu, setting: Setting, *, shar
     known = gpu if gpu.flops is not None else replace(REFERENCE, packs=gpu.packs)
     found = speed(shape, adapter, setting, known, share=share)
     return 1 / found.tokens_per_s if found else 0.0
+
+
+def pod_memory(
+    config: TrainConfig, shape: Shape, adapter: Adapter, load: Load | None = None, *, divided: bool = False
+) -> int:
+    """Bytes of main memory that each of the run's pods takes at its peak, a CPU's training included where there is no
+    GPU, and the merge that follows it.
+
+    A base that is divided is read there first. It stays pages of its files, but for experts, which are put together
+    from one tensor each: then the processes take turns, and one copy is there at a time.
+    """
+    setting = presumed(config, shape, load)
+    copies = expert_copies(config, shape) if divided else 0
+    training = copies + main_memory(shape, adapter, setting, processes=max(1, config.device.gpus))
+    return max(training, merge_memory(config, shape.parameters, shape))
+
+
+def expert_copies(config: TrainConfig, shape: Shape) -> int:
+    """Bytes of main memory that a base takes on top while it is read divided."""
+    return presumed(config, shape).size * shape.experts
+
+
+def presumed(config: TrainConfig, shape: Shape, load: Load | None = None) -> Setting:
+    """How the run computes on a CPU, or where nothing tells its GPU: unquantized, unless it is asked to."""
+    cpu = config.device.gpus == 0
+    quantization = Quantization.NONE if config.quantization is Quantization.AUTO else config.quantization
+    manner = config.training.activation_checkpointing
+    if manner is ActivationCheckpointing.AUTO:
+        recompute = recomputes(config, shape.parameters, cpu=cpu)
+        manner = ActivationCheckpointing.of(recompute=recompute, selective=False)
+    gpu = None if cpu else REFERENCE
+    return setting_of(config, shape, gpu, quantization=quantization, manner=manner, load=load)
