@@ -5,7 +5,7 @@
 Makes a mixture whose experts are adapted, and a model with tied embeddings whose output embedding was trained apart,
 both with random weights of some 300 MB in 16 bits. Each is merged in a process of its own, in the base's own type and
 in fp32; printed is the most that the process takes of its own beyond its imports, beside what
-`lora_trainer/contract/fit/merging.py` counts for it.
+`lora_trainer/plan/memory.py` counts for it.
 """
 
 import argparse

@@ -185,13 +185,6 @@ _MOST_EXPERTS, _WIDEST = 2**14, 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mixture:
-    """How a family builds its layers: a function of configuration, sizes and number of layers."""
-
-    layers: Callable[[Values, Sizes, int], tuple[Layer, ...]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Experts:
     """How many there are, how many a token passes, and the width of each."""
 
@@ -393,13 +386,13 @@ def _llama4(values: Values, sizes: Sizes, layers: int) -> tuple[Layer, ...]:
     return tuple(sparse if index in chosen else dense for index in range(layers))
 
 
-MIXTURES: Mapping[str, Mixture] = {
-    "mixtral": Mixture(layers=_mixtral),
-    "qwen2_moe": Mixture(layers=_qwen_moe),
-    "qwen3_moe": Mixture(layers=_qwen_moe),
-    "gpt_oss": Mixture(layers=_gpt_oss),
-    "deepseek_v3": Mixture(layers=_deepseek_v3),
-    "llama4_text": Mixture(layers=_llama4),
+MIXTURES: Mapping[str, Callable[[Values, Sizes, int], tuple[Layer, ...]]] = {
+    "mixtral": _mixtral,
+    "qwen2_moe": _qwen_moe,
+    "qwen3_moe": _qwen_moe,
+    "gpt_oss": _gpt_oss,
+    "deepseek_v3": _deepseek_v3,
+    "llama4_text": _llama4,
 }
 
 
@@ -778,9 +771,8 @@ def _falcon(values: Values, kind: str) -> Shape:
 
 
 def _mixture(values: Values, kind: str) -> Shape:
-    mixture = MIXTURES[kind]
     sizes = _sizes(values)
-    layers = mixture.layers(values, sizes, _layers(values))
+    layers = MIXTURES[kind](values, sizes, _layers(values))
     shape = _whole(values, layers, kind, norm=sizes.hidden, spread=MIXTURE)
     return replace(shape, doubts=("what a GPU's kernel for a mixture's experts needs to work with is not known",))
 

@@ -34,7 +34,7 @@ class Values:
     def number(self, *keys: str, low: int = 1, high: int, default: int | None = None) -> int:
         """The whole number under the first of `keys` that is set: families name the same thing differently."""
         rule = f"must be a whole number from {low:,} to {high:,}"
-        key, value = self._found(*keys)
+        key, value = self.first(*keys)
         if value is None:
             if default is None:
                 raise UncountedError(f"{self.path}.{key} is missing: {rule}; take the model's own config.json")
@@ -45,7 +45,7 @@ class Values:
 
     def fraction(self, key: str, *, default: float) -> float:
         """A number from 0 to 1."""
-        _, value = self._found(key)
+        _, value = self.first(key)
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
@@ -54,14 +54,14 @@ class Values:
 
     def flag(self, key: str, *, default: bool) -> bool:
         """true or false."""
-        _, value = self._found(key)
+        _, value = self.first(key)
         if value is not None and not isinstance(value, bool):
             raise self._error(key, value, "must be true or false")
         return default if value is None else value
 
     def text(self, *keys: str, default: str) -> str:
         """A string, under the first of `keys` that is set."""
-        key, value = self._found(*keys)
+        key, value = self.first(*keys)
         if value is None:
             return default
         if not isinstance(value, str) or not 1 <= len(value) <= 100 or not value.isprintable():
@@ -78,13 +78,9 @@ class Values:
             raise self._error(key, value, f"must be a list of whole numbers from 0 to {high:,}")
         return tuple(value)
 
-    def first(self, *keys: str) -> tuple[str, Any]:
-        """The first of `keys` that is set, and what it holds, whatever that is."""
-        return self._found(*keys)
-
     def is_set(self, key: str) -> bool:
         """Whether there is anything but null."""
-        return self._found(key)[1] is not None
+        return self.first(key)[1] is not None
 
     def child(self, key: str) -> "Values | None":
         """The object under `key`, None where there is none."""
@@ -95,7 +91,7 @@ class Values:
             raise self._error(key, value, "must be an object")
         return Values(value, f"{self.path}.{key}")
 
-    def _found(self, *keys: str) -> tuple[str, Any]:
+    def first(self, *keys: str) -> tuple[str, Any]:
         """The first of `keys` that is set, and its value; None where none is, and no default for what is absent."""
         for of in (self.document, {} if any(key in self.document for key in keys) else self.defaults):
             for key in keys:
@@ -305,11 +301,6 @@ class Shape:
     def multiplied(self) -> int:
         """Parameters that a token is multiplied with: linear modules, active experts, the output embedding."""
         return self.linear_weights + sum(layer.active for layer in self.layers) + self.vocabulary * self.hidden
-
-    @cached_property
-    def largest_weight(self) -> int:
-        """Parameters of the largest linear module of a layer."""
-        return max((module.weights for layer in self.layers for module in layer.linear), default=0)
 
     def modules(self) -> Iterator[tuple[int, int, str, Linear]]:
         """Each linear module: number of its layer, number in it, full name, module."""
