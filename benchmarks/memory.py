@@ -29,13 +29,13 @@ from benchmarks.memory_simulation import Step, simulate_deep
 from peft.helpers import disable_input_dtype_casting
 
 from lora_trainer.contract.config import DeviceConfig, Layers, LoraConfig, Precision, Quantization
-from lora_trainer.contract.fit.activations import layer_bytes
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.errors import out_of_memory
 from lora_trainer.model.attention import has_kernel
 from lora_trainer.model.device import Device, choose_device
 from lora_trainer.model.loading import Adapted
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.memory import layer_bytes
 from lora_trainer.training.batches import Budget, collate
 from lora_trainer.training.loss import token_losses
 

@@ -22,7 +22,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import masking_utils
 
-from lora_trainer.contract.fit.limits import MOST_LOGITS
+from lora_trainer.plan.limits import MOST_LOGITS
 
 IN_FP32 = frozenset(
     {"layer_norm", "group_norm", "native_layer_norm", "pow", "__pow__", "__rpow__", "exp", "log", "rsqrt", "reciprocal"}

@@ -6,10 +6,9 @@ from typing import Any
 from benchmarks.memory_simulation import Step
 
 from lora_trainer.contract.config import Variant
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.memory import Memory, gpu_memory
-from lora_trainer.contract.fit.setting import Setting
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.memory import Memory, Setting, gpu_memory
 
 
 def setting_of(step: Step) -> Setting:

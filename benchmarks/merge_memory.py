@@ -5,7 +5,7 @@
 Makes a mixture whose experts are adapted, and a model with tied embeddings whose output embedding was trained apart,
 both with random weights of some 300 MB in 16 bits. Each is merged in a process of its own, in the base's own type and
 in fp32; printed is the most that the process takes of its own beyond its imports, beside what
-`lora_trainer/contract/fit/merging.py` counts for it.
+`lora_trainer/plan/memory.py` counts for it.
 """
 
 import argparse
@@ -25,10 +25,9 @@ from torch import bfloat16, set_num_threads
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from lora_trainer.contract.config import MergePrecision, TrainConfig
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.memory import CPU_LIBRARIES
-from lora_trainer.contract.fit.merging import merge_memory
 from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.memory import CPU_LIBRARIES, merge_memory
 from lora_trainer.result.merge import merge_into
 
 MIB = 2**20

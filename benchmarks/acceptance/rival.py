@@ -26,9 +26,9 @@ from benchmarks.acceptance.speed import manners
 from benchmarks.comparison.job import WORDS
 
 from lora_trainer.contract.config import Quantization
-from lora_trainer.contract.fit.devices import by_product
-from lora_trainer.contract.fit.families import shape_of
+from lora_trainer.contract.gpus import by_product
 from lora_trainer.errors import out_of_memory
+from lora_trainer.plan.families import shape_of
 from lora_trainer.recipe.settling import gpu_of
 
 WANTED = 1.0

@@ -21,17 +21,16 @@ from benchmarks.acceptance.shapes import LLAMA_3_2_1B, LLAMA_3_8B, MIXTURE_24_LA
 from benchmarks.acceptance.steps import stepper, timed
 
 from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.choice import MANNERS
-from lora_trainer.contract.fit.devices import Gpu, by_product
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.limits import FIT_SHARE
-from lora_trainer.contract.fit.memory import gpu_memory
-from lora_trainer.contract.fit.setting import Setting
+from lora_trainer.contract.gpus import Gpu, by_product
 from lora_trainer.data.store import Examples
 from lora_trainer.errors import out_of_memory
 from lora_trainer.model.loading import set_training
 from lora_trainer.model.quantize import is_4bit
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.choice import MANNERS
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.limits import FIT_SHARE
+from lora_trainer.plan.memory import Setting, gpu_memory
 from lora_trainer.ranks.collectives import ALONE
 from lora_trainer.recipe.settling import gpu_of
 from lora_trainer.training.batches import Budget

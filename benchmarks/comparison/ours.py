@@ -19,8 +19,6 @@ from lora_trainer.contract.config import (
     TrainConfig,
     TrainingConfig,
 )
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.planning import plan_of
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.data.store import Examples
 from lora_trainer.model.device import Device
@@ -28,6 +26,8 @@ from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.places.base import open_folder
 from lora_trainer.places.base_shape import shape_in
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.planning import plan_of
 from lora_trainer.ranks.collectives import ALONE
 from lora_trainer.recipe.settling import gpu_of
 from lora_trainer.recipe.way import budget_of

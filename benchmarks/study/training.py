@@ -11,7 +11,6 @@ from benchmarks.study.rows import Row, make_rows
 from benchmarks.study.settings import Setting
 
 from lora_trainer.contract.config import LossOn
-from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import IGNORED, Example
@@ -20,6 +19,7 @@ from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.places.base import Base, open_folder
+from lora_trainer.plan.limits import CPU_TOKEN_BUDGET
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import Evaluation, evaluate
 from lora_trainer.training.listener import Trained

@@ -72,7 +72,7 @@ class LoRAClient:
 
         `config` is the model's config.json, `tokens` those of the data set. Raises `ClientError`.
         """
-        from lora_trainer.plan_table import document  # noqa: PLC0415 - tables of models, which others do without
+        from lora_trainer.plan.show import document  # noqa: PLC0415 - tables of models, which others do without
 
         gpus = [gpus] if isinstance(gpus, str) else gpus
         tokens = None if tokens is None else whole("tokens", tokens)

@@ -148,6 +148,7 @@ class Plan:
     micro: int = 64
     packed: bool = False
     sharded_over: int | None = None
+    quantization: Quantization = Quantization.NONE
     resume_at: int | None = None
     state: Path | None = None
     short_of_memory_at: int | None = None
@@ -413,6 +414,28 @@ def verify_streamed(folder: Path, claims: Path, *, copies: bool) -> tuple[float,
         return verify(folder, Volumes(claims=claims, config_maps=claims), Hub()).loss, len(streamed)
 
 
+def packed_weights_of_a_divided_base(folder: Path) -> list[tuple[str, bool]]:
+    """Of each adapted module when it computes: what its weight is, and whether that has its scales beside it."""
+    torch.set_num_threads(1)
+    with join(CPU.torch_device, WAIT_S) as ranks:
+        base = open_folder(folder)
+        loaded = load_model(base, Quantization.NF4, CPU, packs_later=True)
+        model = adapt(loaded, LoraConfig(rank=4, alpha=8), base, CPU, 3).model
+        shard(model, CPU, mesh_over(CPU, ranks, ranks.world))
+        found: list[tuple[str, bool]] = []
+
+        def look(module: Any, *_: object) -> None:
+            weight = module.get_base_layer().weight
+            found.append((type(weight).__name__, hasattr(weight, "quant_state")))
+
+        for module in model.modules():
+            if hasattr(module, "lora_A"):
+                module.register_forward_pre_hook(look)
+        for _ in range(2):
+            model(torch.arange(8)[None])
+        return found
+
+
 def _state_after_a_stop(training: Training, file: Path | None) -> Any:
     """The state of a training that was stopped, in process 0 alone."""
     if file is None or not file.exists():
@@ -440,7 +463,7 @@ def _training(plan: Plan, base: Base, rows: Examples, ranks: Ranks, taken: Taken
     lora = LoraConfig(rank=4, alpha=8)
     mesh = None if plan.sharded_over is None else mesh_over(CPU, ranks, plan.sharded_over)
     with in_turn(ranks, ranks.local_world if mesh is None else 1):
-        adapted = adapt(load_model(base, Quantization.NONE, CPU), lora, base, CPU, 3)
+        adapted = adapt(load_model(base, plan.quantization, CPU, packs_later=mesh is not None), lora, base, CPU, 3)
         if plan.recompute:
             recompute_activations(adapted.model)
         elif plan.selective:

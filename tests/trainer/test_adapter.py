@@ -15,7 +15,6 @@ from tests.trainer.conftest import make_config
 from tests.trainer.families import COUNTED, make_family
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.config import (
     ActivationCheckpointing,
     Init,
@@ -32,6 +31,7 @@ from lora_trainer.model.loading import Loaded, adapt, load_model, skeleton
 from lora_trainer.model.options import check_options
 from lora_trainer.model.recompute import is_recomputed
 from lora_trainer.places.base import Base, open_folder
+from lora_trainer.plan.hint_checks import LeftAlone
 
 LORA = LoraConfig(rank=4, alpha=8)
 AUTO, NONE, SELECTIVE, FULL = ActivationCheckpointing

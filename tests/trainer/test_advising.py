@@ -16,13 +16,13 @@ from tests.trainer.conftest import make_config
 from tests.trainer.test_held_out import REWRITES
 
 from lora_trainer.artifact.manifest import Manifest, read_manifest
-from lora_trainer.contract.advice.codes import Code
-from lora_trainer.contract.advice.rules import spoken
+from lora_trainer.contract.advice import Code
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.data.survey import load_samples
 from lora_trainer.errors import NonFiniteLossError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.plan.hints import spoken
 from lora_trainer.ranks.reports import Reporter
 from lora_trainer.recipe import evaluator
 from lora_trainer.recipe.train import Workshop, run_training

@@ -8,7 +8,6 @@ import torch
 from tests.trainer.families import make_family
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.config import LoraConfig, Quantization
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.adapter import adapted_names
@@ -16,6 +15,7 @@ from lora_trainer.model.classes import CAUSAL, SEEING, class_name
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import adapt, load_model, skeleton
 from lora_trainer.places.base import open_folder
+from lora_trainer.plan.hint_checks import LeftAlone
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "mistral3", "qwen2_5_vl"])

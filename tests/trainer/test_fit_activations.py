@@ -12,15 +12,14 @@ from peft.helpers import disable_input_dtype_casting
 from tests.unit.fit_models import Config
 
 from lora_trainer.contract.config import Layers, LoraConfig, Quantization, Variant
-from lora_trainer.contract.fit import adapter as fit
-from lora_trainer.contract.fit.activations import kept_bytes
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.setting import Setting
 from lora_trainer.data.tokens import Example
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import adapt, load_model, set_training
 from lora_trainer.places.base import Base
+from lora_trainer.plan import adapter as fit
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.memory import Setting, kept_bytes
 from lora_trainer.training.batches import collate
 from lora_trainer.training.loss import token_losses
 

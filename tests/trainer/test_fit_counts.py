@@ -21,10 +21,6 @@ from torch import nn
 
 from lora_trainer.artifact.tensor_files import read_entries
 from lora_trainer.contract.config import Layers, LoraConfig, Quantization, Variant
-from lora_trainer.contract.fit import adapter as fit
-from lora_trainer.contract.fit.families import KNOWN_FAMILIES, shape_of
-from lora_trainer.contract.fit.names import kinds
-from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.adapter import plan_adapter, put_on
 from lora_trainer.model.convert import copy_adapter, save_adapter
@@ -32,6 +28,10 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Loaded, skeleton
 from lora_trainer.places.base import Base
 from lora_trainer.places.base_shape import shape_in
+from lora_trainer.plan import adapter as fit
+from lora_trainer.plan.adapter import kinds
+from lora_trainer.plan.families import KNOWN_FAMILIES, shape_of
+from lora_trainer.plan.shapes import Shape
 from lora_trainer.recipe.preflight import target_names
 
 SMALLER = {"num_hidden_layers": 2, "n_layer": 2}

@@ -15,13 +15,13 @@ from benchmarks.acceptance.shapes import LLAMA_3_2_1B, LLAMA_3_8B, MIXTURE_24_LA
 from tests.unit.test_fit_choice import run
 
 from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.choice import Fit, choose
-from lora_trainer.contract.fit.devices import KNOWN, Gpu, by_product
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.setting import Setting
-from lora_trainer.contract.fit.speed import flops_per_token
+from lora_trainer.contract.gpus import KNOWN, Gpu, by_product
 from lora_trainer.model.device import Device
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.choice import Fit, choose
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.memory import Setting
+from lora_trainer.plan.speed import flops_per_token
 from lora_trainer.recipe.settling import gpu_of
 
 H100 = Device(
@@ -29,7 +29,7 @@ H100 = Device(
 )
 SHAPES = {"Llama-3-8B": LLAMA_3_8B, "Llama-3.2-1B": LLAMA_3_2_1B, "24-layer mixture": MIXTURE_24_LAYERS}
 MOST_OF_THE_PEAK = 0.5
-"""Of all operations that are done: what well-run trainings reach is 0.4, see `contract.fit.speed`."""
+"""Of all operations that are done: what well-run trainings reach is 0.4, see `plan.speed`."""
 LORA = LoraConfig(rank=speed.RANK, alpha=2 * speed.RANK)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -11,7 +11,7 @@ from tests.trainer.conftest import make_config
 from tests.trainer.processes import together
 from tests.trainer.rank_programs import Given, Outcome, Plan, Stopped
 
-from lora_trainer.contract.config import TrainingConfig
+from lora_trainer.contract.config import Quantization, TrainingConfig
 from lora_trainer.training.checkpoint import Checkpoints
 from lora_trainer.training.evaluate import ASK_EVERY
 
@@ -183,6 +183,25 @@ def test_a_sharded_base_gives_the_losses_of_a_whole_one(plan: Plan, alone: Outco
     close(found[0], alone)
     assert all(one.adapter == found[0].adapter for one in found)
     assert [one.layer_weights for one in found] == [alone.layer_weights // 2] * 2
+
+
+@pytest.mark.parametrize("kind", [Quantization.NF4, Quantization.FP4])
+@pytest.mark.parametrize("manner", [{}, {"recompute": True}, {"selective": True, "fused": True, "packed": True}])
+def test_a_base_in_4_bits_is_divided_as_it_is_packed(plan: Plan, kind: Quantization, manner: dict[str, Any]) -> None:
+    """Each process holds half of the bytes; kept, recomputed, and read by the fused adapter past the module itself."""
+    in_4_bits = dataclasses.replace(plan, quantization=kind)
+    whole = outcomes(1, in_4_bits)[0]
+    found = outcomes(2, dataclasses.replace(in_4_bits, sharded_over=2, micro=2, **manner))
+    close(found[0], whole)
+    assert all(one.adapter == found[0].adapter for one in found)
+    assert [one.layer_weights for one in found] == [whole.layer_weights // 2] * 2
+
+
+def test_what_is_gathered_of_packed_weights_has_its_scales(tiny_folder: Path) -> None:
+    """For the fused adapter, which reads both; and bitsandbytes puts nothing of its own in the weight's place."""
+    for found in together(2, rank_programs.packed_weights_of_a_divided_base, tiny_folder):
+        assert not isinstance(found, Exception), found
+        assert found == [("Parameter", True)] * 28
 
 
 def test_a_base_that_is_divided_within_each_node_gives_what_one_divided_over_all_gives(

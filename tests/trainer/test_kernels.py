@@ -11,7 +11,6 @@ import transformers
 from torch import nn
 
 from lora_trainer.contract.config import LoraConfig, Quantization, Variant
-from lora_trainer.contract.fit import limits
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast import isolate
@@ -20,6 +19,7 @@ from lora_trainer.model.lora_kernel import fuse, install
 from lora_trainer.model.products import product
 from lora_trainer.model.recompute import recompute_activations
 from lora_trainer.places.base import Base
+from lora_trainer.plan import limits
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.training import loss as losses
 from lora_trainer.training.batches import Budget, collate

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.trainer.test_artifact import filled
 
-from lora_trainer.contract.advice.codes import Advice
+from lora_trainer.contract.advice import Advice
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Artifact, ResolvedRun, Results, SavedState, Summary, Verification
 from lora_trainer.host.supervisor import Ending

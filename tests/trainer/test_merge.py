@@ -27,10 +27,10 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.processing_utils import ProcessorMixin
 
 from lora_trainer.artifact.tensor_files import read_entries
-from lora_trainer.contract.fit.merging import CONVERTED
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.classes import auto_class
 from lora_trainer.model.linear import linear_modules
+from lora_trainer.plan.families import CONVERTED
 from lora_trainer.result.merge import merge_into
 from lora_trainer.result.tensor_names import parameters_of
 

@@ -16,13 +16,13 @@ from tests.trainer.test_narrator import step
 from tests.unit.builders import make_resolved
 from tests.unit.fit_models import LLAMA_2_7B
 
-from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.host.metrics import TrainingMetrics
 from lora_trainer.host.pulse import Pulse, ticks_of
 from lora_trainer.host.supervisor import Settings, Supervisor
 from lora_trainer.model.device import Device
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.plan.families import shape_of
 from lora_trainer.ranks.activity import Activity
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.reports import Counters, GpuMemory, Report, Reporter

@@ -13,7 +13,6 @@ from tests.trainer.tiny import HEADS, HIDDEN, KV_HEADS, LAYERS, MLP
 from torch import nn
 
 from lora_trainer.contract.config import Layers, LoraConfig, LossOn, Quantization, TrainingConfig
-from lora_trainer.contract.fit.names import short_names
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.data.formats import PlainText
 from lora_trainer.data.store import Examples
@@ -27,6 +26,7 @@ from lora_trainer.model.targets import choose_targets
 from lora_trainer.places.base import Base, find_base, open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.plan.adapter import short_names
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.training.batches import Batch, Budget, collate
 from lora_trainer.training.evaluate import evaluate

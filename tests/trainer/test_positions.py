@@ -16,14 +16,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from lora_trainer.contract.advice.codes import Code
-from lora_trainer.contract.advice.rules import spoken
-from lora_trainer.contract.fit.positions import TABLES, positions_of
+from lora_trainer.contract.advice import Code
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Summary
 from lora_trainer.errors import ConfigError, DatasetError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.plan.families import TABLES, positions_of
+from lora_trainer.plan.hints import spoken
 from lora_trainer.recipe.preflight import preflight
 
 SMALL: dict[str, Any] = {

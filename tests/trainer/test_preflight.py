@@ -21,8 +21,7 @@ from hub.access import Restriction
 from hub.faults import Fault
 from hub.server import HubServer
 from lora_trainer import commands
-from lora_trainer.contract.advice.codes import Code
-from lora_trainer.contract.advice.rules import spoken
+from lora_trainer.contract.advice import Code
 from lora_trainer.contract.codec import encode
 from lora_trainer.contract.config import Quantization
 from lora_trainer.contract.preflight import OutputCheck
@@ -37,7 +36,9 @@ from lora_trainer.model.loading import skeleton
 from lora_trainer.places.base import open_folder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.plan import Asked, plan_run
+from lora_trainer.plan.answer import Asked
+from lora_trainer.plan.hints import spoken
+from lora_trainer.plan_run import plan_run
 from lora_trainer.recipe.preflight import preflight
 
 WITHOUT_TORCH = (

@@ -13,11 +13,11 @@ from tests.unit.advice_facts import make_plan
 
 from lora_trainer import commands
 from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.contract.fit.shape import GUESSED
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import StorageError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.plan.shapes import GUESSED
 from lora_trainer.recipe.claim_room import check_claim, check_room
 from lora_trainer.recipe.preflight import preflight
 

@@ -14,10 +14,7 @@ from tests.trainer import families
 from tests.trainer.conftest import make_config
 
 from lora_trainer.contract.config import Planned, Quantization, TrainConfig
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.devices import Gpu, find_gpu
-from lora_trainer.contract.fit.planning import plan_of
-from lora_trainer.contract.fit.settle import settled
+from lora_trainer.contract.gpus import Gpu, find_gpu
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import DatasetStats
 from lora_trainer.errors import DoesNotFitError, InternalError
@@ -26,6 +23,8 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.loading import load_model
 from lora_trainer.places.base import Base, open_folder
 from lora_trainer.places.base_shape import parameters_in, shape_in
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.planning import plan_of, settled
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.reports import Report, Reporter
 from lora_trainer.recipe import settling

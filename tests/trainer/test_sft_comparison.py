@@ -16,7 +16,7 @@ from benchmarks.comparison.plain import new_model
 from benchmarks.comparison.settings import EFFECTIVE, Form, Setting
 
 from lora_trainer.contract.config import ActivationCheckpointing
-from lora_trainer.contract.fit.devices import find_gpu
+from lora_trainer.contract.gpus import find_gpu
 from lora_trainer.model.device import Device
 from lora_trainer.training.loop import Training
 from lora_trainer.training.state import copy_of, trainable

@@ -130,6 +130,8 @@ def test_weights_that_do_not_fit_one_gpu_are_divided() -> None:
     """70 billion parameters in 16 bits over eight GPUs of 80 GiB; also with adapters of another variant."""
     assert decide()
     assert decide(lora={"variant": "DoRA"})
+    assert decide(quantization="NF4")
+    assert decide(quantization="FP4")
 
 
 def test_weights_that_fit_stay_whole_on_each_gpu() -> None:
@@ -150,8 +152,8 @@ def test_too_few_gpus_are_refused_before_anything_is_loaded() -> None:
 @pytest.mark.parametrize(
     ("sections", "named"),
     [
-        ({"quantization": "NF4"}, "quantization is NF4"),
         ({"quantization": "INT8"}, "quantization is INT8"),
+        ({"quantization": "NF4", "lora": {"variant": "DoRA"}}, "lora.variant is DoRA with quantization NF4"),
         ({"lora": {"init": "PiSSA"}}, "lora.init is PiSSA"),
         ({"lora": {"targetParameters": ["experts.down_proj"]}}, "lora.targetParameters is set"),
         ({"output": {"merge": "Merged"}}, "output.merge is Merged"),
@@ -167,11 +169,11 @@ def test_what_cannot_be_divided_is_refused(sections: dict[str, Any], named: str)
 def test_what_cannot_be_divided_is_tried_whole_where_it_may_fit() -> None:
     """As on one GPU alone, where the plan is not sure; not what is larger than a GPU."""
     unsure = planned(sharded=False, fits=None)
-    assert not decide(size=0.8 * H100, plan=unsure, quantization="NF4")
-    with pytest.raises(ConfigError, match="quantization is NF4"):
-        decide(size=0.8 * H100, plan=planned(sharded=False, fits=False), quantization="NF4")
-    with pytest.raises(ConfigError, match="quantization is NF4"):
-        decide(size=H100 + 1, plan=unsure, quantization="NF4")
+    assert not decide(size=0.8 * H100, plan=unsure, quantization="INT8")
+    with pytest.raises(ConfigError, match="quantization is INT8"):
+        decide(size=0.8 * H100, plan=planned(sharded=False, fits=False), quantization="INT8")
+    with pytest.raises(ConfigError, match="quantization is INT8"):
+        decide(size=H100 + 1, plan=unsure, quantization="INT8")
 
 
 def test_memory_of_weights_is_reported_from_the_headers_of_their_files(tiny_folder: Path) -> None:

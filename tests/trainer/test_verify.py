@@ -460,6 +460,17 @@ def test_a_base_that_no_gpu_holds_is_streamed_by_all_or_where_it_is_converted_by
     assert found[0][0] == pytest.approx(verify(adapter[0], adapter[1], Hub()).loss, abs=1e-5)
 
 
+def test_a_base_in_4_bits_that_was_divided_is_verified_so(tmp_path: Path, tiny_folder: Path) -> None:
+    """Divided over two processes, which give the loss of one; and streamed, a layer packed anew for each batch."""
+    config = make_config(quantization="NF4", training={"maxSteps": 3})
+    folder, volumes = trained(tmp_path, tiny_folder, config)
+    wanted = verify(folder, volumes, Hub()).loss
+    divided = copy_as_divided(folder, tmp_path / "divided")
+    assert together(2, rank_programs.verify_adapter, divided, volumes.claims) == [pytest.approx(wanted, abs=1e-5)] * 2
+    streamed = functools.partial(rank_programs.verify_streamed, copies=False)
+    assert together(2, streamed, divided, volumes.claims) == [(pytest.approx(wanted, abs=1e-5), 1)] * 2
+
+
 def test_a_log_that_was_cut_off_ends_no_run(adapter: tuple[Path, Volumes], tmp_path: Path) -> None:
     """Within the run, which writes it anew before it publishes; by hand everything is as the manifest says."""
     folder = Path(shutil.copytree(adapter[0], tmp_path / "adapter"))

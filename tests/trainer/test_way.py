@@ -14,7 +14,6 @@ from tests.trainer.test_sharding import planned
 from tests.trainer.trainings import RESOLVED
 
 from lora_trainer.contract.config import LoraConfig
-from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Example
@@ -22,6 +21,7 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.fast import VARLEN, family_of
 from lora_trainer.model.loading import Adapted
 from lora_trainer.places.base import Base
+from lora_trainer.plan.limits import CPU_TOKEN_BUDGET
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.recipe import way
 from lora_trainer.recipe.way import budget_of

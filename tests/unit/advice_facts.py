@@ -5,12 +5,12 @@ from typing import Any
 
 from tests.unit.fit_models import MIXTRAL, llama
 
-from lora_trainer.contract.advice.facts import Ended, Facts, LeftAlone, Rows, facts_before
 from lora_trainer.contract.config import Quantization, TrainConfig
-from lora_trainer.contract.fit.families import shape_of
 from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
 from lora_trainer.contract.run_plan import Alternative, RunPlan
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.hint_checks import Ended, Facts, LeftAlone, Rows, facts_before
 
 GIB = 2**30
 LLAMA, MIXTURE = shape_of(llama()), shape_of(MIXTRAL)

@@ -9,16 +9,16 @@ from typing import Any
 from tests.unit.advice_facts import make_config, make_preflight
 from tests.unit.fit_models import Config
 
-from lora_trainer.contract.advice.codes import Advice
-from lora_trainer.contract.advice.facts import Columns
-from lora_trainer.contract.advice.rules import Spoken, before, spoken
+from lora_trainer.contract.advice import Advice
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.devices import Gpu
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.planning import plan_of
+from lora_trainer.contract.gpus import Gpu
 from lora_trainer.contract.preflight import Preflight
 from lora_trainer.contract.run_plan import RunPlan
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.hint_checks import Columns
+from lora_trainer.plan.hints import Spoken, before, spoken
+from lora_trainer.plan.planning import plan_of
 
 Spec = dict[str, Any]
 

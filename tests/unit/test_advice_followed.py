@@ -9,13 +9,13 @@ from tests.unit.advice_facts import RISE, ended_facts
 from tests.unit.advised import Case
 from tests.unit.fit_models import DEEPSEEK_V3, GPT_OSS, LLAMA_4, MIXTRAL, MODELS, QWEN2_MOE, QWEN3_MOE, llama
 
-from lora_trainer.contract.advice.codes import Code
-from lora_trainer.contract.advice.facts import Columns
-from lora_trainer.contract.advice.rules import after, spoken
+from lora_trainer.contract.advice import Code
 from lora_trainer.contract.config import DatasetFormat
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.devices import find_gpu
-from lora_trainer.contract.fit.families import shape_of
+from lora_trainer.contract.gpus import find_gpu
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.hint_checks import Columns
+from lora_trainer.plan.hints import after, spoken
 
 LLAMA = llama()
 SMALL = MODELS["SmolLM2-135M"][0]

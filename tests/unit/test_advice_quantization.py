@@ -4,7 +4,7 @@ import pytest
 from tests.unit.advised import Case, Spec
 from tests.unit.fit_models import LLAMA_2_13B, MODELS, Config, llama
 
-from lora_trainer.contract.fit.devices import KNOWN, Gpu
+from lora_trainer.contract.gpus import KNOWN, Gpu
 
 SHORT = {"tokens": 9_800 * 200, "target_tokens": 9_800 * 100, "longest_tokens": 1_000, "p95_tokens": 500}
 SOLD = {16: ("T4",), 24: ("L4", "A10", "RTX 4090"), 40: ("A100 40",), 48: ("L40S",), 80: ("A100 80", "H100")}

@@ -25,20 +25,13 @@ from tests.unit.advice_facts import (
 )
 from tests.unit.fit_models import DEEPSEEK_V3
 
-from lora_trainer.contract.advice.codes import Advice, Code, Severity
-from lora_trainer.contract.advice.facts import Columns, Facts, LeftAlone
-from lora_trainer.contract.advice.rules import (
-    RULES,
-    after,
-    before,
-    known_before,
-    spoken,
-)
+from lora_trainer.contract.advice import Advice, Code, Severity
 from lora_trainer.contract.config import DatasetFormat, DeviceConfig, Quantization, TrainConfig, TrainingConfig
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.positions import Positions
 from lora_trainer.contract.preflight import Preflight
 from lora_trainer.contract.run_plan import RunPlan
+from lora_trainer.plan.families import Positions, shape_of
+from lora_trainer.plan.hint_checks import Columns, Facts, LeftAlone
+from lora_trainer.plan.hints import RULES, after, before, known_before, spoken
 
 Changes = dict[str, Any]
 

@@ -19,11 +19,11 @@ from lora_trainer.contract.config import (
     TrainConfig,
     TrainingConfig,
 )
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.devices import find_gpu
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.planning import plan_of
+from lora_trainer.contract.gpus import find_gpu
 from lora_trainer.contract.run_plan import RunPlan
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.planning import plan_of
 
 WHOLE = LoraConfig(rank=128, alpha=128, modules_to_save=("embed_tokens", "lm_head"))
 PAGED = TrainingConfig(max_sequence_length=1024, optimizer=Optimizer.PAGED_ADAMW_8BIT)

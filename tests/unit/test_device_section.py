@@ -7,7 +7,7 @@ from tests.unit.builders import make_manifest
 
 from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.contract.device_section import GpuSetting
-from lora_trainer.contract.fit.devices import GIB, MIB, device_of, find_gpu
+from lora_trainer.contract.gpus import GIB, MIB, device_of, find_gpu
 from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
 
 SETTINGS = (

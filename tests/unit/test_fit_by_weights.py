@@ -5,10 +5,9 @@ from tests.unit.test_fit_choice import run
 
 from lora_trainer.contract.config import DeviceConfig, Init, LoraConfig, Precision, Quantization, TrainConfig
 from lora_trainer.contract.config import TrainingConfig as Training
-from lora_trainer.contract.fit.by_weights import plan_by_weights, settled_by_weights
-from lora_trainer.contract.fit.devices import GIB, Gpu
-from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET
-from lora_trainer.contract.fit.settle import settled
+from lora_trainer.contract.gpus import GIB, Gpu
+from lora_trainer.plan.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET
+from lora_trainer.plan.planning import plan_by_weights, settled, settled_by_weights
 
 GPU = Gpu(name="Zebra", memory_bytes=16 * GIB)
 TWO = DeviceConfig(gpus=2)

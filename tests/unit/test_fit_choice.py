@@ -24,16 +24,15 @@ from lora_trainer.contract.config import (
     TrainingConfig,
     Variant,
 )
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.choice import MANNERS, Fit, Load, Option, choose, recomputes, setting_of
-from lora_trainer.contract.fit.devices import KNOWN, Gpu, find_gpu
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.limits import LARGEST_TOKEN_BUDGET, TOKEN_BUDGET
-from lora_trainer.contract.fit.memory import gpu_memory
-from lora_trainer.contract.fit.options import OnGpu, on_gpu, option_on
-from lora_trainer.contract.fit.setting import Setting
-from lora_trainer.contract.fit.speed import flops_per_token, speed
+from lora_trainer.contract.gpus import KNOWN, Gpu, find_gpu
 from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.choice import MANNERS, Fit, Load, Option, choose, recomputes, setting_of
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.limits import LARGEST_TOKEN_BUDGET, TOKEN_BUDGET
+from lora_trainer.plan.memory import Setting, gpu_memory
+from lora_trainer.plan.planning import OnGpu, on_gpu, option_on
+from lora_trainer.plan.speed import flops_per_token, speed
 
 GIB = 2**30
 H100 = find_gpu("H100")
@@ -286,13 +285,33 @@ def test_a_base_is_divided_before_it_is_quantized(changes: dict[str, Any], wante
     assert (found.setting.quantization, found.option.divided) == wanted
 
 
+@pytest.mark.parametrize(
+    ("gpus", "changes", "wanted"),
+    [
+        (2, {}, (Quantization.NF4, 2, Fit.FITS)),
+        (8, {}, (Quantization.NONE, 8, Fit.FITS)),
+        (2, {"quantization": Quantization.FP4}, (Quantization.FP4, 2, Fit.FITS)),
+        (2, {"quantization": Quantization.INT8}, (Quantization.INT8, 1, Fit.TOO_LARGE)),
+        (2, {"lora": LoraConfig(variant=Variant.DORA)}, (Quantization.NF4, 1, Fit.TOO_LARGE)),
+    ],
+)
+def test_a_base_in_4_bits_is_divided_where_nothing_else_fits(
+    gpus: int, changes: dict[str, Any], wanted: tuple[Quantization, int, Fit]
+) -> None:
+    """70 billion parameters on GPUs of 48 GB; LLM.int8() and DoRA go with a whole base alone."""
+    shape = shape_of(llama(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64))
+    config = run(**{"device": DeviceConfig(gpus=gpus), **changes})
+    found = choose(config, shape, plan_adapter(config.lora, shape), find_gpu("L40S")).option
+    assert (found.quantization, found.processes, found.fit) == wanted
+
+
 def test_a_base_that_fits_whole_is_not_divided_for_speed() -> None:
-    """Divided over four L4 it could keep activations; how fast they reach each other, nothing tells."""
-    shape, config = shape_of(llama()), run(device=DeviceConfig(gpus=4))
+    """Divided over eight L4 it could keep activations; how fast they reach each other, nothing tells."""
+    shape, config = shape_of(llama()), run(device=DeviceConfig(gpus=8))
     adapter = plan_adapter(config.lora, shape)
     found = choose(config, shape, adapter, find_gpu("L4"))
     assert (found.option.divided, found.setting.recompute) == (False, True)
-    divided = gpu_memory(shape, adapter, replace(found.setting, recompute=False, tokens=2048, processes=4))
+    divided = gpu_memory(shape, adapter, replace(found.setting, recompute=False, tokens=2048, processes=8))
     assert divided.total < 0.9 * find_gpu("L4").memory_bytes
 
 

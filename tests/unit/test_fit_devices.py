@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_trainer.contract.config import DeviceConfig
-from lora_trainer.contract.fit.devices import (
+from lora_trainer.contract.gpus import (
     GIB,
     KNOWN,
     LABEL_SHARE,

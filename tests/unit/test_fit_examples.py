@@ -7,13 +7,13 @@ import yaml
 from tests.unit.fit_models import LLAMA_2_13B, llama
 
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.devices import KNOWN
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.planning import plan_of
-from lora_trainer.contract.fit.shape import Shape
+from lora_trainer.contract.gpus import KNOWN
 from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.contract.run_plan import RunPlan
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.planning import plan_of
+from lora_trainer.plan.shapes import Shape
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHAPE = shape_of(llama())

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.fit_models import GEMMA_2, GPT_OSS, LLAMA_2_7B, LLAMA_2_13B, MIXTRAL, MODELS, Config, llama
 
-from lora_trainer.contract.config import Layers, LoraConfig, Optimizer, Quantization, Variant
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.devices import find_gpu
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.memory import Memory, Setting, gpu_memory, layer_bytes, main_memory
-from lora_trainer.contract.fit.speed import flops_per_token, speed
+from lora_trainer.contract.config import DeviceConfig, Layers, LoraConfig, Optimizer, Quantization, Variant
+from lora_trainer.contract.gpus import find_gpu
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.memory import Memory, Setting, communicators_of, gpu_memory, layer_bytes, main_memory
+from lora_trainer.plan.speed import flops_per_token, speed
 
 GB = 1e9
 DEFAULT = Setting(quantization=Quantization.NONE, recompute=True, tokens=4096, row=2048)
@@ -122,11 +122,34 @@ def test_scores_that_are_written_out_grow_with_the_row(config: Config, size: int
 
 
 def test_layers_are_divided_and_embeddings_are_not() -> None:
-    """Two layers are whole at once: one computes while the next is gathered."""
+    """Three layers are whole at once: one computes, FSDP2 keeps what it was gathered into, and gathers the next."""
     shape = shape_of(llama())
     layer = 2 * shape.layers[0].parameters
     found = memory(llama(), replace(DEFAULT, processes=4)).weights
-    assert found == 32 * layer / 4 + 2 * layer + 2 * shape.whole
+    assert found == 32 * layer / 4 + 3 * layer + 2 * shape.whole
+
+
+def test_packed_bytes_are_divided_and_their_scales_are_not() -> None:
+    """Scales of 8 bits for 64 weights, and of these in fp32 for 256; they are no parameters."""
+    shape = shape_of(llama())
+    one = shape.layers[0]
+    scales = one.linear_weights * (1 / 64 + 4 / (64 * 256))
+    rest = 2 * (one.parameters - one.linear_weights)
+    layer = one.linear_weights / 2 + rest
+    found = memory(llama(), replace(DEFAULT, quantization=Quantization.NF4, processes=4)).weights
+    assert found == round(32 * (layer / 4 + scales) + 3 * (layer + scales) + 2 * shape.whole)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "divided", "communicators"),
+    [(1, 1, 1, 0), (2, 1, 1, 1), (8, 1, 8, 1), (8, 2, 8, 2), (8, 2, 16, 1), (0, 2, 1, 0)],
+)
+def test_each_of_nccls_communicators_has_buffers(gpus: int, nodes: int, divided: int, communicators: int) -> None:
+    """One of all processes, and one of a node's, where each node has the whole base."""
+    found = communicators_of(DeviceConfig(gpus=gpus, nodes=nodes), divided)
+    assert found == communicators
+    more = memory(llama(), replace(DEFAULT, communicators=found)).constant - memory(llama(), DEFAULT).constant
+    assert more == 700_000_000 * communicators
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -221,6 +244,18 @@ def test_making_four_bits_sixteen_costs_little_with_many_tokens() -> None:
         slower.append(full.tokens_per_s / four.tokens_per_s)
     assert 1.01 < slower[0] < 1.05
     assert slower[1] > 1.5
+
+
+def test_llm_int8_is_as_slow_as_was_published() -> None:
+    """2.4 times as long as 16 bits, and so never the fastest of what fits."""
+    shape = shape_of(llama())
+    full, eight = (
+        speed(shape, plan_adapter(LoraConfig(), shape), replace(DEFAULT, quantization=kind), find_gpu("A100 80"))
+        for kind in (Quantization.NONE, Quantization.INT8)
+    )
+    assert full is not None
+    assert eight is not None
+    assert full.tokens_per_s / eight.tokens_per_s == pytest.approx(2.4)
 
 
 @given(

@@ -7,12 +7,12 @@ import pytest
 from tests.unit.advice_facts import GIB, LLAMA, MIXTURE, make_config
 from tests.unit.fit_models import GEMMA_3, llama
 
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.by_weights import plan_by_weights
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.merging import merge_memory
-from lora_trainer.contract.fit.pod import pod_memory
-from lora_trainer.contract.fit.shape import Shape
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.choice import pod_memory
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.memory import merge_memory
+from lora_trainer.plan.planning import plan_by_weights
+from lora_trainer.plan.shapes import Shape
 
 TIED = shape_of({**llama(), "tie_word_embeddings": True})
 GEMMA = shape_of(GEMMA_3)

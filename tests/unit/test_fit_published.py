@@ -6,10 +6,9 @@ import pytest
 from tests.unit.fit_models import LLAMA_2_7B, LLAMA_2_13B, Config
 
 from lora_trainer.contract.config import Layers, LoraConfig, Quantization
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.memory import gpu_memory
-from lora_trainer.contract.fit.setting import Setting
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.memory import Setting, gpu_memory
 
 THEIRS = Setting(quantization=Quantization.NONE, recompute=False, tokens=1304, row=1304, dropout=True, fused_loss=False)
 """Of the published runs: the dropout of 0.05 that their program defaults to, and a loss over all logits."""

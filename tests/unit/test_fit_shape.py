@@ -23,12 +23,10 @@ from tests.unit.fit_models import (
 )
 
 from lora_trainer.contract.config import Init, Layers, LoraConfig, Variant
-from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
-from lora_trainer.contract.fit.described import counted
-from lora_trainer.contract.fit.devices import KNOWN, DeviceError, find_gpu, least_memory
-from lora_trainer.contract.fit.families import KNOWN_FAMILIES, shape_of
-from lora_trainer.contract.fit.reading import ShapeError, UncountedError, read_json
-from lora_trainer.contract.fit.shape import EXACT, GUESSED, MIXTURE
+from lora_trainer.contract.gpus import KNOWN, DeviceError, find_gpu, least_memory
+from lora_trainer.plan.adapter import AdapterError, plan_adapter
+from lora_trainer.plan.families import KNOWN_FAMILIES, counted, shape_of
+from lora_trainer.plan.shapes import EXACT, GUESSED, MIXTURE, ShapeError, UncountedError, read_json
 
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 

@@ -6,10 +6,10 @@ import pytest
 from tests.unit.builders import UID, make_manifest
 from tests.unit.fit_models import llama
 
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.families import shape_of
-from lora_trainer.contract.fit.storage import checkpoint_bytes, claim_bytes
 from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.memory import checkpoint_bytes, claim_bytes
 
 MIB = 2**20
 SHAPE = shape_of(llama())

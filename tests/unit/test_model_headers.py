@@ -17,14 +17,14 @@ from hub.answers import repository_record
 from hub.faults import Fault
 from hub.server import HubServer
 from lora_trainer.artifact.tensor_files import entries_of, header_bytes
-from lora_trainer.contract.fit.described import described
-from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.errors import ConfigError, TransientError
 from lora_trainer.places.base import find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.model_headers import MOST_HEADER_BYTES, ModelHeaders, read_headers
 from lora_trainer.places.network import ATTEMPTS
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.plan.families import described
+from lora_trainer.plan.shapes import Shape
 
 LLAMA_70B = llama(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
 SMALL = llama(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=8, vocab_size=1000)

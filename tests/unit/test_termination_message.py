@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 from tests.unit.advice_facts import LLAMA, make_config, make_preflight
 from tests.unit.builders import make_artifact, make_results
 
-from lora_trainer.contract.advice.codes import Advice
-from lora_trainer.contract.advice.rules import before
+from lora_trainer.contract.advice import Advice
 from lora_trainer.contract.config import Quantization
-from lora_trainer.contract.fit.adapter import plan_adapter
-from lora_trainer.contract.fit.devices import find_gpu
-from lora_trainer.contract.fit.planning import plan_of
+from lora_trainer.contract.gpus import find_gpu
 from lora_trainer.contract.preflight import MOST_ROW_BYTES, ModelFacts, OutputCheck, Preflight, RowFacts
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.run_plan import Alternative, RunPlan
@@ -29,6 +26,9 @@ from lora_trainer.contract.summary import (
     Summary,
     Verification,
 )
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.hints import before
+from lora_trainer.plan.planning import plan_of
 
 NUMBER, FRACTION = st.integers(0, 2**63), st.floats(0, 1e9)
 TEXT = st.text(max_size=1500)

@@ -4,8 +4,9 @@ import argparse
 import shutil
 
 from lora_trainer.command_options import by_hand, local_config, say, volumes
-from lora_trainer.plan import Asked, plan_run
-from lora_trainer.plan_table import show
+from lora_trainer.plan.answer import Asked
+from lora_trainer.plan.show import show
+from lora_trainer.plan_run import plan_run
 
 
 def plan(options: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, Run
 from lora_trainer.errors import AccessDeniedError, TrainerError, TransientError
 
 if TYPE_CHECKING:
-    from lora_trainer.plan import Plan, PlanByWeights
+    from lora_trainer.plan.answer import Plan, PlanByWeights
 
 _DEFAULT_CLAIM = "of the chart's defaults.checkpointClaim"
 """In the place of a name that only the cluster knows."""
@@ -164,7 +164,7 @@ def plan(path: str, *, config: str | None, gpus: list[str], tokens: int | None, 
     if form is Form.NAME:
         show(form, [resource], ())
         return
-    from lora_trainer.plan_table import show as table  # noqa: PLC0415 - as below
+    from lora_trainer.plan.show import show as table  # noqa: PLC0415 - as below
 
     say(table(found, form if form in (Form.JSON, Form.YAML) else "table", shutil.get_terminal_size((100, 24)).columns))
 
@@ -174,7 +174,8 @@ def planned(
 ) -> "Plan | PlanByWeights":
     """What a run takes of which GPU. Raises `ClientError`."""
     from lora_trainer.places.volumes import Volumes  # noqa: PLC0415 - tables of models, which other verbs do without
-    from lora_trainer.plan import Asked, plan_run  # noqa: PLC0415
+    from lora_trainer.plan.answer import Asked  # noqa: PLC0415
+    from lora_trainer.plan_run import plan_run  # noqa: PLC0415
 
     options = RunOptions(uid="plan", allow_cpu=True, strict=True, checkpoint_claim=_DEFAULT_CLAIM)
     try:

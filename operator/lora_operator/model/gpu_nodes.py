@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_operator.model.names import GPU_MEMORY_LABEL
-from lora_trainer.contract.fit.devices import least_label
+from lora_trainer.contract.gpus import least_label
 from lora_trainer.contract.scheduling_fields import PRODUCT_LABEL
 
 Expressions = list[dict[str, Any]]

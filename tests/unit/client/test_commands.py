@@ -346,7 +346,7 @@ def test_a_plan_that_does_not_reach_the_model_names_the_way_without(
     def unreached(*_: object) -> None:
         raise TransientError("the Hub cannot be reached")
 
-    monkeypatch.setattr("lora_trainer.plan.plan_run", unreached)
+    monkeypatch.setattr("lora_trainer.plan_run.plan_run", unreached)
     assert main(["plan", "-f", "run.yaml"]) == 1
     want = "lora: the Hub cannot be reached; or name a copy of the model's config.json by --config\n"
     assert capsys.readouterr() == ("", want)

@@ -22,7 +22,7 @@ from lora_trainer.artifact.sealed import (
     write_file,
     write_seal,
 )
-from lora_trainer.contract.advice.codes import Advice
+from lora_trainer.contract.advice import Advice
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Verification
 from lora_trainer.errors import DamagedError, storage_error

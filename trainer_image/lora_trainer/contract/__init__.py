@@ -8,9 +8,9 @@ exit_codes  what its exit status means, and which of them are worth a retry
 reasons     the vocabulary of conditions, events and metric labels
 uri         the grammar of model, data set and output addresses
 names       names derived from a run's uid
-advice      what would make a run go better: rules, their sources and sentences
+advice      a piece of advice as data: its code and the values of its sentences
 serving     what servers can load of adapters
-fit         what a run takes by a model's configuration: parameters, bytes, time
+gpus        GPUs by name: memory, peak, bandwidth
 release     the version of packages, images and chart
 codec       strict JSON for the dataclasses above
 """

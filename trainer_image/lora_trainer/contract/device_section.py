@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.contract.fields import Reader
-from lora_trainer.contract.fit.devices import GIB, Gpu, by_product, least_memory, slice_of, sold_with
+from lora_trainer.contract.gpus import GIB, Gpu, by_product, least_memory, slice_of, sold_with
 from lora_trainer.contract.quantity import is_positive, size_of
 from lora_trainer.contract.training_section import or_default
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lora_trainer.contract import codec
-from lora_trainer.contract.advice.codes import Advice
+from lora_trainer.contract.advice import Advice
 from lora_trainer.contract.preflight import Preflight
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.run_plan import RunPlan

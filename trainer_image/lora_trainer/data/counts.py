@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lora_trainer.contract.fit.positions import Positions
 from lora_trainer.data.encoding import Batch
 from lora_trainer.data.store import Block
 from lora_trainer.data.survey import Mask
 from lora_trainer.errors import ConfigError, DatasetError
+from lora_trainer.plan.families import Positions
 
 MOST_CUT = 0.5
 """Share of the tokens to be learned that may lie beyond the longest length; a run that loses more is refused."""

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_trainer.contract.config import DatasetFormat
-from lora_trainer.contract.fit.positions import Positions
 from lora_trainer.contract.preflight import RowFacts
 from lora_trainer.data.chosen_rows import parsed_rows
 from lora_trainer.data.counts import Counts, Found, objection_to, positions_suffice, surely_lost
@@ -22,6 +21,7 @@ from lora_trainer.data.store import LEARNED, Block
 from lora_trainer.data.survey import Mask, Part, Samples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import DatasetError
+from lora_trainer.plan.families import Positions
 from lora_trainer.ranks.activity import Counter
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_trainer.contract.advice.facts import Columns
 from lora_trainer.contract.config import DatasetConfig, DatasetFormat, TrainConfig
 from lora_trainer.data.dataset_files import Files, locate, locate_validation
 from lora_trainer.data.file_kinds import some
@@ -30,6 +29,7 @@ from lora_trainer.data.split import Keys, among, at_most, copies, first_drawn, h
 from lora_trainer.errors import DatasetError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.plan.hint_checks import Columns
 from lora_trainer.ranks.activity import Counter
 
 log = logging.getLogger(__name__)

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lora_trainer.contract.config import LoraConfig, Quantization, Variant
-from lora_trainer.contract.fit.names import matches
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Loaded, answer_in
 from lora_trainer.model.quantize import full_weight
 from lora_trainer.model.targets import rank_and_scale
+from lora_trainer.plan.adapter import matches
 
 _PREFIX = "base_model.model."
 _KINDS = {"A.weight": "down", "B.weight": "up", "magnitude_vector": "magnitude"}

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from lora_trainer.contract.fit.limits import CONTEXT_BYTES, FIT_SHARE
 from lora_trainer.errors import (
     CudaOutOfMemoryError,
     GpuFaultError,
@@ -20,6 +19,7 @@ from lora_trainer.errors import (
     explain,
     out_of_memory,
 )
+from lora_trainer.plan.limits import CONTEXT_BYTES, FIT_SHARE
 
 log = logging.getLogger(__name__)
 LEAST_DRIVER = {"12": 525, "13": 580}

@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization
-from lora_trainer.contract.fit.choice import is_large
 from lora_trainer.errors import ConfigError, InternalError, explain, one_sentence
 from lora_trainer.model.adapter import ADAPTER, plan_adapter, put_on
 from lora_trainer.model.classes import auto_class
 from lora_trainer.model.convert import Start, take_directions
 from lora_trainer.model.device import Device
 from lora_trainer.model.linear import linear_modules
-from lora_trainer.model.quantize import is_4bit, quantization_settings, take_any_shape
+from lora_trainer.model.quantize import is_4bit, leave_packing, quantization_settings, take_any_shape
 from lora_trainer.model.recompute import check_recomputation, recomputable, recompute_activations, recompute_mlps
 from lora_trainer.model.rope import forget_lengths
 from lora_trainer.places.base import Base
+from lora_trainer.plan.choice import is_large
+from lora_trainer.plan.hint_checks import LeftAlone
 from lora_trainer.ranks.collectives import ALONE, Ranks
 
 
@@ -76,15 +76,17 @@ def _configuration(base: Base) -> Any:
         raise _not_loadable(base, error) from error
 
 
-def load_model(base: Base, quantization: Quantization, device: Device) -> Loaded:
-    """Read the weights and freeze them. Raises `ConfigError` for what is no complete causal language model."""
+def load_model(base: Base, quantization: Quantization, device: Device, *, packs_later: bool = False) -> Loaded:
+    """Read the weights and freeze them. With `packs_later` 4-bit weights stay in full for now, see `leave_packing`.
+    Raises `ConfigError` for what is no complete causal language model."""
     factory = auto_class(_configuration(base), base.name)
     settings = quantization_settings(quantization, device)
+    packs_later = packs_later and settings is not None
     try:
         model, report = factory.from_pretrained(
             base.folder,
             dtype=device.dtype,
-            quantization_config=settings,
+            quantization_config=None if packs_later else settings,
             device_map={"": device.torch_device},
             trust_remote_code=False,
             use_safetensors=True,
@@ -99,6 +101,8 @@ def load_model(base: Base, quantization: Quantization, device: Device) -> Loaded
         # Transformers would fill them with random numbers and a warning.
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ConfigError(f"model.uri is {base.name}: its weights are incomplete ({missing} missing)")
+    if packs_later:
+        leave_packing(model, settings)
     model.requires_grad_(False)
     model.config.use_cache = False
     set_training(model, on=False)

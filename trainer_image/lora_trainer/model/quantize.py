@@ -3,15 +3,15 @@
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import nn
 
 from lora_trainer.contract.config import Quantization, Variant
-from lora_trainer.contract.fit.limits import READS_WEIGHTS
 from lora_trainer.errors import ConfigError, InternalError
 from lora_trainer.model.device import Device
+from lora_trainer.plan.families import READS_WEIGHTS
 
 OUTLIER_THRESHOLD = 6.0
 """Inputs of INT8 beyond this magnitude are multiplied in 16 bits (LLM.int8(), arXiv 2208.07339, section 3.2)."""
@@ -44,6 +44,45 @@ def quantization_settings(quantization: Quantization, device: Device) -> Any:
         bnb_4bit_compute_dtype=device.dtype,
         bnb_4bit_quant_storage=torch.uint8,
     )
+
+
+def leave_packing(model: Any, settings: Any) -> None:
+    """Make a model that was read in full one whose linear modules have 4 bits, as Transformers does while it reads, but
+    with weights that are yet in full: `packed` makes them small, where they are to be. Those of the files' type stay
+    pages of the files until then, and it is the GPU that packs."""
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear  # noqa: PLC0415 - takes seconds
+    from transformers.quantizers.base import HfQuantizer  # noqa: PLC0415 - as above
+
+    replace: Any = replace_with_bnb_linear
+    skipped = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    before = dict(model.named_modules())
+    replace(model, modules_to_not_convert=skipped, quantization_config=settings)
+    for name, module in model.named_modules():
+        if is_4bit(module):
+            old, empty = before[name], cast("Any", module.weight)
+            full = old.weight if isinstance(old, nn.Linear) else old.weight.T.contiguous()
+            module.weight = type(empty)(full.data, requires_grad=False, **vars(empty))
+            module.bias = old.bias
+    # By which PEFT knows 4-bit modules.
+    model.is_loaded_in_4bit = True
+
+
+def packed(module: nn.Linear, device: torch.device) -> nn.Parameter:
+    """The weight of a 4-bit module that `leave_packing` left in full, in 4 bits on the device.
+
+    It is a plain parameter, which FSDP2 divides as any other; bitsandbytes takes its `quant_state` from it.
+    """
+    full: Any = module.weight
+    # It is packed by being moved, which a copy is, since it forgets what it was.
+    made = type(full)(full.data, requires_grad=False, **vars(full)).to(device)
+    parameter = nn.Parameter(made.data.as_subclass(torch.Tensor), requires_grad=False)
+    keep_state(parameter, made.quant_state)
+    return parameter
+
+
+def keep_state(parameter: torch.Tensor, state: Any) -> None:
+    """Let a packed weight have its scales beside it."""
+    vars(parameter)["quant_state"] = state
 
 
 def check_kernels(quantization: Quantization, variant: Variant, device: Device) -> None:

@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lora_trainer.contract.config import ActivationCheckpointing
-from lora_trainer.contract.fit.names import MLPS
 from lora_trainer.errors import ConfigError
+from lora_trainer.plan.shapes import MLPS
 
 
 def is_recomputed(module: nn.Module) -> bool:

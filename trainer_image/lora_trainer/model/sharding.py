@@ -19,17 +19,19 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from lora_trainer.contract.config import Merge, Quantization, TrainConfig
-from lora_trainer.contract.fit.limits import WEIGHTS_SHARE
-from lora_trainer.contract.fit.memory import base_bytes
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError, InternalError
 from lora_trainer.model.device import Device
+from lora_trainer.model.quantize import is_4bit, keep_state, packed
+from lora_trainer.plan.choice import divides
+from lora_trainer.plan.limits import WEIGHTS_SHARE
+from lora_trainer.plan.memory import base_bytes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.deadline import connecting
 
@@ -59,7 +61,8 @@ def divided_over(
         raise CudaOutOfMemoryError(f"{size}: {processes} GPUs do not suffice; raise resources.gpus or resources.nodes")
     quantization, lora, merge = config.quantization, config.lora, config.output.merge
     unfit = {
-        f"quantization is {quantization.value}": quantization is not Quantization.NONE,
+        f"quantization is {quantization.value}": quantization is Quantization.INT8,
+        f"lora.variant is DoRA with quantization {quantization.value}": not divides(quantization, lora.variant),
         f"output.merge is {merge.value}": merge is not Merge.ADAPTER,
         f"lora.init is {lora.init.value}": lora.init.changes_base,
         "lora.targetParameters is set": bool(lora.target_parameters),
@@ -136,11 +139,25 @@ def shard(model: Any, device: Device, mesh: Any) -> None:
     decoder, layers = _decoder(model)
     whole = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for layer in layers:
+        states = [(module, _pack(module, device)) for module in layer.modules() if is_4bit(module)]
         fully_shard(layer, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
+        # After FSDP2's own: what it gathers has no scales beside it, which each process holds whole.
+        layer.register_forward_pre_hook(partial(_give_states, states))
     whole |= _outside(model, layers)
     _move(model, whole, device)
     # Holds no weights itself, but makes the layers one pipeline: each is gathered while the one before computes.
     fully_shard(decoder, mesh=mesh, ignored_params=whole)
+
+
+def _pack(module: nn.Linear, device: Device) -> Any:
+    """Pack a 4-bit module's weight on the device; its scales."""
+    module.weight = packed(module, device.torch_device)
+    return vars(module.weight)["quant_state"]
+
+
+def _give_states(states: list[tuple[nn.Linear, Any]], *_: Any) -> None:
+    for module, state in states:
+        keep_state(module.weight, state)
 
 
 def stream(model: Any, device: Device) -> None:
@@ -149,22 +166,29 @@ def stream(model: Any, device: Device) -> None:
     _, layers = _decoder(model)
     _move(model, _outside(model, layers), device)
     for layer in layers:
-        kept = [(parameter, parameter.data) for parameter in layer.parameters()]
-        layer.register_forward_pre_hook(partial(_bring, kept, device.torch_device))
-        layer.register_forward_hook(partial(_take_back, kept), always_call=True)
+        in_4_bits = [(module, module.weight) for module in layer.modules() if is_4bit(module)]
+        apart = {weight for _, weight in in_4_bits}
+        kept = [(parameter, parameter.data) for parameter in layer.parameters() if parameter not in apart]
+        layer.register_forward_pre_hook(partial(_bring, kept, in_4_bits, device.torch_device))
+        layer.register_forward_hook(partial(_take_back, kept, in_4_bits), always_call=True)
 
 
 _Kept = list[tuple[nn.Parameter, torch.Tensor]]
+_Packed = list[tuple[nn.Linear, torch.Tensor]]
 
 
-def _bring(kept: _Kept, where: torch.device, *_: Any) -> None:
+def _bring(kept: _Kept, in_4_bits: _Packed, where: torch.device, *_: Any) -> None:
     for parameter, weights in kept:
         parameter.data = weights.to(where, copy=True)
+    for module, _full in in_4_bits:
+        module.weight = packed(module, where)
 
 
-def _take_back(kept: _Kept, *_: Any) -> None:
+def _take_back(kept: _Kept, in_4_bits: _Packed, *_: Any) -> None:
     for parameter, weights in kept:
         parameter.data = weights
+    for module, full in in_4_bits:
+        module.weight = cast("nn.Parameter", full)
 
 
 def _outside(model: nn.Module, layers: nn.Module) -> set[nn.Parameter]:
@@ -173,8 +197,13 @@ def _outside(model: nn.Module, layers: nn.Module) -> set[nn.Parameter]:
 
 
 def _move(model: nn.Module, parameters: Iterable[nn.Parameter], device: Device) -> None:
-    """These parameters and all buffers, to the device."""
-    for parameter in parameters:
+    """These parameters and all buffers, to the device; weights that are to have 4 bits are packed there."""
+    moved: set[torch.Tensor] = set(parameters)
+    for module in model.modules():
+        if is_4bit(module) and module.weight in moved:
+            moved.remove(module.weight)
+            _pack(module, device)
+    for parameter in moved:
         parameter.data = parameter.data.to(device.torch_device)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from lora_trainer.contract.config import Layers, LoraConfig, Scaling
-from lora_trainer.contract.fit.names import by_ending, in_preset, kinds, matches
 from lora_trainer.errors import ConfigError
+from lora_trainer.plan.adapter import by_ending, in_preset, kinds, matches
 
 
 def inside(name: str, module: str) -> bool:

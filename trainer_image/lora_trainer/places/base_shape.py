@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.contract.fit.described import counted, described
-from lora_trainer.contract.fit.positions import Positions, positions_of
-from lora_trainer.contract.fit.reading import MOST_CHARACTERS, ShapeError, read_json
-from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.errors import ConfigError, one_sentence
 from lora_trainer.places.model_folder import read_tensors, weights_in
+from lora_trainer.plan.families import Positions, counted, described, positions_of
+from lora_trainer.plan.shapes import MOST_CHARACTERS, Shape, ShapeError, read_json
 
 CONFIG = "config.json"
 

@@ -5,9 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_trainer.contract.advice.facts import Facts, LeftAlone, Rows
-from lora_trainer.contract.fit.reading import ShapeError
-from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.data.dataset import Data
 from lora_trainer.data.survey import Samples
@@ -16,6 +13,8 @@ from lora_trainer.errors import ConfigError
 from lora_trainer.model.device import Device
 from lora_trainer.places.base import Base
 from lora_trainer.places.base_shape import positions_in, shape_in
+from lora_trainer.plan.hint_checks import Facts, LeftAlone, Rows
+from lora_trainer.plan.shapes import Shape, ShapeError
 from lora_trainer.recipe.advising import advise_at_end
 from lora_trainer.recipe.session import Result
 from lora_trainer.recipe.settling import Settled
@@ -115,6 +114,7 @@ class Account:
             result.before,
             result.after,
             self.device,
+            config=self.settled.config,
             plan=self.settled.plan,
             held_out=data.held_out,
             seconds=time.monotonic() - self.began_s,

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
-from lora_trainer.contract.advice.codes import Advice, Severity
-from lora_trainer.contract.advice.facts import Ended, Facts
-from lora_trainer.contract.advice.rules import after, known_before, spoken
+from lora_trainer.contract.advice import Advice, Severity
+from lora_trainer.plan.hint_checks import Ended, Facts
+from lora_trainer.plan.hints import after, known_before, spoken
 from lora_trainer.recipe.session import Result
 from lora_trainer.training.evaluate import improvement_standard_error
 

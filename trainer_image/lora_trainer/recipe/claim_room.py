@@ -7,14 +7,14 @@ import shutil
 from pathlib import Path
 
 from lora_trainer.contract.config import Merge, TrainConfig
-from lora_trainer.contract.fit.devices import gib
-from lora_trainer.contract.fit.shape import GUESSED
+from lora_trainer.contract.gpus import gib
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.data.kept_rows import row_folders
 from lora_trainer.errors import StorageError
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.plan.shapes import GUESSED
 from lora_trainer.training.checkpoint import checkpoint_folders, partial_folders
 
 _AMPLE = 1.5

@@ -3,16 +3,7 @@
 import logging
 from dataclasses import dataclass
 
-from lora_trainer.contract.advice.rules import before
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.fit.adapter import Adapter, AdapterError, plan_adapter
-from lora_trainer.contract.fit.by_weights import plan_by_weights
-from lora_trainer.contract.fit.choice import refusal
-from lora_trainer.contract.fit.described import counted, described
-from lora_trainer.contract.fit.names import short_names
-from lora_trainer.contract.fit.planning import plan_of
-from lora_trainer.contract.fit.reading import ShapeError, UncountedError, read_json
-from lora_trainer.contract.fit.shape import GUESSED, Shape
 from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.run_plan import RunPlan
@@ -28,6 +19,12 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.model_headers import ModelHeaders, read_headers
 from lora_trainer.places.outputs import open_sink
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.plan.adapter import Adapter, AdapterError, plan_adapter, short_names
+from lora_trainer.plan.choice import refusal
+from lora_trainer.plan.families import counted, described
+from lora_trainer.plan.hints import before
+from lora_trainer.plan.planning import plan_by_weights, plan_of
+from lora_trainer.plan.shapes import GUESSED, Shape, ShapeError, UncountedError, read_json
 from lora_trainer.ranks.activity import begun
 from lora_trainer.recipe.claim_room import check_claim
 from lora_trainer.recipe.inputs import fill_cache

@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization
-from lora_trainer.contract.fit.settle import room_bytes
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.data.dataset import Data
 from lora_trainer.errors import ConfigError
@@ -29,6 +27,9 @@ from lora_trainer.model.sharding import device_bytes, divided_over, mesh_over, o
 from lora_trainer.model.turns import in_turn, readers
 from lora_trainer.places.base import Base
 from lora_trainer.places.model_folder import weights_in
+from lora_trainer.plan.hint_checks import LeftAlone
+from lora_trainer.plan.memory import communicators_of, outside_bytes
+from lora_trainer.plan.planning import room_bytes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.recipe.evaluator import Evaluator, budget_for
 from lora_trainer.recipe.settling import Settled
@@ -220,8 +221,11 @@ class Session:
             self.device.give_back()
         if self._loaded is None:
             if settled.plan is not None and settled.plan.fits:
-                check_room(self.device.torch_device, self.device.name, room_bytes(settled.plan))
-            self._loaded = load_model(self.base, self.quantization, on_cpu(self.device) if self.mesh else self.device)
+                # All processes have met: NCCL has taken its own.
+                taken = outside_bytes(communicators_of(settled.config.device)) - outside_bytes(0)
+                check_room(self.device.torch_device, self.device.name, room_bytes(settled.plan) - taken)
+            first = on_cpu(self.device) if self.mesh else self.device
+            self._loaded = load_model(self.base, self.quantization, first, packs_later=self.mesh is not None)
             self._pristine = Pristine(self._loaded.model)
         return self._loaded
 

@@ -7,12 +7,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from lora_trainer.contract.config import ActivationCheckpointing, Kernels, Quantization, TrainConfig
-from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
-from lora_trainer.contract.fit.by_weights import settled_by_weights
-from lora_trainer.contract.fit.devices import Gpu, by_product, found_gpu
-from lora_trainer.contract.fit.planning import plan_of
-from lora_trainer.contract.fit.reading import ShapeError
-from lora_trainer.contract.fit.shape import Shape
+from lora_trainer.contract.gpus import Gpu, by_product, found_gpu
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.data.counts import positions_suffice
 from lora_trainer.data.dataset import Data
@@ -22,6 +17,9 @@ from lora_trainer.model.options import check_options
 from lora_trainer.model.sharding import device_bytes
 from lora_trainer.places.base import Base
 from lora_trainer.places.base_shape import parameters_in, positions_in, shape_in
+from lora_trainer.plan.adapter import AdapterError, plan_adapter
+from lora_trainer.plan.planning import plan_of, settled_by_weights
+from lora_trainer.plan.shapes import Shape, ShapeError
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.reports import Report, Reporter
 

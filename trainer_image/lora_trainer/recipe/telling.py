@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from lora_trainer.artifact.curve_records import metrics_beside
-from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.summary import ResolvedRun
+from lora_trainer.plan.hint_checks import LeftAlone
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.reports import Reporter
 from lora_trainer.recipe.account import Account

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from lora_trainer.contract.fit.reading import ShapeError
 from lora_trainer.data.dataset import Data
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import ConfigError
 from lora_trainer.places.base import Base
 from lora_trainer.places.base_shape import CONFIG, read_config
+from lora_trainer.plan.shapes import ShapeError
 
 _MORE = {"mllama": 8, "mllama_text_model": 8, "moshi": 1}
 _ADDITIONAL = {"molmo2": 128, "molmo2_text": 128}

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from lora_trainer.artifact.curve_records import METRICS, read_records
 from lora_trainer.artifact.manifest import Manifest, Measured, write_sealed
-from lora_trainer.contract.advice.codes import Advice
-from lora_trainer.contract.config import Tracker
-from lora_trainer.contract.fit.limits import CONTEXT_BYTES
+from lora_trainer.contract.advice import Advice
+from lora_trainer.contract.config import DeviceConfig, Tracker, TrainConfig
 from lora_trainer.contract.release import RELEASE
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.errors import storage_error
 from lora_trainer.model.convert import Adapter, save_adapter
 from lora_trainer.model.device import Device
+from lora_trainer.plan.memory import communicators_of, outside_bytes
 from lora_trainer.result.card import CARD, card_of
 from lora_trainer.result.serving import TEMPLATE, adapter_serving
 from lora_trainer.result.tensorboard import TENSORBOARD, write_events
@@ -50,6 +50,7 @@ def measured_by(
     after: Evaluation,
     device: Device,
     *,
+    config: TrainConfig,
     plan: RunPlan | None = None,
     held_out: bool,
     seconds: float,
@@ -74,14 +75,16 @@ def measured_by(
         stopped_early=trained.stopped_early,
         micro_batch_fill=trained.fill,
         resumed_step=resumed,
-        estimated_peak_memory_bytes=None if plan is None else measurable_peak(plan),
+        estimated_peak_memory_bytes=None if plan is None else measurable_peak(plan, config.device),
         estimated_seconds=None if plan is None else plan.seconds,
     )
 
 
-def measurable_peak(plan: RunPlan) -> int:
-    """What `Device.peak_memory_bytes` should come to: a GPU's allocator does not see the driver's own memory."""
-    return plan.peak_bytes if plan.device_bytes is None else plan.peak_bytes - CONTEXT_BYTES
+def measurable_peak(plan: RunPlan, device: DeviceConfig) -> int:
+    """What `Device.peak_memory_bytes` should come to: a GPU's allocator sees neither the driver's memory nor NCCL's."""
+    if plan.device_bytes is None:
+        return plan.peak_bytes
+    return plan.peak_bytes - outside_bytes(communicators_of(device, plan.sharded_over or 1))
 
 
 def write_manifest(

@@ -131,5 +131,12 @@ def _measured(record: RunRecord, course: Course, device: Device, after: Evaluati
         fill=course.fill,
     )
     return measured_by(
-        trained, record.before, after, device, held_out=record.held_out, seconds=course.seconds, resumed=None
+        trained,
+        record.before,
+        after,
+        device,
+        config=record.config,
+        held_out=record.held_out,
+        seconds=course.seconds,
+        resumed=None,
     )

@@ -28,10 +28,10 @@ from lora_trainer.artifact.tensor_files import (
     read_entries,
 )
 from lora_trainer.contract.config import MergePrecision
-from lora_trainer.contract.fit.names import matches
 from lora_trainer.errors import VerificationError, storage_error
 from lora_trainer.model.classes import auto_class
 from lora_trainer.places.model_folder import MORE_TEMPLATES, files_in, model_files
+from lora_trainer.plan.adapter import matches
 from lora_trainer.result.merged_config import say_fp32, say_untied
 from lora_trainer.result.serving import TEMPLATE, scale
 from lora_trainer.result.tensor_names import parameters_of

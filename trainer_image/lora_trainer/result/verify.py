@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from lora_trainer.data.store import Examples
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.apply import apply_adapter
 from lora_trainer.model.device import Device, choose_anywhere, choose_device, same_type
-from lora_trainer.model.loading import load_model
+from lora_trainer.model.loading import load_model, skeleton
 from lora_trainer.model.rope import frequencies_of
 from lora_trainer.model.sharding import device_bytes, fits_divided, mesh_over, on_cpu, shard, stream, weight_bytes
 from lora_trainer.model.turns import in_turn, readers
@@ -109,7 +110,7 @@ def _way(claim: _Claim, group: Ranks) -> _Way:
     base, device = claim.base, claim.device
     if not claim.manifest.resolved.sharded:
         return _Way(ranks=group, at_once=group.local_world, read_at=device)
-    held = not group.any(not _hold(base, device, group.world))
+    held = not group.any(not _hold(base, device, group.world, claim.manifest.config.quantization))
     if held and group.world == 1:
         return _Way(ranks=group, at_once=1, read_at=device)
     return _Way(
@@ -140,7 +141,7 @@ def _measured(claim: _Claim, way: _Way, done: Callable[[int], None]) -> _Found:
     manifest, examples, device, ranks = claim.manifest, claim.examples, claim.device, way.ranks
     config = manifest.config
     with in_turn(ranks, way.at_once):
-        loaded = load_model(claim.base, config.quantization, way.read_at)
+        loaded = load_model(claim.base, config.quantization, way.read_at, packs_later=way.read_at is not device)
         trained = apply_adapter(loaded, claim.folder, config.lora, way.read_at)
         if trained != manifest.resolved.trainable_parameters:
             raise VerificationError(
@@ -197,9 +198,10 @@ def _tolerance(manifest: Manifest, noise: float, here: Device, tokens: int) -> f
     )
 
 
-def _hold(base: Base, device: Device, processes: int) -> bool:
+def _hold(base: Base, device: Device, processes: int, quantization: Quantization) -> bool:
     """Whether the GPUs of these processes hold the base model between them."""
-    size = weight_bytes(weights_in(base.folder), device.dtype, Quantization.NONE)
+    linear = 0 if quantization is Quantization.NONE else sum(map(prod, skeleton(base).linear.values()))
+    size = weight_bytes(weights_in(base.folder), device.dtype, quantization, linear)
     fits = fits_divided(size, device_bytes(device), processes)
     if not fits:
         log.warning("this node's GPUs do not hold the base model: its layers come to them one by one, for each batch")

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lora_trainer.contract.fit.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.model.attention import Segments, positions, segments_of
 from lora_trainer.model.device import sent
 from lora_trainer.model.rope import STEADY, Frequencies
+from lora_trainer.plan.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET
 
 _IDLE = Example(input_ids=np.zeros(2, dtype=np.int64), labels=np.zeros(2, dtype=np.int64), truncated=False)
 

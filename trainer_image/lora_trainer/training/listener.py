@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.summary import ResolvedRun
+from lora_trainer.plan.hint_checks import LeftAlone
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.state import Point

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lora_trainer.contract.fit.limits import MOST_LOGITS
 from lora_trainer.model.device import Device
 from lora_trainer.model.products import product
+from lora_trainer.plan.limits import MOST_LOGITS
 from lora_trainer.training.batches import Batch
 
 _LAST: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 
 from lora_trainer.artifact.curve_records import MetricsFile
-from lora_trainer.contract.advice.facts import LeftAlone
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.model.device import Device
+from lora_trainer.plan.hint_checks import LeftAlone
 from lora_trainer.ranks.logs import duration, fields
 from lora_trainer.ranks.reports import Counters, Report, Reporter
 from lora_trainer.training.batches import Budget

@@ -2,16 +2,22 @@
 
 from dataclasses import dataclass
 
-from lora_trainer.contract.fit.adapter import Adapter, adapted_stacks
-from lora_trainer.contract.fit.devices import Gpu
-from lora_trainer.contract.fit.setting import Setting
-from lora_trainer.contract.fit.shape import Shape
+from lora_trainer.contract.config import Quantization
+from lora_trainer.contract.gpus import Gpu
+from lora_trainer.plan.adapter import Adapter, adapted_stacks
+from lora_trainer.plan.memory import Setting
+from lora_trainer.plan.shapes import Shape
 
 SHARE = 0.4
 """Of the dense peak, counting all operations that are done: what well-run trainings reach, 12,473 tokens a second for
 Llama-3-8B on an H100 among them. An assumption, and not a measurement of this trainer."""
 _READ_AND_WRITTEN = 0.516 + 2
 """Bytes a weight that making 16 bits of 4 moves."""
+_INT8_TIMES = 2.4
+"""So many times as long as in 16 bits LLM.int8() trains: 52.3 s a step instead of 21.8 for Llama-13B on an A100
+(h2oai/h2ogpt issue 128, bitsandbytes of 2023). Its kernels of today have 1.6 to 1.85 times the throughput, and with
+outliers, at few tokens, still 0.6 of bf16's on an RTX 4090 and 0.3 on an H100 (bitsandbytes 0.45,
+benchmarking/README.md): nobody has published a training with them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +61,8 @@ def speed(shape: Shape, adapter: Adapter, setting: Setting, gpu: Gpu, *, share: 
     if setting.recompute:
         passes += shape.mlp_share if setting.selective else 1
     seconds = max(flops / (peak * share), passes * setting.size * shape.linear_weights / gpu.bandwidth / setting.tokens)
-    if setting.is_4bit:
+    if setting.quantization is Quantization.INT8:
+        seconds *= _INT8_TIMES
+    elif setting.is_4bit:
         seconds += passes * _READ_AND_WRITTEN * shape.linear_weights / gpu.bandwidth / setting.tokens
     return Speed(tokens_per_s=1 / seconds, flops_per_token=flops)

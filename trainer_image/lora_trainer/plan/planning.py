@@ -1,29 +1,60 @@
-"""The plan of a run: how it will compute on its device, what that takes, and why; what does not fit, and what would."""
+"""The plan of a run: how it will compute on its device, what that takes, and why; what does not fit, and what would.
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+Beside it all other settings on a device, what little can be said where only the number of a base's parameters is known,
+and what a plan settles of a run's configuration.
+"""
 
-from lora_trainer.contract.config import ActivationCheckpointing, Kernels, Optimizer, Quantization, TrainConfig
-from lora_trainer.contract.fit.adapter import Adapter, doubtful
-from lora_trainer.contract.fit.choice import (
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from lora_trainer.contract.config import (
+    ActivationCheckpointing,
+    Kernels,
+    Optimizer,
+    Planned,
+    Precision,
+    Quantization,
+    TrainConfig,
+)
+from lora_trainer.contract.gpus import Gpu, device_of, gib
+from lora_trainer.contract.run_plan import Alternative, RunPlan
+from lora_trainer.plan.adapter import Adapter, doubtful
+from lora_trainer.plan.choice import (
     MANNERS,
+    REFERENCE,
     Candidate,
     Fit,
     Load,
     Option,
+    candidates_of,
     choose,
+    divides,
+    divisible,
     lower_end,
+    micro_batch_tokens,
+    pod_memory,
+    presumed,
     quantizes,
+    recomputes,
+    setting_of,
 )
-from lora_trainer.contract.fit.devices import Gpu, device_of, gib
-from lora_trainer.contract.fit.limits import FIT_SHARE
-from lora_trainer.contract.fit.memory import Memory, Setting, gpu_memory
-from lora_trainer.contract.fit.pod import pod_memory, presumed
-from lora_trainer.contract.fit.remedies import LABELS, remedies
-from lora_trainer.contract.fit.shape import GUESSED, Shape
-from lora_trainer.contract.fit.speed import SHARE
-from lora_trainer.contract.fit.storage import checkpoint_bytes, claim_bytes
-from lora_trainer.contract.run_plan import Alternative, RunPlan
+from lora_trainer.plan.limits import CPU_TOKEN_BUDGET, FIT_SHARE, TOKEN_BUDGET, WEIGHTS_SHARE
+from lora_trainer.plan.memory import (
+    CPU_LIBRARIES,
+    GPU_LIBRARIES,
+    Memory,
+    Setting,
+    base_bytes,
+    checkpoint_bytes,
+    claim_bytes,
+    communicators_of,
+    gpu_memory,
+    merge_memory,
+    outside_bytes,
+)
+from lora_trainer.plan.remedies import LABELS, remedies
+from lora_trainer.plan.shapes import GUESSED, Shape
+from lora_trainer.plan.speed import SHARE
 
 _MANNER = {
     ActivationCheckpointing.NONE: "kept activations",
@@ -186,7 +217,7 @@ def _reason(
         return option.refusal
     if fits is False:
         found = remedies(config, shape, adapter, gpu, load)
-        on_each = config.device.processes > 1 and option.quantization is not Quantization.NONE
+        on_each = config.device.processes > 1 and not divides(option.quantization, config.lora.variant)
         least = gib(_least(config, chosen, shape, adapter, load))
         needs = f"{least} of a GPU's memory{', each with the quantized base' if on_each else ''}"
         named = f"a GPU of {gpu.name}" if gpu.name[:1].isdigit() else gpu.name
@@ -251,3 +282,205 @@ def _best(found: Iterable[tuple[Quantization, Alternative]]) -> tuple[Alternativ
 
 def _worth(one: Alternative) -> tuple[int, float]:
     return (False, None, True).index(one.fits), one.tokens_per_second or 0.0
+
+
+def settled_by_weights(config: TrainConfig, parameters: int, gpu: Gpu) -> tuple[Quantization, str]:
+    """What `Auto` becomes on a GPU, and why: not quantized where the weights in full take no more of it than
+    `WEIGHTS_SHARE`, whole or divided. Whether the model can be quantized, its own modules tell."""
+    whole, room = _weight_bytes(config, parameters), WEIGHTS_SHARE * gpu.memory_bytes
+    most = f"the {gib(room)} that weights alone may take of {gpu.name}"
+    processes = config.device.processes
+    if whole <= room:
+        return Quantization.NONE, f"unquantized weights take {gib(whole)} of {most}"
+    if divisible(config, Quantization.NONE) and whole / processes <= room:
+        over = f"divided over {processes} GPUs"
+        return Quantization.NONE, f"unquantized weights {over} take {gib(whole / processes)} of {most}"
+    more = f"unquantized weights take {gib(whole)}, more than {most}"
+    if config.lora.init.changes_base:
+        return Quantization.NONE, f"{more}, but lora.init is {config.lora.init.value}"
+    return Quantization.NF4, more
+
+
+def plan_by_weights(
+    config: TrainConfig, parameters: int, longest: int | None = None, gpu: Gpu | None = None
+) -> RunPlan:
+    """A plan that settles nothing: its memory is that of the unquantized weights, and what depends on layers is 0.
+    `gpu` is None for the one that the configuration tells, if any."""
+    cpu, gpu = config.device.gpus == 0, gpu or device_of(config.device)
+    weights = round(_weight_bytes(config, parameters))
+    other = CPU_LIBRARIES if cpu else outside_bytes(communicators_of(config.device))
+    reason = "the model's layers are not known, so that memory is that of its unquantized weights alone"
+    if config.quantization is Quantization.AUTO and not cpu:
+        why = "they decide on the GPU that the training finds"
+        if gpu is not None:
+            found, why = settled_by_weights(config, parameters, gpu)
+            why = f"it would be {found.value}, since {why}"
+        reason = f"{reason}, and the training settles Auto by them: {why}"
+    return RunPlan(
+        quantization=config.quantization,
+        activation_checkpointing=recomputes(config, parameters, cpu=cpu),
+        micro_batch_tokens=micro_batch_tokens(
+            config, Load(longest=longest).row(config), None, CPU_TOKEN_BUDGET if cpu else TOKEN_BUDGET
+        ),
+        peak_bytes=weights + other,
+        weight_bytes=weights,
+        adapter_bytes=0,
+        activation_bytes=0,
+        other_bytes=other,
+        pod_memory_bytes=max(
+            weights + other if cpu else GPU_LIBRARIES * config.device.gpus, merge_memory(config, parameters)
+        ),
+        trainable_parameters=0,
+        adapter_file_bytes=0,
+        spread=GUESSED,
+        reason=reason,
+    )
+
+
+def _weight_bytes(config: TrainConfig, parameters: int) -> float:
+    """Of all weights without quantization."""
+    fp32 = config.training.precision is Precision.FP32 or config.device.gpus == 0
+    return base_bytes(parameters, 0, Quantization.NONE, 4 if fp32 else 2)
+
+
+def settled(config: TrainConfig, plan: RunPlan | None) -> TrainConfig:
+    """The configuration that a plan makes of it: `Auto` for the quantization is replaced, and what else is `Auto` is
+    kept beside it as `planned`. Where nothing tells the device, nothing is settled, and a guess quantizes nothing: only
+    the training sees whether the model's modules allow it. Idempotent."""
+    if plan is None or plan.device is None:
+        return config
+    # Whose checkpoint a run goes on from, that run's quantization it keeps, which the training finds there.
+    guess = plan.spread >= GUESSED and plan.quantization is not Quantization.NONE
+    settles = config.quantization is Quantization.AUTO and config.resume_from is None and not guess
+    quantization = plan.quantization if settles else config.quantization
+    planned = Planned(
+        device=plan.device,
+        device_bytes=plan.device_bytes,
+        activation_checkpointing=plan.activation_checkpointing,
+        micro_batch_tokens=plan.micro_batch_tokens,
+        peak_bytes=plan.peak_bytes,
+        selective_checkpointing=plan.selective_checkpointing,
+        room_bytes=room_bytes(plan),
+    )
+    return replace(config, quantization=quantization, planned=planned)
+
+
+def room_bytes(plan: RunPlan) -> int:
+    """What must be free of a device for a run to begin: the estimate, with `TOKEN_BUDGET` tokens in a micro-batch where
+    the plan has more. Where others hold the rest, micro-batches are halved, at little cost."""
+    share = max(0.0, 1 - TOKEN_BUDGET / plan.micro_batch_tokens) if plan.micro_batch_tokens else 0.0
+    return plan.peak_bytes - int(share * plan.activation_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnGpu:
+    """A device with its options: that of the run as it is written, and the fastest that fits, None where none does.
+    `fits` is whether the first does, as the plan of a run has it: None where it is tried."""
+
+    name: str
+    memory_bytes: int
+    options: tuple[Option, ...]
+    default: Option
+    fits: bool | None
+    fastest: Option | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Memory by part of a setting at a micro-batch of `TOKEN_BUDGET`, on a GPU that has a kernel for packed rows.
+    `default` marks the one that the run asks for, where it leaves nothing to `Auto`."""
+
+    quantization: Quantization
+    recompute: bool
+    selective: bool
+    default: bool
+    memory: Memory
+    peak_bytes: int
+
+    @property
+    def manner(self) -> ActivationCheckpointing:
+        """How it recomputes."""
+        return ActivationCheckpointing.of(recompute=self.recompute, selective=self.selective)
+
+
+def rows(config: TrainConfig, shape: Shape, adapter: Adapter, quantizations: Iterable[Quantization]) -> tuple[Row, ...]:
+    """Memory by part for each quantization and manner of recomputation."""
+    found = []
+    for quantization in quantizations:
+        for manner in MANNERS:
+            setting = setting_of(config, shape, REFERENCE, quantization=quantization, manner=manner)
+            memory = gpu_memory(shape, adapter, setting)
+            default = quantization is config.quantization and config.training.activation_checkpointing is manner
+            found.append(
+                Row(
+                    quantization=quantization,
+                    recompute=setting.recompute,
+                    selective=setting.selective,
+                    default=default,
+                    memory=memory,
+                    peak_bytes=memory.total,
+                )
+            )
+    return tuple(found)
+
+
+def on_gpu(
+    config: TrainConfig,
+    shape: Shape,
+    adapter: Adapter,
+    gpu: Gpu,
+    quantizations: Sequence[Quantization],
+    *,
+    share: float = SHARE,
+) -> OnGpu:
+    """All options on a device."""
+    options = tuple(
+        option_on(config, shape, adapter, gpu, quantization=quantization, manner=manner, share=share)
+        for quantization in quantizations
+        for manner in MANNERS
+    )
+    chosen = choose(config, shape, adapter, gpu, share=share)
+    return OnGpu(
+        name=gpu.name,
+        memory_bytes=gpu.memory_bytes,
+        options=options,
+        default=chosen.option,
+        fits=fits_surely(config, chosen, shape, adapter, gpu=gpu, load=Load()),
+        fastest=fastest(config, shape, adapter, gpu, share=share),
+    )
+
+
+def option_on(
+    config: TrainConfig,
+    shape: Shape,
+    adapter: Adapter,
+    gpu: Gpu,
+    *,
+    quantization: Quantization,
+    manner: ActivationCheckpointing,
+    load: Load | None = None,
+    share: float = SHARE,
+) -> Option:
+    """One setting on one device: with a micro-batch of `TOKEN_BUDGET`, divided over as few as needed where only that
+    fits, with halved ones else."""
+    found = [
+        candidate.option
+        for candidate in candidates_of(
+            config, shape, adapter, gpu, quantization=quantization, manner=manner, load=load or Load(), share=share
+        )
+    ]
+    fits = next((option for option in found if option.fit is Fit.FITS), None)
+    if fits is None:
+        return next((option for option in found if option.divided), found[0])
+    full = next(option for option in found if option.processes == fits.processes)
+    if full is fits:
+        return fits
+    return replace(fits, fit=Fit.HALVED, spare_bytes=full.spare_bytes, peak_bytes=full.peak_bytes)
+
+
+def fastest(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, *, share: float = SHARE) -> Option | None:
+    """What `Auto` for quantization and recomputation would take, if anything fits."""
+    free = replace(config.training, activation_checkpointing=ActivationCheckpointing.AUTO)
+    auto = replace(config, quantization=Quantization.AUTO, training=free)
+    found = choose(auto, shape, adapter, gpu, share=share).option
+    return found if found.fit is Fit.FITS else None

@@ -3,15 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from lora_trainer.contract.advice import checks
-from lora_trainer.contract.advice.checks import Values
-from lora_trainer.contract.advice.codes import Advice, Code, Severity
-from lora_trainer.contract.advice.facts import Columns, Facts, facts_before
+from lora_trainer.contract.advice import Advice, Code, Severity
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.fit.positions import Positions
-from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.preflight import Preflight
 from lora_trainer.contract.run_plan import RunPlan
+from lora_trainer.plan import hint_checks as checks
+from lora_trainer.plan.families import Positions
+from lora_trainer.plan.hint_checks import Columns, Facts, Values, facts_before
+from lora_trainer.plan.shapes import Shape
 
 MOST = 16
 """Pieces of advice that a status has room for."""

@@ -1,28 +1,19 @@
-"""What a run would take, without a GPU, a cluster or PyTorch: the shape of its model read, and the fit model asked."""
+"""What a run would take, without a GPU, a cluster or PyTorch: all of a plan that is shown."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.contract.advice.rules import Spoken, before, spoken
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
-from lora_trainer.contract.fit.adapter import Adapter, AdapterError, doubtful, plan_adapter
-from lora_trainer.contract.fit.by_weights import plan_by_weights
-from lora_trainer.contract.fit.described import counted, described
-from lora_trainer.contract.fit.devices import KNOWN, DeviceError, Gpu, find_gpu, gib, slice_of
-from lora_trainer.contract.fit.options import OnGpu, Row, on_gpu, rows
-from lora_trainer.contract.fit.planning import plan_of
-from lora_trainer.contract.fit.pod import expert_copies, presumed
-from lora_trainer.contract.fit.positions import positions_of
-from lora_trainer.contract.fit.reading import ShapeError, UncountedError
-from lora_trainer.contract.fit.shape import GUESSED, Shape
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.contract.gpus import Gpu, gib, slice_of
 from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.contract.uri import ClaimUri, parse_uri
-from lora_trainer.errors import ConfigError, NotFoundError
-from lora_trainer.places.base_shape import CONFIG, parameters_in, read_config
-from lora_trainer.places.volumes import Volumes, readable
+from lora_trainer.plan.adapter import Adapter, AdapterError, doubtful, plan_adapter
+from lora_trainer.plan.choice import expert_copies, presumed
+from lora_trainer.plan.families import counted, described, positions_of
+from lora_trainer.plan.hints import Spoken, before, spoken
+from lora_trainer.plan.planning import OnGpu, Row, on_gpu, plan_by_weights, plan_of, rows
+from lora_trainer.plan.shapes import GUESSED, Shape, UncountedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +77,7 @@ class PlanByWeights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Model:
+class Model:
     """The model as far as it was looked at: its configuration, read from a file of this `name`, and how many numbers
     its files hold, 0 where only the configuration was named."""
 
@@ -100,27 +91,23 @@ class _Model:
         return counted(described(self.document, self.name), self.stored)
 
 
-def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan | PlanByWeights:
-    """The plan of a run. Raises `ConfigError`, `NotFoundError`, `StorageError`, and the errors of a Hub or a bucket."""
+def answer(config: TrainConfig, model: Model, asked: Asked, gpus: tuple[Gpu, ...]) -> Plan | PlanByWeights:
+    """What a run of this model takes on each of these. Raises `ShapeError` and `AdapterError`."""
     try:
-        gpus = tuple(find_gpu(text) for text in asked.gpus) or KNOWN
-        model = _model(config, volumes, asked.config_file)
         shape = model.shape
     except UncountedError as error:
         return _by_weights(config, model, asked, gpus, error)
-    except (ShapeError, DeviceError) as error:
-        raise ConfigError(str(error)) from error
     try:
         adapter = plan_adapter(config.lora, shape)
     except AdapterError as error:
         if shape.spread >= GUESSED:
             return _by_weights(config, model, asked, gpus, error)
-        raise ConfigError(str(error)) from error
+        raise
     return _by_layers(config, model, doubtful(shape, adapter), adapter, asked=asked, gpus=gpus)
 
 
 def _by_weights(
-    config: TrainConfig, model: _Model, asked: Asked, gpus: tuple[Gpu, ...], error: ValueError
+    config: TrainConfig, model: Model, asked: Asked, gpus: tuple[Gpu, ...], error: ValueError
 ) -> PlanByWeights:
     """As preflight makes it; a guess is no reason to refuse."""
     only = gpus[0] if len(asked.gpus) == 1 else None
@@ -155,7 +142,7 @@ def _unknown(error: ValueError) -> str:
 
 
 def _by_layers(
-    config: TrainConfig, model: _Model, shape: Shape, adapter: Adapter, *, asked: Asked, gpus: tuple[Gpu, ...]
+    config: TrainConfig, model: Model, shape: Shape, adapter: Adapter, *, asked: Asked, gpus: tuple[Gpu, ...]
 ) -> Plan:
     if asked.price is not None:
         config = replace(config, device=replace(config.device, gpu_price=asked.price))
@@ -212,7 +199,7 @@ def _on_copies(config: TrainConfig, shape: Shape, planned: RunPlan, gpus: Iterab
     return (f"a base that is divided over GPUs takes {more}; --gpu, or the GPU in resources, shows whether it is",)
 
 
-def _on_length(config: TrainConfig, model: _Model) -> tuple[str, ...]:
+def _on_length(config: TrainConfig, model: Model) -> tuple[str, ...]:
     """That rows, whose lengths are not known here, may be longer than the model has positions."""
     positions = positions_of(model.document)
     warning = positions.warning(config.training.max_sequence_length) if positions else ""
@@ -244,27 +231,3 @@ def _notes(config: TrainConfig, adapter: Adapter, asked: Asked, planned: RunPlan
     if asked.tokens is not None and config.training.epochs is None:
         notes.append("--tokens is not used: training.maxSteps sets the length of the run, whatever the data set's size")
     return tuple(notes)
-
-
-def _model(config: TrainConfig, volumes: Volumes, file: Path | None) -> _Model:
-    if file is not None:
-        return _Model(document=read_config(file), name=str(file))
-    uri = parse_uri(config.model.uri)
-    if not isinstance(uri, ClaimUri):
-        return _remote_model(config.model.uri, volumes)
-    with readable(f"model.uri is {uri}"):
-        folder = volumes.claim_path(uri)
-        if not (folder / CONFIG).is_file():
-            what = volumes.not_mounted(uri) if volumes.claim_missing(uri) else f"there is no {CONFIG}"
-            raise NotFoundError(
-                f"model.uri is {uri}: {what}; or name the model's {CONFIG} by --config", Reason.MODEL_NOT_FOUND
-            )
-        return _Model(document=read_config(folder / CONFIG), name=CONFIG, stored=parameters_in(folder, str(uri)))
-
-
-def _remote_model(address: str, volumes: Volumes) -> _Model:
-    from lora_trainer.places.hub import Hub  # noqa: PLC0415 - HTTP, which a plan of local files does without
-    from lora_trainer.places.model_headers import read_headers  # noqa: PLC0415
-
-    headers = read_headers(address, volumes, Hub(), tokenizer=False)
-    return _Model(document=read_config(headers.base.folder / CONFIG), name=CONFIG, stored=headers.parameters)

@@ -31,5 +31,6 @@ FIT_SHARE = 0.9
 CONTEXT_BYTES = 750_000_000
 """CUDA's context, workspaces of cuBLAS and the allocator's rounding, a rule of thumb."""
 
-READS_WEIGHTS = frozenset({"mamba", "falcon_mamba", "gemma3n_text"})
-"""Kinds of models that compute with weights, or clamp them, which bitsandbytes would have packed."""
+NCCL_BYTES = 700_000_000
+"""Buffers of one of NCCL's communicators: 544 MiB between two A100, 688 MiB between more (NVIDIA/nccl issue 964); by
+its maintainers more for faster links, and no more from two nodes on (issue 986). A rule of thumb."""

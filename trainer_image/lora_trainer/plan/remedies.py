@@ -18,12 +18,12 @@ from lora_trainer.contract.config import (
     TrainConfig,
     Variant,
 )
-from lora_trainer.contract.fit.adapter import Adapter, AdapterError, plan_adapter
-from lora_trainer.contract.fit.choice import Fit, Load, Option, choose
-from lora_trainer.contract.fit.devices import Gpu, least_memory, slice_of
-from lora_trainer.contract.fit.shape import Shape
+from lora_trainer.contract.gpus import Gpu, least_memory, slice_of
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.scheduling_fields import PRODUCT_LABEL
+from lora_trainer.plan.adapter import Adapter, AdapterError, plan_adapter
+from lora_trainer.plan.choice import Fit, Load, Option, choose
+from lora_trainer.plan.shapes import Shape
 
 MOST = 3
 _MOST_AT_ONCE = 3

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.contract.fields import nearest
-from lora_trainer.contract.fit.reading import shown
+from lora_trainer.contract.shown import shown
 
 MIB, GIB = 2**20, 2**30
 _SIZE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?(GiB?|GB|MiB?)", re.IGNORECASE)

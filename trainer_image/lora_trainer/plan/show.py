@@ -9,11 +9,11 @@ import yaml
 
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization
-from lora_trainer.contract.fit.choice import Fit, Option
-from lora_trainer.contract.fit.limits import FIT_SHARE
-from lora_trainer.contract.fit.options import OnGpu, Row
-from lora_trainer.contract.fit.shape import EXPERTS_LEFT_OUT
-from lora_trainer.plan import Plan, PlanByWeights
+from lora_trainer.plan.answer import Plan, PlanByWeights
+from lora_trainer.plan.choice import Fit, Option
+from lora_trainer.plan.limits import FIT_SHARE
+from lora_trainer.plan.planning import OnGpu, Row
+from lora_trainer.plan.shapes import EXPERTS_LEFT_OUT
 
 _GIB = 2**30
 _MILLION = 1_000_000

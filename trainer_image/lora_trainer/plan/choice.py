@@ -1,4 +1,6 @@
-"""What a run takes on a device by quantization and recomputation, what of it fits, and the fastest of what does."""
+"""What a run takes on a device by quantization and recomputation, what of it fits, and the fastest of what does; how
+it computes where nothing tells its GPU, and the main memory of its pods.
+"""
 
 import enum
 from collections.abc import Iterator
@@ -15,21 +17,20 @@ from lora_trainer.contract.config import (
     TrainConfig,
     Variant,
 )
-from lora_trainer.contract.fit.adapter import Adapter
-from lora_trainer.contract.fit.devices import KNOWN, Gpu, device_of
-from lora_trainer.contract.fit.limits import (
+from lora_trainer.contract.gpus import KNOWN, Gpu, device_of
+from lora_trainer.plan.adapter import Adapter, matches
+from lora_trainer.plan.families import READS_WEIGHTS
+from lora_trainer.plan.limits import (
     CHECKPOINTING_FROM_PARAMETERS,
     CPU_TOKEN_BUDGET,
     FIT_SHARE,
     LARGEST_TOKEN_BUDGET,
     LARGEST_UNQUANTIZED_SHARE,
-    READS_WEIGHTS,
     TOKEN_BUDGET,
 )
-from lora_trainer.contract.fit.memory import Memory, Setting, gpu_memory
-from lora_trainer.contract.fit.names import matches
-from lora_trainer.contract.fit.shape import GUESSED, Shape
-from lora_trainer.contract.fit.speed import SHARE, Speed, speed
+from lora_trainer.plan.memory import Memory, Setting, communicators_of, gpu_memory, main_memory, merge_memory
+from lora_trainer.plan.shapes import GUESSED, Shape
+from lora_trainer.plan.speed import SHARE, Speed, speed
 
 _LARGEST_HEAD = 256
 MANNERS = (ActivationCheckpointing.NONE, ActivationCheckpointing.SELECTIVE, ActivationCheckpointing.FULL)
@@ -134,6 +135,7 @@ def setting_of(
         fp32=fp32,
         dropout=config.lora.dropout > 0,
         dora=config.lora.variant is Variant.DORA,
+        communicators=communicators_of(config.device),
         # Pages that left the GPU are not counted on: they leave only when something else lacks memory.
         optimizer=Optimizer.ADAMW if training.optimizer is Optimizer.ADAMW else Optimizer.ADAMW_8BIT,
     )
@@ -183,11 +185,19 @@ def asked(config: TrainConfig, shape: Shape) -> tuple[Quantization, ...]:
     return (Quantization.NONE, Quantization.NF4) if quantizes(config, shape) else (Quantization.NONE,)
 
 
+def divides(quantization: Quantization, variant: Variant) -> bool:
+    """Whether the weights of layers go together with being divided: FSDP2 divides packed bytes of 4 bits as any other,
+    but PEFT's DoRA knows these by a class that they lose, and 8-bit modules keep theirs elsewhere."""
+    return quantization is Quantization.NONE or (
+        quantization in {Quantization.NF4, Quantization.FP4} and variant is not Variant.DORA
+    )
+
+
 def divisible(config: TrainConfig, quantization: Quantization) -> bool:
     """Whether the trainer can divide the base's layers over the run's processes."""
     return (
         config.device.processes > 1
-        and quantization is Quantization.NONE
+        and divides(quantization, config.lora.variant)
         and config.output.merge is Merge.ADAPTER
         and not config.lora.init.changes_base
         and not config.lora.target_parameters
@@ -265,7 +275,8 @@ def candidates_of(
     for processes in divisions:
         alone = processes == 1 or config.training.micro_batch_size is not None
         most = full.tokens if alone else min(full.tokens, max(full.row, TOKEN_BUDGET))
-        setting = replace(full, processes=processes, tokens=most)
+        communicators = communicators_of(device, processes)
+        setting = replace(full, processes=processes, tokens=most, communicators=communicators)
         found = _candidate(config, shape, adapter, gpu, setting, share=share)
         yield found
         while found.option.fit is not Fit.FITS and setting.tokens > setting.row:
@@ -337,3 +348,35 @@ def _seconds(shape: Shape, adapter: Adapter, gpu: Gpu, setting: Setting, *, shar
     known = gpu if gpu.flops is not None else replace(REFERENCE, packs=gpu.packs)
     found = speed(shape, adapter, setting, known, share=share)
     return 1 / found.tokens_per_s if found else 0.0
+
+
+def pod_memory(
+    config: TrainConfig, shape: Shape, adapter: Adapter, load: Load | None = None, *, divided: bool = False
+) -> int:
+    """Bytes of main memory that each of the run's pods takes at its peak, a CPU's training included where there is no
+    GPU, and the merge that follows it.
+
+    A base that is divided is read there first. It stays pages of its files, but for experts, which are put together
+    from one tensor each: then the processes take turns, and one copy is there at a time.
+    """
+    setting = presumed(config, shape, load)
+    copies = expert_copies(config, shape) if divided else 0
+    training = copies + main_memory(shape, adapter, setting, processes=max(1, config.device.gpus))
+    return max(training, merge_memory(config, shape.parameters, shape))
+
+
+def expert_copies(config: TrainConfig, shape: Shape) -> int:
+    """Bytes of main memory that a base takes on top while it is read divided."""
+    return presumed(config, shape).size * shape.experts
+
+
+def presumed(config: TrainConfig, shape: Shape, load: Load | None = None) -> Setting:
+    """How the run computes on a CPU, or where nothing tells its GPU: unquantized, unless it is asked to."""
+    cpu = config.device.gpus == 0
+    quantization = Quantization.NONE if config.quantization is Quantization.AUTO else config.quantization
+    manner = config.training.activation_checkpointing
+    if manner is ActivationCheckpointing.AUTO:
+        recompute = recomputes(config, shape.parameters, cpu=cpu)
+        manner = ActivationCheckpointing.of(recompute=recompute, selective=False)
+    gpu = None if cpu else REFERENCE
+    return setting_of(config, shape, gpu, quantization=quantization, manner=manner, load=load)
