@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The supervisor asks a training that stands still where it stands.
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     reporter = Reporter(open_report(options.report), failures_only=silent)
-    volumes = Volumes(claims=options.claims, config_maps=options.configmaps)
+    volumes = Volumes(claims=options.claims, config_maps=options.configmaps, notes=options.config.parent)
     level = logging.WARNING if silent else logging.INFO
     with logs.inherited(os.environ, level), heard_by(reporter.activity), reported_by(reporter.failure):
         return guarded(lambda: _run(options, volumes, reporter), reporter)
