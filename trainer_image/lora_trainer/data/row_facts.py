@@ -214,7 +214,7 @@ def _facts(samples: Samples, tally: _Tally, encoder: Encoder) -> RowFacts:
     p50, p95 = (int(value) for value in np.percentile(lengths, (50, 95), method="inverted_cdf"))
     return RowFacts(
         format=samples.kind.value,
-        fingerprint=samples.fingerprint,
+        fingerprint=samples.sources.fingerprint,
         train_samples=len(lengths),
         validation_samples=tally.held_out,
         validation_rows=tally.held_out_rows,

@@ -10,7 +10,6 @@ from lora_trainer.contract.advice.rules import after, known_before, spoken
 from lora_trainer.contract.fit.reading import ShapeError
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.data.dataset import Data
-from lora_trainer.data.survey import Samples
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.loading import Adapted
 from lora_trainer.places.base import Base
@@ -22,7 +21,7 @@ from lora_trainer.training.listener import Trained
 log = logging.getLogger(__name__)
 
 
-def facts_of(settled: Settled, base: Base, samples: Samples, data: Data, adapted: Adapted) -> Facts:
+def facts_of(settled: Settled, base: Base, data: Data, adapted: Adapted) -> Facts:
     """What is known when the training begins."""
     stats = data.stats
     return Facts(
@@ -38,7 +37,7 @@ def facts_of(settled: Settled, base: Base, samples: Samples, data: Data, adapted
             cut_tokens=stats.truncated_tokens,
             duplicates=stats.duplicate_samples,
         ),
-        columns=samples.columns,
+        columns=data.columns,
         left_alone=adapted.left_alone,
         plan=settled.plan,
     )

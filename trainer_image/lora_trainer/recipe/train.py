@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,20 +10,16 @@ from datetime import date
 from pathlib import Path
 
 from lora_trainer.artifact.curve_records import MetricsFile, metrics_beside
+from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS
 from lora_trainer.artifact.manifest import Measured
 from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.config import ActivationCheckpointing, TrainConfig
 from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
-from lora_trainer.data import dataset as datasets
-from lora_trainer.data.chosen_template import chosen_template
-from lora_trainer.data.clock import today
-from lora_trainer.data.dataset import Data
+from lora_trainer.contract.uri import at_commit
+from lora_trainer.data.dataset import Data, log_data, open_data
 from lora_trainer.data.kept_rows import KeptRows
-from lora_trainer.data.survey import Samples
-from lora_trainer.data.tokenizer import load_encoder
-from lora_trainer.data.tokens import Encoder
-from lora_trainer.errors import TransientError
+from lora_trainer.errors import TransientError, storage_error
 from lora_trainer.model.classes import class_name
 from lora_trainer.model.convert import Start
 from lora_trainer.model.device import Device, choose_device, same_type
@@ -38,12 +35,10 @@ from lora_trainer.recipe.adapting import adapted_on_all
 from lora_trainer.recipe.advising import advise_at_end, advise_before, ended_of, facts_of
 from lora_trainer.recipe.claim_room import check_room
 from lora_trainer.recipe.evaluator import Evaluator, budget_for
-from lora_trainer.recipe.settling import Settled, check_lengths, peak_share, settle
-from lora_trainer.recipe.vocabulary import check_tokens
+from lora_trainer.recipe.settling import Settled, peak_share, settle
 from lora_trainer.recipe.way import Way, way_of
 from lora_trainer.result.curves import write_curves
 from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
-from lora_trainer.result.held_out import write_held_out_rows
 from lora_trainer.training.checkpoint import MARGIN_BYTES, Checkpoints
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.identity import Identity, difference, identity
@@ -64,12 +59,11 @@ _ADAPTER_BYTES = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
-    """Where a training works: the run's durable folder, None where nothing outlives the pod; `tokens`, a temporary one
-    that the processes of a node share; `rows`, where encoded rows outlive an attempt; `may_write` raises where another
-    trainer took the run over; `stop` hears the request to stop."""
+    """Where a training works: the run's durable folder, None where nothing outlives the pod;
+    `rows`, where encoded rows outlive an attempt; `may_write` raises where another trainer took the run over; `stop`
+    hears the request to stop."""
 
     folder: Path | None = None
-    tokens: Path | None = None
     rows: KeptRows = KeptRows()  # noqa: RUF009 - frozen
     may_write: Callable[[], None] = lambda: None
     stop: Stop = field(default_factory=Stop)
@@ -82,7 +76,7 @@ class Workshop:
 
 def run_training(
     config: TrainConfig,
-    samples: Samples,
+    prepared: Path,
     volumes: Volumes,
     hub: Hub,
     *,
@@ -90,8 +84,8 @@ def run_training(
     reporter: Reporter,
     workshop: Workshop,
 ) -> None:
-    """Train on samples, together with the other processes of the run; the first of them writes the adapter with its
-    manifest into `folder`. Raises `TrainerError`."""
+    """Train on what was `prepared` in a folder, together with the other processes of the run; the first of them writes
+    the adapter with its manifest into `folder`. Raises `TrainerError`."""
     started = time.monotonic()
     device = choose_device(config.device, config.training.precision, local_rank())
     log.info("device %s, compute type %s", device.name, device.dtype_name)
@@ -100,26 +94,19 @@ def run_training(
         device = same_type(device, group)
         reporter.phase(Phase.LOADING_MODEL)
         checkpoints = _checkpoints(config, workshop, group)
-        saved, day = _start(config, workshop, checkpoints, volumes, group)
-        base = find_base(saved.pinned(config.model.uri) if saved else config.model.uri, volumes, hub)
-        chosen = chosen_template(config.dataset, volumes, day)
-        encoder = load_encoder(
-            base,
-            config.training.loss_on,
-            config.training.max_sequence_length,
-            chosen,
-            encode=objective_of(config).encode,
-        )
+        saved = _start(config, workshop, checkpoints, volumes, group)
+        data = open_data(prepared)
+        base = _base(config, data, volumes, hub)
         linear = check_options(base, config, device)
-        data = datasets.encode_once(samples, encoder, workshop.tokens, workshop.rows, base.revision)
-        _look_at_data(config, base, data, encoder, reporter)
+        reporter.send(Report(dataset=data.stats))
+        log_data(data)
 
         settled = settle(
             config, base, device, data, group, reporter=reporter, kept=saved.quantization if saved else None
         )
         config = settled.config
         ours = _agreed(
-            identity(config, base.revision, data.fingerprint, chosen.digest, day=encoder.day, capped=samples.capped),
+            identity(config, base.revision, data.fingerprint, data.template_digest, day=data.day, capped=data.capped),
             group,
         )
         goes_on = saved is not None and saved.check(ours, config.training, len(data.training))
@@ -128,7 +115,7 @@ def run_training(
         way = way_of(settled, adapted, data, device, ranks, saved=saved, goes_on=goes_on)
         resolved = _resolved(config, base, data, adapted, device=device, way=way, ranks=ranks)
 
-        facts = facts_of(settled, base, samples, data, adapted)
+        facts = facts_of(settled, base, data, adapted)
         advise_before(facts, speaks=ranks.is_main)
 
         reporter.phase(Phase.EVALUATING, resolved)
@@ -149,7 +136,7 @@ def run_training(
         if not goes_on:
             curves.evaluated(0, loss=before.loss, standard_error=before.standard_error)
         device.reset_peak_memory()
-        record = _record(config, base, data, samples, resolved, identity=ours, before=before)
+        record = _record(config, base, data, resolved, identity=ours, before=before)
         training = Training(
             adapted=adapted,
             examples=data.training,
@@ -185,18 +172,18 @@ def run_training(
         )
         if ranks.is_main:
             workshop.make_room(_ADAPTER_BYTES * adapted.trainable_parameters + MARGIN_BYTES)
-            write_held_out_rows(folder, config, samples)
+            _copy_held_out_rows(prepared, folder)
             ended = ended_of(trained, before, after, training.total, held_out=data.held_out)
             _write(
                 folder,
                 record,
                 base,
                 adapted,
-                encoder.template,
+                data.template,
                 measured=measured,
                 noise=noise,
-                verbatim=samples.verbatim and not encoder.has_template,
-                day=encoder.day,
+                verbatim=data.verbatim,
+                day=data.day,
                 advice=advise_at_end(facts, ended),
             )
 
@@ -211,11 +198,21 @@ def _curves(folder: Path, goes_on: Saved | None) -> MetricsFile:
     return curves
 
 
-def _look_at_data(config: TrainConfig, base: Base, data: Data, encoder: Encoder, reporter: Reporter) -> None:
-    reporter.send(Report(dataset=data.stats))
-    datasets.log_data(data, encoder)
-    check_lengths(config, base, data)
-    check_tokens(base, data, encoder)
+def _base(config: TrainConfig, data: Data, volumes: Volumes, hub: Hub) -> Base:
+    """The model whose tokenizer made the data. Raises `TransientError` where it was replaced since."""
+    base = find_base(at_commit(config.model.uri, data.model_revision), volumes, hub)
+    if base.revision != data.model_revision:
+        raise TransientError(
+            f"the base model {base.name} was changed while the run's data was prepared: both are read again"
+        )
+    return base
+
+
+def _copy_held_out_rows(prepared: Path, folder: Path) -> None:
+    try:
+        shutil.copyfile(prepared / HELD_OUT_ROWS, folder / HELD_OUT_ROWS)
+    except OSError as error:
+        raise storage_error(error, HELD_OUT_ROWS) from error
 
 
 def _check_claim(settled: Settled, workshop: Workshop, rows: int, saved: Saved | None, ranks: Ranks) -> None:
@@ -278,7 +275,6 @@ def _record(
     config: TrainConfig,
     base: Base,
     data: Data,
-    samples: Samples,
     resolved: ResolvedRun,
     *,
     identity: Identity,
@@ -294,9 +290,9 @@ def _record(
         base_revision=base.revision,
         versions=versions(resolved),
         before=before,
-        dataset_revision=samples.dataset_revision,
-        validation_revision=samples.validation_revision,
-        held_out_digest=samples.held_out_digest,
+        dataset_revision=data.dataset_revision,
+        validation_revision=data.validation_revision,
+        held_out_digest=data.held_out_digest,
     )
 
 
@@ -310,23 +306,14 @@ def _checkpoints(config: TrainConfig, workshop: Workshop, ranks: Ranks) -> Check
     return Checkpoints(folder, keep=keep, may_write=workshop.may_write, make_room=make_room)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Begin:
-    saved: Saved | None = None
-    day: date = date.min
-
-
 def _start(
     config: TrainConfig, workshop: Workshop, checkpoints: Checkpoints | None, volumes: Volumes, ranks: Ranks
-) -> tuple[Saved | None, date]:
-    """What the run goes on from, and the day that its chat template is given: that of what it goes on from, or today,
-    which one process says for all."""
-    begin = _Begin()
-    if ranks.is_main:
-        saved = find_saved(config, workshop.folder, checkpoints, volumes) if workshop.folder and checkpoints else None
-        begin = _Begin(saved=saved, day=(saved and saved.day) or today())
-    begin = ranks.broadcast_value(begin, _Begin)
-    return begin.saved, begin.day
+) -> Saved | None:
+    """What the run goes on from, which one process finds for all."""
+    found = None
+    if ranks.is_main and workshop.folder and checkpoints:
+        found = find_saved(config, workshop.folder, checkpoints, volumes)
+    return ranks.broadcast_value(found, Saved | None)
 
 
 def _saver(config: TrainConfig, checkpoints: Checkpoints | None, record: RunRecord) -> Saver | None:

@@ -8,6 +8,7 @@ from lora_trainer.artifact.sealed import aside
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Verification
 from lora_trainer.data.dataset_files import at_commits
+from lora_trainer.data.held_out import write_held_out_rows
 from lora_trainer.data.survey import Samples
 from lora_trainer.errors import CheckpointError, ConfigError, storage_error
 from lora_trainer.model.device import Device, choose_anywhere
@@ -17,8 +18,7 @@ from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.export import measured_by, write_adapter, write_manifest
-from lora_trainer.result.held_out import write_held_out_rows
-from lora_trainer.result.inputs import Evaluated, encoder_of, evaluation_rows
+from lora_trainer.result.inputs import Evaluated, evaluation_rows
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.checkpoint import read_checkpoint
@@ -54,8 +54,8 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
     after, noise = _evaluated(record, adapted, device, rows)
     try:
         with aside(output) as partial:
-            encoder = encoder_of(config, volumes, base, saved.day)
-            write_held_out_rows(partial, config, rows.samples)
+            encoder = rows.encoder
+            write_held_out_rows(partial, rows.samples)
             _write(
                 partial,
                 record,
@@ -94,7 +94,7 @@ def _adapted(record: RunRecord, base: Base, device: Device, state: State) -> Ada
 def _evaluated(record: RunRecord, adapted: Adapted, device: Device, rows: Evaluated) -> tuple[Evaluation, float]:
     """The loss of the adapted model, and its noise."""
     config = record.config
-    if rows.samples.fingerprint != record.resolved.dataset_fingerprint:
+    if rows.samples.sources.fingerprint != record.resolved.dataset_fingerprint:
         raise CheckpointError(
             f"the data set {config.dataset.uri} has changed since the checkpoint was saved: restore the data that was "
             "used",
@@ -161,6 +161,6 @@ def _write(
         noise=noise,
         verbatim=verbatim,
         day=day,
-        dataset_revision=samples.dataset_revision,
-        validation_revision=samples.validation_revision,
+        dataset_revision=samples.sources.training.commit,
+        validation_revision=samples.sources.validation.commit,
     )
