@@ -13,7 +13,7 @@ from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 
 from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
-from lora_trainer.data.dataset import encode, encode_evaluation, encode_once, log_data
+from lora_trainer.data.dataset import encode, encode_evaluation, log_data
 from lora_trainer.data.row_facts import count_rows
 from lora_trainer.data.store import Examples
 from lora_trainer.data.survey import load_samples
@@ -112,7 +112,7 @@ def test_counts_are_logged(tmp_path: Path, encoder: Encoder, caplog: pytest.LogC
     config, volumes = on_claim(tmp_path, tiny.chats(40))
     data = encode(load_samples(config, volumes, Hub()), encoder)
     with caplog.at_level(logging.INFO):
-        log_data(data, encoder)
+        log_data(data)
     assert caplog.messages[0].startswith(f"Messages: {len(data.training)} training samples")
     assert len(caplog.messages) == 2
 
@@ -125,7 +125,7 @@ def test_the_first_row_is_logged_with_what_is_learned_of_it(
     encoder.max_length = 2**20
     config, volumes = on_claim(tmp_path, [{"messages": turns}])
     with caplog.at_level(logging.INFO):
-        log_data(encode(load_samples(config, volumes, Hub()), encoder), encoder)
+        log_data(encode(load_samples(config, volumes, Hub()), encoder))
     (line,) = [message for message in caplog.messages if message.startswith("the first row")]
     shown = json.loads(line.partition(": ")[2])
     answer = f"Ahoy\n{'🙂' * 195} […] {'🙂' * 190}<|im_end|>"
@@ -296,11 +296,14 @@ def test_rows_of_a_file_of_their_own_are_held_out(tmp_path: Path, encoder: Encod
 
     on_claim(tmp_path, [{"text": f"Ahoy {i}"} for i in range(4)], dataset=dataset)
     fewer = load_samples(config, volumes, Hub())
-    assert (fewer.held_out_digest, fewer.fingerprint != samples.fingerprint) == (samples.held_out_digest, True)
+    assert (fewer.held_out_digest, fewer.sources.fingerprint != samples.sources.fingerprint) == (
+        samples.held_out_digest,
+        True,
+    )
     tiny.write_jsonl(tmp_path / "data/held.jsonl", [{"text": "Ahoy 3"}])
     others = load_samples(config, volumes, Hub())
     assert others.held_out_digest != samples.held_out_digest
-    assert others.fingerprint != fewer.fingerprint
+    assert others.sources.fingerprint != fewer.sources.fingerprint
 
 
 def test_rows_that_are_all_held_out_are_refused(tmp_path: Path) -> None:
@@ -335,20 +338,6 @@ def test_a_second_reading_gives_the_very_same_examples(tmp_path: Path, encoder: 
     assert ids(first.training) == ids(second.training)
     assert ids(first.evaluation) == ids(second.evaluation)
     assert (first.fingerprint, first.stats) == (second.fingerprint, second.stats)
-
-
-def test_the_processes_of_a_node_encode_once(tmp_path: Path, encoder: Encoder) -> None:
-    """The second finds what the first wrote; what a process left that died on the way is made anew."""
-    config, volumes = on_claim(tmp_path, tiny.chats(40))
-    samples = load_samples(config, volumes, Hub())
-    leftover = tmp_path / "tokens/training"
-    leftover.mkdir(parents=True)
-    (leftover / "tokens").write_bytes(b"half")
-    first = encode_once(samples, encoder, tmp_path / "tokens")
-    encoder.encode_all = None  # type: ignore[method-assign, assignment]  # a second encoding would call it
-    second = encode_once(samples, encoder, tmp_path / "tokens")
-    assert ids(second.training) == ids(first.training)
-    assert (second.stats, second.held_out, len(second.evaluation)) == (first.stats, True, 8)
 
 
 def test_rows_that_change_during_a_run_are_reported(tmp_path: Path, encoder: Encoder) -> None:
