@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -116,7 +116,12 @@ def test_a_pod_reads_all_bytes_of_a_claim_once(folder: Path, tmp_path: Path, mon
     folder.rename(tmp_path / "claim/model")
     read: list[int] = []
     digest = bases._digest
-    monkeypatch.setattr(bases, "_digest", lambda files: read.append(len(files)) or digest(files))
+
+    def counted(files: Sequence[Path]) -> str:
+        read.append(len(files))
+        return digest(files)
+
+    monkeypatch.setattr(bases, "_digest", counted)
     volumes = Volumes(claims=tmp_path, notes=tmp_path)
 
     def revision(of: Volumes = volumes) -> str:

@@ -17,7 +17,7 @@ from tests.trainer.conftest import make_config
 
 from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS
 from lora_trainer.contract.config import LossOn
-from lora_trainer.data.dataset import encode, encode_evaluation
+from lora_trainer.data.dataset import encode
 from lora_trainer.data.held_out import held_out_rows, write_held_out_rows
 from lora_trainer.data.row_facts import count_rows
 from lora_trainer.data.survey import Samples, load_samples
@@ -236,9 +236,8 @@ def test_the_samples_of_the_listed_rows_are_what_is_evaluated(tmp_path: Path, ti
     numbers = {"a.jsonl": 0, "b.jsonl": 8}
     chosen = [rows[numbers[file] + number - 1] for file, _, number in listed(document_of(samples))]
     answers = [turn["content"] for row in chosen for turn in row["messages"] if turn["role"] == "assistant"]
-    for evaluated in (data.evaluation, encode_evaluation(samples, encoder)):
-        learned = [tokenizer.decode(example.labels[example.labels != IGNORED]) for example in evaluated]
-        assert [text.removeprefix("<think>\n\n</think>\n\n").removesuffix("<|im_end|>") for text in learned] == answers
+    learned = [tokenizer.decode(example.labels[example.labels != IGNORED]) for example in data.evaluation]
+    assert [text.removeprefix("<think>\n\n</think>\n\n").removesuffix("<|im_end|>") for text in learned] == answers
     assert data.stats.validation_samples == len(answers) > len(chosen) == 7
     assert data.evaluation.row_count == count_rows(samples, encoder, 0).validation_rows == 7
     assert data.stats.train_samples == sum(len(row["messages"]) // 2 for row in rows) - len(answers)

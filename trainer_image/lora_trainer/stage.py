@@ -28,7 +28,7 @@ from lora_trainer.places.outputs import open_sink
 from lora_trainer.places.run_folders import folder_of_run
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks import logs
-from lora_trainer.ranks.activity import begun, heard_by
+from lora_trainer.ranks.activity import heard_by
 from lora_trainer.ranks.deadline import reported_by
 from lora_trainer.ranks.libraries import importing_libraries
 from lora_trainer.ranks.parent import end_with_parent
@@ -81,7 +81,6 @@ def import_peft(quantization: Quantization) -> None:
 
     PEFT imports it wherever it is installed. Whatever needs it for something else finds it afterwards.
     """
-    begun("loading libraries")
     if quantization is Quantization.NONE and "bitsandbytes" not in sys.modules:
         sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
         try:

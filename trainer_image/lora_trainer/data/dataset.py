@@ -7,9 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -26,7 +24,7 @@ from lora_trainer.data.counts import Counts, Found, check
 from lora_trainer.data.held_out import EVALUATED_TRAINING_ROWS, write_held_out_rows
 from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.data.store import COLUMNS, Examples, Writer
-from lora_trainer.data.survey import Mask, Part, Samples, Sources, choose_rows
+from lora_trainer.data.survey import Samples, Sources, choose_rows
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import storage_error
 from lora_trainer.places.temporary import temporary_folder
@@ -256,29 +254,3 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace:
     except OSError as error:
         raise storage_error(error, f"the folder for tokens, {folder},") from error
     return open_data(folder)
-
-
-def encode_evaluation(samples: Samples, encoder: Encoder) -> Examples:
-    """The rows that `encode` would evaluate, without tokenizing the rest."""
-    with temporary_folder("lora-tokens-") as temporary:
-        held_out = [(part, part.held_out) for part in samples.parts]
-        evaluation = _store(samples, held_out, encoder, temporary / _EVALUATION, None)
-        if evaluation:
-            return evaluation
-        training = [(part, part.training) for part in samples.parts]
-        return _store(samples, training, encoder, temporary / _TRAINING, EVALUATED_TRAINING_ROWS)
-
-
-def _store(
-    samples: Samples, chosen: Sequence[tuple[Part, Mask]], encoder: Encoder, folder: Path, most: int | None
-) -> Examples:
-    with Writer(folder) as writer:
-        left = sys.maxsize if most is None else most
-        for part, wanted in chosen:
-            blocks = encoded_rows(part, wanted, samples.layout, encoder)
-            while left > 0 and (found := next(blocks, None)) is not None:
-                kept = found[1].targets > 0
-                kept &= np.cumsum(kept) <= left
-                writer.append(found[1].select(kept))
-                left -= int(np.count_nonzero(kept))
-    return Examples.open(folder)

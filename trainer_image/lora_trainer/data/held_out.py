@@ -1,5 +1,6 @@
 """Which rows were evaluated, in a file beside the result."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,18 @@ def held_out_rows(samples: Samples) -> HeldOutRows:
 
 
 def write_held_out_rows(folder: Path, samples: Samples) -> None:
-    """Write `held_out_rows.json` into a result's folder. Raises `StorageError`."""
+    """Write `held_out_rows.json` into a folder of prepared data. Raises `StorageError`."""
     try:
         text = held_out_rows(samples).to_json()
         # What in a name of a file is no UTF-8 becomes an escape of JSON.
         (folder / HELD_OUT_ROWS).write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise storage_error(error, HELD_OUT_ROWS) from error
+
+
+def copy_held_out_rows(prepared: Path, folder: Path) -> None:
+    """The same file of prepared data into a result's folder. Raises `StorageError`."""
+    try:
+        shutil.copyfile(prepared / HELD_OUT_ROWS, folder / HELD_OUT_ROWS)
     except OSError as error:
         raise storage_error(error, HELD_OUT_ROWS) from error

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from datetime import date
 from pathlib import Path
 
 from lora_trainer.artifact.curve_records import MetricsFile, metrics_beside
-from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS
 from lora_trainer.artifact.manifest import Measured
 from lora_trainer.contract.advice.codes import Advice
 from lora_trainer.contract.config import ActivationCheckpointing, TrainConfig
@@ -18,8 +16,9 @@ from lora_trainer.contract.progress import Phase
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.contract.uri import at_commit
 from lora_trainer.data.dataset import Data, log_data, open_data
+from lora_trainer.data.held_out import copy_held_out_rows
 from lora_trainer.data.kept_rows import KeptRows
-from lora_trainer.errors import TransientError, storage_error
+from lora_trainer.errors import TransientError
 from lora_trainer.model.classes import class_name
 from lora_trainer.model.convert import Start
 from lora_trainer.model.device import Device, choose_device, same_type
@@ -172,7 +171,7 @@ def run_training(
         )
         if ranks.is_main:
             workshop.make_room(_ADAPTER_BYTES * adapted.trainable_parameters + MARGIN_BYTES)
-            _copy_held_out_rows(prepared, folder)
+            copy_held_out_rows(prepared, folder)
             ended = ended_of(trained, before, after, training.total, held_out=data.held_out)
             _write(
                 folder,
@@ -206,13 +205,6 @@ def _base(config: TrainConfig, data: Data, volumes: Volumes, hub: Hub) -> Base:
             f"the base model {base.name} was changed while the run's data was prepared: both are read again"
         )
     return base
-
-
-def _copy_held_out_rows(prepared: Path, folder: Path) -> None:
-    try:
-        shutil.copyfile(prepared / HELD_OUT_ROWS, folder / HELD_OUT_ROWS)
-    except OSError as error:
-        raise storage_error(error, HELD_OUT_ROWS) from error
 
 
 def _check_claim(settled: Settled, workshop: Workshop, rows: int, saved: Saved | None, ranks: Ranks) -> None:

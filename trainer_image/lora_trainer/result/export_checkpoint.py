@@ -1,24 +1,24 @@
 """A verified adapter of any checkpoint: what is done of a run that was stopped can be kept."""
 
 import logging
-from datetime import date
 from pathlib import Path
 
 from lora_trainer.artifact.sealed import aside
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Verification
-from lora_trainer.data.dataset_files import at_commits
-from lora_trainer.data.held_out import write_held_out_rows
-from lora_trainer.data.survey import Samples
+from lora_trainer.data.dataset import Data
+from lora_trainer.data.held_out import copy_held_out_rows
+from lora_trainer.data.store import Examples
 from lora_trainer.errors import CheckpointError, ConfigError, storage_error
 from lora_trainer.model.device import Device, choose_anywhere
 from lora_trainer.model.loading import Adapted, adapt, load_model
 from lora_trainer.model.rope import frequencies_of
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
+from lora_trainer.places.temporary import temporary_folder
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.export import measured_by, write_adapter, write_manifest
-from lora_trainer.result.inputs import Evaluated, evaluation_rows
+from lora_trainer.result.inputs import prepare_anew, sources_of
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.checkpoint import read_checkpoint
@@ -49,28 +49,20 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
     device = choose_anywhere(config.device, config.training.precision)
     base = find_base(saved.pinned(config.model.uri), volumes, hub)
     adapted = _adapted(record, base, device, state)
-    read = at_commits(config, record.dataset_revision, record.validation_revision, hub)
-    rows = evaluation_rows(read, volumes, hub, base, saved.day)
-    after, noise = _evaluated(record, adapted, device, rows)
+    sources = sources_of(record, volumes, hub)
+    if sources.fingerprint != record.resolved.dataset_fingerprint:
+        raise CheckpointError(
+            f"the data set {config.dataset.uri} has changed since the checkpoint was saved: restore the data that was "
+            "used",
+            Reason.RESUME_MISMATCH,
+        )
     try:
-        with aside(output) as partial:
-            encoder = rows.encoder
-            write_held_out_rows(partial, rows.samples)
-            _write(
-                partial,
-                record,
-                state,
-                base,
-                adapted,
-                device=device,
-                after=after,
-                noise=noise,
-                template=encoder.template,
-                verbatim=rows.samples.verbatim and not encoder.has_template,
-                day=encoder.day,
-                samples=rows.samples,
-            )
-            verification = verify(partial, volumes, hub, anywhere=True)
+        with temporary_folder("lora-tokens-") as prepared, aside(output) as partial:
+            data = prepare_anew(record, sources, base, saved.day, volumes, folder=prepared / "data")
+            after, noise = _evaluated(record, adapted, device, data.evaluation)
+            copy_held_out_rows(prepared / "data", partial)
+            _write(partial, record, state, base, adapted, device=device, after=after, noise=noise, data=data)
+            verification = verify(partial, volumes, hub, anywhere=True, data=prepared / "data")
             partial.rename(output)
     except OSError as error:
         raise storage_error(error, str(output)) from error
@@ -91,22 +83,16 @@ def _adapted(record: RunRecord, base: Base, device: Device, state: State) -> Ada
     return adapted
 
 
-def _evaluated(record: RunRecord, adapted: Adapted, device: Device, rows: Evaluated) -> tuple[Evaluation, float]:
+def _evaluated(record: RunRecord, adapted: Adapted, device: Device, examples: Examples) -> tuple[Evaluation, float]:
     """The loss of the adapted model, and its noise."""
     config = record.config
-    if rows.samples.sources.fingerprint != record.resolved.dataset_fingerprint:
-        raise CheckpointError(
-            f"the data set {config.dataset.uri} has changed since the checkpoint was saved: restore the data that was "
-            "used",
-            Reason.RESUME_MISMATCH,
-        )
-    if tuple(rows.examples.targets.tolist()) != tuple(record.before.tokens):
+    if tuple(examples.targets.tolist()) != tuple(record.before.tokens):
         raise CheckpointError(
             "rows have other tokens here than when the checkpoint was saved, so its first loss cannot be compared: use "
             "the trainer image that wrote it",
             Reason.RESUME_MISMATCH,
         )
-    model, head, examples = adapted.model, adapted.head, rows.examples
+    model, head = adapted.model, adapted.head
     budget = evaluation_budget(
         config.training.micro_batch_size,
         record.dataset.longest_tokens,
@@ -132,10 +118,7 @@ def _write(
     device: Device,
     after: Evaluation,
     noise: float,
-    template: str | None,
-    verbatim: bool,
-    day: date | None,
-    samples: Samples,
+    data: Data,
 ) -> None:
     config, course = record.config, state.course
     trained = Trained(
@@ -150,7 +133,7 @@ def _write(
     measured = measured_by(
         trained, record.before, after, device, held_out=record.held_out, seconds=course.seconds, resumed=None
     )
-    write_adapter(adapted, folder, template)
+    write_adapter(adapted, folder, data.template)
     write_manifest(
         folder,
         base=base,
@@ -159,8 +142,8 @@ def _write(
         dataset=record.dataset,
         measured=measured,
         noise=noise,
-        verbatim=verbatim,
-        day=day,
-        dataset_revision=samples.sources.training.commit,
-        validation_revision=samples.sources.validation.commit,
+        verbatim=data.verbatim,
+        day=data.day,
+        dataset_revision=data.dataset_revision,
+        validation_revision=data.validation_revision,
     )
