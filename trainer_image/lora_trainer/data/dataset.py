@@ -20,13 +20,13 @@ from lora_trainer.contract.advice.facts import Columns
 from lora_trainer.contract.config import DatasetFormat
 from lora_trainer.contract.summary import DatasetStats
 from lora_trainer.data.chosen_rows import Pace, encoded_rows
-from lora_trainer.data.counts import Counts, Found, check
+from lora_trainer.data.counts import Counts, objection_to
 from lora_trainer.data.held_out import EVALUATED_TRAINING_ROWS, write_held_out_rows
 from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.data.store import COLUMNS, Examples, Writer
 from lora_trainer.data.survey import Samples, Sources, choose_rows
 from lora_trainer.data.tokens import Encoder
-from lora_trainer.errors import storage_error
+from lora_trainer.errors import DatasetError, storage_error
 from lora_trainer.places.temporary import temporary_folder
 from lora_trainer.ranks.activity import Counter
 
@@ -63,6 +63,7 @@ class Facts:
     template: str | None
     template_digest: str | None
     verbatim: bool
+    largest_token: int
     first: str
     doubts: tuple[str, ...]
 
@@ -192,21 +193,16 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace:
     with Writer(folder / _TRAINING) as training_writer, Writer(folder / _EVALUATION) as evaluation_writer:
         for part in samples.parts:
             for batch, block in encoded_rows(part, part.training | part.held_out, samples.layout, encoder, pace):
-                is_training = part.training[np.array(batch.numbers)[block.samples]]
-                kept = counts.add(batch, block)
-                training_writer.append(block.select(kept & is_training))
-                evaluation_writer.append(block.select(kept & ~is_training))
+                ours, held_out = counts.add(batch, block, part.training)
+                training_writer.append(block.select(ours))
+                evaluation_writer.append(block.select(held_out))
                 log_rows(counts.rows)
                 pace.alive()
+    is_text = samples.kind is DatasetFormat.TEXT
+    objection = objection_to(counts, encoder.max_length, is_text=is_text)
+    if objection:
+        raise DatasetError(objection)
     training, evaluation = Examples.open(folder / _TRAINING), Examples.open(folder / _EVALUATION)
-    targets = int(training.targets.sum() + evaluation.targets.sum())
-    found = Found(
-        training=len(training),
-        whole=int(np.count_nonzero(~training.truncated)),
-        targets=targets,
-        is_text=samples.kind is DatasetFormat.TEXT,
-    )
-    check(counts, found, encoder.max_length)
     if counts.apart:
         log.info(
             "%d samples of %d rows: prompt and answer are tokenized apart, since the prompt alone, as at "
@@ -231,7 +227,6 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace:
     )
     write_held_out_rows(folder, samples)
     first = training[0]
-    is_text = samples.kind is DatasetFormat.TEXT
     facts = Facts(
         kind=samples.kind,
         fingerprint=samples.sources.fingerprint,
@@ -246,6 +241,7 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace:
         template=encoder.template,
         template_digest=encoder.chosen.digest,
         verbatim=samples.verbatim and not encoder.has_template,
+        largest_token=counts.largest,
         first=encoder.show(first),
         doubts=() if is_text else tuple(encoder.warnings(first.input_ids, samples.with_tools)),
     )

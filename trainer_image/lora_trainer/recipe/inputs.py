@@ -25,7 +25,7 @@ from lora_trainer.places.cache_lock import alone_in_cache
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.temporary import temporary_folder
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.recipe.vocabulary import check_tokens
+from lora_trainer.recipe.vocabulary import check_token
 from lora_trainer.training.objective import encoder_of
 from lora_trainer.training.resume_overrides import kept_day, with_kept_commits
 
@@ -66,7 +66,7 @@ def prepare(
     encoder = encoder_of(config, base, chosen)
     data = datasets.read_or_encode(sources, samples, encoder, partial, kept)
     check_lengths(config, base, data)
-    check_tokens(base, data, encoder)
+    check_token(base, encoder, data.largest_token)
     partial.rename(place)
 
 

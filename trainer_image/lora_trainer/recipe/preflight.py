@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 from lora_trainer.contract.advice.rules import before
 from lora_trainer.contract.config import TrainConfig
@@ -31,7 +32,7 @@ from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.activity import begun
 from lora_trainer.recipe.claim_room import check_claim
 from lora_trainer.recipe.inputs import fill_cache
-from lora_trainer.recipe.vocabulary import token_check
+from lora_trainer.recipe.vocabulary import check_token
 from lora_trainer.training.objective import encoder_of
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ def preflight(config: TrainConfig, volumes: Volumes, hub: Hub, *, fill: bool = F
     samples = load_samples(config, volumes, hub)
     encoder = encoder_of(config, model.headers.base, chosen)
     positions = positions_in(model.headers.base.folder)
-    check_token = token_check(model.headers.base, encoder)
-    rows = count_rows(samples, encoder, config.training.seed, positions=positions, check_token=check_token)
+    check = partial(check_token, model.headers.base, encoder)
+    rows = count_rows(samples, encoder, config.training.seed, positions=positions, check_token=check)
     found = Preflight(model=model_facts(model), dataset=rows, output=output)
     plan = make_plan(config, model, rows)
     check_claim(config, plan, volumes)
