@@ -11,7 +11,7 @@ from tests.trainer.conftest import make_config
 
 from lora_trainer.contract.config import LossOn
 from lora_trainer.data.chosen_template import Chosen
-from lora_trainer.data.dataset import Data, encode_once
+from lora_trainer.data.dataset import Data, read_or_encode
 from lora_trainer.data.formats import Sample
 from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.data.survey import Samples, load_samples
@@ -43,7 +43,8 @@ class Attempts:
     def run(self) -> Data:
         """What one of them trains on."""
         self.count += 1
-        return encode_once(self.samples, self.encoder, self.root / f"tokens-{self.count}", self.kept, "commit")
+        place = self.root / f"tokens-{self.count}"
+        return read_or_encode(self.samples.sources, self.samples, self.encoder, place, self.kept)
 
     def encoded(self) -> bool:
         """Whether another one encodes rows, and does not read them."""

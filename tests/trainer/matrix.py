@@ -12,9 +12,9 @@ import pytest
 from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 from tests.trainer.families import FAMILIES
+from tests.trainer.runs import prepared
 
 from lora_trainer.contract.config import Merge, TrainConfig
-from lora_trainer.data.survey import load_samples
 from lora_trainer.errors import TrainerError
 from lora_trainer.model.loading import Loaded, load_model
 from lora_trainer.places.base import Base
@@ -175,9 +175,9 @@ def train_cell(config: TrainConfig, claims: Path, folder: Path) -> Outcome:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lora_trainer.recipe.session.load_model", load)
-        samples = load_samples(config, volumes, Hub())
         try:
-            run_training(config, samples, volumes, Hub(), folder=adapter, reporter=Reporter(None), workshop=Workshop())
+            data = prepared(config, volumes, folder / "prepared")
+            run_training(config, data, volumes, Hub(), folder=adapter, reporter=Reporter(None), workshop=Workshop())
         except TrainerError as error:
             return Outcome(refusal=str(error), weights_read=bool(read))
     return Outcome(adapter=adapter)

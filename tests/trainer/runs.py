@@ -16,7 +16,10 @@ from tests.trainer import tiny
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.contract.summary import Summary
+from lora_trainer.places.hub import Hub
 from lora_trainer.places.run_folders import FOLDER
+from lora_trainer.places.volumes import Volumes
+from lora_trainer.recipe.inputs import prepare
 
 TRAINER = Path(__file__).parents[2] / "trainer_image"
 # For whatever a whole trainer does: on a busy machine its imports alone take a minute. Longer is a hang.
@@ -108,6 +111,13 @@ class Finished:
     output: str
     log: str
     summary: Summary
+
+
+def prepared(config: TrainConfig, volumes: Volumes, place: Path, workspace: Path | None = None) -> Path:
+    """The folder `place` with the data of a run, as each attempt has it anew."""
+    shutil.rmtree(place, ignore_errors=True)
+    prepare(config, volumes, Hub(), place, workspace=workspace)
+    return place
 
 
 def read_json(path: Path) -> Any:

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from tests.trainer import tiny
 from tests.trainer.conftest import make_config
+from tests.trainer.runs import prepared
 from tests.trainer.test_held_out import REWRITES
 
 from lora_trainer.artifact.manifest import Manifest, read_manifest
 from lora_trainer.contract.advice import Code
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.data.survey import load_samples
 from lora_trainer.errors import NonFiniteLossError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
@@ -41,9 +41,9 @@ def trained(folder: Path, model: Path, rows: int, turns: int = 1, **sections: An
     shutil.copytree(model, claims / "models/tiny")
     (folder / "adapter").mkdir()
     config, volumes = make_config(**sections), Volumes(claims=claims)
-    samples = load_samples(config, volumes, Hub())
+    data = prepared(config, volumes, folder / "prepared")
     where = folder / "adapter"
-    run_training(config, samples, volumes, Hub(), folder=where, reporter=Reporter(None), workshop=Workshop())
+    run_training(config, data, volumes, Hub(), folder=where, reporter=Reporter(None), workshop=Workshop())
     return read_manifest(where)
 
 

@@ -2,15 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from lora_trainer.data.tokenizer import check_tokenizer
 from lora_trainer.errors import ConfigError
-from lora_trainer.places.base import Base, open_folder
+from lora_trainer.places import base as bases
+from lora_trainer.places.base import Base, find_base, open_folder
+from lora_trainer.places.hub import Hub
 from lora_trainer.places.model_folder import is_terms, model_files
+from lora_trainer.places.volumes import Volumes
 
 WEIGHTS = "model.safetensors"
 
@@ -105,3 +108,33 @@ def test_access_is_tried_with_the_configuration() -> None:
 def test_licenses_are_known_by_their_names(name: str, known: bool) -> None:
     """What ends as a part of a model does is one, and pins it."""
     assert is_terms(name) is known
+
+
+def test_a_pod_reads_all_bytes_of_a_claim_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of its processes comes first; what was replaced since is read again, and gives another revision."""
+    (tmp_path / "claim").mkdir()
+    folder.rename(tmp_path / "claim/model")
+    read: list[int] = []
+    digest = bases._digest
+
+    def counted(files: Sequence[Path]) -> str:
+        read.append(len(files))
+        return digest(files)
+
+    monkeypatch.setattr(bases, "_digest", counted)
+    volumes = Volumes(claims=tmp_path, notes=tmp_path)
+
+    def revision(of: Volumes = volumes) -> str:
+        return find_base("pvc://claim/model", of, Hub()).revision
+
+    first = revision()
+    assert (revision(), len(read)) == (first, 1)
+    assert (revision(Volumes(claims=tmp_path)), len(read)) == (first, 2)
+    copy = shutil.copytree(tmp_path / "claim/model", tmp_path / "copy") / WEIGHTS
+    content = bytearray(copy.read_bytes())
+    content[-1] ^= 1
+    copy.write_bytes(content)
+    copy.replace(tmp_path / "claim/model" / WEIGHTS)
+    changed = revision()
+    assert (changed != first, len(read)) == (True, 3)
+    assert (revision(), len(read)) == (changed, 3)

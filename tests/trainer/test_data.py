@@ -13,7 +13,7 @@ from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 
 from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
-from lora_trainer.data.dataset import encode, encode_evaluation, encode_once, log_data
+from lora_trainer.data.dataset import encode, log_data
 from lora_trainer.data.row_facts import count_rows
 from lora_trainer.data.store import Examples
 from lora_trainer.data.survey import load_samples
@@ -87,24 +87,13 @@ def test_rows_whose_prompt_has_other_tokens_at_inference_are_counted(
 
 
 def test_a_tiny_data_set_is_evaluated_on_training_rows_and_says_so(tmp_path: Path, encoder: Encoder) -> None:
-    """None are held out; of many rows 64 suffice, and the verification reads the same ones."""
+    """None are held out; of many rows 64 suffice."""
     for count in (10, 80):
         config, volumes = on_claim(tmp_path, tiny.chats(count), dataset={"validationFraction": "0.0"})
         samples = load_samples(config, volumes, Hub())
         data = encode(samples, encoder)
         assert not data.held_out
         assert ids(data.evaluation) == ids(data.training)[:64]
-        assert ids(encode_evaluation(samples, encoder)) == ids(data.evaluation)
-
-
-def test_verification_reads_the_very_rows_that_were_evaluated(tmp_path: Path, encoder: Encoder) -> None:
-    """Without tokenizing the others."""
-    config, volumes = on_claim(tmp_path, tiny.chats(40))
-    samples = load_samples(config, volumes, Hub())
-    data = encode(samples, encoder)
-    assert data.held_out
-    assert len(data.evaluation) == 8
-    assert ids(encode_evaluation(samples, encoder)) == ids(data.evaluation)
 
 
 def test_counts_are_logged(tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
@@ -112,7 +101,7 @@ def test_counts_are_logged(tmp_path: Path, encoder: Encoder, caplog: pytest.LogC
     config, volumes = on_claim(tmp_path, tiny.chats(40))
     data = encode(load_samples(config, volumes, Hub()), encoder)
     with caplog.at_level(logging.INFO):
-        log_data(data, encoder)
+        log_data(data)
     assert caplog.messages[0].startswith(f"Messages: {len(data.training)} training samples")
     assert len(caplog.messages) == 2
 
@@ -125,7 +114,7 @@ def test_the_first_row_is_logged_with_what_is_learned_of_it(
     encoder.max_length = 2**20
     config, volumes = on_claim(tmp_path, [{"messages": turns}])
     with caplog.at_level(logging.INFO):
-        log_data(encode(load_samples(config, volumes, Hub()), encoder), encoder)
+        log_data(encode(load_samples(config, volumes, Hub()), encoder))
     (line,) = [message for message in caplog.messages if message.startswith("the first row")]
     shown = json.loads(line.partition(": ")[2])
     answer = f"Ahoy\n{'🙂' * 195} […] {'🙂' * 190}<|im_end|>"
@@ -166,12 +155,7 @@ def test_every_answer_of_a_rewritten_conversation_is_learned_and_counted(tmp_pat
         assert texts == sorted(texts, key=lambda text: [int(n) for n in re.findall(r"\d+", text)] or [9])
         sides.append({text.partition(".")[0] for text in texts})
     assert not sides[0] & {text for text in sides[1] if "assistant" in text}
-    assert ids(encode_evaluation(samples, encoder)) == ids(data.evaluation)
     assert ids(encode(samples, encoder).training) == ids(data.training)
-
-    nothing_held_out = make_config(dataset={"validationFraction": "0"})
-    samples = load_samples(nothing_held_out, volumes, Hub())
-    assert ids(encode_evaluation(samples, encoder)) == ids(encode(samples, encoder).evaluation)
 
 
 def _with_template(tokenizer: Any, template: str) -> Any:
@@ -292,15 +276,17 @@ def test_rows_of_a_file_of_their_own_are_held_out(tmp_path: Path, encoder: Encod
     assert (data.held_out, data.stats.train_samples, data.stats.validation_samples) == (True, 7, 3)
     assert (data.stats.skipped_samples, data.stats.duplicate_samples) == (1, 1)
     assert samples.shared == count_rows(samples, encoder, 0).shared_samples == 1
-    assert ids(encode_evaluation(samples, encoder)) == ids(data.evaluation)
 
     on_claim(tmp_path, [{"text": f"Ahoy {i}"} for i in range(4)], dataset=dataset)
     fewer = load_samples(config, volumes, Hub())
-    assert (fewer.held_out_digest, fewer.fingerprint != samples.fingerprint) == (samples.held_out_digest, True)
+    assert (fewer.held_out_digest, fewer.sources.fingerprint != samples.sources.fingerprint) == (
+        samples.held_out_digest,
+        True,
+    )
     tiny.write_jsonl(tmp_path / "data/held.jsonl", [{"text": "Ahoy 3"}])
     others = load_samples(config, volumes, Hub())
     assert others.held_out_digest != samples.held_out_digest
-    assert others.fingerprint != fewer.fingerprint
+    assert others.sources.fingerprint != fewer.sources.fingerprint
 
 
 def test_rows_that_are_all_held_out_are_refused(tmp_path: Path) -> None:
@@ -335,20 +321,6 @@ def test_a_second_reading_gives_the_very_same_examples(tmp_path: Path, encoder: 
     assert ids(first.training) == ids(second.training)
     assert ids(first.evaluation) == ids(second.evaluation)
     assert (first.fingerprint, first.stats) == (second.fingerprint, second.stats)
-
-
-def test_the_processes_of_a_node_encode_once(tmp_path: Path, encoder: Encoder) -> None:
-    """The second finds what the first wrote; what a process left that died on the way is made anew."""
-    config, volumes = on_claim(tmp_path, tiny.chats(40))
-    samples = load_samples(config, volumes, Hub())
-    leftover = tmp_path / "tokens/training"
-    leftover.mkdir(parents=True)
-    (leftover / "tokens").write_bytes(b"half")
-    first = encode_once(samples, encoder, tmp_path / "tokens")
-    encoder.encode_all = None  # type: ignore[method-assign, assignment]  # a second encoding would call it
-    second = encode_once(samples, encoder, tmp_path / "tokens")
-    assert ids(second.training) == ids(first.training)
-    assert (second.stats, second.held_out, len(second.evaluation)) == (first.stats, True, 8)
 
 
 def test_rows_that_change_during_a_run_are_reported(tmp_path: Path, encoder: Encoder) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.trainer import tiny
 from tests.trainer.conftest import make_config
-from tests.trainer.runs import Workplace
+from tests.trainer.runs import Workplace, prepared
 
 from lora_trainer.artifact.manifest import Manifest, read_manifest
 from lora_trainer.contract import codec
@@ -16,7 +16,6 @@ from lora_trainer.contract.names import run_suffix
 from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.formats import Conversation
 from lora_trainer.data.messages import Message
-from lora_trainer.data.survey import load_samples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.run_folders import FOLDER
@@ -77,7 +76,7 @@ class Runs:
         self.checkpoints(name).mkdir(parents=True, exist_ok=True)
         run_training(
             config,
-            load_samples(config, self.volumes, Hub()),
+            prepared(config, self.volumes, self.workplace.root / "prepared", self.checkpoints(name)),
             self.volumes,
             Hub(),
             folder=result,

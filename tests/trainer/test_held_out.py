@@ -16,8 +16,9 @@ from tests.trainer import rule_of_the_split, tiny
 from tests.trainer.conftest import make_config
 
 from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS
-from lora_trainer.contract.config import LossOn, TrainConfig
-from lora_trainer.data.dataset import encode, encode_evaluation
+from lora_trainer.contract.config import LossOn
+from lora_trainer.data.dataset import encode
+from lora_trainer.data.held_out import held_out_rows, write_held_out_rows
 from lora_trainer.data.row_facts import count_rows
 from lora_trainer.data.survey import Samples, load_samples
 from lora_trainer.data.tokenizer import load_encoder
@@ -25,7 +26,6 @@ from lora_trainer.data.tokens import IGNORED, Encoder
 from lora_trainer.places.base import Base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.result.held_out import held_out_rows, write_held_out_rows
 
 Places = list[tuple[str, str, int]]
 """File, unit and number of rows."""
@@ -34,12 +34,12 @@ Places = list[tuple[str, str, int]]
 def document(path: Path, **dataset: Any) -> Any:
     """The file that a run on `data` below this path leaves."""
     config = make_config(dataset={"uri": "pvc://data/set", **dataset})
-    return document_of(config, load_samples(config, Volumes(claims=path), Hub()))
+    return document_of(load_samples(config, Volumes(claims=path), Hub()))
 
 
-def document_of(config: TrainConfig, samples: Samples) -> Any:
+def document_of(samples: Samples) -> Any:
     """The file that a run on these samples leaves."""
-    return json.loads(held_out_rows(config, samples).to_json())
+    return json.loads(held_out_rows(samples).to_json())
 
 
 def listed(found: Any) -> Places:
@@ -234,11 +234,10 @@ def test_the_samples_of_the_listed_rows_are_what_is_evaluated(tmp_path: Path, ti
     encoder = Encoder(tokenizer, LossOn.COMPLETION, 512, [tokenizer.eos_token_id])
     data = encode(samples, encoder)
     numbers = {"a.jsonl": 0, "b.jsonl": 8}
-    chosen = [rows[numbers[file] + number - 1] for file, _, number in listed(document_of(config, samples))]
+    chosen = [rows[numbers[file] + number - 1] for file, _, number in listed(document_of(samples))]
     answers = [turn["content"] for row in chosen for turn in row["messages"] if turn["role"] == "assistant"]
-    for evaluated in (data.evaluation, encode_evaluation(samples, encoder)):
-        learned = [tokenizer.decode(example.labels[example.labels != IGNORED]) for example in evaluated]
-        assert [text.removeprefix("<think>\n\n</think>\n\n").removesuffix("<|im_end|>") for text in learned] == answers
+    learned = [tokenizer.decode(example.labels[example.labels != IGNORED]) for example in data.evaluation]
+    assert [text.removeprefix("<think>\n\n</think>\n\n").removesuffix("<|im_end|>") for text in learned] == answers
     assert data.stats.validation_samples == len(answers) > len(chosen) == 7
     assert data.evaluation.row_count == count_rows(samples, encoder, 0).validation_rows == 7
     assert data.stats.train_samples == sum(len(row["messages"]) // 2 for row in rows) - len(answers)
@@ -280,6 +279,6 @@ def test_a_file_whose_name_is_no_utf_8_is_listed_under_it(tmp_path: Path) -> Non
     folder.mkdir(parents=True)
     (folder / name).write_text("\n".join(json.dumps(row) for row in tiny.chats(30)), encoding="utf-8")
     config = make_config(dataset={"uri": "pvc://data/set", "validationFraction": "0.2"})
-    write_held_out_rows(tmp_path, config, load_samples(config, Volumes(claims=tmp_path), Hub()))
+    write_held_out_rows(tmp_path, load_samples(config, Volumes(claims=tmp_path), Hub()))
     found = json.loads((tmp_path / HELD_OUT_ROWS).read_text(encoding="utf-8"))
     assert [file["file"] for file in found["files"]] == [name]

@@ -20,7 +20,7 @@ from lora_trainer.artifact import sealed
 from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.data import kept_rows
 from lora_trainer.data.chosen_rows import Pace
-from lora_trainer.data.dataset import encode_once
+from lora_trainer.data.dataset import encode, read_or_encode, row_key
 from lora_trainer.data.kept_rows import UNUSED_S, folder_name
 from lora_trainer.data.survey import Samples
 from lora_trainer.data.tokens import Encoder
@@ -30,7 +30,7 @@ from lora_trainer.training.checkpoint import Checkpoints
 from lora_trainer.training.stopping import Stop
 
 KEY = "ab" * 32
-NAME = folder_name(KEY)
+NAME = folder_name(KEY, shared=False)
 
 
 @pytest.fixture
@@ -69,22 +69,10 @@ def test_what_was_encoded_is_read_and_is_the_same(
     assert (second.stats, second.held_out, second.fingerprint) == (first.stats, True, first.fingerprint)
 
 
-def test_each_process_of_a_node_can_say_that_rows_were_read(
-    attempts: Attempts, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The one that speaks may not be the one that came first."""
-    attempts.run()
-    caplog.set_level(logging.INFO)
-    caplog.clear()
-    attempts.count -= 1
-    attempts.run()
-    assert len([line for line in caplog.messages if READ_AGAIN.fullmatch(line)]) == 1
-
-
 def test_an_encoding_gives_signs_of_life(tmp_path: Path, samples: Samples, encoder: Encoder) -> None:
     """Runs that are prepared with the same rows wait for as long as there are any."""
     signs: list[bool] = []
-    encode_once(samples, encoder, tmp_path / "tokens", pace=Pace(processes=1, alive=lambda: signs.append(True)))
+    encode(samples, encoder, tmp_path / "tokens", Pace(processes=1, alive=lambda: signs.append(True)))
     assert signs
 
 
@@ -164,8 +152,7 @@ def test_a_volume_that_is_full_or_fails_costs_no_rows(
     attempts: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """They may be whole: an attempt elsewhere reads them."""
-    rows = attempts.folder()
-    key = rows.name.removeprefix("rows-")
+    key = row_key(attempts.samples.sources, attempts.encoder)
 
     def failing(*_: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -343,7 +330,7 @@ def test_in_a_shared_place_rows_leave_that_nobody_reads(
 
     def encode_other(length: int) -> None:
         other.max_length = length
-        encode_once(samples, other, tmp_path / f"other-{length}", attempts.kept, "commit")
+        read_or_encode(samples.sources, samples, other, tmp_path / f"other-{length}", attempts.kept)
 
     age(UNUSED_S - 3600)
     encode_other(99)

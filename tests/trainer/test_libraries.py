@@ -146,7 +146,8 @@ def test_a_run_that_quantizes_nothing_does_not_import_bitsandbytes_with_peft() -
     program = (
         "import gc, sys\n"
         "from lora_trainer.contract.config import TrainConfig\n"
-        "from lora_trainer.stage import expected_quantization, import_peft, importing_libraries\n"
+        "from lora_trainer.ranks.libraries import importing_libraries\n"
+        "from lora_trainer.stage import expected_quantization, import_peft\n"
         "collections = []\n"
         "gc.callbacks.append(lambda phase, _: collections.append(phase))\n"
         "with importing_libraries():\n"

@@ -5,7 +5,6 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,16 +23,17 @@ from tests.trainer.tiny import QUESTIONS, enlarged, in_16_bits
 from tests.trainer.tiny import chats as tiny_chats
 from torch import nn
 
-from lora_trainer.artifact.manifest import read_manifest
+from lora_trainer.artifact.manifest import Manifest, read_manifest
 from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.data.dataset import Data
 from lora_trainer.data.store import Examples
+from lora_trainer.data.survey import Sources
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.device import Device
-from lora_trainer.places.base import Base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result import inputs
@@ -297,16 +297,16 @@ def test_an_adapter_with_a_fault_exceeds_the_noise(sound: Sound, tmp_path: Path,
 @pytest.mark.parametrize("fault", ["labels", "split"])
 def test_other_rows_exceed_the_noise(sound: Sound, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     """Labels that are swapped between rows, and rows that another seed holds out."""
-    right = inputs.evaluation_rows
+    right = inputs.prepare_anew
 
-    def wrong(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base, _day: date | None) -> inputs.Evaluated:
-        rows = right(config, volumes, hub, base)
+    def wrong(run: Manifest, sources: Sources, *given: Any) -> Data:
         if fault == "labels":
-            return dataclasses.replace(rows, examples=_swap_answers(rows.examples))
-        other = dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, split_seed=7))
-        return dataclasses.replace(rows, examples=right(other, volumes, hub, base).examples)
+            data = right(run, sources, *given)
+            return dataclasses.replace(data, evaluation=_swap_answers(data.evaluation))
+        dataset = dataclasses.replace(sources.dataset, split_seed=7)
+        return right(run, dataclasses.replace(sources, dataset=dataset), *given)
 
-    monkeypatch.setattr(inputs, "evaluation_rows", wrong)
+    monkeypatch.setattr(inputs, "prepare_anew", wrong)
     with pytest.raises(VerificationError, match="they differ by"):
         verify(sound[0], sound[1], Hub())
 

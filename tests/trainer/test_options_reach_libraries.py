@@ -15,11 +15,10 @@ import torch
 from bitsandbytes.optim.adamw import AdamW8bit
 from tests.trainer import variants
 from tests.trainer.conftest import make_config
-from tests.trainer.runs import Workplace
+from tests.trainer.runs import Workplace, prepared
 from transformers import LlamaForCausalLM
 
 from lora_trainer.contract.config import LoraConfig, TrainingConfig
-from lora_trainer.data.survey import load_samples
 from lora_trainer.model.loading import Adapted, adapt
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
@@ -129,7 +128,7 @@ def observe(root: Path, model: Path, lora: Mapping[str, Any], training: Mapping[
         watch(patch, seen)
         run_training(
             config,
-            load_samples(config, volumes, Hub()),
+            prepared(config, volumes, root / "prepared"),
             volumes,
             Hub(),
             folder=root / "adapter",

@@ -151,7 +151,7 @@ def test_every_row_is_counted_as_the_training_counts_it(workplace: Workplace) ->
     config, volumes = make_config(), Volumes(claims=workplace.claims)
     samples = load_samples(config, volumes, Hub())
     assert found.dataset.validation_samples == sum(int(part.held_out.sum()) for part in samples.parts) == 8
-    assert found.dataset.fingerprint == samples.fingerprint
+    assert found.dataset.fingerprint == samples.sources.fingerprint
     encoder = load_encoder(open_folder(workplace.claims / "models/tiny"), config.training.loss_on, 2048)
     assert encoder.has_template
     assert found.dataset.first_row.startswith('[{"seen":"<|im_start|>user')

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from tests.trainer import tiny
 from tests.trainer.conftest import make_config
+from tests.trainer.runs import prepared
 
 from lora_trainer.artifact.manifest import read_manifest
-from lora_trainer.data.survey import load_samples
 from lora_trainer.errors import TerminatedError
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
@@ -36,11 +36,11 @@ def test_the_state_is_let_go_of_before_the_training(
     (tmp_path / "run").mkdir()
     config = make_config(training=TRAINING, lora={"init": init, "rank": 4}, checkpoint={"volumeClaimName": "c"})
     volumes = Volumes(claims=claims)
-    samples = load_samples(config, volumes, Hub())
+    data = prepared(config, volumes, tmp_path / "prepared")
 
     def attempt() -> None:
         workshop = Workshop(folder=tmp_path / "run")
-        run_training(config, samples, volumes, Hub(), folder=adapter, reporter=Reporter(None), workshop=workshop)
+        run_training(config, data, volumes, Hub(), folder=adapter, reporter=Reporter(None), workshop=workshop)
 
     take, run = Training._take, Training.run
     read_tensors: list[weakref.ref[Any]] = []

@@ -288,7 +288,7 @@ def test_what_a_template_does_not_show_is_logged_before_a_training_and_by_it(
     assert samples.with_tools == 7
     assert thought.startswith('inference begins an answer with "<think>\\n", and the first row does not')
     caplog.clear()
-    log_data(encode(samples, encoder), encoder)
+    log_data(encode(samples, encoder))
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [tools, thought]
     caplog.clear()
     count_rows(samples_of(tmp_path, [{"text": "Ahoy"}] * 9, validationFraction="0"), encoder, 42)

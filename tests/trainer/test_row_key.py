@@ -1,6 +1,7 @@
 """What encoded rows depend on: whatever makes other tokens or counts gives them another key."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -10,33 +11,30 @@ from tests.trainer.attempts import Attempts, make_encoder, samples_of
 from tests.trainer.test_data import ids
 
 from lora_trainer.contract.config import LossOn
-from lora_trainer.data import row_key
+from lora_trainer.data import kept_rows
 from lora_trainer.data.chosen_template import Chosen
-from lora_trainer.data.dataset import encode_once
+from lora_trainer.data.dataset import encode, read_or_encode, row_key
 from lora_trainer.data.survey import Samples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.places.base import Base
 
-CHANGES: dict[str, Callable[[Path, Base], tuple[Samples, Encoder, str]]] = {
-    "rows": lambda root, base: (samples_of(root, tiny.chats(41)), make_encoder(base), "commit"),
+CHANGES: dict[str, Callable[[Path, Base], tuple[Samples, Encoder]]] = {
+    "rows": lambda root, base: (samples_of(root, tiny.chats(41)), make_encoder(base)),
     "fraction": lambda root, base: (
         samples_of(root, dataset={"validationFraction": "0.3"}),
         make_encoder(base),
-        "commit",
     ),
-    "seed": lambda root, base: (samples_of(root, training={"seed": 7}), make_encoder(base), "commit"),
-    "model": lambda root, base: (samples_of(root), make_encoder(base), "other"),
-    "length": lambda root, base: (samples_of(root), make_encoder(base, max_length=255), "commit"),
-    "loss": lambda root, base: (samples_of(root), make_encoder(base, loss_on=LossOn.ALL), "commit"),
+    "seed": lambda root, base: (samples_of(root, training={"seed": 7}), make_encoder(base)),
+    "model": lambda root, base: (samples_of(root), make_encoder(replace(base, revision="other"))),
+    "length": lambda root, base: (samples_of(root), make_encoder(base, max_length=255)),
+    "loss": lambda root, base: (samples_of(root), make_encoder(base, loss_on=LossOn.ALL)),
     "template": lambda root, base: (
         samples_of(root),
         make_encoder(base, chosen=Chosen(text=tiny.CHATML.replace("user", "human") + " ")),
-        "commit",
     ),
     "arguments": lambda root, base: (
         samples_of(root),
         make_encoder(base, chosen=Chosen(arguments={"enable_thinking": False})),
-        "commit",
     ),
 }
 
@@ -49,27 +47,36 @@ def test_whatever_makes_other_tokens_or_counts_is_encoded_anew(
     attempts = Attempts(tmp_path, samples_of(tmp_path), encoder)
     attempts.run()
     before = attempts.folder().name
-    samples, encoder, revision = CHANGES[change](tmp_path, tiny_base)
-    data = encode_once(samples, encoder, tmp_path / "tokens", attempts.kept, revision)
-    fresh = encode_once(samples, encoder, tmp_path / "fresh")
+    samples, encoder = CHANGES[change](tmp_path, tiny_base)
+    data = read_or_encode(samples.sources, samples, encoder, tmp_path / "tokens", attempts.kept)
+    fresh = encode(samples, encoder, tmp_path / "fresh")
     assert attempts.folder().name != before
     assert (ids(data.training), data.stats) == (ids(fresh.training), fresh.stats)
 
 
-def test_a_library_and_a_day_are_a_part_of_the_key(
-    tmp_path: Path, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another library, and another day for a template that writes the date, and for no other."""
+def test_a_day_is_a_part_of_the_key(tmp_path: Path, tiny_base: Base) -> None:
+    """For a template that writes the date, and for no other."""
     samples = samples_of(tmp_path)
     text = "{{ strftime_now('%Y') }}" + tiny.CHATML
 
     def keys(day: date = date(2026, 7, 26)) -> tuple[str, str]:
         plain = make_encoder(tiny_base, chosen=Chosen(day=day))
         dated = make_encoder(tiny_base, chosen=Chosen(text=text, day=day))
-        return row_key.row_key(samples, plain, "x"), row_key.row_key(samples, dated, "x")
+        return row_key(samples.sources, plain), row_key(samples.sources, dated)
 
     first = keys()
     assert keys() == first
     assert [now == then for now, then in zip(keys(date(2026, 7, 27)), first, strict=True)] == [True, False]
-    monkeypatch.setattr(row_key, "version", lambda name: f"{name} 99")
-    assert not set(keys()) & set(first)
+
+
+def test_a_run_goes_on_with_its_rows_under_other_libraries(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where runs share a place, another one encodes them with its own."""
+    own = Attempts(tmp_path / "own", samples_of(tmp_path / "own"), encoder)
+    shared = Attempts(tmp_path / "shared", samples_of(tmp_path / "shared"), encoder, shared=True)
+    for attempts in (own, shared):
+        attempts.run()
+        assert not attempts.encoded()
+    monkeypatch.setattr(kept_rows, "version", lambda name: f"{name} 99")
+    assert [attempts.encoded() for attempts in (own, shared)] == [False, True]

@@ -21,18 +21,21 @@ from tests.trainer.test_data import ids
 from lora_trainer import stage
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode, reason_of
+from lora_trainer.data import dataset as dataset_module
 from lora_trainer.data import kept_rows
 from lora_trainer.data.chosen_template import chosen_template
-from lora_trainer.data.dataset import encode_once
+from lora_trainer.data.dataset import FILES, encode, read_or_encode
 from lora_trainer.data.kept_rows import UNUSED_S, KeptRows
 from lora_trainer.data.survey import load_samples
+from lora_trainer.errors import ConfigError
 from lora_trainer.host.child import StageFailedError, Stages
 from lora_trainer.host.supervisor import Settings, Supervisor
-from lora_trainer.places.base import Base, find_base
+from lora_trainer.places.base import Base
 from lora_trainer.places.cache_folders import cached_rows
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.run_folders import FOLDER, folder_of_run
 from lora_trainer.places.volumes import Volumes
+from lora_trainer.plan.families import Positions
 from lora_trainer.ranks.reports import Failure
 from lora_trainer.recipe import inputs
 from lora_trainer.training.checkpoint import Checkpoint, Checkpoints
@@ -132,11 +135,31 @@ def test_rows_that_were_prepared_are_encoded_by_no_attempt(
     volumes = Volumes(claims=workplace.claims)
     samples = load_samples(config, volumes, Hub())
     encoder = make_encoder(tiny_base, max_length=config.training.max_sequence_length)
-    expected = ids(encode_once(samples, encoder, tmp_path / "fresh").training)
+    expected = ids(encode(samples, encoder, tmp_path / "fresh").training)
     encoder.encode_all = None  # type: ignore[method-assign, assignment]  # an encoding would call it
-    kept = KeptRows(others=(rows.parent,))
-    revision = find_base(config.model.uri, volumes, Hub()).revision
-    assert ids(encode_once(samples, encoder, tmp_path / "tokens", kept, revision).training) == expected
+    kept = KeptRows(cache=rows.parent)
+    assert ids(read_or_encode(samples.sources, None, encoder, tmp_path / "tokens", kept).training) == expected
+
+
+def test_an_attempt_that_finds_rows_looks_at_none_of_the_files(
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It opens what an earlier one prepared, refusals included; bad rows show before there is anything."""
+    config, volumes = make_config(), Volumes(claims=workplace.claims)
+    kept = KeptRows(own=tmp_path)
+
+    def prepare(name: str) -> bytes:
+        inputs.prepare(config, volumes, Hub(), tmp_path / name, kept=kept)
+        return b"".join((tmp_path / name / file).read_bytes() for file in FILES)
+
+    first = prepare("first")
+    monkeypatch.setattr(inputs, "choose_rows", None)
+    monkeypatch.setattr(dataset_module, "choose_rows", None)
+    assert prepare("second") == first
+    monkeypatch.setattr(inputs, "positions_in", lambda _: Positions(kind="llama", most=4))
+    with pytest.raises(ConfigError, match="positions"):
+        prepare("third")
+    assert not (tmp_path / "third").exists()
 
 
 def test_few_rows_are_not_worth_the_libraries(
@@ -208,7 +231,7 @@ def test_an_encoding_shows_that_it_began(workplace: Workplace, tmp_path: Path, m
     monkeypatch.setattr(inputs, "ENCODED_FROM_BYTES", 0)
     signs: list[int] = []
     monkeypatch.setattr(
-        "lora_trainer.recipe.inputs.datasets.encode_once",
+        "lora_trainer.recipe.inputs.datasets.read_or_encode",
         lambda *_, **__: signs.append(len([*cached_rows(os.environ).glob("*.beat")])),
     )
     fill(make_config(), workplace)
@@ -244,12 +267,11 @@ def test_the_first_node_writes_in_the_runs_folder_and_the_others_read_there(
     first = stage._rows(config, options, volumes)
     other = stage._rows(config, argparse.Namespace(workspace=None, ticket=None, stop=Stop()), volumes)
     cache = workplace.root / "cache/rows"
-    assert (first.own, first.others) == (folder, (cache,))
-    assert (other.own, other.others) == (None, (cache, folder))
+    assert (first.own, first.other, first.cache) == (folder, None, cache)
+    assert (other.own, other.other, other.cache) == (None, folder, cache)
     elsewhere = make_config(output={"uri": "s3://bucket/out"})
-    assert stage._rows(elsewhere, argparse.Namespace(workspace=None, ticket=None, stop=Stop()), volumes).others == (
-        cache,
-    )
+    found = stage._rows(elsewhere, argparse.Namespace(workspace=None, ticket=None, stop=Stop()), volumes)
+    assert (found.own, found.other, found.cache) == (None, None, cache)
 
 
 @pytest.mark.parametrize(

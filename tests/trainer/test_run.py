@@ -20,19 +20,17 @@ from tests.ports import free_port
 from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 from tests.trainer.forked import ForkedRuns
-from tests.trainer.runs import PATIENCE_S, Finished, Workplace, read_json
+from tests.trainer.runs import PATIENCE_S, Finished, Workplace, prepared, read_json
 from transformers import AutoModelForCausalLM
 
 from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.progress import Phase, Progress
 from lora_trainer.contract.reasons import Reason
+from lora_trainer.data.dataset import open_data
 from lora_trainer.model.device import Device
-from lora_trainer.places.base import open_folder
-from lora_trainer.places.hub import Hub
 from lora_trainer.places.run_folders import FOLDER
 from lora_trainer.places.volumes import Volumes
-from lora_trainer.result.inputs import evaluation_rows
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import evaluate
 
@@ -100,9 +98,9 @@ def _loss_with_peft(workplace: Workplace, folder: Path, cpu: Device) -> float:
     model_folder = workplace.claims / "models/tiny"
     base: Any = AutoModelForCausalLM.from_pretrained(model_folder)
     model = PeftModel.from_pretrained(base, str(folder))
-    rows = evaluation_rows(make_config(), Volumes(claims=workplace.claims), Hub(), open_folder(model_folder))
+    data = open_data(prepared(make_config(), Volumes(claims=workplace.claims), workplace.root / "again"))
     return evaluate(
-        model, base.get_output_embeddings(), rows.examples, cpu, lambda count: None, budget=Budget.of(4, 64)
+        model, base.get_output_embeddings(), data.evaluation, cpu, lambda count: None, budget=Budget.of(4, 64)
     ).loss
 
 

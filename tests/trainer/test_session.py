@@ -24,6 +24,7 @@ from lora_trainer.errors import ConfigError
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Loaded, load_model
 from lora_trainer.places.base import Base, open_folder
+from lora_trainer.plan.hint_checks import Columns
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.recipe.session import Session
 from lora_trainer.recipe.settling import Settled
@@ -104,7 +105,20 @@ def make_bench(base: Base, device: Device, root: Path) -> Bench:
         held_out=True,
         kind=DatasetFormat.TEXT,
         fingerprint="sha256:2",
+        dataset_revision=None,
+        validation_revision=None,
+        held_out_digest=None,
+        capped=False,
+        columns=Columns(),
         stats=STATS,
+        model_revision=base.revision,
+        day=None,
+        template=None,
+        template_digest=None,
+        verbatim=True,
+        largest_token=0,
+        first="",
+        doubts=(),
     )
     root.mkdir()
     return Bench(base=base, data=data, device=device, root=root)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.trainer import rank_programs
 from tests.trainer.conftest import make_config
 from tests.trainer.processes import together
-from tests.trainer.runs import Workplace
+from tests.trainer.runs import Workplace, prepared
 from tests.trainer.tiny import enlarged, write_jsonl
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -56,8 +56,8 @@ def trained(
     volumes = Volumes(claims=workplace.claims)
     folder = root / "adapter"
     folder.mkdir()
-    samples = load_samples(config, volumes, Hub())
-    run_training(config, samples, volumes, Hub(), folder=folder, reporter=Reporter(None), workshop=Workshop())
+    data = prepared(config, volumes, root / "prepared")
+    run_training(config, data, volumes, Hub(), folder=folder, reporter=Reporter(None), workshop=Workshop())
     return folder, volumes
 
 
@@ -328,7 +328,7 @@ def test_the_manifest_tells_the_whole_story(adapter: tuple[Path, Volumes]) -> No
     assert manifest.config == make_config(quantization="None"), "what Auto became on a CPU"
     assert manifest.base_model == "pvc://models/tiny"
     assert manifest.base_revision == manifest.resolved.model_revision
-    assert manifest.resolved.dataset_fingerprint == load_samples(make_config(), adapter[1], Hub()).fingerprint
+    assert manifest.resolved.dataset_fingerprint == load_samples(make_config(), adapter[1], Hub()).sources.fingerprint
     assert manifest.measured.eval_loss_after < manifest.measured.eval_loss_before
     assert {"torch", "transformers", "peft", "bitsandbytes"} <= set(manifest.versions)
     files = ["README.md", "adapter_config.json", WEIGHTS, "held_out_rows.json", "loss.png", "metrics.jsonl"]

@@ -5,24 +5,20 @@ with a report that says why in one sentence; stack traces go to the log only.
 """
 
 import argparse
-import atexit
-import contextlib
 import faulthandler
-import gc
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lora_trainer.artifact.manifest import read_manifest
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.progress import Phase
-from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.kept_rows import KeptRows
-from lora_trainer.data.survey import load_samples
 from lora_trainer.errors import StorageError
 from lora_trainer.host.guard import guarded, leave
 from lora_trainer.host.lock import check_ticket
@@ -32,13 +28,16 @@ from lora_trainer.places.outputs import open_sink
 from lora_trainer.places.run_folders import folder_of_run
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks import logs
-from lora_trainer.ranks.activity import begun, heard_by
+from lora_trainer.ranks.activity import heard_by
 from lora_trainer.ranks.deadline import reported_by
+from lora_trainer.ranks.libraries import importing_libraries
 from lora_trainer.ranks.parent import end_with_parent
 from lora_trainer.ranks.reports import Report, Reporter, open_report
-from lora_trainer.recipe.inputs import fetch
+from lora_trainer.recipe.inputs import fetch, prepare
 from lora_trainer.training.resume_overrides import kept_quantization, with_kept_commits
 from lora_trainer.training.stopping import Stop
+
+_POLL_S = 0.05
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The supervisor asks a training that stands still where it stands.
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     reporter = Reporter(open_report(options.report), failures_only=silent)
-    volumes = Volumes(claims=options.claims, config_maps=options.configmaps)
+    volumes = Volumes(claims=options.claims, config_maps=options.configmaps, notes=options.config.parent)
     level = logging.WARNING if silent else logging.INFO
     with logs.inherited(os.environ, level), heard_by(reporter.activity), reported_by(reporter.failure):
         return guarded(lambda: _run(options, volumes, reporter), reporter)
@@ -77,26 +76,11 @@ def _run(options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> N
 # PyTorch is imported under the guard of `guarded`: that takes seconds, in which a broken GPU driver may show.
 
 
-@contextlib.contextmanager
-def importing_libraries() -> Iterator[None]:
-    """Without Python's garbage collector: what libraries define stays, and it would look through all of that again and
-    again, for a third of the time that their import takes. It leaves it alone until the process ends."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        # Else a library in C++ takes what is left then for leaks, and prints them.
-        atexit.register(gc.unfreeze)
-        gc.enable()
-
-
 def import_peft(quantization: Quantization) -> None:
     """Import PEFT without bitsandbytes where the base is not quantized: it takes a quarter of all that is imported.
 
     PEFT imports it wherever it is installed. Whatever needs it for something else finds it afterwards.
     """
-    begun("loading libraries")
     if quantization is Quantization.NONE and "bitsandbytes" not in sys.modules:
         sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
         try:
@@ -113,24 +97,27 @@ def _prepare(config: TrainConfig, options: argparse.Namespace, volumes: Volumes,
 
 
 def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
-    check_gpus(config, [int(os.environ.get("LOCAL_RANK", "0"))])
-    # On a CPU before PyTorch: a bad template and bad data show at once.
-    chosen_template(config.dataset, volumes)
-    folder = _folder_of_run(config, options, volumes)
-    hub = Hub()
-    samples = load_samples(with_kept_commits(config, folder, hub), volumes, hub)
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    check_gpus(config, [number])
+    folder, rows, data = _folder_of_run(config, options, volumes), _rows(config, options, volumes), _data(options)
+    if number == 0:
+        reporter.phase(Phase.PREPARING)
+        prepare(config, volumes, Hub(), data, kept=rows, workspace=folder)
     with importing_libraries():
         import_peft(expected_quantization(config, folder))
         from lora_trainer.recipe.train import Workshop, run_training  # noqa: PLC0415
 
-    workshop = Workshop(
-        folder=options.workspace,
-        tokens=options.config.parent / "tokens",
-        rows=_rows(config, options, volumes),
-        may_write=lambda: _check_lock(options),
-        stop=options.stop,
-    )
-    run_training(config, samples, volumes, hub, folder=options.folder, reporter=reporter, workshop=workshop)
+    # A process that fails to prepare it takes the others along.
+    while not data.is_dir():
+        time.sleep(_POLL_S)
+    workshop = Workshop(folder=options.workspace, rows=rows, may_write=lambda: _check_lock(options), stop=options.stop)
+    run_training(config, data, volumes, Hub(), folder=options.folder, reporter=reporter, workshop=workshop)
+
+
+def _data(options: argparse.Namespace) -> Path:
+    """Where the stages of this pod have the run's data, prepared; missing where nothing was trained here."""
+    folder: Path = options.config.parent
+    return folder / "data"
 
 
 def check_gpus(config: TrainConfig, numbers: Iterable[int]) -> None:
@@ -170,10 +157,10 @@ def _folder_of_run(config: TrainConfig, options: argparse.Namespace, volumes: Vo
 
 def _rows(config: TrainConfig, options: argparse.Namespace, volumes: Volumes) -> KeptRows:
     """Encoded rows lie in the run's folder, which only the first node writes, and where `prepare` puts them."""
-    others = [cached_rows(os.environ), _folder_of_run(config, options, volumes)]
     return KeptRows(
         own=options.workspace,
-        others=tuple(place for place in others if place is not None and place != options.workspace),
+        other=None if options.workspace else _folder_of_run(config, options, volumes),
+        cache=cached_rows(os.environ),
         may_write=lambda: _check_lock(options),
         undisturbed=options.stop.deferred,
     )
@@ -190,7 +177,7 @@ def _verify(_config: TrainConfig, options: argparse.Namespace, volumes: Volumes,
         import_peft(quantization)
         from lora_trainer.result.verify import verify  # noqa: PLC0415
 
-    reporter.send(Report(verification=verify(options.folder, volumes, Hub())))
+    reporter.send(Report(verification=verify(options.folder, volumes, Hub(), data=_data(options))))
 
 
 def _merge(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
@@ -201,7 +188,8 @@ def _merge(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
 
     reporter.phase(Phase.PUBLISHING)
     output = config.output
-    merge_result(options.folder, options.target, output.merge, volumes, Hub(), precision=output.merge_precision)
+    precision = output.merge_precision
+    merge_result(options.folder, options.target, output.merge, volumes, Hub(), precision=precision, data=_data(options))
 
 
 def _publish(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:

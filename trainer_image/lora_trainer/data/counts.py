@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lora_trainer.data.encoding import Batch
-from lora_trainer.data.store import Block
+from lora_trainer.data.store import LEARNED, Block
 from lora_trainer.data.survey import Mask
-from lora_trainer.errors import ConfigError, DatasetError
+from lora_trainer.errors import ConfigError
 from lora_trainer.plan.families import Positions
 
 MOST_CUT = 0.5
@@ -23,7 +23,9 @@ _DOUBT = 1e-12
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
-    """Over the rows that were encoded; `whole` says where the first row stands whose example was not cut."""
+    """Over the rows that were encoded: `examples` to train on, `uncut` of them as they were; of held-out rows, too,
+    `targets`, which are learned tokens, and the `largest` token. `whole` says where the first row stands whose example
+    was not cut."""
 
     rows: int = 0
     lost: int = 0
@@ -34,11 +36,17 @@ class Counts:
     answers: int = 0
     learned_answers: int = 0
     unended_answers: int = 0
+    examples: int = 0
+    uncut: int = 0
+    targets: int = 0
+    largest: int = 0
     whole: str | None = None
 
-    def add(self, batch: Batch, block: Block) -> Mask:
-        """Count some more rows; in which of their examples there is something left to learn."""
+    def add(self, batch: Batch, block: Block, training: Mask) -> tuple[Mask, Mask]:
+        """Count some more rows; which of their examples are to train on, as the mask `training` over all rows has it,
+        and which are held out: those in which there is something left to learn."""
         kept: Mask = block.targets > 0
+        is_training = training[np.array(batch.numbers)[block.samples]]
         examples = np.bincount(block.samples, kept, minlength=len(batch.samples))
         self.rows += len(examples)
         self.lost += int(np.count_nonzero(examples == 0))
@@ -49,49 +57,33 @@ class Counts:
         self.answers += int(block.answers.sum())
         self.learned_answers += int(block.learned_answers[kept].sum())
         self.unended_answers += int(block.unended_answers[kept].sum())
+        self.examples += int(np.count_nonzero(kept & is_training))
+        self.uncut += int(np.count_nonzero(kept & is_training & ~block.truncated))
+        self.targets += int(block.targets.sum())
+        tokens = block.tokens[np.repeat(kept, block.lengths)] & ~LEARNED
+        self.largest = max(self.largest, int(tokens.max(initial=0)))
         whole = kept & ~block.truncated
         if self.whole is None and whole.any():
             self.whole = batch.samples[int(block.samples[np.flatnonzero(whole)[0]])].where
-        return kept
+        return kept & is_training, kept & ~is_training
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What was made of the rows: examples to train on, those of them that were not cut, learned tokens with those that
-    are held out, and whether the rows are plain text, which has no end to learn."""
-
-    training: int
-    whole: int
-    targets: int
-    is_text: bool
-
-
-def check(counts: Counts, examples: Found, max_length: int) -> None:
-    """Refuse what would train a model that has seen too little, or one whose answers never end.
-
-    Raises `DatasetError`.
-    """
-    objection = objection_to(counts, examples, max_length)
-    if objection:
-        raise DatasetError(objection)
-
-
-def objection_to(counts: Counts, examples: Found, max_length: int, positions: Positions | None = None) -> str:
-    """For what a training on just these rows is refused, as a sentence; empty where it is not. To raise the length is
-    no remedy where the model has no `positions` for more."""
+def objection_to(counts: Counts, max_length: int, *, is_text: bool, positions: Positions | None = None) -> str:
+    """For what a training on just these rows is refused, as a sentence; empty where it is not. Plain text has no end to
+    learn; to raise the length is no remedy where the model has no `positions` for more."""
     longest = f"training.maxSequenceLength ({max_length})"
     raised = "raise it or " if positions is None or max_length < positions.most else ""
-    if not examples.training or counts.lost > counts.rows * MOST_LOST:
+    if not counts.examples or counts.lost > counts.rows * MOST_LOST:
         return (
             f"{counts.lost} of {counts.rows} rows have no answer left within {longest}: their prompts alone are "
             f"longer; {raised}shorten the prompts"
         )
-    if not examples.whole and not examples.is_text:
+    if not counts.uncut and not is_text:
         return (
-            f"all {examples.training} rows are longer than {longest}, so that no answer keeps its end and the model "
+            f"all {counts.examples} rows are longer than {longest}, so that no answer keeps its end and the model "
             f"would never learn to stop: {raised}shorten the rows"
         )
-    cut = counts.cut_targets / (counts.cut_targets + examples.targets)
+    cut = counts.cut_targets / (counts.cut_targets + counts.targets)
     if cut > MOST_CUT:
         return (
             f"{cut:.0%} of the tokens to be learned are beyond {longest} and would be cut off, more than "

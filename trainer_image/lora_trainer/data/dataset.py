@@ -4,53 +4,77 @@
 """
 
 import dataclasses
-import fcntl
+import hashlib
 import json
 import logging
-import shutil
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 
+from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS
+from lora_trainer.contract import codec
 from lora_trainer.contract.config import DatasetFormat
 from lora_trainer.contract.summary import DatasetStats
 from lora_trainer.data.chosen_rows import Pace, encoded_rows
-from lora_trainer.data.counts import Counts, Found, check
+from lora_trainer.data.counts import Counts, objection_to
+from lora_trainer.data.held_out import EVALUATED_TRAINING_ROWS, write_held_out_rows
 from lora_trainer.data.kept_rows import KeptRows
-from lora_trainer.data.row_key import row_key
 from lora_trainer.data.store import COLUMNS, Examples, Writer
-from lora_trainer.data.survey import Mask, Part, Samples
+from lora_trainer.data.survey import Samples, Sources, choose_rows
 from lora_trainer.data.tokens import Encoder
+from lora_trainer.errors import DatasetError, storage_error
 from lora_trainer.places.temporary import temporary_folder
+from lora_trainer.plan.hint_checks import Columns
 from lora_trainer.ranks.activity import Counter
 
 log = logging.getLogger(__name__)
 
-EVALUATED_TRAINING_ROWS = 64
-"""How many training rows stand in for held-out rows where none are held out."""
+_TRAINING, _EVALUATION, _FACTS = "training", "evaluation", "data.json"
+FILES = (*(f"{part}/{column}" for part in (_TRAINING, _EVALUATION) for column in COLUMNS), HELD_OUT_ROWS, _FACTS)
+"""Of a folder with prepared data. The last one completes it."""
 
-
-_TRAINING, _EVALUATION, _FACTS, _NOTE = "training", "evaluation", "data.json", "note"
-_FILES = (*(f"{part}/{column}" for part in (_TRAINING, _EVALUATION) for column in COLUMNS), _FACTS)
 _LOG_EVERY_S = 30.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Data:
-    """What is trained on and what is evaluated; with `held_out` false the latter are training rows. `with_tools` rows
-    of the files have tools."""
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of prepared data beside its examples, so that nobody else looks at rows, tokenizer or template.
+
+    `columns`, `capped` and `held_out_digest` are as in `Samples`, the revisions of data sets commits of the Hub;
+    `model_revision` is the tokenizer's. `day` is what the chat template may write into rows, None of one that reads no
+    clock; `template` the text to serve with, where the model's own will not do, `template_digest` that of a chosen one.
+    `verbatim` says that the first row is learned as it stands. `first` is that row as a person is shown it, `doubts`
+    are sentences on what the template leaves out.
+    """
+
+    kind: DatasetFormat
+    fingerprint: str
+    dataset_revision: str | None
+    validation_revision: str | None
+    held_out_digest: str | None
+    capped: bool
+    columns: Columns
+    stats: DatasetStats
+    model_revision: str
+    day: date | None
+    template: str | None
+    template_digest: str | None
+    verbatim: bool
+    largest_token: int
+    first: str
+    doubts: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Facts):
+    """What is trained on and what is evaluated; with `held_out` false the latter are training rows."""
 
     training: Examples
     evaluation: Examples
     held_out: bool
-    kind: DatasetFormat
-    fingerprint: str
-    stats: DatasetStats
-    with_tools: int = 0
 
     @property
     def longest_evaluated(self) -> int:
@@ -58,7 +82,7 @@ class Data:
         return int(self.evaluation.room(packed=False).max())
 
 
-def log_data(data: Data, encoder: Encoder) -> None:
+def log_data(data: Data) -> None:
     """Log what there is to train on, and the first row of it."""
     stats = data.stats
     log.info(
@@ -78,9 +102,8 @@ def log_data(data: Data, encoder: Encoder) -> None:
         stats.skipped_answers,
         stats.unended_answers,
     )
-    first = data.training[0]
-    log.info("the first row, with what is learned between >>> and <<<: %s", encoder.show(first))
-    for sentence in encoder.warnings(first.input_ids, data.with_tools) if data.kind is not DatasetFormat.TEXT else ():
+    log.info("the first row, with what is learned between >>> and <<<: %s", data.first)
+    for sentence in data.doubts:
         log.warning("%s", sentence)
     if stats.split_samples:
         log.info(
@@ -105,49 +128,55 @@ class _RowLog:
             log.info("encoded %d of %d rows", done, self._rows)
 
 
-def encode_once(
-    samples: Samples,
+def open_data(folder: Path) -> Data:
+    """What was prepared in a folder; the examples stay in its files, and are read when they are asked for."""
+    facts = codec.decode(Facts, json.loads((folder / _FACTS).read_text(encoding="utf-8")))
+    training, evaluation = Examples.open(folder / _TRAINING), Examples.open(folder / _EVALUATION)
+    return Data(
+        training=training,
+        evaluation=evaluation or training[:EVALUATED_TRAINING_ROWS],
+        held_out=bool(evaluation),
+        **{field.name: getattr(facts, field.name) for field in dataclasses.fields(Facts)},
+    )
+
+
+def row_key(sources: Sources, encoder: Encoder) -> str:
+    """Digest (64 hexadecimal digits) over all that decides which examples are trained and evaluated, and their
+    counts."""
+    document = {
+        "counted": sorted(field.name for kind in (Facts, DatasetStats) for field in dataclasses.fields(kind)),
+        "dataset": codec.encode(sources.dataset),
+        "content": sources.fingerprint,
+        "files": [[part.commit, [name for name, _ in part.files]] for part in (sources.training, sources.validation)],
+        "encoder": encoder.facts(),
+    }
+    text = json.dumps(document, sort_keys=True)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def read_or_encode(
+    sources: Sources,
+    samples: Samples | None,
     encoder: Encoder,
-    folder: Path | None,
-    kept: KeptRows | None = None,
-    model_revision: str = "",
+    folder: Path,
+    kept: KeptRows,
     *,
     pace: Pace | None = None,
 ) -> Data:
-    """`encode` by the first process that comes to the shared folder; the others wait and read what it wrote.
+    """The data that was `kept` for another attempt, or else encoded and kept there; in files of the empty `folder`.
 
-    What an earlier attempt has encoded is taken from where it is `kept`, and what is encoded is kept there.
+    `samples` are the chosen rows, where somebody has looked at them already. Raises as `encode`.
     """
-    if folder is None:
-        return encode(samples, encoder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("wb") as lock:
-        # The kernel gives the lock up with a process that dies, whose files are then made anew.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        facts = folder / _FACTS
-        if not facts.exists():
-            _fill(samples, encoder, folder, kept or KeptRows(), row_key(samples, encoder, model_revision), pace=pace)
-        stats = DatasetStats(**json.loads(facts.read_text(encoding="utf-8")))
-        # For the log of the process that speaks for the node, which may have been another.
-        if (folder / _NOTE).exists():
-            log.info("%s", (folder / _NOTE).read_text(encoding="utf-8"))
-    return _data(samples, Examples.open(folder / _TRAINING), Examples.open(folder / _EVALUATION), stats)
-
-
-def _fill(samples: Samples, encoder: Encoder, folder: Path, kept: KeptRows, key: str, *, pace: Pace | None) -> None:
-    """Put the encoded rows into a folder, and what is to be reported of them, which completes it."""
-    for name in (_TRAINING, _EVALUATION):
-        shutil.rmtree(folder / name, ignore_errors=True)
     started = time.monotonic()
-    if kept.read(key, folder, _FILES):
+    key = row_key(sources, encoder)
+    if kept.read(key, folder, FILES):
         count = sum(len(Examples.open(folder / name)) for name in (_TRAINING, _EVALUATION))
         seconds = time.monotonic() - started
-        note = f"Rows: {count:,} encoded by an earlier attempt are read again ({seconds:.1f} s)"
-        (folder / _NOTE).write_text(note, encoding="utf-8")
-        return
-    stats = encode(samples, encoder, folder, pace).stats
-    (folder / _FACTS).write_text(json.dumps(dataclasses.asdict(stats)), encoding="utf-8")
-    kept.keep(key, folder, _FILES)
+        log.info("Rows: %s encoded by an earlier attempt are read again (%.1f s)", f"{count:,}", seconds)
+        return open_data(folder)
+    data = encode(samples or choose_rows(sources), encoder, folder, pace)
+    kept.keep(key, folder, FILES)
+    return data
 
 
 def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace: Pace | None = None) -> Data:
@@ -164,21 +193,16 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace:
     with Writer(folder / _TRAINING) as training_writer, Writer(folder / _EVALUATION) as evaluation_writer:
         for part in samples.parts:
             for batch, block in encoded_rows(part, part.training | part.held_out, samples.layout, encoder, pace):
-                is_training = part.training[np.array(batch.numbers)[block.samples]]
-                kept = counts.add(batch, block)
-                training_writer.append(block.select(kept & is_training))
-                evaluation_writer.append(block.select(kept & ~is_training))
+                ours, held_out = counts.add(batch, block, part.training)
+                training_writer.append(block.select(ours))
+                evaluation_writer.append(block.select(held_out))
                 log_rows(counts.rows)
                 pace.alive()
+    is_text = samples.kind is DatasetFormat.TEXT
+    objection = objection_to(counts, encoder.max_length, is_text=is_text)
+    if objection:
+        raise DatasetError(objection)
     training, evaluation = Examples.open(folder / _TRAINING), Examples.open(folder / _EVALUATION)
-    targets = int(training.targets.sum() + evaluation.targets.sum())
-    found = Found(
-        training=len(training),
-        whole=int(np.count_nonzero(~training.truncated)),
-        targets=targets,
-        is_text=samples.kind is DatasetFormat.TEXT,
-    )
-    check(counts, found, encoder.max_length)
     if counts.apart:
         log.info(
             "%d samples of %d rows: prompt and answer are tokenized apart, since the prompt alone, as at "
@@ -201,42 +225,28 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace:
         skipped_answers=counts.answers - counts.learned_answers,
         unended_answers=counts.unended_answers,
     )
-    return _data(samples, training, evaluation, stats)
-
-
-def _data(samples: Samples, training: Examples, evaluation: Examples, stats: DatasetStats) -> Data:
-    return Data(
-        training=training,
-        evaluation=evaluation or training[:EVALUATED_TRAINING_ROWS],
-        held_out=bool(evaluation),
+    write_held_out_rows(folder, samples)
+    first = training[0]
+    facts = Facts(
         kind=samples.kind,
-        fingerprint=samples.fingerprint,
+        fingerprint=samples.sources.fingerprint,
+        dataset_revision=samples.sources.training.commit,
+        validation_revision=samples.sources.validation.commit,
+        held_out_digest=samples.held_out_digest,
+        capped=samples.capped,
+        columns=samples.columns,
         stats=stats,
-        with_tools=samples.with_tools,
+        model_revision=encoder.revision,
+        day=encoder.day,
+        template=encoder.template,
+        template_digest=encoder.chosen.digest,
+        verbatim=samples.verbatim and not encoder.has_template,
+        largest_token=counts.largest,
+        first=encoder.show(first),
+        doubts=() if is_text else tuple(encoder.warnings(first.input_ids, samples.with_tools)),
     )
-
-
-def encode_evaluation(samples: Samples, encoder: Encoder) -> Examples:
-    """The rows that `encode` would evaluate, without tokenizing the rest."""
-    with temporary_folder("lora-tokens-") as temporary:
-        held_out = [(part, part.held_out) for part in samples.parts]
-        evaluation = _store(samples, held_out, encoder, temporary / _EVALUATION, None)
-        if evaluation:
-            return evaluation
-        training = [(part, part.training) for part in samples.parts]
-        return _store(samples, training, encoder, temporary / _TRAINING, EVALUATED_TRAINING_ROWS)
-
-
-def _store(
-    samples: Samples, chosen: Sequence[tuple[Part, Mask]], encoder: Encoder, folder: Path, most: int | None
-) -> Examples:
-    with Writer(folder) as writer:
-        left = sys.maxsize if most is None else most
-        for part, wanted in chosen:
-            blocks = encoded_rows(part, wanted, samples.layout, encoder)
-            while left > 0 and (found := next(blocks, None)) is not None:
-                kept = found[1].targets > 0
-                kept &= np.cumsum(kept) <= left
-                writer.append(found[1].select(kept))
-                left -= int(np.count_nonzero(kept))
-    return Examples.open(folder)
+    try:
+        (folder / _FACTS).write_text(json.dumps(codec.encode(facts)), encoding="utf-8")
+    except OSError as error:
+        raise storage_error(error, f"the folder for tokens, {folder},") from error
+    return open_data(folder)

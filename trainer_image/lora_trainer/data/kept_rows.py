@@ -6,6 +6,7 @@ way. Whatever happens to it, rows can be encoded anew: nothing here fails a run.
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import shutil
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lora_trainer.artifact.sealed import (
@@ -35,33 +37,43 @@ UNUSED_S = 7 * 86400.0
 """After how long without a reader rows leave a shared place."""
 
 _NAME = "rows-[0-9a-f]{16}"
+_LIBRARIES = ("transformers", "tokenizers", "jinja2")
 _NO_DAMAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES)
 """What a volume answers that is full or fails: the rows themselves may be whole, and a later attempt may read them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptRows:
-    """Where rows are kept: `own` is read and written, `others` are only read.
+    """Where rows are kept: `own` is read and written, `other` and `cache` are only read.
 
-    In a `shared` place there are rows of several runs, else those of one run, of which only the last are of use.
+    In the cache, and in an own place that is `shared`, there are rows of several runs, each for the libraries that
+    encoded them; else those of one run, which goes on with the rows that it began with, and of which only the last are
+    of use.
     `may_write` raises where the place is another's by now. `undisturbed` is a context that a request to stop waits for.
     """
 
     own: Path | None = None
-    others: tuple[Path, ...] = ()
+    other: Path | None = None
+    cache: Path | None = None
     shared: bool = False
     may_write: Callable[[], None] = lambda: None
     undisturbed: Callable[[], AbstractContextManager[object]] = field(default=contextlib.nullcontext)
+
+    @property
+    def some(self) -> bool:
+        """Whether any are there, of whatever key."""
+        places = (place for place in (self.own, self.other, self.cache) if place is not None and place.is_dir())
+        return any(row_folders(place) for place in places)
 
     def read(self, key: str, folder: Path, names: tuple[str, ...]) -> bool:
         """Copy what was kept under `key` to the files `names` (paths in `folder`, the last one completes them).
 
         False where nothing was kept, or nothing whole: then none of the files exists.
         """
-        for place in (self.own, *self.others):
+        for place, shared in ((self.own, self.shared), (self.other, False), (self.cache, True)):
             if place is None:
                 continue
-            kept = place / folder_name(key)
+            kept = place / folder_name(key, shared=shared)
             try:
                 if kept.is_symlink() or not kept.is_dir():
                     continue
@@ -104,7 +116,7 @@ class KeptRows:
                 return False
             seal, files = Seal(version=VERSION, files=()), {name: copied(folder / name) for name in names}
             with self.undisturbed():
-                write_folder(self.own / folder_name(key), seal, files, ready=self.may_write)
+                write_folder(self.own / folder_name(key, shared=self.shared), seal, files, ready=self.may_write)
         except (OSError, DamagedError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             log.warning("the encoded rows are not kept for later attempts: %s", reason)
@@ -131,9 +143,17 @@ class KeptRows:
                     remove(found)
 
 
-def folder_name(key: str) -> str:
-    """The name of the folder of a key."""
-    return f"rows-{key[:16]}"
+def folder_name(key: str, *, shared: bool) -> str:
+    """The name of the folder of a key, in a place that runs share of these libraries alone."""
+    libraries = "".join(f" {name} {_version(name)}" for name in _LIBRARIES) if shared else ""
+    return f"rows-{hashlib.sha256(f'{key}{libraries}'.encode()).hexdigest()[:16]}"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
 
 
 def row_folders(place: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lora_trainer.contract.config import DatasetFormat
 from lora_trainer.contract.preflight import RowFacts
 from lora_trainer.data.chosen_rows import parsed_rows
-from lora_trainer.data.counts import Counts, Found, objection_to, positions_suffice, surely_lost
+from lora_trainer.data.counts import Counts, objection_to, positions_suffice, surely_lost
 from lora_trainer.data.encoding import Batch, batches, encode_batches
 from lora_trainer.data.first_row import show_row
 from lora_trainer.data.formats import Sample, is_larger
@@ -47,46 +47,33 @@ MOST_CHARACTERS = 3 * 2**20
 class _Tally:
     """Over the rows that were counted, of which `training` were to train on. `lengths` are tokens of each example
     before the cut; `tokens` those of each training row after it, `targets` those of them that are learned; `longest` is
-    the longest example before the cut, `largest` the largest token after it, held-out ones among them."""
+    the longest example before the cut, held-out ones among them."""
 
     counts: Counts = field(default_factory=Counts)
     training: int = 0
     lengths: list[NDArray[np.int64]] = field(default_factory=list)
     tokens: list[NDArray[np.int64]] = field(default_factory=list)
     targets: int = 0
-    held_out_targets: int = 0
     held_out: int = 0
     held_out_rows: int = 0
     truncated: int = 0
-    whole: int = 0
     longest: int = 0
-    largest: int = 0
     first: NDArray[np.uint32] | None = None
-
-    @property
-    def examples(self) -> int:
-        """How many there are to train on."""
-        return sum(map(len, self.lengths))
 
     def add(self, batch: Batch, block: Block, part: Part) -> None:
         """Count some more rows."""
-        kept = self.counts.add(batch, block)
-        rows = np.array(batch.numbers)
-        ours = kept & part.training[rows[block.samples]]
+        ours, held_out = self.counts.add(batch, block, part.training)
+        kept, rows = ours | held_out, np.array(batch.numbers)
         self.training += int(np.count_nonzero(part.training[rows]))
         lengths = block.lengths + block.cut_tokens
         self.longest = max(self.longest, int(lengths[kept].max(initial=0)))
-        tokens = block.tokens[np.repeat(kept, block.lengths)] & ~LEARNED
-        self.largest = max(self.largest, int(tokens.max(initial=0)))
         self.lengths.append(lengths[ours])
         per_row = np.bincount(block.samples[ours], block.lengths[ours], minlength=len(rows)).astype(np.int64)
         self.tokens.append(per_row[part.training[rows]])
         self.targets += int(block.targets[ours].sum())
-        self.held_out += int(np.count_nonzero(kept & ~ours))
-        self.held_out_rows += len(np.unique(block.samples[kept & ~ours]))
-        self.held_out_targets += int(block.targets[kept & ~ours].sum())
+        self.held_out += int(np.count_nonzero(held_out))
+        self.held_out_rows += len(np.unique(block.samples[held_out]))
         self.truncated += int(np.count_nonzero(block.truncated & kept))
-        self.whole += int(np.count_nonzero(ours & ~block.truncated))
         if self.first is None and ours.any():
             first = int(np.flatnonzero(ours)[0])
             start = int(block.lengths[:first].sum())
@@ -113,11 +100,11 @@ def count_rows(
     parts = [_drawn(part, wanted / rows, seed) for part in samples.parts] if rows > wanted else list(samples.parts)
     longest = LONGEST_CHARACTERS
     tally, left_out = _tally(samples, parts, encoder, longest)
-    if not tally.examples and (left_out or not _are_lost(tally, left_out, rows)):
+    if not tally.counts.examples and (left_out or not _are_lost(tally, left_out, rows)):
         parts = parts if left_out else list(samples.parts)
         longest = MOST_CHARACTERS
         tally, left_out = _tally(samples, parts, encoder, longest)
-    if left_out and not tally.examples:
+    if left_out and not tally.counts.examples:
         raise DatasetError(
             f"{left_out} rows have more than {MOST_CHARACTERS:,} characters, or very many answers: to count them takes "
             "more memory than there is before a training, and without them nothing is left to count; split them into "
@@ -133,7 +120,7 @@ def count_rows(
     if positions is not None:
         positions_suffice(positions, encoder.max_length, tally.longest)
     if check_token is not None:
-        check_token(tally.largest)
+        check_token(tally.counts.largest)
     if tally.first is not None and samples.kind is not DatasetFormat.TEXT:
         for sentence in encoder.warnings((tally.first & ~LEARNED).astype(np.int64), samples.with_tools):
             log.warning("%s", sentence)
@@ -144,13 +131,8 @@ def count_rows(
 def _check(samples: Samples, tally: _Tally, encoder: Encoder, left_out: int, positions: Positions | None) -> None:
     """Refuse what a training would refuse, where that is certain: it sees all rows. Raises `DatasetError`."""
     counts, rows = tally.counts, _chosen(samples.parts)
-    found = Found(
-        training=tally.examples,
-        whole=tally.whole,
-        targets=tally.targets + tally.held_out_targets,
-        is_text=samples.kind is DatasetFormat.TEXT,
-    )
-    objection = objection_to(counts, found, encoder.max_length, positions)
+    is_text = samples.kind is DatasetFormat.TEXT
+    objection = objection_to(counts, encoder.max_length, is_text=is_text, positions=positions)
     if objection and (counts.rows == rows or _are_lost(tally, left_out, rows)):
         raise DatasetError(objection)
     if objection:
@@ -214,7 +196,7 @@ def _facts(samples: Samples, tally: _Tally, encoder: Encoder) -> RowFacts:
     p50, p95 = (int(value) for value in np.percentile(lengths, (50, 95), method="inverted_cdf"))
     return RowFacts(
         format=samples.kind.value,
-        fingerprint=samples.fingerprint,
+        fingerprint=samples.sources.fingerprint,
         train_samples=len(lengths),
         validation_samples=tally.held_out,
         validation_rows=tally.held_out_rows,

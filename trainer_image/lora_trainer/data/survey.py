@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_trainer.contract.config import DatasetConfig, DatasetFormat, TrainConfig
-from lora_trainer.data.dataset_files import Files, locate, locate_validation
+from lora_trainer.data.dataset_files import Files, Located, locate, locate_validation
 from lora_trainer.data.file_kinds import some
 from lora_trainer.data.formats import (
     MAY_BE_ABSENT,
@@ -48,6 +48,17 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """The files of a data set and of the one that it is evaluated on, where that is another, and the fingerprint of
+    both."""
+
+    dataset: DatasetConfig
+    training: Located
+    validation: Located
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
     """Rows of one file by their positions, as in `Row`."""
 
@@ -64,16 +75,15 @@ class Samples:
     contents, None where there are none. They were chosen among the `eligible` ones, in which there is something to
     learn. `capped`: without `dataset.maxValidationRows` there would be more. `shared` rows are left out of the training
     since they are among the held-out ones of another set. `verbatim` is whether the first row is learned as it stands
-    where there is no chat template; `columns` are its own. `with_tools` is how many rows have tools. `dataset_revision`
-    and `validation_revision` are the commits of data sets on the Hub.
+    where there is no chat template; `columns` are its own. `with_tools` is how many rows have tools.
     """
 
+    sources: Sources
     parts: tuple[Part, ...]
     held_out: tuple[Places, ...]
     eligible: int
     capped: bool
     layout: Layout
-    fingerprint: str
     skipped: int
     duplicates: int
     held_out_digest: str | None
@@ -81,8 +91,6 @@ class Samples:
     columns: Columns
     shared: int = 0
     with_tools: int = 0
-    dataset_revision: str | None = None
-    validation_revision: str | None = None
 
     @property
     def kind(self) -> DatasetFormat:
@@ -92,29 +100,44 @@ class Samples:
 
 def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
     """Read, check and split. Raises `DatasetError`, `NotFoundError` and the errors of the Hub."""
-    located, located_validation = locate(config.dataset, volumes, hub), locate_validation(config.dataset, volumes, hub)
-    files, validation = located.files, located_validation.files
+    return choose_rows(find_sources(config.dataset, volumes, hub))
+
+
+def find_sources(dataset: DatasetConfig, volumes: Volumes, hub: Hub) -> Sources:
+    """Have the files at hand. Raises `DatasetError`, `NotFoundError` and the errors of the Hub."""
+    training, validation = locate(dataset, volumes, hub), locate_validation(dataset, volumes, hub)
+    return Sources(
+        dataset=dataset,
+        training=training,
+        validation=validation,
+        fingerprint=fingerprint(training.files, validation.files),
+    )
+
+
+def choose_rows(sources: Sources) -> Samples:
+    """Check every row, and split. Raises `DatasetError`."""
+    dataset, files, validation = sources.dataset, sources.training.files, sources.validation.files
     first = _first_row(files)
-    layout = detect(config.dataset, first)
+    layout = detect(dataset, first)
     columns = _columns(first, layout)
-    survey = _survey(files, layout, config.dataset.columns)
+    survey = _survey(files, layout, dataset.columns)
     with_tools = survey.with_tools
-    drawn, capped = _drawn(survey.keys, config.dataset)
+    drawn, capped = _drawn(survey.keys, dataset)
     parts, keys, skipped, shared = [_part(survey, ~drawn, drawn)], survey.keys, survey.skipped, 0
     if validation:
         training, survey = survey, _survey(validation, layout, {})
-        drawn, capped = _drawn_of_a_set(survey.keys, config.dataset)
-        kept = _left_to_train_on(training.keys, survey.keys[drawn], config.dataset)
+        drawn, capped = _drawn_of_a_set(survey.keys, dataset)
+        kept = _left_to_train_on(training.keys, survey.keys[drawn], dataset)
         parts = [_part(training, kept, np.zeros(len(kept), np.bool_)), _part(survey, np.zeros_like(drawn), drawn)]
         keys, skipped = np.concatenate([training.keys[kept], survey.keys[drawn]]), skipped + survey.skipped
         shared = int(np.count_nonzero(~kept))
     return Samples(
+        sources=sources,
         parts=tuple(parts),
         held_out=() if drawn.all() else tuple(survey.places(drawn)),
         eligible=len(drawn),
         capped=capped,
         layout=layout,
-        fingerprint=fingerprint(files, validation),
         skipped=skipped,
         duplicates=copies(keys),
         held_out_digest=_digest(survey.keys[drawn]),
@@ -122,8 +145,6 @@ def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
         columns=columns,
         shared=shared,
         with_tools=with_tools,
-        dataset_revision=located.commit,
-        validation_revision=located_validation.commit,
     )
 
 

@@ -1,6 +1,8 @@
 """The tokenizer of a base model, from its files. Without PyTorch, which preflight does without."""
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 
 from lora_trainer.contract.config import LossOn
@@ -8,6 +10,7 @@ from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.tokens import Encode, Encoder, one_by_one, stop_token_ids
 from lora_trainer.errors import ConfigError, one_sentence
 from lora_trainer.places.base import Base
+from lora_trainer.ranks.libraries import importing_libraries
 
 # Not SentencePiece's `tokenizer.model`: its library is in neither image.
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt")
@@ -22,7 +25,9 @@ def load_encoder(
     encode: Encode = one_by_one,
 ) -> Encoder:
     """The base model's tokenizer, with a chosen chat template. Raises `ConfigError`."""
-    from transformers import AutoTokenizer  # noqa: PLC0415 - Transformers takes seconds to import
+    # They stay what they are for a process that has them already.
+    with contextlib.nullcontext() if "transformers" in sys.modules else importing_libraries():
+        from transformers import AutoTokenizer  # noqa: PLC0415 - Transformers takes seconds to import
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
@@ -33,7 +38,7 @@ def load_encoder(
     # The run cuts rows itself and counts what it cut; the tokenizer's own limit would only warn.
     tokenizer.model_max_length = 2**31
     stops = stop_token_ids(tokenizer, _generation_eos(base))
-    return Encoder(tokenizer, loss_on, max_length, stops, chosen, encode=encode)
+    return Encoder(tokenizer, loss_on, max_length, stops, chosen, encode=encode, revision=base.revision)
 
 
 def _generation_eos(base: Base) -> tuple[int, ...]:

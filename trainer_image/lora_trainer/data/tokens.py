@@ -105,7 +105,7 @@ def one_by_one(encoder: "Encoder", samples: Sequence[Sample]) -> list[list[Encod
 
 
 class Encoder:
-    """Turns samples into examples with one tokenizer and the chosen chat template, if any; `has_template` is whether
+    """Turns samples into examples with one tokenizer and the `chosen` chat template, if any; `has_template` is whether
     there is one, chosen or the model's own; `template` the text to serve with, where the model's own will not do."""
 
     def __init__(
@@ -117,8 +117,10 @@ class Encoder:
         chosen: Chosen = Chosen(),  # noqa: B008 - frozen
         *,
         encode: Encode = one_by_one,
+        revision: str = "",
     ) -> None:
         self.tokenizer = tokenizer
+        self.revision = revision
         self._encode = encode
         self.loss_on = loss_on
         self.max_length = max_length
@@ -134,18 +136,19 @@ class Encoder:
         )
         self.has_template = self._renderer.has_template
         self.template = self._renderer.beside
-        self._arguments = chosen.arguments
+        self.chosen = chosen
 
     def facts(self) -> dict[str, Any]:
-        """What the tokens of a row depend on beside the row and the tokenizer's files, as JSON has it."""
+        """What the tokens of a row depend on beside the row, as JSON has it."""
         template = self._template
         return {
+            "tokenizer": self.revision,
             "loss_on": self.loss_on.value,
             "examples": self._encode.__qualname__,
             "max_length": self.max_length,
             "stop_ids": sorted(self.stop_ids),
             "template": hashlib.sha256(template.encode(errors="surrogatepass")).hexdigest(),
-            "arguments": dict(self._arguments),
+            "arguments": dict(self.chosen.arguments),
             "date": None if self.day is None else self.day.isoformat(),
         }
 

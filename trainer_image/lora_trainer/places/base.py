@@ -1,5 +1,6 @@
 """The base model's files: found, pinned to a commit, checked to be safetensors."""
 
+import fcntl
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ def find_base(uri_text: str, volumes: Volumes, hub: Hub) -> Base:
 
 def _from_claim(uri: ClaimUri, volumes: Volumes) -> Base:
     files = claim_files(uri, volumes)
-    return _checked(volumes.claim_path(uri), name=str(uri), revision=_digest(files), address=str(uri))
+    return _checked(volumes.claim_path(uri), name=str(uri), revision=_digest_once(files, volumes), address=str(uri))
 
 
 def _from_bucket(uri: S3Uri, hub: Hub) -> Base:
@@ -63,6 +64,23 @@ def open_folder(folder: Path) -> Base:
 
 def _checked(folder: Path, *, name: str, revision: str, address: str) -> Base:
     return Base(folder=folder, name=name, revision=revision, model_type=check_folder(folder, address))
+
+
+def _digest_once(files: Sequence[Path], volumes: Volumes) -> str:
+    """As `_digest`, which one process of a pod computes for all of its stages: of a large model that takes minutes. A
+    file that was replaced meanwhile is read again."""
+    if volumes.notes is None:
+        return _digest(files)
+    stats = [(file.name, found.st_ino, found.st_size, found.st_mtime_ns) for file in files for found in (file.stat(),)]
+    note = volumes.notes / f"digest-{hashlib.sha256(repr(stats).encode()).hexdigest()[:16]}"
+    with note.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        known = file.read()
+        if not known:
+            known = _digest(files)
+            file.write(known)
+    return known
 
 
 def _digest(files: Sequence[Path]) -> str:

@@ -19,10 +19,12 @@ CONFIG_MAPS = Path("/configmaps")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volumes:
-    """Where the claims and ConfigMaps of the run's namespace are mounted, each in a folder of its name."""
+    """Where the claims and ConfigMaps of the run's namespace are mounted, each in a folder of its name; `notes` is a
+    folder in which the processes of a run's pod leave each other what they found out about these."""
 
     claims: Path = CLAIMS
     config_maps: Path = CONFIG_MAPS
+    notes: Path | None = None
 
     def claim_path(self, uri: ClaimUri) -> Path:
         """The path of `uri`, which need not exist. Raises `ConfigError` where a part of it is a symbolic link."""

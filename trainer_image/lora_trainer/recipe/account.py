@@ -7,8 +7,7 @@ from pathlib import Path
 
 from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.data.dataset import Data
-from lora_trainer.data.survey import Samples
-from lora_trainer.data.tokens import Encoder
+from lora_trainer.data.held_out import copy_held_out_rows
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.device import Device
 from lora_trainer.places.base import Base
@@ -20,7 +19,6 @@ from lora_trainer.recipe.session import Result
 from lora_trainer.recipe.settling import Settled
 from lora_trainer.result.curves import write_curves
 from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
-from lora_trainer.result.held_out import write_held_out_rows
 from lora_trainer.training.checkpoint import MARGIN_BYTES, Checkpoints
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.identity import Identity
@@ -39,9 +37,8 @@ class Account:
 
     settled: Settled
     base: Base
-    samples: Samples
     data: Data
-    encoder: Encoder
+    prepared: Path
     identity: Identity
     device: Device
     checkpoints: Checkpoints | None
@@ -72,7 +69,7 @@ class Account:
                 cut_tokens=stats.truncated_tokens,
                 duplicates=stats.duplicate_samples,
             ),
-            columns=self.samples.columns,
+            columns=data.columns,
             left_alone=left_alone,
             plan=self.settled.plan,
         )
@@ -89,9 +86,9 @@ class Account:
             base_revision=self.base.revision,
             versions=versions(resolved),
             before=before,
-            dataset_revision=self.samples.dataset_revision,
-            validation_revision=self.samples.validation_revision,
-            held_out_digest=self.samples.held_out_digest,
+            dataset_revision=self.data.dataset_revision,
+            validation_revision=self.data.validation_revision,
+            held_out_digest=self.data.held_out_digest,
         )
 
     def saver(self, resolved: ResolvedRun, before: Evaluation) -> Saver | None:
@@ -107,8 +104,8 @@ class Account:
         if result.adapter is None:
             return
         make_room(_ADAPTER_BYTES * result.resolved.trainable_parameters + MARGIN_BYTES)
-        data, encoder = self.data, self.encoder
-        write_held_out_rows(folder, self.settled.config, self.samples)
+        data = self.data
+        copy_held_out_rows(self.prepared, folder)
         measured = measured_by(
             result.trained,
             result.before,
@@ -121,14 +118,14 @@ class Account:
             resumed=self.start.resumed_step if self.start else None,
         )
         advice = advise_at_end(self.facts(result.resolved, result.left_alone), result, held_out=data.held_out)
-        write_adapter(result.adapter, folder, encoder.template)
+        write_adapter(result.adapter, folder, data.template)
         write_curves(folder, held_out=data.held_out)
         write_manifest(
             folder,
             self.record(result.resolved, result.before),
             measured,
             noise=result.noise,
-            verbatim=self.samples.verbatim and not encoder.has_template,
-            day=encoder.day,
+            verbatim=data.verbatim,
+            day=data.day,
             advice=advice,
         )

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
@@ -12,7 +13,7 @@ from lora_trainer.contract.uri import ClaimUri, parse_uri
 from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.row_facts import count_rows
 from lora_trainer.data.survey import load_samples
-from lora_trainer.data.tokenizer import check_tokenizer, load_encoder
+from lora_trainer.data.tokenizer import check_tokenizer
 from lora_trainer.errors import ConfigError, DoesNotFitError, one_sentence
 from lora_trainer.places.base_shape import positions_in
 from lora_trainer.places.hub import Hub
@@ -28,8 +29,8 @@ from lora_trainer.plan.shapes import GUESSED, Shape, ShapeError, UncountedError,
 from lora_trainer.ranks.activity import begun
 from lora_trainer.recipe.claim_room import check_claim
 from lora_trainer.recipe.inputs import fill_cache
-from lora_trainer.recipe.vocabulary import token_check
-from lora_trainer.training.objective import objective_of
+from lora_trainer.recipe.vocabulary import check_token
+from lora_trainer.training.objective import encoder_of
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +58,10 @@ def preflight(config: TrainConfig, volumes: Volumes, hub: Hub, *, fill: bool = F
     begun("trying the output")
     output = check_output(config, volumes)
     samples = load_samples(config, volumes, hub)
-    training = config.training
-    encode = objective_of(config).encode
-    encoder = load_encoder(model.headers.base, training.loss_on, training.max_sequence_length, chosen, encode=encode)
+    encoder = encoder_of(config, model.headers.base, chosen)
     positions = positions_in(model.headers.base.folder)
-    check_token = token_check(model.headers.base, encoder)
-    rows = count_rows(samples, encoder, training.seed, positions=positions, check_token=check_token)
+    check = partial(check_token, model.headers.base, encoder)
+    rows = count_rows(samples, encoder, config.training.seed, positions=positions, check_token=check)
     found = Preflight(model=model_facts(model), dataset=rows, output=output)
     plan = make_plan(config, model, rows)
     check_claim(config, plan, volumes)

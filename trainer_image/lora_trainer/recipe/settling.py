@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from lora_trainer.contract.config import ActivationCheckpointing, Kernels, Quantization, TrainConfig
 from lora_trainer.contract.gpus import Gpu, by_product, found_gpu
 from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.data.counts import positions_suffice
 from lora_trainer.data.dataset import Data
 from lora_trainer.errors import ConfigError, DoesNotFitError
 from lora_trainer.model.device import Device
 from lora_trainer.model.options import check_options
 from lora_trainer.model.sharding import device_bytes
 from lora_trainer.places.base import Base
-from lora_trainer.places.base_shape import parameters_in, positions_in, shape_in
+from lora_trainer.places.base_shape import parameters_in, shape_in
 from lora_trainer.plan.adapter import AdapterError, plan_adapter
 from lora_trainer.plan.planning import plan_of, settled_by_weights
 from lora_trainer.plan.shapes import Shape, ShapeError
@@ -85,15 +84,6 @@ def settled_plainly(settled: Settled, data: Data, manner: ActivationCheckpointin
     training = replace(settled.config.training, kernels=Kernels.REFERENCE, activation_checkpointing=manner)
     plan = _plan(replace(settled.config, training=training), settled.shape, data, settled.gpu)
     return replace(settled, plan=plan)
-
-
-def check_lengths(config: TrainConfig, base: Base, data: Data) -> None:
-    """Refuse rows, held-out ones among them, that are longer than the model has positions: before its weights are read,
-    and never in the midst of a step. Raises `ConfigError`."""
-    positions = positions_in(base.folder)
-    if positions is not None:
-        longest = max(rows.longest for rows in (data.training, data.evaluation))
-        positions_suffice(positions, config.training.max_sequence_length, longest)
 
 
 def _by_weights(config: TrainConfig, base: Base, device: Device, gpu: Gpu | None) -> TrainConfig:

@@ -1,12 +1,9 @@
 """Where a run begins, which one process looks up for all: at the beginning, or at a checkpoint; and what has to be the
 same on all of them for that."""
 
-from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.data.clock import today
 from lora_trainer.errors import TransientError
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
@@ -18,22 +15,11 @@ from lora_trainer.training.resume import Saved, find_saved
 from lora_trainer.training.schedule import total_steps
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Beginning:
-    """The checkpoint that a run begins with, and the day that its chat template is given: that of the checkpoint, or
-    today."""
-
-    saved: Saved | None = None
-    day: date = date.min
-
-
-def beginning(config: TrainConfig, checkpoints: Checkpoints | None, volumes: Volumes, ranks: Ranks) -> Beginning:
-    """What the first process finds, on all; it alone needs to see the `checkpoints`. Raises `CheckpointError`."""
-    found = Beginning()
-    if ranks.is_main:
-        saved = find_saved(config, checkpoints, volumes) if checkpoints else None
-        found = Beginning(saved=saved, day=(saved and saved.day) or today())
-    return ranks.broadcast_value(found, Beginning)
+def beginning(config: TrainConfig, checkpoints: Checkpoints | None, volumes: Volumes, ranks: Ranks) -> Saved | None:
+    """The checkpoint that the first process finds, on all; it alone needs to see the `checkpoints`. Raises
+    `CheckpointError`."""
+    found = find_saved(config, checkpoints, volumes) if ranks.is_main and checkpoints else None
+    return ranks.broadcast_value(found, Saved | None)
 
 
 def agreed(ours: Identity, ranks: Ranks) -> Identity:

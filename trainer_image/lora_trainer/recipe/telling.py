@@ -38,5 +38,5 @@ class Teller(Narrator):
         if start := self._account.start:
             start.log_start()
             start.warn_of_changes(resolved, versions(resolved))
-            start.warn_of_split(self._account.samples.held_out_digest)
+            start.warn_of_split(self._account.data.held_out_digest)
             self._reporter.progress(**start.progress())

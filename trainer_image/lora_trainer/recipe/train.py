@@ -8,13 +8,10 @@ from pathlib import Path
 
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.progress import Phase
-from lora_trainer.data import dataset as datasets
-from lora_trainer.data.chosen_template import chosen_template
-from lora_trainer.data.dataset import Data
+from lora_trainer.contract.uri import at_commit
+from lora_trainer.data.dataset import Data, log_data, open_data
 from lora_trainer.data.kept_rows import KeptRows
-from lora_trainer.data.survey import Samples
-from lora_trainer.data.tokenizer import load_encoder
-from lora_trainer.data.tokens import Encoder
+from lora_trainer.errors import TransientError
 from lora_trainer.model.device import choose_device, same_type
 from lora_trainer.model.options import check_options
 from lora_trainer.places.base import Base, find_base
@@ -25,13 +22,11 @@ from lora_trainer.ranks.group import join, local_rank
 from lora_trainer.ranks.reports import Report, Reporter
 from lora_trainer.recipe.account import Account
 from lora_trainer.recipe.session import Session
-from lora_trainer.recipe.settling import check_lengths, settle
+from lora_trainer.recipe.settling import settle
 from lora_trainer.recipe.starting import agreed, beginning, check_claim
 from lora_trainer.recipe.telling import Teller
-from lora_trainer.recipe.vocabulary import check_tokens
 from lora_trainer.training.checkpoint import Checkpoints
 from lora_trainer.training.identity import identity
-from lora_trainer.training.objective import objective_of
 from lora_trainer.training.stopping import Stop
 
 log = logging.getLogger(__name__)
@@ -39,12 +34,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
-    """Where a training works: the run's durable folder, None where nothing outlives the pod; `tokens`, a temporary one
-    that the processes of a node share; `rows`, where encoded rows outlive an attempt; `may_write` raises where another
-    trainer took the run over; `stop` hears the request to stop."""
+    """Where a training works: the run's durable folder, None where nothing outlives the pod; `rows`, where encoded rows
+    outlive an attempt; `may_write` raises where another trainer took the run over; `stop` hears the request to stop."""
 
     folder: Path | None = None
-    tokens: Path | None = None
     rows: KeptRows = KeptRows()  # noqa: RUF009 - frozen
     may_write: Callable[[], None] = lambda: None
     stop: Stop = field(default_factory=Stop)
@@ -57,7 +50,7 @@ class Workshop:
 
 def run_training(
     config: TrainConfig,
-    samples: Samples,
+    prepared: Path,
     volumes: Volumes,
     hub: Hub,
     *,
@@ -65,8 +58,8 @@ def run_training(
     reporter: Reporter,
     workshop: Workshop,
 ) -> None:
-    """Train on samples, together with the other processes of the run; the first of them writes the adapter with its
-    manifest into `folder`. Raises `TrainerError`."""
+    """Train on what was `prepared` in a folder, together with the other processes of the run; the first of them writes
+    the adapter with its manifest into `folder`. Raises `TrainerError`."""
     began_s = time.monotonic()
     device = choose_device(config.device, config.training.precision, local_rank())
     log.info("device %s, compute type %s", device.name, device.dtype_name)
@@ -75,27 +68,19 @@ def run_training(
         device = same_type(device, group)
         reporter.phase(Phase.LOADING_MODEL)
         checkpoints = _checkpoints(config, workshop, group)
-        found = beginning(config, checkpoints, volumes, group)
-        saved = found.saved
-        base = find_base(saved.pinned(config.model.uri) if saved else config.model.uri, volumes, hub)
-        chosen = chosen_template(config.dataset, volumes, found.day)
-        encoder = load_encoder(
-            base,
-            config.training.loss_on,
-            config.training.max_sequence_length,
-            chosen,
-            encode=objective_of(config).encode,
-        )
+        saved = beginning(config, checkpoints, volumes, group)
+        data = open_data(prepared)
+        base = _base(config, data, volumes, hub)
         linear = check_options(base, config, device)
-        data = datasets.encode_once(samples, encoder, workshop.tokens, workshop.rows, base.revision)
-        _look_at_data(config, base, data, encoder, reporter)
+        reporter.send(Report(dataset=data.stats))
+        log_data(data)
 
         settled = settle(
             config, base, device, data, group, reporter=reporter, kept=saved.quantization if saved else None
         )
         config = settled.config
         ours = agreed(
-            identity(config, base.revision, data.fingerprint, chosen.digest, day=encoder.day, capped=samples.capped),
+            identity(config, base.revision, data.fingerprint, data.template_digest, day=data.day, capped=data.capped),
             group,
         )
         start = saved and saved.checked(ours, config.training, len(data.training))
@@ -105,9 +90,8 @@ def run_training(
         account = Account(
             settled=settled,
             base=base,
-            samples=samples,
             data=data,
-            encoder=encoder,
+            prepared=prepared,
             identity=ours,
             device=device,
             checkpoints=checkpoints,
@@ -125,11 +109,14 @@ def run_training(
         account.write(result, folder, workshop.make_room)
 
 
-def _look_at_data(config: TrainConfig, base: Base, data: Data, encoder: Encoder, reporter: Reporter) -> None:
-    reporter.send(Report(dataset=data.stats))
-    datasets.log_data(data, encoder)
-    check_lengths(config, base, data)
-    check_tokens(base, data, encoder)
+def _base(config: TrainConfig, data: Data, volumes: Volumes, hub: Hub) -> Base:
+    """The model whose tokenizer made the data. Raises `TransientError` where it was replaced since."""
+    base = find_base(at_commit(config.model.uri, data.model_revision), volumes, hub)
+    if base.revision != data.model_revision:
+        raise TransientError(
+            f"the base model {base.name} was changed while the run's data was prepared: both are read again"
+        )
+    return base
 
 
 def _checkpoints(config: TrainConfig, workshop: Workshop, ranks: Ranks) -> Checkpoints | None:

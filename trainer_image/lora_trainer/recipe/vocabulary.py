@@ -1,10 +1,7 @@
 """Whether the model has an embedding of each token that its tokenizer gives."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-from lora_trainer.data.dataset import Data
-from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import ConfigError
 from lora_trainer.places.base import Base
@@ -17,33 +14,18 @@ _ADDITIONAL = {"molmo2": 128, "molmo2_text": 128}
 `additional_vocab_size` does not say how many."""
 
 
-def check_tokens(base: Base, data: Data, encoder: Encoder) -> None:
-    """Refuse rows with a token beyond the embeddings, before weights are read: a GPU would stop at its index, as a
-    broken one does. Raises `ConfigError`."""
-    check = token_check(base, encoder)
-    if check is not None:
-        check(max(_largest(data.training), _largest(data.evaluation)))
-
-
-def token_check(base: Base, encoder: Encoder) -> Callable[[int], None] | None:
-    """What refuses a token's number that is beyond the embeddings; it raises `ConfigError`. None where no token of the
-    tokenizer is, or the configuration does not say how many there are."""
+def check_token(base: Base, encoder: Encoder, largest: int) -> None:
+    """Refuse rows whose `largest` token is beyond the embeddings, before weights are read: a GPU would stop at its
+    index, as a broken one does. Raises `ConfigError`."""
     rows = embeddings_in(base.folder)
-    vocabulary = encoder.tokenizer.get_vocab().values()
-    if rows is None or max(vocabulary, default=0) < rows:
-        return None
-
-    def check(largest: int) -> None:
-        if largest < rows:
-            return
-        text = encoder.tokenizer.convert_ids_to_tokens(largest)
-        raise ConfigError(
-            f"model.uri is {base.name}: its tokenizer gives the data's token {text!r} the number {largest}, and the "
-            f"model has {rows} embeddings, from 0 on; take the tokenizer of these weights, or give the model the "
-            "missing ones with resize_token_embeddings and save it"
-        )
-
-    return check
+    if rows is None or largest < rows:
+        return
+    text = encoder.tokenizer.convert_ids_to_tokens(largest)
+    raise ConfigError(
+        f"model.uri is {base.name}: its tokenizer gives the data's token {text!r} the number {largest}, and the "
+        f"model has {rows} embeddings, from 0 on; take the tokenizer of these weights, or give the model the "
+        "missing ones with resize_token_embeddings and save it"
+    )
 
 
 def embeddings_in(folder: Path) -> int | None:
@@ -59,7 +41,3 @@ def embeddings_in(folder: Path) -> int | None:
     kind = kind if isinstance(kind, str) else ""
     rows, more = text.get("vocab_size"), text.get("additional_vocab_size", _ADDITIONAL.get(kind, 0))
     return rows + more + _MORE.get(kind, 0) if type(rows) is int and type(more) is int else None
-
-
-def _largest(examples: Examples) -> int:
-    return max((int(row.input_ids.max(initial=0)) for row in examples), default=0)

@@ -8,7 +8,8 @@ from lora_trainer.artifact.manifest import Measured
 from lora_trainer.artifact.sealed import aside
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Verification
-from lora_trainer.data.dataset_files import at_commits
+from lora_trainer.data.held_out import copy_held_out_rows
+from lora_trainer.data.store import Examples
 from lora_trainer.errors import CheckpointError, ConfigError, storage_error
 from lora_trainer.model.convert import copy_adapter
 from lora_trainer.model.device import Device, choose_anywhere
@@ -16,10 +17,10 @@ from lora_trainer.model.loading import Adapted, adapt, load_model
 from lora_trainer.model.rope import frequencies_of
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
+from lora_trainer.places.temporary import temporary_folder
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.export import measured_by, write_adapter, write_manifest
-from lora_trainer.result.held_out import write_held_out_rows
-from lora_trainer.result.inputs import Evaluated, encoder_of, evaluation_rows
+from lora_trainer.result.inputs import prepare_anew, sources_of
 from lora_trainer.result.verify import verify
 from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.checkpoint import read_checkpoint
@@ -50,25 +51,30 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
     device = choose_anywhere(config.device, config.training.precision)
     base = find_base(saved.pinned(config.model.uri), volumes, hub)
     adapted = _adapted(record, base, device, state)
-    read = at_commits(config, record.dataset_revision, record.validation_revision, hub)
-    rows = evaluation_rows(read, volumes, hub, base, saved.day)
-    after, noise = _evaluated(record, adapted, device, rows)
-    encoder = encoder_of(config, volumes, base, saved.day)
-    # Of commits that are gone by now, the same rows were found at others.
-    commits = {name: getattr(rows.samples, name) for name in ("dataset_revision", "validation_revision")}
+    sources = sources_of(record, volumes, hub)
+    if sources.fingerprint != record.resolved.dataset_fingerprint:
+        raise CheckpointError(
+            f"the data set {config.dataset.uri} has changed since the checkpoint was saved: restore the data that was "
+            "used",
+            Reason.RESUME_MISMATCH,
+        )
     try:
-        with aside(output) as partial:
-            write_held_out_rows(partial, config, rows.samples)
-            write_adapter(copy_adapter(adapted.model, adapted.starts), partial, encoder.template)
+        with temporary_folder("lora-tokens-") as prepared, aside(output) as partial:
+            data = prepare_anew(record, sources, base, saved.day, volumes, folder=prepared / "data")
+            # Of commits that are gone by now, the same rows were found at others.
+            commits = {name: getattr(data, name) for name in ("dataset_revision", "validation_revision")}
+            after, noise = _evaluated(record, adapted, device, data.evaluation)
+            copy_held_out_rows(prepared / "data", partial)
+            write_adapter(copy_adapter(adapted.model, adapted.starts), partial, data.template)
             write_manifest(
                 partial,
                 replace(record, **commits),
                 _measured(record, state.course, device, after),
                 noise=noise,
-                verbatim=rows.samples.verbatim and not encoder.has_template,
-                day=encoder.day,
+                verbatim=data.verbatim,
+                day=data.day,
             )
-            verification = verify(partial, volumes, hub, anywhere=True)
+            verification = verify(partial, volumes, hub, anywhere=True, data=prepared / "data")
             partial.rename(output)
     except OSError as error:
         raise storage_error(error, str(output)) from error
@@ -89,22 +95,16 @@ def _adapted(record: RunRecord, base: Base, device: Device, state: State) -> Ada
     return adapted
 
 
-def _evaluated(record: RunRecord, adapted: Adapted, device: Device, rows: Evaluated) -> tuple[Evaluation, float]:
+def _evaluated(record: RunRecord, adapted: Adapted, device: Device, examples: Examples) -> tuple[Evaluation, float]:
     """The loss of the adapted model, and its noise."""
     config = record.config
-    if rows.samples.fingerprint != record.resolved.dataset_fingerprint:
-        raise CheckpointError(
-            f"the data set {config.dataset.uri} has changed since the checkpoint was saved: restore the data that was "
-            "used",
-            Reason.RESUME_MISMATCH,
-        )
-    if tuple(rows.examples.targets.tolist()) != tuple(record.before.tokens):
+    if tuple(examples.targets.tolist()) != tuple(record.before.tokens):
         raise CheckpointError(
             "rows have other tokens here than when the checkpoint was saved, so its first loss cannot be compared: use "
             "the trainer image that wrote it",
             Reason.RESUME_MISMATCH,
         )
-    model, head, examples = adapted.model, adapted.head, rows.examples
+    model, head = adapted.model, adapted.head
     budget = evaluation_budget(
         config.training.micro_batch_size,
         record.dataset.longest_tokens,

@@ -1,39 +1,30 @@
-"""What a run read, read afresh: its base model and the rows that it evaluates on."""
+"""What a run read: its base model and the rows that it evaluates on."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import date
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from lora_trainer.artifact.manifest import Manifest
-from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.template_fields import template_config_map
 from lora_trainer.contract.uri import at_commit
-from lora_trainer.data import dataset as datasets
 from lora_trainer.data.chosen_template import chosen_template
+from lora_trainer.data.dataset import Data, encode, open_data
 from lora_trainer.data.dataset_files import at_commits
 from lora_trainer.data.store import Examples
-from lora_trainer.data.survey import Samples, load_samples
-from lora_trainer.data.tokenizer import load_encoder
-from lora_trainer.data.tokens import Encoder
+from lora_trainer.data.survey import Sources, choose_rows, find_sources
 from lora_trainer.errors import VerificationError
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.serving import TEMPLATE
-from lora_trainer.training.objective import objective_of
+from lora_trainer.training.objective import encoder_of
+from lora_trainer.training.state import RunRecord
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluated:
-    """What a run evaluates on: `samples` are its rows in their files, `examples` the evaluated ones as token ids."""
-
-    samples: Samples
-    examples: Examples
-
-
-def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub) -> tuple[Base, Examples]:
-    """The base model and the evaluated rows of a run, read afresh. Raises `VerificationError` where either changed."""
+def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub, data: Path | None = None) -> tuple[Base, Examples]:
+    """The base model and the evaluated rows of a run: as it prepared them in the folder `data`, or anew
+    where that is gone. Raises `VerificationError` where either changed."""
     config = manifest.config
     base = find_base(at_commit(config.model.uri, manifest.base_revision), volumes, hub)
     if base.revision != manifest.base_revision:
@@ -42,15 +33,36 @@ def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub) -> tuple[Base,
             "restore the model that was used"
         )
     _check_template(manifest, volumes)
-    read = at_commits(config, manifest.dataset_revision, manifest.validation_revision, hub)
-    rows = evaluation_rows(read, volumes, hub, base, manifest.day)
-    fingerprint = rows.samples.fingerprint
-    if fingerprint != manifest.resolved.dataset_fingerprint:
+    if data is not None and data.is_dir():
+        return base, open_data(data).evaluation
+    sources = sources_of(manifest, volumes, hub)
+    if sources.fingerprint != manifest.resolved.dataset_fingerprint:
         raise VerificationError(
-            f"the data set {config.dataset.uri} has changed since the run ({fingerprint[:19]}… instead of "
+            f"the data set {config.dataset.uri} has changed since the run ({sources.fingerprint[:19]}… instead of "
             f"{manifest.resolved.dataset_fingerprint[:19]}…): restore the data that was used"
         )
-    return base, rows.examples
+    return base, prepare_anew(manifest, sources, base, manifest.day, volumes).evaluation
+
+
+def sources_of(run: Manifest | RunRecord, volumes: Volumes, hub: Hub) -> Sources:
+    """The files that a run read, at its commits."""
+    read = at_commits(run.config, run.dataset_revision, run.validation_revision, hub)
+    return replace(find_sources(read.dataset, volumes, hub), dataset=run.config.dataset)
+
+
+def prepare_anew(
+    run: Manifest | RunRecord,
+    sources: Sources,
+    base: Base,
+    day: date | None,
+    volumes: Volumes,
+    *,
+    folder: Path | None = None,
+) -> Data:
+    """What a run prepared of its `sources`, where its chat template was given the `day`; in the empty `folder`, or in
+    files that vanish with the process."""
+    encoder = encoder_of(run.config, base, chosen_template(run.config.dataset, volumes, day))
+    return encode(choose_rows(sources), encoder, folder)
 
 
 def _check_template(manifest: Manifest, volumes: Volumes) -> None:
@@ -68,17 +80,3 @@ def _check_template(manifest: Manifest, volumes: Volumes) -> None:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def evaluation_rows(config: TrainConfig, volumes: Volumes, hub: Hub, base: Base, day: date | None = None) -> Evaluated:
-    """The rows that a run with this configuration evaluates on, read afresh; its chat template is given the `day`."""
-    samples = load_samples(config, volumes, hub)
-    examples = datasets.encode_evaluation(samples, encoder_of(config, volumes, base, day))
-    return Evaluated(samples=samples, examples=examples)
-
-
-def encoder_of(config: TrainConfig, volumes: Volumes, base: Base, day: date | None) -> Encoder:
-    """What made tokens of the rows of a run with this configuration on this `day`."""
-    chosen = chosen_template(config.dataset, volumes, day)
-    encode = objective_of(config).encode
-    return load_encoder(base, config.training.loss_on, config.training.max_sequence_length, chosen, encode=encode)

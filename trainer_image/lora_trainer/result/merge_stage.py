@@ -41,12 +41,14 @@ def merge_result(
     *,
     precision: MergePrecision = MergePrecision.AUTO,
     anywhere: bool = False,
+    data: Path | None = None,
 ) -> Verification:
     """Make of the result in `adapter` the one that `merge` asks for, in the empty folder `target`.
 
     Each weight of the merged model is read from its files and has to be what base and adapter give, as its type rounds
     it. What the rounding costs, by the loss of the unquantized base model with the adapter beside it, is noted in the
-    manifest. `anywhere` checks that on a CPU where the run had a GPU. Raises `VerificationError`, `StorageError`.
+    manifest. `anywhere` checks that on a CPU where the run had a GPU; `data` is as of `verify`. Raises
+    `VerificationError`, `StorageError`.
     """
     manifest = read_manifest(adapter)
     if manifest.format is Form.MERGED:
@@ -54,7 +56,7 @@ def merge_result(
     form = Form.BOTH if merge is Merge.BOTH else Form.MERGED
     chosen = choose_anywhere if anywhere else choose_device
     device = chosen(manifest.config.device, manifest.config.training.precision)
-    base, examples = base_and_rows(manifest, volumes, hub)
+    base, examples = base_and_rows(manifest, volumes, hub, data)
     model = merged_model(target, form, base)
     log.info("merging the adapter into %s at %s", base.name, base.revision)
     merge_into(adapter, base.folder, model.folder, precision)

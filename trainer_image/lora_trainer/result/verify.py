@@ -37,17 +37,19 @@ from lora_trainer.training.objective import objective_of
 log = logging.getLogger(__name__)
 
 
-def verify(folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False) -> Verification:
+def verify(
+    folder: Path, volumes: Volumes, hub: Hub, *, anywhere: bool = False, data: Path | None = None
+) -> Verification:
     """Check the result in `folder`. Raises `VerificationError` where it is not what its manifest says.
 
     `anywhere` takes a CPU where the run had a GPU; within the run a GPU that is gone by now is a `GpuFaultError`, and
-    the log, which is yet to be put beside the result, does not count.
+    the log, which is yet to be put beside the result, does not count. `data` is the run's, prepared, where it still is.
     """
     manifest = read_manifest(folder)
     check_digests(folder, manifest, log=anywhere)
     config = manifest.config
     device = (choose_anywhere if anywhere else choose_device)(config.device, config.training.precision, local_rank())
-    base, examples = base_and_rows(manifest, volumes, hub)
+    base, examples = base_and_rows(manifest, volumes, hub, data)
     if manifest.format is Form.MERGED:
         return _verify_merged(folder, manifest, base, bench_for(base, examples, device))
     with join(device.torch_device, config.stall_timeout_s) as group:

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy.typing as npt
 
 from lora_trainer.contract.config import TrainConfig
+from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.formats import Sample
 from lora_trainer.data.store import Examples
+from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import Encoded, Encoder, one_by_one
+from lora_trainer.places.base import Base
 
 if TYPE_CHECKING:  # preflight, which has no PyTorch, asks for `encode`
     import torch
@@ -82,3 +85,10 @@ SFT = SupervisedFineTuning()
 def objective_of(config: TrainConfig) -> Objective:
     """What a run with this configuration minimises."""
     return SFT
+
+
+def encoder_of(config: TrainConfig, base: Base, chosen: Chosen) -> Encoder:
+    """What makes examples of the rows of a run with this configuration. Raises `ConfigError`."""
+    training = config.training
+    encode = objective_of(config).encode
+    return load_encoder(base, training.loss_on, training.max_sequence_length, chosen, encode=encode)

@@ -1,19 +1,21 @@
 """Which rows were evaluated, in a file beside the result."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS, FileRows, HeldOutRows
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.data.dataset import EVALUATED_TRAINING_ROWS
 from lora_trainer.data.survey import Samples
 from lora_trainer.errors import storage_error
 
+EVALUATED_TRAINING_ROWS = 64
+"""How many training rows stand in for held-out rows where none are held out."""
 
-def held_out_rows(config: TrainConfig, samples: Samples) -> HeldOutRows:
+
+def held_out_rows(samples: Samples) -> HeldOutRows:
     """The rows that a run evaluates on. A set that is evaluated whole is named and not listed."""
-    dataset = config.dataset
+    dataset = samples.sources.dataset
     held_out = sum(int(np.count_nonzero(part.held_out)) for part in samples.parts)
     if dataset.validation_uri is not None:
         evaluated = f"{'' if samples.capped else 'all '}rows of {dataset.validation_uri}"
@@ -35,11 +37,19 @@ def held_out_rows(config: TrainConfig, samples: Samples) -> HeldOutRows:
     )
 
 
-def write_held_out_rows(folder: Path, config: TrainConfig, samples: Samples) -> None:
-    """Write `held_out_rows.json` into a result's folder. Raises `StorageError`."""
+def write_held_out_rows(folder: Path, samples: Samples) -> None:
+    """Write `held_out_rows.json` into a folder of prepared data. Raises `StorageError`."""
     try:
-        text = held_out_rows(config, samples).to_json()
+        text = held_out_rows(samples).to_json()
         # What in a name of a file is no UTF-8 becomes an escape of JSON.
         (folder / HELD_OUT_ROWS).write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise storage_error(error, HELD_OUT_ROWS) from error
+
+
+def copy_held_out_rows(prepared: Path, folder: Path) -> None:
+    """The same file of prepared data into a result's folder. Raises `StorageError`."""
+    try:
+        shutil.copyfile(prepared / HELD_OUT_ROWS, folder / HELD_OUT_ROWS)
     except OSError as error:
         raise storage_error(error, HELD_OUT_ROWS) from error
