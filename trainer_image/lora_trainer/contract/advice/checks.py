@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from lora_trainer.contract.advice.facts import Ended, Facts
 from lora_trainer.contract.config import (
+    LARGEST_RANK,
     DatasetFormat,
     Layers,
     LoraConfig,
@@ -23,7 +24,6 @@ from lora_trainer.contract.fit.adapter import AdapterError, plan_adapter
 from lora_trainer.contract.fit.choice import MANNERS
 from lora_trainer.contract.fit.names import in_preset, matches
 from lora_trainer.contract.fit.shape import Shape
-from lora_trainer.contract.lora_section import LARGEST_RANK
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.run_plan import Alternative, RunPlan
 from lora_trainer.contract.serving import obstacles, traits_of

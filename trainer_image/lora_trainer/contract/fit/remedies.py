@@ -23,7 +23,7 @@ from lora_trainer.contract.fit.choice import Fit, Load, Option, choose
 from lora_trainer.contract.fit.devices import Gpu, least_memory, slice_of
 from lora_trainer.contract.fit.shape import Shape
 from lora_trainer.contract.manifest import checkpoint_claim
-from lora_trainer.contract.scheduling_fields import PRODUCT_LABEL
+from lora_trainer.contract.resource import PRODUCT_LABEL
 
 MOST = 3
 _MOST_AT_ONCE = 3
