@@ -5,12 +5,11 @@ import enum
 import re
 import typing
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from typing import Any
 
 import yaml
 
-from lora_trainer.contract.api import Api, Described, Rule, described
+from lora_trainer.contract.api import Api, Described, Rule, Shape, described
 from lora_trainer.contract.fields import DECIMAL
 from lora_trainer.contract.manifest import API_VERSION, KIND
 from lora_trainer.contract.reading import written
@@ -97,7 +96,7 @@ def definition() -> Schema:
 def _field(field: Described, *, fixed: bool, complete: bool) -> Schema:
     """The schema of a field; where it is `fixed` it keeps its first value."""
     said = field.api
-    schema = _typed(field.kind, said, name=field.name, fixed=fixed, complete=complete)
+    schema = _typed(field, fixed=fixed, complete=complete)
     default = _default(field)
     if default is not None:
         schema["default"] = default
@@ -105,42 +104,41 @@ def _field(field: Described, *, fixed: bool, complete: bool) -> Schema:
     if fixed and said.fixed is not None and not _is_object(field):
         rules.insert(0, _immutable(_same(said)))
     if rules:
-        schema["x-kubernetes-validations"] = [*rules, *schema.pop("x-kubernetes-validations", ())]
+        schema["x-kubernetes-validations"] = rules
     return schema
 
 
-def _typed(kind: Any, said: Api, *, name: str = "", fixed: bool = False, complete: bool = True) -> Schema:
+def _typed(field: Described, *, fixed: bool, complete: bool) -> Schema:
     """Type, description and bounds of a value."""
-    about = {"description": said.about} if said.about else {}
+    said, shape = field.api, field.shape
     if said.quantity or (said.decimal and said.decimal.or_whole):
-        return {**about, "x-kubernetes-int-or-string": True, "maxLength": _NUMBER}
-    origin = typing.get_origin(kind)
-    if said.document is not None and origin is not tuple:
-        return _object(said.document, said, fixed=fixed, complete=complete)
-    if dataclasses.is_dataclass(kind):
-        return _object(typing.cast("type", kind), said, fixed=fixed, complete=complete)
-    if origin is tuple:
-        return _array(said.document or typing.get_args(kind)[0], said, complete=complete)
-    if origin is not None:
-        return {"type": "object", **about, **_count("Properties", said), **_entries(typing.get_args(kind)[1], said)}
-    if kind is float and name.endswith("_seconds"):
-        kind = int  # so the operator writes it
-    return {"type": _TYPES.get(kind, "string"), **about, **_limits(kind, said)}
+        return {"description": said.about, "x-kubernetes-int-or-string": True, "maxLength": _NUMBER}
+    if _is_object(field):
+        return _object(field.kind, said, fixed=fixed, complete=complete)
+    if shape is Shape.LIST:
+        return _array(field, complete=complete)
+    if shape is Shape.MAP:
+        entries = {"additionalProperties": _item(field, complete=complete)} if said.item else _ANYTHING
+        return {"type": "object", "description": said.about, **_count("Properties", said), **entries}
+    if shape is Shape.DECIMAL and field.name.endswith("_seconds"):
+        shape = Shape.INTEGER  # so the operator writes it
+    return {"type": _TYPES.get(shape, "string"), "description": said.about, **_limits(shape, field.kind, said)}
 
 
-_TYPES = {bool: "boolean", int: "integer"}
+_TYPES = {Shape.BOOLEAN: "boolean", Shape.INTEGER: "integer"}
+_ANYTHING = {"x-kubernetes-preserve-unknown-fields": True}
 
 
-def _limits(kind: Any, said: Api) -> Schema:
-    if kind is bool:
+def _limits(shape: Shape, kind: Any, said: Api) -> Schema:
+    if shape is Shape.BOOLEAN:
         return {}
-    if kind is datetime:
+    if shape is Shape.TIME:
         return {"format": "date-time"}
-    if issubclass(kind, enum.Enum) and said.longest is None:
+    if shape is Shape.CHOICE and said.longest is None:
         return {"enum": [member.value for member in kind]}
-    if kind is int:
+    if shape is Shape.INTEGER:
         return {"format": "int64" if said.wide else "int32", **_given(minimum=said.low, maximum=said.high)}
-    if kind is float:
+    if shape is Shape.DECIMAL:
         return {"maxLength": _NUMBER if said.decimal else _FRACTION}
     return _given(minLength=said.shortest or None, maxLength=said.longest)
 
@@ -153,27 +151,26 @@ def _count(what: str, said: Api) -> Schema:
     return _given(**{f"min{what}": said.fewest, f"max{what}": said.most})
 
 
-def _entries(kind: Any, said: Api) -> Schema:
-    if said.item is None:
-        return {"x-kubernetes-preserve-unknown-fields": True}
-    return {"additionalProperties": _item(kind, said.item)}
-
-
-def _item(kind: Any, said: Api, *, complete: bool = True) -> Schema:
-    schema = _typed(kind, said, complete=complete)
+def _item(field: Described, *, complete: bool) -> Schema:
+    """The schema of each item of a list, or entry of a map."""
+    said, kind = field.item, field.kind
+    if dataclasses.is_dataclass(kind):
+        return _object(typing.cast("type", kind), said, fixed=False, complete=complete)
+    shape = Shape(kind)
+    schema = {"type": _TYPES.get(shape, "string"), "description": said.about, **_limits(shape, kind, said)}
     if said.rules:
         schema["x-kubernetes-validations"] = [_rule(rule) for rule in said.rules]
     return schema
 
 
-def _array(kind: Any, said: Api, *, complete: bool) -> Schema:
+def _array(field: Described, *, complete: bool) -> Schema:
     """A set where the API says that it is not empty, a map where its items have a key, else atomic."""
-    assert said.item is not None
+    said = field.api
     sort = {"x-kubernetes-list-type": "set" if said.fewest else "atomic"}
     if said.key:
         sort = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [said.key]}
     counted = {"type": "array", "description": said.about, **_count("Items", said), **sort}
-    return {**counted, "items": _item(kind, said.item, complete=complete or bool(said.key))}
+    return {**counted, "items": _item(field, complete=complete or bool(said.key))}
 
 
 def _object(kind: type, said: Api, *, fixed: bool, complete: bool) -> Schema:
@@ -190,9 +187,8 @@ def _object(kind: type, said: Api, *, fixed: bool, complete: bool) -> Schema:
 
 
 def _is_object(field: Described) -> bool:
-    """Whether its fields are fixed, each for itself."""
-    inner = field.api.document if typing.get_origin(field.kind) is not tuple else None
-    return dataclasses.is_dataclass(inner or field.kind)
+    """Whether it has fields, each of which is fixed for itself; also where it is passed on as it was written."""
+    return field.shape is Shape.OBJECT or (field.shape is Shape.MAP and field.api.document is not None)
 
 
 def _default(field: Described) -> Any:
@@ -219,7 +215,6 @@ def _between(field: Described, *, fixed: bool) -> Iterator[Schema]:
 
 def _same(said: Api) -> str:
     """By which a field keeps its value: of one that is written in two ways, the number."""
-    assert said.fixed is not None
     if said.decimal and said.decimal.or_whole:
         return f"{said.fixed} || string(self).matches('^{DECIMAL}$') && double(self) == double(oldSelf)"
     return said.fixed
@@ -344,6 +339,6 @@ def _column(name: str, kind: str, path: str, about: str) -> Schema:
 class _Dumper(yaml.SafeDumper):
     """Lists within their keys, and no anchors."""
 
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+    def ignore_aliases(self, data: Any) -> bool:
         """What stands twice is written twice: kubectl takes it so, and people read it so."""
         return True

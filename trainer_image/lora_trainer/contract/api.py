@@ -5,12 +5,14 @@ by it (`reading`). Types tell most: a choice is a `StrEnum`, a float a quoted de
 """
 
 import dataclasses
+import enum
 import functools
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from lora_trainer.contract import codec
@@ -62,8 +64,8 @@ class Decimal:
     With `or_whole` a whole number needs no quotes.
     """
 
-    noun: str
-    examples: tuple[str, ...]
+    noun: str = "a number"
+    examples: tuple[str, ...] = ()
     above_low: bool = False
     below_high: bool = False
     or_whole: bool = False
@@ -121,22 +123,44 @@ def names_of(about: str, one: str) -> Mapping[str, Any]:
     return api(about, most=MOST_FACTS, item=Api(about=one, longest=LONGEST_FACT))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape(enum.Enum):
+    """What sort of a type a field has."""
+
+    TEXT = str
+    INTEGER = int
+    DECIMAL = float
+    BOOLEAN = bool
+    TIME = datetime
+    CHOICE = enum.Enum
+    LIST = tuple
+    MAP = Mapping
+    OBJECT = object
+
+
+@dataclass(frozen=True, kw_only=True)
 class Described:
     """A field of a class: `name` is Python's, `key` the API's. `kind` is its type, without None where it is
-    `optional`; `default` is what it is where nothing is said, MISSING where it must be set."""
+    `optional`, or that of its items or entries. `default` is what it is where nothing is said, None where it is
+    `required`."""
 
     name: str
     key: str
+    shape: Shape
     kind: Any
     optional: bool
+    required: bool
     default: Any
     api: Api
 
     @property
-    def required(self) -> bool:
-        """Whether it must be set."""
-        return self.default is dataclasses.MISSING
+    def item(self) -> Api:
+        """What is said of each item of a list or entry of a map."""
+        return self.api.item or Api(about="")
+
+    @functools.cached_property
+    def patterned(self) -> bool:
+        """Whether a text of it has to be of a pattern."""
+        return any(rule.pattern for said in (self.api, self.api.item) if said for rule in said.rules)
 
 
 @functools.cache
@@ -150,15 +174,35 @@ def _described(kind: type, field: "dataclasses.Field[Any]") -> Described:
     optional = typing.get_origin(hint) in (types.UnionType, typing.Union)
     if optional:
         (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
-    made = field.default_factory is not dataclasses.MISSING
+    origin, default = typing.get_origin(hint), field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
     return Described(
         name=field.name,
         key=said.name or camel(field.name),
-        kind=hint,
+        shape=_shape(origin or hint),
+        kind=said.document or (hint if origin is None else typing.get_args(hint)[-1 if origin is Mapping else 0]),
         optional=optional,
-        default=field.default_factory() if made else field.default,  # type: ignore[misc] - it is none that is missing
+        required=default is dataclasses.MISSING,
+        default=None if default is dataclasses.MISSING else default,
         api=said,
     )
+
+
+def _shape(kind: Any) -> Shape:
+    if issubclass(kind, enum.Enum):
+        return Shape.CHOICE
+    return Shape.OBJECT if dataclasses.is_dataclass(kind) else Shape(kind)
+
+
+def paths(kind: type, above: str) -> Iterator[str]:
+    """The path of each field of a class and of those within, whatever lists they are in; of what Kubernetes itself
+    defines, such as an affinity, no more than its own."""
+    for field in described(kind):
+        path = f"{above}.{field.key}"
+        yield path
+        if dataclasses.is_dataclass(field.kind) and field.shape is not Shape.MAP:
+            yield from paths(field.kind, path)
 
 
 @functools.cache

@@ -4,8 +4,8 @@ import enum
 import json
 from dataclasses import dataclass, field
 
-from lora_trainer.contract.api import fact
 from lora_trainer.contract import codec
+from lora_trainer.contract.api import fact
 from lora_trainer.contract.summary import ResolvedRun
 
 PORT = 9090

@@ -1,13 +1,10 @@
 """Reading a manifest by what the API says of its fields (`api`): their types, bounds, choices and patterns."""
 
-import dataclasses
-import enum
-import typing
-from collections.abc import Mapping
-from decimal import Decimal as Number
+import decimal
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from lora_trainer.contract.api import Api, Described, described
+from lora_trainer.contract.api import Api, Decimal, Described, Shape, described
 from lora_trainer.contract.fields import Reader
 
 T = TypeVar("T")
@@ -21,89 +18,64 @@ def read(kind: type[T], section: Reader) -> T:
 
 
 def _value(field: Described, section: Reader) -> Any:
+    key, is_object = field.key, field.shape is Shape.OBJECT
+    if section.document.get(key) is None and not (field.required and is_object):
+        section.seen.add(key)
+        if not field.required:
+            return field.default
+        section.complain(key, None, "must be set")
+        return _NOTHING[field.shape](field.kind)
     before = len(section.problems)
-    value = _read(field, section)
-    if field.required and section.document.get(field.key) is None and not dataclasses.is_dataclass(field.kind):
-        section.complain(field.key, None, "must be set")
-    if value is not None and len(section.problems) == before:
+    value = field.api.read(section, key) if field.api.read else _READERS[field.shape](field, section)
+    if value is None:
+        return _NOTHING[field.shape](field.kind) if field.required else field.default
+    if field.patterned and len(section.problems) == before:
         _check_patterns(field, section, value)
-    return value if value is not None else (_nothing(field.kind) if field.required else field.default)
-
-
-def _nothing(kind: Any) -> Any:
-    """In the place of what must be set and is not."""
-    return (
-        next(iter(kind))
-        if isinstance(kind, type) and issubclass(kind, enum.Enum)
-        else (typing.get_origin(kind) or kind)()
-    )
-
-
-def _read(field: Described, section: Reader) -> Any:
-    """None where there is nothing, or nothing that can be read."""
-    key, said, kind = field.key, field.api, field.kind
-    if said.read is not None:
-        return said.read(section, key)
-    if dataclasses.is_dataclass(kind):
-        return _object(field, section)
-    origin = typing.get_origin(kind)
-    if origin is tuple:
-        return _list(field, section)
-    if origin is not None:
-        return _map(field, section)
-    if issubclass(kind, enum.Enum):
-        return section.choice(key, kind)
-    if kind is bool:
-        return section.boolean(key)
-    if kind is int:
-        return section.integer(key, *_bounds(said))
-    if kind is float:
-        return _decimal(field, section)
-    return section.text(key, shortest=1 if said.shortest is None else said.shortest, longest=said.longest or 0)
+    return value
 
 
 def _object(field: Described, section: Reader) -> Any:
     first = described(field.kind)[0]
-    leading = first.key if first.required and first.kind is str else ""
+    leading = first.key if first.required and first.shape is Shape.TEXT else ""
     inner = section.child(field.key, required=field.required, leading=leading)
     absent = not isinstance(section.document.get(field.key), Mapping)
     return None if absent and field.optional else read(field.kind, inner)
 
 
 def _list(field: Described, section: Reader) -> Any:
-    key, said = field.key, field.api
-    (inner, _), most = typing.get_args(field.kind), said.most or 0
-    if inner is str:
-        assert said.item is not None
-        return section.texts(key, most=most, longest=said.item.longest or 0)
-    if inner is int:
-        assert said.item is not None
-        return section.integers(key, *_bounds(said.item), most=most)
-    items = section.objects(key, most=most, plural=said.plural)
-    kind = said.document or inner
-    objects = [read(kind, section.below(f"{key}[{number}]", item)) for number, item in enumerate(items or ())]
-    if said.document is None or items is None:
-        return None if items is None else tuple(objects)
-    names = [inner.key for inner in described(said.document)]
-    return tuple({name: item[name] for name in names if name in item} for item in items)
+    key, said, item = field.key, field.api, field.item
+    if field.kind is str:
+        return section.texts(key, most=said.most or 0, longest=item.longest or 0)
+    if field.kind is int:
+        return section.integers(key, *_bounds(item), most=said.most or 0)
+    given = section.objects(key, most=said.most or 0, plural=said.plural)
+    if given is None:
+        return None
+    objects = [read(field.kind, section.below(f"{key}[{number}]", each)) for number, each in enumerate(given)]
+    if said.document is None:
+        return tuple(objects)
+    names = [inner.key for inner in described(field.kind)]
+    return tuple({name: each[name] for name in names if name in each} for each in given)
 
 
 def _map(field: Described, section: Reader) -> Any:
     key, said = field.key, field.api
     if said.document is not None:
         inner = section.child(key)
-        read(said.document, inner)
+        read(field.kind, inner)
         return inner.document or None
-    assert said.item is not None
-    if typing.get_args(field.kind)[1] is int:
-        return section.numbers(key, *_bounds(said.item), most=said.most or 0)
+    if field.kind is int:
+        return section.numbers(key, *_bounds(field.item), most=said.most or 0)
     return section.strings(key, most=said.most or 0)
 
 
+def _text(field: Described, section: Reader) -> str | None:
+    shortest = 1 if field.api.shortest is None else field.api.shortest
+    return section.text(field.key, shortest=shortest, longest=field.api.longest or 0)
+
+
 def _decimal(field: Described, section: Reader) -> float | None:
-    said, decimal = field.api, field.api.decimal
-    assert decimal is not None
-    low, high = _bounds(said)
+    (low, high), decimal = _bounds(field.api), field.api.decimal or Decimal()
     return section.decimal(
         field.key,
         example=written(field.default),
@@ -117,24 +89,48 @@ def _decimal(field: Described, section: Reader) -> float | None:
 
 def _check_patterns(field: Described, section: Reader, value: Any) -> None:
     """Of a text, of the keys of a map and of the items of a list or a map."""
-    pairs: list[tuple[Api | None, list[Any]]] = [(field.api, [value] if isinstance(value, str) else [])]
-    if isinstance(value, tuple):
-        pairs = [(field.api.item, list(value))]
-    if isinstance(value, Mapping) and field.api.document is None:
-        pairs = [(field.api, list(value)), (field.api.item, list(value.values()))]
-    for said, texts in pairs:
-        for rule in said.rules if said else ():
-            wrong = [text for text in texts if isinstance(text, str) and not rule.allows(text)]
-            if wrong:
-                section.complain(field.key, wrong[0], rule.sentence)
+    said = field.api
+    if isinstance(value, str):
+        _check(said, section, field.key, [value])
+    elif isinstance(value, tuple):
+        _check(said.item, section, field.key, value)
+    elif isinstance(value, Mapping) and said.document is None:
+        _check(said, section, field.key, value)
+        _check(said.item, section, field.key, value.values())
+
+
+def _check(said: Api | None, section: Reader, key: str, texts: Iterable[Any]) -> None:
+    for rule in said.rules if said else ():
+        wrong = next((text for text in texts if isinstance(text, str) and not rule.allows(text)), None)
+        if wrong is not None:
+            section.complain(key, wrong, rule.sentence)
 
 
 def _bounds(said: Api) -> tuple[int, int]:
-    assert said.low is not None
-    assert said.high is not None
-    return said.low, said.high
+    return said.low or 0, said.high or 0
 
 
 def written(number: float) -> str:
     """A number as a manifest has it: without exponent, and without a point that says nothing."""
-    return f"{Number(str(number)).normalize():f}"
+    return f"{decimal.Decimal(str(number)).normalize():f}"
+
+
+_READERS: Mapping[Shape, Callable[[Described, Reader], Any]] = {
+    Shape.OBJECT: _object,
+    Shape.LIST: _list,
+    Shape.MAP: _map,
+    Shape.CHOICE: lambda field, section: section.choice(field.key, field.kind),
+    Shape.BOOLEAN: lambda field, section: section.boolean(field.key),
+    Shape.INTEGER: lambda field, section: section.integer(field.key, *_bounds(field.api)),
+    Shape.DECIMAL: _decimal,
+    Shape.TEXT: _text,
+}
+"""None where there is nothing that can be read."""
+
+_NOTHING: Mapping[Shape, Callable[[Any], Any]] = {
+    Shape.TEXT: lambda _: "",
+    Shape.INTEGER: lambda _: 0,
+    Shape.LIST: lambda _: (),
+    Shape.CHOICE: lambda kind: next(iter(kind)),
+}
+"""In the place of what must be set and is not."""

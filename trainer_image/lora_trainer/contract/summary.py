@@ -5,9 +5,9 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lora_trainer.contract.api import fact, names_of
 from lora_trainer.contract import codec
 from lora_trainer.contract.advice.codes import Advice
+from lora_trainer.contract.api import fact, names_of
 from lora_trainer.contract.preflight import Preflight
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.run_plan import RunPlan

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lora_trainer.contract.config import LARGEST_LAYER_INDEX
 from lora_trainer.contract.fit.defaults import DEFAULTS
 from lora_trainer.contract.fit.layers import (
     Norms,
@@ -19,7 +20,6 @@ from lora_trainer.contract.fit.mixtures import MIXTURES
 from lora_trainer.contract.fit.reading import ShapeError, UncountedError, Values, shown
 from lora_trainer.contract.fit.shape import EXACT, EXPERTS_LEFT_OUT, GUESSED, MIXTURE, Layer, Shape
 from lora_trainer.contract.fit.vision import tower
-from lora_trainer.contract.config import LARGEST_LAYER_INDEX
 
 TEXT_ALONE = frozenset({"llama4"})
 """Kinds whose seeing class Transformers 5.24 cannot compute with: Llama 4's asks its language model for an output that
