@@ -38,6 +38,10 @@ _STATUS = (
     "What happened so far, written by the operator only. A finished run is Complete with a verified adapter, or Failed "
     "with a reason; completionTime is set in both cases."
 )
+_ABOUT_NAME = (
+    "Name of the run, which becomes part of the names of its Job and pods: at most 52 lower-case letters, digits and "
+    '"-", starting with a letter.'
+)
 _NAME = Rule(
     cel="self.size() <= 52 && self.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
     shown='"{self}" cannot name a run: use at most 52 lower-case letters, digits and "-", starting with a letter and '
@@ -102,7 +106,7 @@ def _field(field: Described, *, fixed: bool, complete: bool) -> Schema:
         schema["default"] = default
     rules = [_rule(rule) for rule in (*_own_rules(said), *said.rules)]
     if fixed and said.fixed is not None and not _is_object(field):
-        rules.insert(0, _immutable(_same(said)))
+        rules.insert(0, _immutable(_same(said, said.fixed)))
     if rules:
         schema["x-kubernetes-validations"] = rules
     return schema
@@ -166,7 +170,7 @@ def _item(field: Described, *, complete: bool) -> Schema:
 def _array(field: Described, *, complete: bool) -> Schema:
     """A set where the API says that it is not empty, a map where its items have a key, else atomic."""
     said = field.api
-    sort = {"x-kubernetes-list-type": "set" if said.fewest else "atomic"}
+    sort: Schema = {"x-kubernetes-list-type": "set" if said.fewest else "atomic"}
     if said.key:
         sort = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [said.key]}
     counted = {"type": "array", "description": said.about, **_count("Items", said), **sort}
@@ -213,11 +217,11 @@ def _between(field: Described, *, fixed: bool) -> Iterator[Schema]:
         yield _rule(rule, at=f".{field.key}{rule.at}")
 
 
-def _same(said: Api) -> str:
+def _same(said: Api, fixed: str) -> str:
     """By which a field keeps its value: of one that is written in two ways, the number."""
     if said.decimal and said.decimal.or_whole:
-        return f"{said.fixed} || string(self).matches('^{DECIMAL}$') && double(self) == double(oldSelf)"
-    return said.fixed
+        return f"{fixed} || string(self).matches('^{DECIMAL}$') && double(self) == double(oldSelf)"
+    return fixed
 
 
 def _immutable(cel: str, at: str = "") -> Schema:
@@ -270,8 +274,7 @@ def _resource() -> Schema:
     """The resource itself."""
     name = {
         "type": "string",
-        "description": "Name of the run, which becomes part of the names of its Job and pods: at most 52 lower-case letters, digits and "
-        '"-", starting with a letter.',
+        "description": _ABOUT_NAME,
         "maxLength": 253,
         "x-kubernetes-validations": [_rule(_NAME)],
     }

@@ -1,6 +1,5 @@
 """Conventions that every field of the LoRAFineTune definition keeps, read from the file alone."""
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,12 +9,6 @@ import pytest
 import yaml
 
 from docgen.schema import Field, load, walk
-from lora_operator.model import request
-from lora_trainer.contract import config
-from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
-from lora_trainer.contract.progress import Progress
-from lora_trainer.contract.run_plan import Alternative, RunPlan
-from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, SavedState, Verification
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CRD = load(REPOSITORY / "crds/lorafinetunes.yaml")
@@ -81,58 +74,3 @@ def test_defaults_read_back_as_the_type_that_they_are() -> None:
     assert not [
         path for path, value in defaults.items() if isinstance(value, str) and re.fullmatch(r".*\de[-+]?\d+", value)
     ]
-
-
-def test_choices_are_those_of_the_contract() -> None:
-    """What the API server lets through, the trainer knows, and the other way round."""
-    kinds = {
-        "spec.dataset.format": config.DatasetFormat,
-        "spec.lora.layers": config.Layers,
-        "spec.lora.scaling": config.Scaling,
-        "spec.lora.variant": config.Variant,
-        "spec.lora.init": config.Init,
-        "spec.quantization": config.Quantization,
-        "spec.training.packing": config.Packing,
-        "spec.training.optimizer": config.Optimizer,
-        "spec.training.activationCheckpointing": config.ActivationCheckpointing,
-        "spec.training.kernels": config.Kernels,
-        "spec.output.merge": config.Merge,
-        "spec.output.mergePrecision": config.MergePrecision,
-        "spec.tracking.kind": config.Tracker,
-        "spec.training.schedule": config.Schedule,
-        "spec.training.lossOn": config.LossOn,
-        "spec.training.precision": config.Precision,
-        "spec.preflight": request.Preflight,
-        "status.preflight.output": OutputCheck,
-    }
-    assert {path: CRD.field(path).schema["enum"] for path in kinds} == {
-        path: [member.value for member in kind] for path, kind in kinds.items()
-    }
-
-
-def camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
-
-
-@pytest.mark.parametrize(
-    ("kind", "path", "elsewhere"),
-    [
-        (ResolvedRun, "status.resolved", set()),
-        (DatasetStats, "status.dataset", set()),
-        (Results, "status.results", set()),
-        (Verification, "status.results.verification", set()),
-        (Artifact, "status.artifact", set()),
-        (SavedState, "status.checkpoint", set()),
-        (Preflight, "status.preflight", set()),
-        (ModelFacts, "status.preflight.model", set()),
-        (RowFacts, "status.preflight.dataset", set()),
-        (RunPlan, "status.plan", set()),
-        (Alternative, "status.plan.alternatives", set()),
-        (Progress, "status.progress", {"resolved", "updatedAt"}),
-    ],
-)
-def test_the_status_has_room_for_all_that_the_trainer_says(kind: type, path: str, elsewhere: set[str]) -> None:
-    """What the operator copies from the contract is not pruned by the API server."""
-    room = {field.name for field in CRD.field(path).children}
-    assert {camel(field.name) for field in dataclasses.fields(kind)} - room == elsewhere

@@ -1,10 +1,8 @@
-"""From a manifest to a run: defaults, rules, and that the resource's definition and the contract agree on both."""
+"""From a manifest to a run: defaults, rules."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.builders import UID, make_manifest
@@ -22,8 +20,6 @@ from lora_trainer.contract.manifest import ManifestError, RunOptions, train_conf
 from lora_trainer.contract.template_fields import argument_value
 
 OPTIONS = RunOptions(uid=UID, strict=True)
-CRD = yaml.safe_load((Path(__file__).parents[2] / "crds" / "lorafinetunes.yaml").read_text())
-SPEC: dict[str, Any] = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
 
 
 def run(**spec: Any) -> TrainConfig:

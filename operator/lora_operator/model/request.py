@@ -13,7 +13,7 @@ from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.fields import Problem, Reader
 from lora_trainer.contract.manifest import RunOptions, spec_of, understand
 from lora_trainer.contract.reading import read
-from lora_trainer.contract.resource import Preflight, Resources, Spec
+from lora_trainer.contract.resource import AddressSecret, Preflight, Resources, Spec, UseSecret
 
 _NOTHING = Defaults()
 
@@ -115,10 +115,6 @@ def _pod(spec: Spec, metadata: Mapping[str, Any], defaults: Defaults) -> PodRequ
     asked, scheduling = spec.resources, spec.scheduling
     labels = _map(metadata.get("labels"))
     queue = {QUEUE_LABEL: defaults.queue} if defaults.queue else {}
-    model, dataset, output, tracking = (
-        secret and secret.name
-        for secret in (spec.model.secret_ref, spec.dataset.secret_ref, spec.output.secret_ref, spec.tracking.secret_ref)
-    )
     return PodRequest(
         gpus=asked.gpus,
         nodes=asked.nodes,
@@ -137,12 +133,16 @@ def _pod(spec: Spec, metadata: Mapping[str, Any], defaults: Defaults) -> PodRequ
         priority_class_name=scheduling.priority_class_name or defaults.priority_class_name,
         environment=defaults.environment,
         cache_claim=defaults.cache_claim,
-        model_secret=model,
-        dataset_secret=dataset,
-        output_secret=output,
-        tracking_secret=tracking,
+        model_secret=_name(spec.model.secret_ref),
+        dataset_secret=_name(spec.dataset.secret_ref),
+        output_secret=_name(spec.output.secret_ref),
+        tracking_secret=_name(spec.tracking.secret_ref),
         queue_labels=queue | {key: labels[key] for key in QUEUE_LABELS if isinstance(labels.get(key), str)},
     )
+
+
+def _name(secret: AddressSecret | UseSecret | None) -> str | None:
+    return None if secret is None else secret.name
 
 
 def _map(value: object) -> Mapping[str, Any]:

@@ -107,8 +107,8 @@ def _hub(what: str) -> Rule:
         "hf",
         f"{HUB_PART}/{HUB_PART}(@{REVISION})?$",
         besides="!self.contains('..')",
-        shown="is not hf://org/name or hf://org/name@revision: write the organisation and the name as in the address of "
-        f'the {what} on the Hub (letters, digits, ".", "_" and "-")',
+        shown="is not hf://org/name or hf://org/name@revision: write the organisation and the name as in the address "
+        f'of the {what} on the Hub (letters, digits, ".", "_" and "-")',
         message=f"write hf://org/name or hf://org/name@revision, as in the address of the {what} on the Hub",
     )
 

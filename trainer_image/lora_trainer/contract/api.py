@@ -164,7 +164,7 @@ class Described:
 
 
 @functools.cache
-def described(kind: type) -> tuple[Described, ...]:
+def described(kind: Any) -> tuple[Described, ...]:
     """The fields of a class that the API has."""
     return tuple(_described(kind, field) for field in dataclasses.fields(kind) if _KEY in field.metadata)
 
@@ -202,7 +202,7 @@ def paths(kind: type, above: str) -> Iterator[str]:
         path = f"{above}.{field.key}"
         yield path
         if dataclasses.is_dataclass(field.kind) and field.shape is not Shape.MAP:
-            yield from paths(field.kind, path)
+            yield from paths(typing.cast("type", field.kind), path)
 
 
 @functools.cache

@@ -30,7 +30,6 @@ _MODULE_KEYS = keys_matching(
     'there is a key that is not the name of a module: write letters, digits and "_", with "." between the parts of a '
     "path, as in q_proj (patterns are not supported)",
 )
-_START_IS_CHANGED = "self.init in ['PiSSA', 'OLoRA']"
 
 
 def _names(example: str, path: str = "", noun: str = "module") -> Any:
@@ -285,8 +284,8 @@ class DatasetConfig:
                 Rule(
                     cel="self.split == 'train' || !self.uri.matches('^(pvc|configmap|s3)://')",
                     forbidden=True,
-                    shown='"{self.split}" cannot be chosen here, since only data sets on the Hub have splits: remove split, and '
-                    "name the file itself in uri",
+                    shown='"{self.split}" cannot be chosen here, since only data sets on the Hub have splits: remove '
+                    "split, and name the file itself in uri",
                     message="only data sets on the Hub have splits: remove split, and name the file itself in uri",
                 ),
             ),
@@ -317,8 +316,8 @@ class DatasetConfig:
                 Rule(
                     cel="!(has(self.validationFraction) && has(self.validationUri))",
                     forbidden=True,
-                    shown='"{self.validationFraction}" and validationUri are both set, and either would choose the held-out '
-                    "rows: keep one and remove the other",
+                    shown='"{self.validationFraction}" and validationUri are both set, and either would choose the '
+                    "held-out rows: keep one and remove the other",
                     message="validationFraction and validationUri are both set: keep one and remove the other",
                 ),
             ),
@@ -417,8 +416,8 @@ class LoraConfig:
                 Rule(
                     cel="!(has(self.layers) && has(self.targetModules))",
                     forbidden=True,
-                    shown='"{self.layers}" and targetModules are both set: keep the preset in layers or the list in targetModules, '
-                    "and remove the other",
+                    shown='"{self.layers}" and targetModules are both set: keep the preset in layers or the list in '
+                    "targetModules, and remove the other",
                     message="layers and targetModules are both set: keep one and remove the other",
                 ),
             ),
@@ -464,8 +463,8 @@ class LoraConfig:
                 Rule(
                     cel="!has(self.targetParameters) || self.dropout.matches('^0+([.]0+)?([eE].*)?$')",
                     forbidden=True,
-                    shown='"{self.dropout}" does not go with targetParameters, whose inputs cannot be dropped: write dropout: "0", '
-                    "or remove targetParameters",
+                    shown='"{self.dropout}" does not go with targetParameters, whose inputs cannot be dropped: write '
+                    'dropout: "0", or remove targetParameters',
                     message="dropout does not go with targetParameters: write 0, or remove targetParameters",
                 ),
             ),
@@ -498,8 +497,8 @@ class LoraConfig:
                 Rule(
                     cel="!has(self.targetParameters) || self.variant != 'DoRA'",
                     forbidden=True,
-                    message="DoRA needs the weight of a linear module, which targetParameters are not: write variant: LoRA, or "
-                    "remove targetParameters",
+                    message="DoRA needs the weight of a linear module, which targetParameters are not: write variant: "
+                    "LoRA, or remove targetParameters",
                 ),
             ),
         ),
@@ -513,17 +512,18 @@ class LoraConfig:
             "(status.artifact.rank). Not with quantization, DoRA or targetParameters.",
             between=(
                 Rule(
-                    cel="!has(self.variant) || !has(self.init) || self.variant != 'DoRA' || !(self.init in ['PiSSA', 'OLoRA'])",
+                    cel="!has(self.variant) || !has(self.init) || self.variant != 'DoRA' || !(self.init in ['PiSSA', "
+                    "'OLoRA'])",
                     forbidden=True,
-                    shown='"{self.init}" does not go with variant DoRA, as the result could not be converted to a plain adapter: '
-                    "write init: Default or variant: LoRA",
+                    shown='"{self.init}" does not go with variant DoRA, as the result could not be converted to a '
+                    "plain adapter: write init: Default or variant: LoRA",
                     message="init PiSSA and OLoRA do not go with variant DoRA: write init: Default or variant: LoRA",
                 ),
                 Rule(
                     cel="!has(self.targetParameters) || self.variant == 'DoRA' || !(self.init in ['PiSSA', 'OLoRA'])",
                     forbidden=True,
-                    shown='"{self.init}" does not go with targetParameters, as its start values are computed for linear modules '
-                    "only: write init: Default, or remove targetParameters",
+                    shown='"{self.init}" does not go with targetParameters, as its start values are computed for '
+                    "linear modules only: write init: Default, or remove targetParameters",
                     message="init PiSSA and OLoRA do not go with targetParameters: write init: Default, or remove "
                     "targetParameters",
                 ),
@@ -597,8 +597,8 @@ class TrainingConfig:
                 Rule(
                     cel="!(has(self.epochs) && has(self.maxSteps))",
                     forbidden=True,
-                    shown='"{string(self.epochs)}" and maxSteps are both set, and either would decide when to stop: keep one and '
-                    "remove the other",
+                    shown='"{string(self.epochs)}" and maxSteps are both set, and either would decide when to stop: '
+                    "keep one and remove the other",
                     message="epochs and maxSteps are both set: keep one and remove the other",
                 ),
             ),
@@ -657,9 +657,10 @@ class TrainingConfig:
             high=65536,
             between=(
                 Rule(
-                    cel="!has(self.microBatchSize) || self.microBatchSize < 1 || self.effectiveBatchSize % self.microBatchSize == 0",
-                    message="it must divide effectiveBatchSize without remainder: for an effectiveBatchSize of 16 use 1, 2, 4, 8 or "
-                    "16",
+                    cel="!has(self.microBatchSize) || self.microBatchSize < 1 || self.effectiveBatchSize % "
+                    "self.microBatchSize == 0",
+                    message="it must divide effectiveBatchSize without remainder: for an effectiveBatchSize of 16 use "
+                    "1, 2, 4, 8 or 16",
                 ),
             ),
         ),
@@ -771,7 +772,8 @@ class TrainingConfig:
                 Rule(
                     cel="!has(self.earlyStoppingPatience) || has(self.evalSteps)",
                     forbidden=True,
-                    message="it counts evaluations, of which there are none on the way without evalSteps: set evalSteps too",
+                    message="it counts evaluations, of which there are none on the way without evalSteps: set "
+                    "evalSteps too",
                 ),
             ),
         ),
@@ -853,8 +855,8 @@ class CheckpointConfig:
             rules=(
                 matching(
                     CLAIM_NAME,
-                    'cannot be the name of a PersistentVolumeClaim: use lower-case letters, digits, "-" and ".", starting and '
-                    "ending with a letter or digit",
+                    'cannot be the name of a PersistentVolumeClaim: use lower-case letters, digits, "-" and ".", '
+                    "starting and ending with a letter or digit",
                     "a claim's name is lower-case letters, digits, - and .",
                     sentence="must be the name of a PersistentVolumeClaim",
                 ),
@@ -926,7 +928,8 @@ class TrackingConfig:
                     cel="!has(self.project) || !(self.kind in ['None', 'TensorBoard'])",
                     forbidden=True,
                     shown="kind {self.kind} knows no projects: remove project, or write kind: MLflow or WandB",
-                    message="kinds None and TensorBoard know no projects: remove project, or write kind: MLflow or WandB",
+                    message="kinds None and TensorBoard know no projects: remove project, or write kind: MLflow or "
+                    "WandB",
                 ),
             ),
         ),
