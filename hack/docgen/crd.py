@@ -118,7 +118,7 @@ def _typed(field: Described, *, fixed: bool, complete: bool) -> Schema:
     if said.quantity or (said.decimal and said.decimal.or_whole):
         return {"description": said.about, "x-kubernetes-int-or-string": True, "maxLength": _NUMBER}
     if _is_object(field):
-        return _object(field.kind, said, fixed=fixed, complete=complete)
+        return object_schema(field.kind, said, fixed=fixed, complete=complete)
     if shape is Shape.LIST:
         return _array(field, complete=complete)
     if shape is Shape.MAP:
@@ -159,7 +159,7 @@ def _item(field: Described, *, complete: bool) -> Schema:
     """The schema of each item of a list, or entry of a map."""
     said, kind = field.item, field.kind
     if dataclasses.is_dataclass(kind):
-        return _object(typing.cast("type", kind), said, fixed=False, complete=complete)
+        return object_schema(typing.cast("type", kind), said, fixed=False, complete=complete)
     shape = Shape(kind)
     schema = {"type": _TYPES.get(shape, "string"), "description": said.about, **_limits(shape, kind, said)}
     if said.rules:
@@ -177,8 +177,9 @@ def _array(field: Described, *, complete: bool) -> Schema:
     return {**counted, "items": _item(field, complete=complete or bool(said.key))}
 
 
-def _object(kind: type, said: Api, *, fixed: bool, complete: bool) -> Schema:
-    """What must be set is required where an object is `complete`: a status may lack what nobody knows yet."""
+def object_schema(kind: type, said: Api, *, fixed: bool, complete: bool) -> Schema:
+    """The schema of a class. Where it is `fixed` its fields keep their first values; where it is `complete` it has all
+    that must be set, while a status may lack what nobody knows yet."""
     fields = described(kind)
     required = [field.key for field in fields if field.required and complete]
     rules = [rule for field in fields for rule in _between(field, fixed=fixed)]
@@ -278,14 +279,14 @@ def _resource() -> Schema:
         "maxLength": 253,
         "x-kubernetes-validations": [_rule(_NAME)],
     }
-    spec = _object(Spec, Api(about=_SPEC), fixed=True, complete=True)
+    spec = object_schema(Spec, Api(about=_SPEC), fixed=True, complete=True)
     properties: Mapping[str, Any] = {
         "apiVersion": {"type": "string", "description": f"The version of this API, {API_VERSION}."},
         "kind": {"type": "string", "description": f"{KIND}."},
         "metadata": {"type": "object", "properties": {"name": name}},
         "spec": spec,
         "status": {
-            **_object(Status, Api(about=_STATUS), fixed=False, complete=False),
+            **object_schema(Status, Api(about=_STATUS), fixed=False, complete=False),
             "default": {"conditions": _WAITING},
         },
     }

@@ -1,7 +1,8 @@
-"""From a LoRAFineTune manifest to a `TrainConfig`: every default and every rule that needs no cluster.
+"""From a LoRAFineTune manifest to a `TrainConfig`, for trainer, client and operator: every rule that needs no cluster.
 
-The API server enforces the same rules with CEL at apply; they stand here too because the trainer runs the same file
-without a cluster, and because a resource may have been stored before a rule existed.
+What a field may be is said where it is defined (`api`); here are the rules between fields. The API server enforces the
+same by CEL; they stand here too because the trainer runs the same file without a cluster, and because no resource is to
+be trusted for that.
 """
 
 import re
