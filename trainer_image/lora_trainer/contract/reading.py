@@ -2,7 +2,7 @@
 
 import decimal
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from lora_trainer.contract.api import Api, Decimal, Described, Shape, described
 from lora_trainer.contract.fields import Reader
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 def read(kind: type[T], section: Reader) -> T:
     """The object of a class; what is wrong is added to the section's problems, and reads as the field's default."""
-    values = {field.name: _value(field, section) for field in described(kind)}
+    values = {field.name: _value(field, section) for field in described(cast("type", kind))}
     section.finish()
     return kind(**values)
 
