@@ -203,7 +203,7 @@ class RunIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Base model: `hf://`, `s3://` or `pvc://`."""
+    """The base model."""
 
     uri: str = field(
         metadata=api(
@@ -221,13 +221,11 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetConfig:
-    """Training data; `columns` maps a role (prompt, completion, ...) to the column that plays it.
+    """Training data.
 
-    `split` names the training split of a Hub data set. Held-out rows come from `validation_uri` where it is set, and
-    else are `validation_fraction` of the rows; of either at most `max_validation_rows`, None for any number, chosen by
-    `split_seed`.
-    `chat_template` replaces the model's own: the name of a built-in one or `configmap://name/key`; `template_arguments`
-    are its variables, see `template_fields.argument_value`.
+    Held-out rows come from `validation_uri` where it is set, and else are `validation_fraction` of the rows; of either
+    at most `max_validation_rows`, None for any number, chosen by `split_seed`. `template_arguments` are read by
+    `template_fields.argument_value`.
     """
 
     uri: str = field(
@@ -374,10 +372,7 @@ class DatasetConfig:
 class LoraConfig:
     """The adapter: a target weight's update is s B A, s being alpha / rank (or alpha / sqrt(rank), see `Scaling`).
 
-    `target_modules` replaces the preset `layers`; `layer_indices` restricts either to some decoder layers, counted from
-    0. `rank_pattern` and `alpha_pattern` map a module's name, or the end of its path, to another rank or alpha.
-    `modules_to_save` are trained whole. `target_parameters` are parameters outside of linear modules (the experts of a
-    mixture), by the end of their path.
+    `layers` is None with `target_modules`.
     """
 
     rank: int = field(
@@ -574,12 +569,7 @@ class LoraConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """Length and manner of the training; exactly one of `epochs` and `max_steps` is set.
-
-    `effective_batch_size` counts examples, packed or not. `eval_steps` is the distance of evaluations in optimizer
-    steps, None for one before and one after; `early_stopping_patience` is how many of them may pass without a lower
-    held-out loss.
-    """
+    """Length and manner of the training; exactly one of `epochs` and `max_steps` is set."""
 
     epochs: float | None = field(
         default=1.0,
@@ -811,7 +801,7 @@ class DeviceConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointConfig:
-    """When the state of the training is saved (whichever comes first), how many saves are kept, and on which claim.
+    """When the state of the training is saved, how many saves are kept, and on which claim.
 
     `claim` None is the output's claim where it goes to one, else nowhere.
     """
@@ -867,7 +857,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputConfig:
-    """Where the result goes: `pvc://`, `s3://`, `hf://` or `oci://`."""
+    """Where the result goes, and what it is."""
 
     uri: str = field(
         metadata=api(

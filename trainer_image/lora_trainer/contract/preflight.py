@@ -21,10 +21,8 @@ class OutputCheck(enum.StrEnum):
 class ModelFacts:
     """The base by its configuration and its files' headers; no weight was read for it.
 
-    `revision` is a commit, of a bucket a digest over names, sizes and ETags; it is empty where the model lies on a
-    claim, whose digest is over all bytes. `weight_bytes` are those of its files. `target_modules` are the names that
-    the adapter resolves to, `adapted` of `linear_modules` modules; these and the trained parameters are 0
-    where layers could not be counted. Of a family that is not `known` all counts but `parameters` are guesses.
+    Modules and the trained parameters are 0 where layers could not be counted. Of a family that is not `known` all
+    counts but `parameters` are guesses.
     """
 
     revision: str = field(
@@ -55,13 +53,9 @@ class ModelFacts:
 class RowFacts:
     """The data set, in tokens of the base's tokenizer.
 
-    `tokens` are those of training rows after the cut at `maxSequenceLength`, `target_tokens` of them are learned. The
-    `validation_samples` are of `validation_rows`, None is what a preflight says that does not count them. Lengths
-    are of training rows before the cut: median, 95th percentile, longest; `truncated_samples` lost
-    `truncated_tokens`; `shared_samples` are rows that are not trained on, since they are among the held-out ones.
-    Where only `sampled` rows were counted, tokens are extrapolated to all, with `tokens_standard_error`.
-    `first_row` is the first row as the model will see it: JSON of at most `MOST_ROW_BYTES`, a list of objects, each
-    with `seen` or `learned` and its text.
+    `validation_rows` None is what a preflight says that does not count them. Where only `sampled` rows were counted,
+    tokens are extrapolated to all. `first_row` is JSON of at most `MOST_ROW_BYTES`, a list of objects, each with `seen`
+    or `learned` and its text.
     """
 
     format: str = field(metadata=fact("Format of the rows, found or given."))

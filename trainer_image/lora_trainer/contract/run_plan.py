@@ -8,8 +8,7 @@ from lora_trainer.contract.config import ActivationCheckpointing, Quantization
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternative:
-    """Another way to run it. `change` says by which fields, as in `quantization: NF4`; `fits` the plan's device, None
-    where the estimate is too wide, or no device is known; `tokens_per_second` where the device's speed is known."""
+    """Another way to run it. `change` says by which fields, as in `quantization: NF4`."""
 
     change: str = field(metadata=fact("What to write into the spec of a new LoRAFineTune."))
     peak_bytes: int = field(metadata=fact("Highest memory that the training would be expected to use, in bytes."))
@@ -28,17 +27,10 @@ class RunPlan:
 
     `device` and `device_bytes` are None where nothing tells which GPU it will be: then nothing is settled, and
     `quantization` is what the run asks for, `Auto` included, which the training settles by the same rule on the device
-    that it finds. Without a GPU `device` is `cpu`, and `device_bytes` None. With `selective_checkpointing` activations
-    of MLPs alone are recomputed. `micro_batch_tokens` are the most of a micro-batch. With `sharded` the base's layers
-    are divided over `sharded_over` processes, those of a node or of all. `fits` is None where the estimate is too
-    wide, or the device not known; where it is False, `reason` is the sentence that the run ends with.
-    `pod_memory_bytes` is what `resources.memory` should be at least,
-    `checkpoint_bytes` the size of one checkpoint and `claim_bytes` what the run takes at most of their claim.
-    `seconds` is the length of the training at an assumed share of the device's peak, `price` what its GPUs cost as long
-    as that, and `price_per_hour` what they cost an hour, where the operator's settings or `plan --price` say what one
-    does. Where layers could not be counted, memory is that of the weights alone, and what depends on layers is 0.
-    `reason` says in a sentence why it was chosen so; `spread` is by how much, relatively, an estimate may be off for
-    what is not known.
+    that it finds. Without a GPU `device` is `cpu`, and `device_bytes` None. `fits` is None where the estimate is too
+    wide, or the device not known; where it is False, `reason` is the sentence that the run ends with. `seconds` is at
+    an assumed share of the device's peak. Where layers could not be counted, memory is that of the weights alone, and
+    what depends on layers is 0.
     """
 
     quantization: Quantization = field(

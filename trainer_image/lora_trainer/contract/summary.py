@@ -20,15 +20,7 @@ CAUSAL_CLASS = "AutoModelForCausalLM"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedRun:
-    """What the run turned out to use, once the trainer knew. `device` is `cpu` or the GPU's name.
-
-    `micro_batch_size` is in examples of the longest length; `attention` names the kernel's kind. With `sharded` each
-    process holds a part of the base model, which is divided over `sharded_over` of them; None where it is whole.
-    `model_class` is the class of Transformers that the base is loaded with.
-    With `selective_checkpointing` activations of MLPs alone were recomputed. A micro-batch began with at most
-    `micro_batch_tokens`. `kernels` are the fast paths that were taken; `kernels_left_out` has a sentence for each that
-    did not pass the check on a GPU; `kernels_unchecked` where its memory did not suffice for that.
-    """
+    """What the run turned out to use, once the trainer knew. `sharded_over` is None where the base model is whole."""
 
     device: str = field(metadata=fact('What it ran on, "cpu" or the name of the GPU.'))
     compute_dtype: str = field(metadata=fact("Number format of the computation, bf16, fp16 or fp32."))
@@ -92,9 +84,7 @@ class ResolvedRun:
 class DatasetStats:
     """Counts over the rows that were read; tokens are of the training split, after truncation.
 
-    Samples are examples: `split_samples` rows became several, each of which learns some of their answers. Of the
-    answers, over both splits, `skipped_answers` were cut off or are empty; `unended_answers` of the learned ones have
-    no learned end-of-turn token. None is what a trainer says that does not count them.
+    None is what a trainer says that does not count them.
     """
 
     train_samples: int = field(metadata=fact("Samples to learn from. A row is one, or several, see splitSamples."))
@@ -131,8 +121,7 @@ class DatasetStats:
 class Verification:
     """A fresh process applied the written adapter to the pristine base: `difference` is |loss - final loss|.
 
-    `noise` is by how much a loss changes where the same rows are rounded otherwise, which sets the `tolerance`; None is
-    what a trainer says that does not measure it.
+    `noise` is None where a trainer does not measure it.
     """
 
     loss: float = field(metadata=fact("The loss it measured."))
@@ -154,16 +143,12 @@ class Verification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """Losses are mean negative log-likelihoods per target token, in nats, over the held-out rows; `train_loss` is that
-    of the training rows over the last tenth of the steps, at most 1000 of them.
+    """Losses are mean negative log-likelihoods per target token, in nats, over the held-out rows, or, where there are
+    none, over training rows.
 
-    Standard errors are over rows: of each mean, and of the paired difference before - after; None for a single row.
-    Without held-out rows the evaluation uses training rows and `held_out` is false. `merged_loss` is that of the merged
-    model, `merged_expected_loss` that of the unquantized base model with the adapter beside it, over the same rows;
-    `merge_failure` says why there is no merged model. What was estimated before the weights were read is comparable:
+    Standard errors are None for a single row. What was estimated before the weights were read is comparable:
     `estimated_peak_memory_bytes` with `peak_memory_bytes`, without a GPU driver's own memory, and `estimated_seconds`
-    with the training's, `trained_tokens` / `tokens_per_second`; None where there was no estimate. `micro_batch_fill` is
-    the share of the room of all micro-batches that their tokens took, without padding; None where nothing counted it.
+    with the training's, `trained_tokens` / `tokens_per_second`; None where there was no estimate.
     """
 
     steps: int = field(metadata=fact("Optimizer steps done."))
@@ -232,12 +217,10 @@ class Results:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """The result where it lies. `digest` is `sha256:` of the manifest, which holds the sha256 of every file; in a
-    registry it is the digest of the artefact's manifest there, by which it can be pulled.
+    """The result where it lies. In a registry `digest` is that of the artefact's manifest there, by which it can be
+    pulled.
 
-    `format` is peft, merged or peft+merged; `rank` that of the written adapter. `serving` are the flags with which vLLM
-    serves it, with paths relative to the result, or where `servable` is false the reason why it cannot; `serving_needs`
-    is the oldest release that serves it rightly, where not any does.
+    `format` is peft, merged or peft+merged. Where it is not `servable`, `serving` is the reason.
     """
 
     uri: str = field(metadata=fact("Where it is."))
@@ -266,7 +249,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedState:
-    """The last valid checkpoint that a run left: where, and after which optimizer step."""
+    """The last valid checkpoint that a run left."""
 
     uri: str = field(metadata=fact("Where it is."))
     step: int = field(metadata=fact("Optimizer step after which it was saved."))
