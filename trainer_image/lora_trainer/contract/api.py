@@ -28,7 +28,9 @@ class Rule:
 
     `shown` is the better message with values in it, each a CEL expression in braces, as in `"{self}" names no claim`.
     `at` is the field below this one that it is about. `forbidden` says that the field is what must go, not its value.
-    `pattern` is the same rule for whoever reads a manifest without the server, and `sentence` what is said then.
+    `pattern` is the same rule for whoever reads a manifest without the server, and `sentence` what is said then; of a
+    rule between fields it is `broken`, which the object breaks that was read, and `message` is said. Rules without
+    either are those whose sentence names more than a message can (`manifest`).
     """
 
     cel: str
@@ -38,6 +40,7 @@ class Rule:
     forbidden: bool = False
     pattern: str = ""
     sentence: str = ""
+    broken: Callable[[Any], bool] | None = None
 
     def allows(self, text: str) -> bool:
         """Whether a text is of the pattern, where there is one."""
@@ -203,6 +206,14 @@ def paths(kind: type, above: str) -> Iterator[str]:
         yield path
         if dataclasses.is_dataclass(field.kind) and field.shape is not Shape.MAP:
             yield from paths(typing.cast("type", field.kind), path)
+
+
+@functools.cache
+def breakable(kind: Any) -> tuple[tuple[str, Rule, Callable[[Any], bool]], ...]:
+    """The rules between the fields of a class that an object which was read can break, each with its field's name."""
+    return tuple(
+        (field.key, rule, rule.broken) for field in described(kind) for rule in field.api.between if rule.broken
+    )
 
 
 @functools.cache

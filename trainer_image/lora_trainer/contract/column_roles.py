@@ -34,6 +34,13 @@ ROLES_GO_TOGETHER = Rule(
     "tools and system for Messages, prompt, completion, tools and system for PromptCompletion, instruction, input, "
     "output and system for Instruction, text for Text",
     message="name the roles of one format only, and those of dataset.format if it is not Auto",
+    broken=lambda dataset: (
+        bool(dataset.columns)
+        and not any(
+            dataset.format in {"Auto", name} and set(dataset.columns) <= set(roles)
+            for name, roles in _OF_FORMAT.items()
+        )
+    ),
 )
 
 

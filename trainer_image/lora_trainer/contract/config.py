@@ -439,6 +439,7 @@ class LoraConfig:
                     cel="!has(self.targetModules) || !has(self.excludeModules) || "
                     "!self.targetModules.exists(m, m in self.excludeModules)",
                     message="a module is in both targetModules and excludeModules: remove it from one of them",
+                    broken=lambda lora: not set(lora.target_modules).isdisjoint(lora.exclude_modules),
                 ),
             ),
         ),

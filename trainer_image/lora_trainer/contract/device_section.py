@@ -8,7 +8,7 @@ from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.contract.fields import Reader
 from lora_trainer.contract.fit.devices import GIB, Gpu, by_product, least_memory, slice_of, sold_with
 from lora_trainer.contract.quantity import size_of
-from lora_trainer.contract.resource import RESOURCE_NAME, Resources
+from lora_trainer.contract.resource import OFFERED, Resources
 
 GPU_RESOURCE = "nvidia.com/gpu"
 """Where neither the manifest nor the cluster's settings name another."""
@@ -80,7 +80,7 @@ def read_device(
 def _check_extended(section: Reader, asked: Resources, gpu: str) -> None:
     """Complain of devices that no node could offer, and of GPUs among them."""
     for name in asked.extended_resources:
-        if not re.fullmatch(RESOURCE_NAME, name) or name == gpu:
+        if not re.fullmatch(OFFERED, name) or name == gpu:
             rule = "must be domain/name as kubectl describe node lists it, and not that of the GPUs, as in rdma/hca"
             section.complain("extendedResources", name, rule)
 

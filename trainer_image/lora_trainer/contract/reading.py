@@ -4,7 +4,7 @@ import decimal
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
-from lora_trainer.contract.api import Api, Decimal, Described, Shape, described
+from lora_trainer.contract.api import Api, Decimal, Described, Shape, breakable, described
 from lora_trainer.contract.fields import Reader
 
 T = TypeVar("T")
@@ -12,9 +12,15 @@ T = TypeVar("T")
 
 def read(kind: type[T], section: Reader) -> T:
     """The object of a class; what is wrong is added to the section's problems, and reads as the field's default."""
-    values = {field.name: _value(field, section) for field in described(cast("type", kind))}
+    before = len(section.problems)
+    fields = described(cast("type", kind))
+    found = kind(**{field.name: _value(field, section) for field in fields})
+    if len(section.problems) == before:
+        for key, rule, broken in breakable(cast("type", kind)):
+            if broken(found):
+                section.complain(key, section.document.get(key), rule.message)
     section.finish()
-    return kind(**values)
+    return found
 
 
 def _value(field: Described, section: Reader) -> Any:

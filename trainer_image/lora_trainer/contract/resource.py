@@ -13,6 +13,7 @@ from lora_trainer.contract.config import (
     ModelConfig,
     OutputConfig,
     Quantization,
+    Tracker,
     TrackingConfig,
     TrainingConfig,
 )
@@ -25,11 +26,13 @@ PRODUCT_LABEL = "nvidia.com/gpu.product"
 
 _DOMAIN = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 _NAME = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-RESOURCE_NAME = f"{_DOMAIN}/{_NAME}"
-"""Under which nodes offer what is no CPU, memory or disk."""
+_RESOURCE = f"{_DOMAIN}/{_NAME}"
+OFFERED = rf"(?!(.*\.)?kubernetes\.io/){_RESOURCE}"
+"""What nodes offer that is no CPU, memory or disk; the lookahead is no CEL."""
 _LABEL_VALUE = "[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 _SAFE = 'letters, digits, "-", "_" and "."'
 _OF_KUBERNETES = "(^|[.])kubernetes[.]io/"
+_REMOTE = ("hf://", "s3://")
 
 
 class Preflight(enum.StrEnum):
@@ -124,6 +127,7 @@ class Model(ModelConfig):
                     cel="!has(self.secretRef) || !self.uri.startsWith('pvc://')",
                     forbidden=True,
                     message="a volume needs no token: remove secretRef, which is read only for an hf:// or s3:// uri",
+                    broken=lambda model: model.secret_ref is not None and model.uri.startswith("pvc://"),
                 ),
             ),
         ),
@@ -150,6 +154,11 @@ class Dataset(DatasetConfig):
                     forbidden=True,
                     message="volumes and ConfigMaps need no token: remove secretRef, which is read only for an hf:// "
                     "or s3:// address",
+                    broken=lambda dataset: (
+                        dataset.secret_ref is not None
+                        and not dataset.uri.startswith(_REMOTE)
+                        and not (dataset.validation_uri or "").startswith(_REMOTE)
+                    ),
                 ),
             ),
         ),
@@ -173,6 +182,7 @@ class Output(OutputConfig):
                     forbidden=True,
                     message="a volume needs no token: remove secretRef, which is read only for an s3://, hf:// or "
                     "oci:// uri",
+                    broken=lambda output: output.secret_ref is not None and output.uri.startswith("pvc://"),
                 ),
             ),
         ),
@@ -195,6 +205,9 @@ class Tracking(TrackingConfig):
                     shown="kind {self.kind} needs no credentials: remove secretRef, or write kind: MLflow or WandB",
                     message="kinds None and TensorBoard need no credentials: remove secretRef, or write kind: MLflow "
                     "or WandB",
+                    broken=lambda tracking: (
+                        tracking.secret_ref is not None and tracking.kind in {Tracker.NONE, Tracker.TENSORBOARD}
+                    ),
                 ),
             ),
         ),
@@ -286,10 +299,13 @@ class Resources:
             "oldSelf.gpuResourceName == 'nvidia.com/gpu'",
             rules=(
                 Rule(
-                    cel=f"self.matches('^{RESOURCE_NAME}$') && !self.matches('{_OF_KUBERNETES}')",
+                    cel=f"self.matches('^{_RESOURCE}$') && !self.matches('{_OF_KUBERNETES}')",
                     shown='"{self}" cannot be a GPU resource: write domain/name as kubectl describe node lists it '
                     "under Allocatable, as in nvidia.com/gpu",
                     message="write domain/name as kubectl describe node lists it, as in nvidia.com/gpu",
+                    pattern=OFFERED,
+                    sentence="cannot be a GPU resource: write domain/name as kubectl describe node lists it under "
+                    "Allocatable, as in nvidia.com/gpu",
                 ),
             ),
         ),
@@ -411,8 +427,7 @@ class Resources:
             item=Api(about="How many of them.", low=1, high=64),
             rules=(
                 Rule(
-                    cel=f"self.all(k, k.size() <= 317 && !k.matches('{_OF_KUBERNETES}') && "
-                    f"k.matches('^{RESOURCE_NAME}$'))",
+                    cel=f"self.all(k, k.size() <= 317 && !k.matches('{_OF_KUBERNETES}') && k.matches('^{_RESOURCE}$'))",
                     message="there is a key that cannot be a resource: write domain/name as kubectl describe node "
                     "lists it under Allocatable, as in rdma/hca_shared_devices_a",
                 ),
@@ -451,6 +466,7 @@ class Toleration:
                     cel="(has(self.key) && self.key != '') || (has(self.operator) && self.operator == 'Exists')",
                     message="a toleration without a key tolerates every taint: then write operator: Exists, else name "
                     "the key",
+                    broken=lambda taint: not taint.key and taint.operator is not TolerationOperator.EXISTS,
                 ),
             ),
         ),
@@ -477,6 +493,7 @@ class Toleration:
                     cel="!has(self.operator) || self.operator != 'Exists' || !has(self.value) || self.value == ''",
                     forbidden=True,
                     message="with operator Exists any value is tolerated: remove value, or write operator: Equal",
+                    broken=lambda taint: bool(taint.value) and taint.operator is TolerationOperator.EXISTS,
                 ),
             ),
         ),
@@ -494,6 +511,9 @@ class Toleration:
                     cel="!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
                     forbidden=True,
                     message="only evictions wait: remove tolerationSeconds, or write effect: NoExecute",
+                    broken=lambda taint: (
+                        taint.toleration_seconds is not None and taint.effect is not TaintEffect.NO_EXECUTE
+                    ),
                 ),
             ),
         ),
