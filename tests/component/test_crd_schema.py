@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.component.definition import BAD, changed
 
 from docgen.schema import Field, load, walk
+from lora_trainer.contract.manifest import RunOptions, understand
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CRD = load(REPOSITORY / "crds/lorafinetunes.yaml")
@@ -74,3 +76,39 @@ def test_defaults_read_back_as_the_type_that_they_are() -> None:
     assert not [
         path for path, value in defaults.items() if isinstance(value, str) and re.fullmatch(r".*\de[-+]?\d+", value)
     ]
+
+
+# A list's least length and that nothing is in it twice are structure, which only the server looks at.
+OF_THE_SERVER = {
+    "a column without name",
+    "no target modules",
+    "a module twice",
+    "no layer",
+    "a layer twice",
+    "no product",
+}
+# Of two fields that exclude each other the contract names the one, and the server the other.
+THE_OTHER = {
+    "held-out rows chosen twice": "spec.dataset.validationUri",
+    "a preset and a list of modules": "spec.lora.targetModules",
+    "epochs and steps": "spec.training.maxSteps",
+}
+
+
+def bad_cases() -> list[Any]:
+    """What the API server is asked in test_crd_on_api_server."""
+    files = [path for path in sorted(BAD.glob("*.yaml")) if path.name != "base.yaml"]
+    return [
+        pytest.param(case["change"], THE_OTHER.get(case["name"], case["field"]), id=case["name"])
+        for path in files
+        for case in yaml.safe_load(path.read_text())
+        if case["name"] not in OF_THE_SERVER
+    ]
+
+
+@pytest.mark.parametrize(("change", "field"), bad_cases())
+def test_what_the_api_server_refuses_is_refused_without_it(change: dict[str, Any], field: str) -> None:
+    """At the same field, by trainer, client and operator; of a list's or a map's items the list or the map is named."""
+    base = yaml.safe_load((BAD / "base.yaml").read_text())
+    problems = understand(changed(base, change), RunOptions(uid="0", strict=True)).problems
+    assert any(f"{field}.".startswith((f"{problem.path}.", f"{problem.path}[")) for problem in problems)
