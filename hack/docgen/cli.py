@@ -11,8 +11,7 @@ from docgen import (
     api_reference,
     chart_readme,
     client_page,
-    command,
-    definition_fields,
+    crd,
     metrics_reference,
     rules_page,
     schema,
@@ -22,7 +21,6 @@ from docgen import (
 from docgen.command import read, write_or_check
 
 CHART = Path("helm/lora-finetune-operator")
-DEFINITION = Path("crds/lorafinetunes.yaml")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +35,7 @@ def outputs() -> dict[Path, str]:
     chart = yaml.safe_load(read(CHART / "Chart.yaml"))
     values = yaml.safe_load(read(CHART / "values.yaml"))
     values_schema = json.loads(read(CHART / "values.schema.json"))
-    definition = schema.load(command.REPOSITORY / DEFINITION)
+    definition = schema.Definition(document=crd.definition())
     return {
         Path("docs/advice.md"): advice_page.render(),
         Path("docs/states.md"): states_page.render(),
@@ -46,9 +44,7 @@ def outputs() -> dict[Path, str]:
         Path("docs/metrics.md"): metrics_reference.render(),
         Path("docs/api-reference.md"): api_reference.render(definition, example),
         Path("operator/lora_client/spec.py"): spec_types.render(definition.field("spec")),
-        Path("operator/lora_operator/model/definition.py"): definition_fields.render(
-            definition.version["schema"]["openAPIV3Schema"]
-        ),
-        CHART / "files/lorafinetunes.yaml": read(DEFINITION),
+        Path("crds/lorafinetunes.yaml"): crd.render(),
+        CHART / "files/lorafinetunes.yaml": crd.render(),
         CHART / "README.md": chart_readme.render(chart, values, values_schema, str(CHART)),
     }

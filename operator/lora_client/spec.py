@@ -26,7 +26,6 @@ class Dataset(TypedDict):
     """The training data and how to read it."""
 
     uri: str
-    secretRef: NotRequired[DatasetSecretRef]
     format: NotRequired[Literal["Auto", "Messages", "PromptCompletion", "Instruction", "Text"]]
     columns: NotRequired[dict[str, str]]
     split: NotRequired[str]
@@ -36,6 +35,7 @@ class Dataset(TypedDict):
     splitSeed: NotRequired[int]
     chatTemplate: NotRequired[str]
     templateArguments: NotRequired[dict[str, str]]
+    secretRef: NotRequired[DatasetSecretRef]
 
 
 class Lora(TypedDict):
@@ -126,9 +126,9 @@ class Output(TypedDict):
     """Where the result goes, and what it is."""
 
     uri: str
-    secretRef: NotRequired[OutputSecretRef]
     merge: NotRequired[Literal["Adapter", "Merged", "Both"]]
     mergePrecision: NotRequired[Literal["Auto", "FP32"]]
+    secretRef: NotRequired[OutputSecretRef]
 
 
 class Checkpoint(TypedDict):

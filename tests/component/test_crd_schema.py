@@ -1,6 +1,5 @@
 """Conventions that every field of the LoRAFineTune definition keeps, read from the file alone."""
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,14 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.component.definition import BAD, changed
 
 from docgen.schema import Field, load, walk
-from lora_operator.model import request
-from lora_trainer.contract import config
-from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
-from lora_trainer.contract.progress import Progress
-from lora_trainer.contract.run_plan import Alternative, RunPlan
-from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, SavedState, Verification
+from lora_trainer.contract.manifest import RunOptions, understand
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CRD = load(REPOSITORY / "crds/lorafinetunes.yaml")
@@ -83,56 +78,37 @@ def test_defaults_read_back_as_the_type_that_they_are() -> None:
     ]
 
 
-def test_choices_are_those_of_the_contract() -> None:
-    """What the API server lets through, the trainer knows, and the other way round."""
-    kinds = {
-        "spec.dataset.format": config.DatasetFormat,
-        "spec.lora.layers": config.Layers,
-        "spec.lora.scaling": config.Scaling,
-        "spec.lora.variant": config.Variant,
-        "spec.lora.init": config.Init,
-        "spec.quantization": config.Quantization,
-        "spec.training.packing": config.Packing,
-        "spec.training.optimizer": config.Optimizer,
-        "spec.training.activationCheckpointing": config.ActivationCheckpointing,
-        "spec.training.kernels": config.Kernels,
-        "spec.output.merge": config.Merge,
-        "spec.output.mergePrecision": config.MergePrecision,
-        "spec.tracking.kind": config.Tracker,
-        "spec.training.schedule": config.Schedule,
-        "spec.training.lossOn": config.LossOn,
-        "spec.training.precision": config.Precision,
-        "spec.preflight": request.Preflight,
-        "status.preflight.output": OutputCheck,
-    }
-    assert {path: CRD.field(path).schema["enum"] for path in kinds} == {
-        path: [member.value for member in kind] for path, kind in kinds.items()
-    }
+# A list's least length and that nothing is in it twice are structure, which only the server looks at.
+OF_THE_SERVER = {
+    "a column without name",
+    "no target modules",
+    "a module twice",
+    "no layer",
+    "a layer twice",
+    "no product",
+}
+# Of two fields that exclude each other the contract names the one, and the server the other.
+THE_OTHER = {
+    "held-out rows chosen twice": "spec.dataset.validationUri",
+    "a preset and a list of modules": "spec.lora.targetModules",
+    "epochs and steps": "spec.training.maxSteps",
+}
 
 
-def camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
+def bad_cases() -> list[Any]:
+    """What the API server is asked in test_crd_on_api_server."""
+    files = [path for path in sorted(BAD.glob("*.yaml")) if path.name != "base.yaml"]
+    return [
+        pytest.param(case["change"], THE_OTHER.get(case["name"], case["field"]), id=case["name"])
+        for path in files
+        for case in yaml.safe_load(path.read_text())
+        if case["name"] not in OF_THE_SERVER
+    ]
 
 
-@pytest.mark.parametrize(
-    ("kind", "path", "elsewhere"),
-    [
-        (ResolvedRun, "status.resolved", set()),
-        (DatasetStats, "status.dataset", set()),
-        (Results, "status.results", set()),
-        (Verification, "status.results.verification", set()),
-        (Artifact, "status.artifact", set()),
-        (SavedState, "status.checkpoint", set()),
-        (Preflight, "status.preflight", set()),
-        (ModelFacts, "status.preflight.model", set()),
-        (RowFacts, "status.preflight.dataset", set()),
-        (RunPlan, "status.plan", set()),
-        (Alternative, "status.plan.alternatives", set()),
-        (Progress, "status.progress", {"resolved", "updatedAt"}),
-    ],
-)
-def test_the_status_has_room_for_all_that_the_trainer_says(kind: type, path: str, elsewhere: set[str]) -> None:
-    """What the operator copies from the contract is not pruned by the API server."""
-    room = {field.name for field in CRD.field(path).children}
-    assert {camel(field.name) for field in dataclasses.fields(kind)} - room == elsewhere
+@pytest.mark.parametrize(("change", "field"), bad_cases())
+def test_what_the_api_server_refuses_is_refused_without_it(change: dict[str, Any], field: str) -> None:
+    """At the same field, by trainer, client and operator; of a list's or a map's items the list or the map is named."""
+    base = yaml.safe_load((BAD / "base.yaml").read_text())
+    problems = understand(changed(base, change), RunOptions(uid="0", strict=True)).problems
+    assert any(f"{field}.".startswith((f"{problem.path}.", f"{problem.path}[")) for problem in problems)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from lora_trainer.contract.column_roles import COLUMN_ROLES
 from lora_trainer.contract.config import DatasetConfig, DatasetFormat
-from lora_trainer.contract.manifest import COLUMN_ROLES
 from lora_trainer.data.formats import Conversation, Layout, PlainText, Sample, content_key, detect, is_verbatim, parse
 from lora_trainer.data.messages import Message
 from lora_trainer.data.rows import Row

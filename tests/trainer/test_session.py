@@ -109,7 +109,7 @@ def make_bench(base: Base, device: Device, root: Path) -> Bench:
         validation_revision=None,
         held_out_digest=None,
         capped=False,
-        columns=Columns(),
+        columns=Columns(format=DatasetFormat.TEXT, read={"text": "text"}, unread=()),
         stats=STATS,
         model_revision=base.revision,
         day=None,

@@ -1,10 +1,8 @@
-"""From a manifest to a run: defaults, rules, and that the resource's definition and the contract agree on both."""
+"""From a manifest to a run: defaults, rules."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.builders import UID, make_manifest
@@ -22,8 +20,6 @@ from lora_trainer.contract.manifest import ManifestError, RunOptions, train_conf
 from lora_trainer.contract.template_fields import argument_value
 
 OPTIONS = RunOptions(uid=UID, strict=True)
-CRD = yaml.safe_load((Path(__file__).parents[2] / "crds" / "lorafinetunes.yaml").read_text())
-SPEC: dict[str, Any] = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
 
 
 def run(**spec: Any) -> TrainConfig:
@@ -136,6 +132,24 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"model": {"uri": 7}}, "spec.model.uri is 7", "must be a string"),
     ({"model": {"uri": "hf://a/b", "token": "x"}}, 'spec.model.token is "x"', "there is no such field"),
     ({"model": {"uri": "hf://a/b", "secretRef": {"name": ""}}}, 'spec.model.secretRef.name is ""', "1 to 253"),
+    ({"model": {"uri": "hf://a/b", "secretRef": {}}}, "spec.model.secretRef.name is missing", "must be set"),
+    (
+        {"model": {"uri": "hf://a/b", "secretRef": {"name": "A_B"}}},
+        'spec.model.secretRef.name is "A_B"',
+        "cannot be the name of a Secret: use lower-case letters",
+    ),
+    ({"lora": {"targetModules": ["q_*"]}}, 'spec.lora.targetModules is "q_*"', "patterns are not supported"),
+    ({"lora": {"rankPattern": {"q proj": 4}}}, 'spec.lora.rankPattern is "q proj"', "is not the name of a module"),
+    ({"scheduling": {"nodeSelector": {"a": "b/c"}}}, 'spec.scheduling.nodeSelector is "b/c"', "the value of a label"),
+    ({"scheduling": {"tolerations": ["x"]}}, "spec.scheduling.tolerations is ['x']", "at most 32 tolerations, as in"),
+    (
+        {"scheduling": {"tolerations": [{"operator": "Exist"}]}},
+        'spec.scheduling.tolerations[0].operator is "Exist"',
+        "must be one of Exists, Equal",
+    ),
+    ({"resources": {"extendedResources": {"hca": 1}}}, 'spec.resources.extendedResources is "hca"', "domain/name"),
+    ({"maxRetries": 99}, "spec.maxRetries is 99", "must be a whole number from 0 to 20"),
+    ({"preflight": "Yes"}, 'spec.preflight is "Yes"', "must be one of Run, Skip"),
     (
         {"dataset": {"uri": "pvc://data/../secret"}},
         'spec.dataset.uri is "pvc://data/../secret"',

@@ -14,7 +14,7 @@ import yaml
 from tests.unit.builders import CONFIG, NOW, UID, finished_job, make_finetune, make_job, with_status
 from tests.unit.deciding import decide
 from tests.unit.plans import finished
-from tests.unit.test_definition_and_contract import SPEC
+from tests.unit.spec_schema import SPEC
 from tests.unit.test_render import FULL, SITE, everything
 
 from lora_operator.model.config import OperatorConfig

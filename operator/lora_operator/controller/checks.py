@@ -31,7 +31,9 @@ from lora_operator.cluster.api import (
 from lora_operator.cluster.login import LoginError, load_configuration
 from lora_operator.controller.supervision import OperatorFailedError
 from lora_operator.model.config import OperatorConfig
-from lora_operator.model.definition import FIELDS
+from lora_trainer.contract.api import paths
+from lora_trainer.contract.resource import Spec
+from lora_trainer.contract.status import Status
 
 if TYPE_CHECKING:
     from lora_operator.cluster.lease import Election
@@ -47,6 +49,8 @@ _DEFINITION_S = 5.0
 _SERVER_LATE_S = 150.0
 _PAUSE_S = 0.5
 _MOST_NAMED = 3
+_FIELDS = frozenset(("spec", *paths(Spec, "spec"), "status", *paths(Status, "status")))
+"""That this operator reads or writes."""
 _POLICY = re.compile(r"ValidatingAdmissionPolicy '([^']+)'")
 _INVALID = 422
 
@@ -199,7 +203,7 @@ async def check_fields(api: Api) -> None:
         raise
     schemas = document.get("components", {}).get("schemas", {})
     known = (schema for name, schema in schemas.items() if name.endswith(f".{FINETUNES.kind}"))
-    lacking = sorted(FIELDS - set(field_paths(next(known, {}))))
+    lacking = sorted(_FIELDS - set(field_paths(next(known, {}))))
     if lacking:
         others = f" and {len(lacking) - _MOST_NAMED} more fields" if len(lacking) > _MOST_NAMED else ""
         raise NoDefinitionError(

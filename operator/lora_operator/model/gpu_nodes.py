@@ -5,7 +5,7 @@ from typing import Any
 
 from lora_operator.model.names import GPU_MEMORY_LABEL
 from lora_trainer.contract.gpus import least_label
-from lora_trainer.contract.scheduling_fields import PRODUCT_LABEL
+from lora_trainer.contract.resource import PRODUCT_LABEL
 
 Expressions = list[dict[str, Any]]
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"

@@ -1,7 +1,10 @@
 """The contract between operator and trainer. Standard library only, so that both sides import it at no cost.
 
 config      what one training run has to do (`TrainConfig`, JSON in a ConfigMap)
-manifest    from a LoRAFineTune manifest to a `TrainConfig`, with every default and every rule
+resource    the whole spec of a LoRAFineTune, and `status` its status
+api         what the API says of their fields, and those of `config`: the definition and the reference are made of it
+reading     a manifest read by that
+manifest    from a LoRAFineTune manifest to a `TrainConfig`, with every rule between fields
 progress    what a running trainer answers at `/progress`
 summary     what a finished trainer writes as its termination message
 exit_codes  what its exit status means, and which of them are worth a retry

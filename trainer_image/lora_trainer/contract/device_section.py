@@ -7,26 +7,13 @@ from dataclasses import dataclass, replace
 from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.contract.fields import Reader
 from lora_trainer.contract.gpus import GIB, Gpu, by_product, least_memory, slice_of, sold_with
-from lora_trainer.contract.quantity import is_positive, size_of
-from lora_trainer.contract.training_section import or_default
+from lora_trainer.contract.quantity import size_of
+from lora_trainer.contract.resource import OFFERED, Resources
 
-LARGEST_GPU_GIB = 1024
-MOST_PRODUCTS = 16
-_QUANTITIES = {
-    "cpu": ("an amount of CPU above 0", '4 or "500m"'),
-    "memory": ("an amount of memory above 0, in Mi or Gi", '"16Gi"'),
-    "sharedMemory": ("an amount of memory above 0, in Mi or Gi", '"2Gi"'),
-    "ephemeralStorage": ("an amount of disk above 0, in Mi or Gi", '"50Gi"'),
-}
-"""Each with its rule, and how it is written."""
-LEAST_MEMORY = "16Mi"
-"""Less memory or disk is taken for a mistake, as in memory: 16."""
 GPU_RESOURCE = "nvidia.com/gpu"
 """Where neither the manifest nor the cluster's settings name another."""
-_LONGEST_LABEL = 63
 _OTHER_VENDORS = re.compile(r"(amd\.com|gpu\.intel\.com|habana\.ai)/")
 """Whose GPUs no node has with the labels of NVIDIA's GPU feature discovery."""
-_LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,72 +36,53 @@ class _Found:
 
 def read_device(
     section: Reader,
+    asked: Resources,
     settings: Sequence[GpuSetting] = (),
     *,
     selected: str | None = None,
     resource: str = GPU_RESOURCE,
     allow_cpu: bool = False,
-    strict: bool = False,
 ) -> DeviceConfig:
-    """What each of the run's pods is given; what is wrong is added to the section's problems. `resource` is that of
-    GPUs where the section names none.
+    """What each of the run's pods is given by what it `asked` for; what does not go together is added to the section's
+    problems. `resource` is that of GPUs where the section names none.
 
     The GPU's memory is that of the slice which the resource's name means; else of the smallest product that the run
     takes, or of the one whose nodes are `selected`; else what it asks for at least, or the setting of the resource.
     """
-    gpus = or_default(section.integer("gpus", 1, 0, 64), 1)
-    nodes = section.integer("nodes", 1, 1, 64) or 1
-    least = section.integer("gpuMinMemoryGiB", None, 1, LARGEST_GPU_GIB)
-    products = section.texts("gpuProducts", most=MOST_PRODUCTS, longest=_LONGEST_LABEL)
-    for product in products:
-        if not _LABEL.fullmatch(product):
-            rule = (
-                "must be a value of the label nvidia.com/gpu.product, as in NVIDIA-L4 (kubectl get nodes -L shows it)"
-            )
-            section.complain("gpuProducts", product, rule)
+    gpus, least, products, named = asked.gpus, asked.gpu_min_memory_gib, asked.gpu_products, asked.gpu_resource_name
     for field, value in (("gpuMinMemoryGiB", least), ("gpuProducts", list(products))):
         if value and gpus == 0:
             section.complain(field, value, "must not be set with gpus 0: remove it, or raise gpus")
-    named = section.get("gpuResourceName")
-    resource = named if isinstance(named, str) else resource
+    resource = named or resource
+    _check_extended(section, asked, resource)
     if selected and gpus:
         _check_selected(section, products, selected)
         products = (selected,)
     if gpus:
         _check_obtainable(section, least, products, resource)
-    given = {field: size_of(read_quantity(section, field, strict=strict) or "") for field in _QUANTITIES}
-    if strict:
-        _check_shared(section, given["memory"], given["sharedMemory"])
-    section.seen.add("extendedResources")
-    section.finish(strict=strict)
+    memory = size_of(asked.memory or "")
+    if section.strict:
+        _check_shared(section, memory, size_of(asked.shared_memory or ""))
     found = _smallest(least, products, resource, settings) if gpus else None
     return DeviceConfig(
         gpus=gpus,
-        nodes=nodes,
+        nodes=asked.nodes,
         allow_cpu=allow_cpu,
         gpu=found.gpu.name if found else _unknown(products, named, settings) if gpus else None,
         gpu_memory_bytes=found.gpu.memory_bytes if found else None,
         gpu_sold_bytes=found.gpu.sold_bytes if found else None,
         gpu_price=found.price if found else None,
-        pod_memory_bytes=given["memory"],
+        pod_memory_bytes=memory,
         gpu_selected=bool(selected and gpus),
     )
 
 
-def read_quantity(section: Reader, key: str, *, strict: bool = False) -> str | None:
-    """One of the quantities of `spec.resources` as text. With `strict` as the API server takes it, which has known
-    resources that are smaller."""
-    value = section.get(key)
-    if value is None:
-        return None
-    text, (rule, example) = str(value), _QUANTITIES[key]
-    if isinstance(value, bool) or not is_positive(text):
-        section.complain(key, value, f"must be {rule}, as in {example}")
-        return None
-    if strict and key != "cpu" and (size_of(text) or 0) < (size_of(LEAST_MEMORY) or 0):
-        section.complain(key, value, f"must be at least {LEAST_MEMORY}, with its unit, as in {example}")
-        return None
-    return text
+def _check_extended(section: Reader, asked: Resources, gpu: str) -> None:
+    """Complain of devices that no node could offer, and of GPUs among them."""
+    for name in asked.extended_resources:
+        if not re.fullmatch(OFFERED, name) or name == gpu:
+            rule = "must be domain/name as kubectl describe node lists it, and not that of the GPUs, as in rdma/hca"
+            section.complain("extendedResources", name, rule)
 
 
 def _check_shared(section: Reader, memory: int | None, shared: int | None) -> None:
@@ -178,9 +146,9 @@ def _smallest(
     return of_resource
 
 
-def _unknown(products: Sequence[str], named: object, settings: Sequence[GpuSetting]) -> str | None:
+def _unknown(products: Sequence[str], named: str | None, settings: Sequence[GpuSetting]) -> str | None:
     """What the run names, a product or a resource of its own, that tells no memory."""
-    names = [*products, *([named] if isinstance(named, str) and named != GPU_RESOURCE else [])]
+    names = [*products, *([named] if named and named != GPU_RESOURCE else [])]
     return next((name for name in names if _named(name, settings) is None), None)
 
 

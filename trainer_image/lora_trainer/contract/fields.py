@@ -10,7 +10,8 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar, cast
 
 E = TypeVar("E", bound=enum.StrEnum)
-_DECIMAL = re.compile(r"[0-9]{1,7}(\.[0-9]{1,12})?([eE][-+]?[0-9]{1,2})?")
+DECIMAL = "[0-9]{1,7}([.][0-9]{1,12})?([eE][-+]?[0-9]{1,2})?"
+"""How a number is written that stands in quotes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +29,15 @@ class Problem:
 
 @dataclass(slots=True, kw_only=True)
 class Reader:
-    """A view of one object of a manifest. Reads never fail: what is wrong is added to `problems`."""
+    """A view of one object of a manifest. Reads never fail: what is wrong is added to `problems`.
+
+    `strict` refuses what a stored resource may have: fields that nobody knows, and amounts too small to make sense.
+    """
 
     path: str
     document: Mapping[str, Any]
     problems: list[Problem]
+    strict: bool = False
     seen: set[str] = field(default_factory=set)
 
     def complain(self, key: str, value: object, rule: str) -> None:
@@ -62,36 +67,46 @@ class Reader:
             example = f", as in {key}: {{{leading}: {_shown(value)}}}" if leading and isinstance(value, str) else ""
             self.complain(key, value, f"must be an object{example}")
             value = None
-        return Reader(path=self.path_of(key), document=value or {}, problems=self.problems)
+        return self.below(key, value or {})
 
-    def text(self, key: str, *, required: bool = False, longest: int = 512) -> str | None:
-        """A string of 1 to `longest` characters."""
+    def is_set(self, key: str) -> bool:
+        """Whether there is a value, be it a wrong one."""
+        return self.document.get(key) is not None
+
+    def quiet(self, key: str) -> "Reader":
+        """A reader of what is under `key`, of which it was said already what is wrong with it as a whole."""
+        return self.below(key, self.document.get(key))
+
+    def below(self, key: str, document: object) -> "Reader":
+        """A reader of what is under `key`; what is no object reads as an empty one."""
+        inner = document if isinstance(document, Mapping) else {}
+        return Reader(path=self.path_of(key), document=inner, problems=self.problems, strict=self.strict)
+
+    def text(self, key: str, *, shortest: int = 1, longest: int = 512) -> str | None:
+        """A string of `shortest` to `longest` characters."""
         value = self.get(key)
         if value is None:
-            if required:
-                self.complain(key, None, "must be set")
             return None
-        if not isinstance(value, str) or not 1 <= len(value) <= longest:
-            self.complain(key, value, f"must be a string of 1 to {longest} characters")
+        if not isinstance(value, str) or not shortest <= len(value) <= longest:
+            self.complain(key, value, f"must be a string of {shortest} to {longest} characters")
             return None
         return value
 
-    def integer(self, key: str, default: int | None, low: int, high: int) -> int | None:
+    def integer(self, key: str, low: int, high: int) -> int | None:
         """A whole number from `low` to `high`."""
         value = self.get(key)
         if value is None:
-            return default
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            return None
+        if not _whole(value, low, high):
             self.complain(key, value, f"must be a whole number from {low} to {high}")
-            return default
-        return value
+            return None
+        return cast("int", value)
 
     def decimal(
         self,
         key: str,
-        default: float | None,
         *,
-        rule: str,
+        example: str,
         low: float,
         high: float,
         open_low: bool = False,
@@ -102,42 +117,54 @@ class Reader:
         whole ones with `or_whole`."""
         value = self.get(key)
         if value is None:
-            return default
+            return None
+        rule = f"from {low} to {high}"
+        if open_low or open_high:
+            rule = (
+                f"{'more than' if open_low else 'at least'} {low} and {'less than' if open_high else 'at most'} {high}"
+            )
         if or_whole and _whole(value, 0, 10**7):
             value = str(value)
-        if not isinstance(value, str) or not _DECIMAL.fullmatch(value):
-            example = _as_decimal(value) or _as_decimal(default) or "1"
+        if not isinstance(value, str) or not re.fullmatch(DECIMAL, value):
             kind = "a whole or a quoted decimal number" if or_whole else "a quoted decimal number"
-            self.complain(key, value, f'must be {kind}, {rule}, as in {key}: "{example}"')
-            return default
+            self.complain(key, value, f'must be {kind}, {rule}, as in {key}: "{_as_decimal(value) or example}"')
+            return None
         number = float(value)
         if number < low or number > high or (open_low and number == low) or (open_high and number == high):
             self.complain(key, value, f"must be {rule}")
-            return default
+            return None
         return number
 
-    def choice(self, key: str, default: E, kind: type[E]) -> E:
+    def choice(self, key: str, kind: type[E]) -> E | None:
         """A member of an enumeration, by its value."""
         value = self.get(key)
         if value is None:
-            return default
+            return None
         try:
             return kind(cast("str", value))
         except ValueError:
             self.complain(key, value, f"must be one of {', '.join(member.value for member in kind)}")
-            return default
+            return None
 
-    def boolean(self, key: str, default: bool) -> bool:
+    def boolean(self, key: str) -> bool | None:
         """true or false."""
         value = self.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
+        if value is not None and not isinstance(value, bool):
             self.complain(key, value, "must be true or false")
-            return default
+            return None
         return value
 
-    def texts(self, key: str, *, most: int = 64, longest: int = 253) -> tuple[str, ...]:
+    def objects(self, key: str, *, most: int, plural: str) -> list[Mapping[str, Any]] | None:
+        """A list of at most `most` objects, which are called so."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) > most or not all(isinstance(item, Mapping) for item in value):
+            self.complain(key, value, f"must be a list of at most {most} {plural}")
+            return None
+        return value
+
+    def texts(self, key: str, *, most: int, longest: int) -> tuple[str, ...]:
         """A list of at most `most` strings."""
         value = self.get(key)
         if value is None:
@@ -151,7 +178,7 @@ class Reader:
             return ()
         return tuple(value)
 
-    def integers(self, key: str, low: int, high: int, *, most: int = 1024) -> tuple[int, ...]:
+    def integers(self, key: str, low: int, high: int, *, most: int) -> tuple[int, ...]:
         """A list of at most `most` whole numbers from `low` to `high`."""
         value = self.get(key)
         if value is None:
@@ -161,7 +188,7 @@ class Reader:
             return ()
         return tuple(value)
 
-    def numbers(self, key: str, low: int, high: int, *, most: int = 64) -> dict[str, int]:
+    def numbers(self, key: str, low: int, high: int, *, most: int) -> dict[str, int]:
         """A map from names to whole numbers from `low` to `high`."""
         value = self.get(key)
         if value is None:
@@ -175,7 +202,7 @@ class Reader:
                 return {}
         return dict(value)
 
-    def strings(self, key: str, *, keys: tuple[str, ...] | None = None, most: int = 64) -> dict[str, str]:
+    def strings(self, key: str, *, keys: tuple[str, ...] | None = None, most: int) -> dict[str, str]:
         """A map from string to string, its keys among `keys` where given."""
         value = self.get(key)
         if value is None:
@@ -194,9 +221,10 @@ class Reader:
                 return {}
         return dict(value)
 
-    def finish(self, *, strict: bool) -> None:
-        """With `strict`, complain about every field that nobody read: a misspelt one must not be ignored in silence."""
-        if strict:
+    def finish(self) -> None:
+        """Where it is strict, complain about every field that nobody read: a misspelt one must not be ignored in
+        silence."""
+        if self.strict:
             for key in self.document:
                 if key not in self.seen:
                     self._complain_unknown(str(key), self.document[key])
@@ -235,7 +263,7 @@ def _as_decimal(value: object) -> str | None:
     except InvalidOperation:
         return None
     written = f"{number:f}" if number.is_finite() and abs(number.adjusted()) < 12 else ""
-    return written if _DECIMAL.fullmatch(written) else None
+    return written if re.fullmatch(DECIMAL, written) else None
 
 
 def _shown(value: object) -> str:

@@ -2,9 +2,10 @@
 
 import enum
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lora_trainer.contract import codec
+from lora_trainer.contract.api import fact
 from lora_trainer.contract.summary import ResolvedRun
 
 PORT = 9090
@@ -28,18 +29,28 @@ class Progress:
     """A moment of a run. `checkpoint_step` is that of the last valid save, `resumed_step` that at which this attempt
     went on from one. `epoch` counts passes over the data, `updated_at` is seconds since 1970 on the pod's clock."""
 
-    phase: Phase = Phase.STARTING
-    step: int = 0
-    total_steps: int | None = None
-    epoch: float | None = None
-    loss: float | None = None
-    eval_loss: float | None = None
-    learning_rate: float | None = None
-    tokens_per_second: float | None = None
-    estimated_remaining_seconds: int | None = None
-    peak_memory_bytes: int | None = None
-    checkpoint_step: int | None = None
-    resumed_step: int | None = None
+    phase: Phase = field(default=Phase.STARTING, metadata=fact("What the trainer is doing.", longest=64))
+    step: int = field(default=0, metadata=fact("Optimizer steps done."))
+    total_steps: int | None = field(default=None, metadata=fact("Optimizer steps planned."))
+    epoch: float | None = field(default=None, metadata=fact("Passes over the data so far."))
+    loss: float | None = field(
+        default=None, metadata=fact("Training loss of the last reported steps, per target token in nats.")
+    )
+    eval_loss: float | None = field(
+        default=None, metadata=fact("Last loss on the held-out rows, per target token in nats.")
+    )
+    learning_rate: float | None = field(default=None, metadata=fact("Present learning rate."))
+    tokens_per_second: float | None = field(default=None, metadata=fact("Training speed, in tokens per second."))
+    estimated_remaining_seconds: int | None = field(
+        default=None, metadata=fact("Estimated seconds until the last step.")
+    )
+    peak_memory_bytes: int | None = field(
+        default=None, metadata=fact("Highest memory used so far, of the GPU or, on a CPU, of the process.")
+    )
+    checkpoint_step: int | None = field(default=None, metadata=fact("Optimizer step of the last checkpoint."))
+    resumed_step: int | None = field(
+        default=None, metadata=fact("Optimizer step at which the present pod resumed from a checkpoint.")
+    )
     updated_at: float = 0.0
     resolved: ResolvedRun | None = None
 

@@ -4,6 +4,8 @@ import math
 import re
 from decimal import Decimal
 
+from lora_trainer.contract.fields import Reader
+
 # The group is the number without its scale.
 _QUANTITY = re.compile(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,2}|[numkMGTPE]|[KMGTPE]i)?")
 _DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
@@ -11,6 +13,31 @@ _BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
 _GIB = 2**30
 _MOST = Decimal(2**63 - 1)
 """As Kubernetes, which takes a larger amount for this one."""
+LEAST_MEMORY = "16Mi"
+"""Less memory or disk is taken for a mistake, as in memory: 16."""
+_AMOUNTS = {
+    "cpu": ("an amount of CPU above 0", '4 or "500m"'),
+    "memory": ("an amount of memory above 0, in Mi or Gi", '"16Gi"'),
+    "sharedMemory": ("an amount of memory above 0, in Mi or Gi", '"2Gi"'),
+    "ephemeralStorage": ("an amount of disk above 0, in Mi or Gi", '"50Gi"'),
+}
+"""Each with its rule, and how it is written."""
+
+
+def read_quantity(section: Reader, key: str) -> str | None:
+    """One of the quantities of `spec.resources` as text. Strictly it is as the API server takes it, which has known
+    resources that are smaller."""
+    value = section.get(key)
+    if value is None:
+        return None
+    text, (rule, example) = str(value), _AMOUNTS[key]
+    if isinstance(value, bool) or not is_positive(text):
+        section.complain(key, value, f"must be {rule}, as in {example}")
+        return None
+    if section.strict and key != "cpu" and (size_of(text) or 0) < (size_of(LEAST_MEMORY) or 0):
+        section.complain(key, value, f"must be at least {LEAST_MEMORY}, with its unit, as in {example}")
+        return None
+    return text
 
 
 def is_positive(text: str) -> bool:

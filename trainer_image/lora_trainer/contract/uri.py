@@ -5,15 +5,17 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-_DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_HUB_PART = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9._]{0,94}[A-Za-z0-9])?")
-_REVISION = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._/]{0,127}")
-_SEGMENT = re.compile(r"[A-Za-z0-9_.][-A-Za-z0-9_.=]{0,127}")
-_BUCKET = re.compile(r"[a-z0-9][-a-z0-9.]{1,61}[a-z0-9]")
-_REGISTRY = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?(:[0-9]{1,5})?")
-_OCI_PART = re.compile(r"[a-z0-9]+([._-]{1,2}[a-z0-9]+)*")
-_OCI_TAG = re.compile(r"[A-Za-z0-9_][-A-Za-z0-9._]{0,127}")
-_KEY = re.compile(r"[-A-Za-z0-9_.]{1,253}")
+# As texts, since the API server checks them by CEL, too (`addresses`).
+DNS_NAME = "[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
+CLAIM_NAME = "[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+HUB_PART = "[A-Za-z0-9]([-A-Za-z0-9._]{0,94}[A-Za-z0-9])?"
+REVISION = "[A-Za-z0-9][-A-Za-z0-9._/]{0,127}"
+SEGMENT = "[A-Za-z0-9_.][-A-Za-z0-9_.=]{0,127}"
+BUCKET = "[a-z0-9][-a-z0-9.]{1,61}[a-z0-9]"
+REGISTRY = "[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?(:[0-9]{1,5})?"
+OCI_PART = "[a-z0-9]+([._-]{1,2}[a-z0-9]+)*"
+OCI_TAG = "[A-Za-z0-9_][-A-Za-z0-9._]{0,127}"
+KEY = "[A-Za-z0-9._-]{1,253}"
 MAX_LENGTH = 512
 
 
@@ -98,19 +100,19 @@ def at_commit(uri: str, commit: str | None) -> str:
 def _hub(rest: str) -> HubUri:
     repo, at, revision = rest.partition("@")
     org, slash, name = repo.partition("/")
-    if not slash or not all(_HUB_PART.fullmatch(part) and ".." not in part for part in (org, name)):
+    if not slash or not all(re.fullmatch(HUB_PART, part) and ".." not in part for part in (org, name)):
         raise UriError("must be hf://organisation/name, optionally followed by @revision")
-    if at and (not _REVISION.fullmatch(revision) or ".." in revision):
+    if at and (not re.fullmatch(REVISION, revision) or ".." in revision):
         raise UriError("must have a branch, a tag or a commit after the @, for example hf://organisation/name@main")
     return HubUri(repo=repo, revision=revision or "main")
 
 
 def _claim(rest: str) -> ClaimUri:
     claim, _, path = rest.partition("/")
-    if not _DNS_NAME.fullmatch(claim):
+    if not re.fullmatch(CLAIM_NAME, claim) or len(claim) > 253:
         raise UriError("must name a PersistentVolumeClaim, as in pvc://my-claim/folder")
     segments = path.split("/")
-    if not path or any(not _SEGMENT.fullmatch(s) or s in {".", ".."} for s in segments):
+    if not path or any(not re.fullmatch(SEGMENT, s) or s in {".", ".."} for s in segments):
         raise UriError(
             "must have a path of letters, digits, '-', '_', '.' and '=' after the claim, "
             "without empty, '.' or '..' segments, as in pvc://my-claim/folder/file.jsonl"
@@ -120,7 +122,7 @@ def _claim(rest: str) -> ClaimUri:
 
 def _config_map(rest: str) -> ConfigMapUri:
     name, _, key = rest.partition("/")
-    if not _DNS_NAME.fullmatch(name) or not _KEY.fullmatch(key) or key in {".", ".."}:
+    if not re.fullmatch(DNS_NAME, name) or not re.fullmatch(KEY, key) or key in {".", ".."}:
         raise UriError("must be configmap://name/key, as in configmap://support-desk/train.jsonl")
     return ConfigMapUri(name=name, key=key)
 
@@ -128,11 +130,11 @@ def _config_map(rest: str) -> ConfigMapUri:
 def _s3(rest: str) -> S3Uri:
     bucket, _, key = rest.partition("/")
     segments = key.split("/")
-    if not _BUCKET.fullmatch(bucket) or ".." in bucket:
+    if not re.fullmatch(BUCKET, bucket) or ".." in bucket:
         raise UriError(
             "must name a bucket of 3 to 63 lower-case letters, digits, '-' and '.', as in s3://bucket/folder"
         )
-    if not key or any(not _SEGMENT.fullmatch(s) or s in {".", ".."} for s in segments):
+    if not key or any(not re.fullmatch(SEGMENT, s) or s in {".", ".."} for s in segments):
         raise UriError(
             "must have a path of letters, digits, '-', '_', '.' and '=' after the bucket, without empty, '.' or '..' "
             "segments, as in s3://bucket/folder/file.jsonl"
@@ -143,11 +145,11 @@ def _s3(rest: str) -> S3Uri:
 def _oci(rest: str) -> OciUri:
     registry, _, path = rest.partition("/")
     repository, colon, tag = path.partition(":")
-    if not _REGISTRY.fullmatch(registry) or not all(_OCI_PART.fullmatch(part) for part in repository.split("/")):
+    if not re.fullmatch(REGISTRY, registry) or not all(re.fullmatch(OCI_PART, part) for part in repository.split("/")):
         raise UriError(
             "must be oci://registry/repository:tag with a repository in lower case, as in oci://ghcr.io/acme/tone:v1"
         )
-    if colon and not _OCI_TAG.fullmatch(tag):
+    if colon and not re.fullmatch(OCI_TAG, tag):
         raise UriError("must have a tag of letters, digits, '_', '.' and '-' after the colon")
     return OciUri(registry=registry, repository=repository, tag=tag or "latest")
 

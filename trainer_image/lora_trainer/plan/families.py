@@ -11,7 +11,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from lora_trainer.contract.lora_section import LARGEST_LAYER_INDEX
+from lora_trainer.contract.config import LARGEST_LAYER_INDEX
 from lora_trainer.contract.shown import shown
 from lora_trainer.plan.shapes import (
     ATTENDED,

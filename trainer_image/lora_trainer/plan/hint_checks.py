@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from lora_trainer.contract.config import (
+    LARGEST_RANK,
     DatasetFormat,
     Layers,
     LoraConfig,
@@ -18,7 +19,6 @@ from lora_trainer.contract.config import (
     TrainConfig,
     Variant,
 )
-from lora_trainer.contract.lora_section import LARGEST_RANK
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.preflight import Preflight
 from lora_trainer.contract.run_plan import Alternative, RunPlan

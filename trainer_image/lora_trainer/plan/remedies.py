@@ -20,7 +20,7 @@ from lora_trainer.contract.config import (
 )
 from lora_trainer.contract.gpus import Gpu, least_memory, slice_of
 from lora_trainer.contract.manifest import checkpoint_claim
-from lora_trainer.contract.scheduling_fields import PRODUCT_LABEL
+from lora_trainer.contract.resource import PRODUCT_LABEL
 from lora_trainer.plan.adapter import Adapter, AdapterError, plan_adapter
 from lora_trainer.plan.choice import Fit, Load, Option, choose
 from lora_trainer.plan.shapes import Shape
