@@ -1,5 +1,6 @@
 """What PEFT makes of the configuration that lies beside an adapter's weights."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,7 @@ def test_what_a_run_writes_fits_together(tmp_path: Path, cpu: Device, kind: str,
     adapted = adapt(load_model(base, Quantization.NONE, cpu), config, base, cpu, 0)
     write_adapter(copy_adapter(adapted.model, adapted.starts), tmp_path / "adapter", None)
     check_config(base, tmp_path / "adapter")
+    written = json.loads((tmp_path / "adapter/adapter_config.json").read_text(encoding="utf-8"))
+    # Which PEFT keeps in sets: in their order, equal runs would write other files.
+    for names in (written["target_modules"], written["target_parameters"] or []):
+        assert names == sorted(names)
