@@ -17,6 +17,7 @@ COPY operator/lora_operator /app/lora_operator
 # Of the trainer only what both sides share; it needs nothing but the standard library.
 COPY trainer_image/lora_trainer/__init__.py /app/lora_trainer/__init__.py
 COPY trainer_image/lora_trainer/contract /app/lora_trainer/contract
+COPY trainer_image/lora_trainer/plan /app/lora_trainer/plan
 # Compiled here, since nothing can be written at run time; unchecked, since nothing changes either. The command is for
 # kubectl exec: lora-operator explain NAMESPACE/NAME.
 RUN /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /app \

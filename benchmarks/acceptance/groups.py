@@ -50,6 +50,7 @@ def checks(bench: Bench) -> Iterator[Check]:
     yield Check(name=f"sums over {name}", run=partial(_sums, bench, results))
     yield Check(name="two processes as one", run=partial(_losses, bench, results, "whole"))
     yield Check(name="FSDP2 as one", run=partial(_losses, bench, results, "divided"))
+    yield Check(name="FSDP2 of NF4 as one", run=partial(_losses, bench, results, "packed"))
 
 
 def _sums(bench: Bench, results: list[Results]) -> Outcome:
@@ -64,12 +65,12 @@ def _losses(bench: Bench, results: list[Results], way: str) -> Outcome:
     if not results:
         return Outcome(state=State.NOT_RUN, said="the processes have not started")
     apart = max(float(result[f"{way}_apart"]) for result in results)
-    held = float(results[0]["divided_share"]) if way == "divided" else 1.0
-    right = apart <= _SAME[bench.device.dtype] and held <= (0.51 if way == "divided" else 1.0)
+    held = 1.0 if way == "whole" else float(results[0][f"{way}_share"])
+    right = apart <= _SAME[bench.device.dtype] and held <= (1.0 if way == "whole" else 0.51)
     said = f"losses {apart:.1e} apart, each holds {held:.0%} of the layers"
     figures: dict[str, Figure] = {"apart": apart, "held": held}
-    if way == "divided":
-        figures["kernels"] = results[0]["divided_kernels"]
+    if way != "whole":
+        figures["kernels"] = results[0][f"{way}_kernels"]
     return judged(right, said, **figures)
 
 
@@ -81,18 +82,23 @@ def program(bench: Bench, folder: Path) -> Results:
         device = dataclasses.replace(device, torch_device=torch.device("cuda", local_rank()))
     base = Base(folder=folder, name="random", revision="sha256:0", model_type="llama")
     bench = dataclasses.replace(bench, device=device)
-    alone, _, _ = _trained(bench, base, ALONE, divided=False)
+    alone, all_bytes, _ = _trained(bench, base, ALONE, divided=False)
+    packed_alone, packed_bytes, _ = _trained(bench, base, ALONE, divided=False, quantization=Quantization.NF4)
     with join(device.torch_device, _WAIT_S) as ranks:
         found = _summed(device.torch_device, ranks, 2**12 if bench.tiny else 2**26)
         whole, _, _ = _trained(bench, base, ranks, divided=False)
         divided, held, kernels = _trained(bench, base, ranks, divided=True)
-        share = ranks.sum(held) / ranks.world
+        packed, held_packed, of_packed = _trained(bench, base, ranks, divided=True, quantization=Quantization.NF4)
+        share, packed_share = (ranks.sum(one) / ranks.world for one in (held / all_bytes, held_packed / packed_bytes))
     return {
         **found,
         "whole_apart": _apart(whole, alone),
         "divided_apart": _apart(divided, alone),
         "divided_share": share,
         "divided_kernels": ", ".join(kernels),
+        "packed_apart": _apart(packed, packed_alone),
+        "packed_share": packed_share,
+        "packed_kernels": ", ".join(of_packed),
     }
 
 
@@ -114,14 +120,15 @@ def _summed(device: torch.device, ranks: Ranks, numbers: int) -> dict[str, Figur
     return {"sum": "right" if right else "wrong", "sum_seconds": seconds, "sum_bytes": 4 * numbers}
 
 
-def _trained(bench: Bench, base: Base, ranks: Ranks, *, divided: bool) -> tuple[list[float], float, tuple[str, ...]]:
-    """Losses of a short training, the share of the layers' weights that this process holds, and the fast paths that
+def _trained(
+    bench: Bench, base: Base, ranks: Ranks, *, divided: bool, quantization: Quantization = Quantization.NONE
+) -> tuple[list[float], int, tuple[str, ...]]:
+    """Losses of a short training, the bytes of the layers' weights that this process holds, and the fast paths that
     were taken, as in a run."""
     device, lora = bench.device, LoraConfig(rank=8, alpha=16)
     where = on_cpu(device) if divided else device
-    adapted = adapt(load_model(base, Quantization.NONE, where), lora, base, where, 3, ranks=ranks)
-    frozen = [p for name, p in adapted.model.named_parameters() if ".layers." in name and not p.requires_grad]
-    whole = sum(parameter.numel() for parameter in frozen)
+    loaded = load_model(base, quantization, where, packs_later=divided)
+    adapted = adapt(loaded, lora, base, where, 3, ranks=ranks)
     if divided:
         shard(adapted.model, device, mesh_over(device, ranks, ranks.world))
         ranks = dataclasses.replace(ranks, lockstep=True)
@@ -132,11 +139,12 @@ def _trained(bench: Bench, base: Base, ranks: Ranks, *, divided: bool) -> tuple[
     kernels = take_fast(adapted, rows, budget, device, ranks)
     training.run()
     layers = [p for name, p in adapted.model.named_parameters() if ".layers." in name and not p.requires_grad]
-    return taken.losses, sum(_own(parameter) for parameter in layers) / whole, kernels.names
+    return taken.losses, sum(map(_own, layers)), kernels.names
 
 
 def _own(parameter: Any) -> int:
-    return int((parameter.to_local() if hasattr(parameter, "to_local") else parameter).numel())
+    own = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return int(own.numel() * own.element_size())
 
 
 def _together(bench: Bench) -> list[Results]:

@@ -58,7 +58,7 @@ OPERATOR = Image(
     name="operator",
     repository="lora-operator",
     dockerfile="Dockerfile",
-    inputs=("requirements/operator.txt", "operator/lora_operator", *_CONTRACT),
+    inputs=("requirements/operator.txt", "operator/lora_operator", *_CONTRACT, "trainer_image/lora_trainer/plan"),
     first_build_gib=2,
 )
 TRAINER = Image(

@@ -100,8 +100,10 @@ def test_two_processes_train_as_one_whole_and_divided(bench: Bench, tmp_path: Pa
     for result in results:
         assert not isinstance(result, Exception), result
         assert (result["sum"], result["divided_share"]) == ("right", 0.5)
-        assert max(result["whole_apart"], result["divided_apart"]) < 1e-4
-        assert "fused-adapter" in result["divided_kernels"], "on a divided base, too"
+        assert result["packed_share"] == 0.5
+        assert max(result[f"{way}_apart"] for way in ("whole", "divided", "packed")) < 1e-4
+        for way in ("divided", "packed"):
+            assert "fused-adapter" in result[f"{way}_kernels"], "on a divided base, too"
 
 
 def test_two_gpus_are_asked_for_and_never_made_do_without(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +116,7 @@ def test_two_gpus_are_asked_for_and_never_made_do_without(bench: Bench, monkeypa
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
         (check,) = groups.checks(of)
         assert check.run() == not_run(said)
-    assert len(list(groups.checks(replace(large, device=gpu)))) == 3
+    assert len(list(groups.checks(replace(large, device=gpu)))) == 4
 
 
 def test_rows_that_see_each_other_fail_the_acceptance(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

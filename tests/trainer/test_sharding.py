@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests.trainer.conftest import make_config
+from tests.trainer.families import make_family
 
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import Quantization
@@ -14,7 +15,10 @@ from lora_trainer.contract.exit_codes import ExitCode
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError
 from lora_trainer.model.device import Device
+from lora_trainer.model.loading import load_model
+from lora_trainer.model.quantize import is_4bit, packed
 from lora_trainer.model.sharding import divided_over, stream, weight_bytes
+from lora_trainer.places.base import open_folder
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.recipe import session
 from lora_trainer.recipe.settling import Settled
@@ -190,6 +194,25 @@ def test_memory_of_weights_is_reported_from_the_headers_of_their_files(tiny_fold
     )
     half = weight_bytes(files, torch.bfloat16, Quantization.NF4, linear=parameters // 2)
     assert half == pytest.approx((0.516 + 2) / 2 * parameters, rel=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "qwen2_5_vl"])
+def test_what_is_packed_later_is_what_transformers_packs_while_it_reads(tmp_path: Path, family: str) -> None:
+    """The same modules, to the byte, with their scales; GPT-2's lie the other way around, and experts stay in full."""
+    make_family(tmp_path, family)
+    base = open_folder(tmp_path)
+    at_once = load_model(base, Quantization.NF4, CPU).model
+    later = load_model(base, Quantization.NF4, CPU, packs_later=True).model
+    modules = {name: module for name, module in later.named_modules() if is_4bit(module)}
+    wanted = {name: module for name, module in at_once.named_modules() if is_4bit(module)}
+    assert list(modules) == list(wanted)
+    assert modules
+    for name, module in modules.items():
+        found: Any = packed(module, CPU.torch_device)
+        ours: Any = wanted[name].weight
+        assert torch.equal(found, ours.data), name
+        assert torch.equal(found.quant_state.absmax, ours.quant_state.absmax), name
+        assert module.bias is None or torch.equal(module.bias, wanted[name].bias), name
 
 
 def test_a_streamed_model_computes_the_same_with_one_layer_on_the_device(tiny_folder: Path) -> None:

@@ -4,8 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
-FOLDERS = {"lora_client": ROOT / "operator", "lora_trainer.contract": ROOT / "trainer_image"}
+FOLDERS = {
+    "lora_client": ROOT / "operator",
+    "lora_trainer.contract": ROOT / "trainer_image",
+    "lora_trainer.plan": ROOT / "trainer_image",
+}
 
 
 def modules(package: str) -> list[str]:
@@ -30,7 +36,8 @@ def test_importing_the_whole_client_loads_neither_pytorch_nor_kopf() -> None:
     assert not {"torch", "kopf", "transformers", "peft", "aiohttp", "numpy"} & found
 
 
-def test_importing_the_contract_loads_no_library() -> None:
-    """Operator and trainer both import it at no cost; what site-packages put into each interpreter is not its doing."""
-    found = loaded(*modules("lora_trainer.contract")) - loaded("sys") - sys.stdlib_module_names
+@pytest.mark.parametrize("package", ["lora_trainer.contract", "lora_trainer.plan"])
+def test_importing_what_operator_and_trainer_share_loads_no_library(package: str) -> None:
+    """Both import it at no cost; what site-packages put into each interpreter is not its doing."""
+    found = loaded(*modules(package)) - loaded("sys") - sys.stdlib_module_names
     assert found == {"lora_trainer"}

@@ -5,8 +5,6 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import yaml
-
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import ActivationCheckpointing, Quantization
 from lora_trainer.plan.answer import Plan, PlanByWeights
@@ -33,6 +31,8 @@ def show(plan: Plan | PlanByWeights, form: str, width: int) -> str:
     if form == "json":
         return json.dumps(document(plan), indent=2, ensure_ascii=False)
     if form == "yaml":
+        import yaml  # noqa: PLC0415 - the one library of the room
+
         return yaml.safe_dump(document(plan), sort_keys=False, allow_unicode=True).rstrip()
     width = max(_LEAST_WIDTH, min(_MOST_WIDTH, width))
     return "\n".join(_by_weights(plan, width) if isinstance(plan, PlanByWeights) else _table(plan, width))
