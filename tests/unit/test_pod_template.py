@@ -102,7 +102,6 @@ KEYS = [
             for key in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
         },
     ),
-    ({"model": {"uri": "pvc://models/b", **SECRET}, "tracking": {"kind": "TensorBoard", **SECRET}}, {}),
 ]
 
 

@@ -159,9 +159,13 @@ def test_what_a_run_would_wait_for_is_noted(tmp_path: Path, capsys: pytest.Captu
     found = check(
         server,
         manifest(
-            dataset={"uri": "configmap://rows/a.jsonl", "validationUri": "pvc://there/b.jsonl"},
-            output={"uri": "pvc://adapters/tone", "secretRef": {"name": "keys"}},
-            checkpoint={"volumeClaimName": "adapters"},
+            dataset={
+                "uri": "configmap://rows/a.jsonl",
+                "validationUri": "hf://acme/held-out",
+                "secretRef": {"name": "keys"},
+            },
+            output={"uri": "pvc://adapters/tone"},
+            checkpoint={"volumeClaimName": "there"},
         ),
     )
     assert found.problems == ()
@@ -178,7 +182,7 @@ def test_what_a_run_would_wait_for_is_noted(tmp_path: Path, capsys: pytest.Captu
             "There is no Secret hf-token",
             f"spec.model.secretRef names: kubectl create secret generic {MADE}",
         ),
-        ("There is no Secret keys", "spec.output.secretRef names: create it, or correct the name"),
+        ("There is no Secret keys", "spec.dataset.secretRef names: create it, or correct the name"),
     ]
     assert validated(tmp_path, server) == 0
     assert capsys.readouterr().err.startswith("Note: There is no claim adapters in team-a")

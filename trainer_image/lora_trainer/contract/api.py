@@ -78,14 +78,14 @@ class Decimal:
 class Api:
     """What the API says of a field. `about` is its description.
 
-    `name` is the field's there, where it is not Python's in camel case. `low` and `high` bound a number, `shortest` and
-    `longest` a text's characters, `fewest` and `most` a list's items or a map's entries, and `item` is what is said of
-    each of these. `rules` are the field's own, `between` those of the object that holds it, with other fields.
-    `filled` is whether the server fills in the default. `fixed` is the rule by which the field keeps its first value,
-    None where it may change, and `appears` that by which it is then neither added nor removed.
-    `document` is the class that describes a value which is passed on as it was written, a Kubernetes type of its own.
-    `quantity` marks an amount of Kubernetes, `key` that an item of a list is known by this field, `read` what reads the
-    field where its type does not tell how. `plural` is what a list of objects is called.
+    `name` is the field's there, where it is not Python's in camel case. `low` and `high` bound a number, which has 64
+    bits where it is `wide`, `shortest` and `longest` a text's characters, `fewest` and `most` a list's items or a map's
+    entries, and `item` is what is said of each of these. `rules` are the field's own, `between` those of the object
+    that holds it, with other fields. `filled` is whether the server fills in the default. `fixed` is the rule by which
+    the field keeps its first value, None where it may change, and `appears` that by which it is then neither added nor
+    removed. `document` is the class that describes a value which is passed on as it was written, a Kubernetes type of
+    its own. `quantity` marks an amount of Kubernetes, `key` that an item of a list is known by this field, `read` what
+    reads the field where its type does not tell how. `plural` is what a list of objects is called.
     """
 
     about: str

@@ -15,11 +15,11 @@ def read(kind: type[T], section: Reader) -> T:
     before = len(section.problems)
     fields = described(cast("type", kind))
     found = kind(**{field.name: _value(field, section) for field in fields})
+    section.finish()
     if len(section.problems) == before:
         for key, rule, broken in breakable(cast("type", kind)):
             if broken(found):
                 section.complain(key, section.document.get(key), rule.message)
-    section.finish()
     return found
 
 
