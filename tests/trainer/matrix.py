@@ -169,9 +169,9 @@ def train_cell(config: TrainConfig, claims: Path, folder: Path) -> Outcome:
     read: list[Base] = []
     adapter.mkdir()
 
-    def load(base: Base, *given: Any) -> Loaded:
+    def load(base: Base, *given: Any, **more: Any) -> Loaded:
         read.append(base)
-        return load_model(base, *given)
+        return load_model(base, *given, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lora_trainer.recipe.session.load_model", load)

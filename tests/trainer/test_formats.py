@@ -1,13 +1,12 @@
 """The four formats, and how Auto chooses."""
 
 import json
-import re
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from lora_trainer.contract.column_roles import COLUMN_ROLES
+from lora_trainer.contract.column_roles import COLUMN_ROLES, ROLES_GO_TOGETHER
 from lora_trainer.contract.config import DatasetConfig, DatasetFormat
 from lora_trainer.data.formats import Conversation, Layout, PlainText, Sample, content_key, detect, is_verbatim, parse
 from lora_trainer.data.messages import Message
@@ -181,11 +180,13 @@ def test_names_that_look_right_are_shown_with_what_is_wrong(names: tuple[str, ..
 
 @pytest.mark.parametrize("kind", [kind for kind in FIRST_ROWS if kind is not DatasetFormat.TEXT])
 def test_the_definition_takes_the_roles_of_a_format_together(kind: DatasetFormat) -> None:
-    """Those that the trainer reads of its rows."""
-    definition = (Path(__file__).parents[2] / "crds/lorafinetunes.yaml").read_text(encoding="utf-8")
-    (roles,) = re.findall(rf"self\.format == '{kind.value}'\) && self\.columns\.all\(r, r in \[(.*)\]\)", definition)
-    assert set(re.findall(r"\w+", roles)) == set(layout(kind).columns)
-    assert set(layout(kind).columns) <= set(COLUMN_ROLES)
+    """Those that the trainer reads of its rows, and no other."""
+    broken, roles = ROLES_GO_TOGETHER.broken, set(layout(kind).columns)
+    assert broken is not None
+    chosen = DatasetConfig(uri="pvc://d/x.jsonl", format=kind, columns=dict.fromkeys(roles, "x"))
+    assert not broken(chosen)
+    for other in set(COLUMN_ROLES) - roles:
+        assert broken(replace(chosen, columns={other: "x"}))
 
 
 @pytest.mark.parametrize("label", [False, True, "False"])

@@ -215,9 +215,9 @@ def test_the_base_is_read_once_and_again_after_an_init_that_alters_it(
     """Not before the next adapter needs it."""
     read = []
 
-    def counted(*given: Any) -> Loaded:
+    def counted(*given: Any, **more: Any) -> Loaded:
         read.append(given)
-        return load_model(*given)
+        return load_model(*given, **more)
 
     monkeypatch.setattr("lora_trainer.recipe.session.load_model", counted)
     session = bench.session()
