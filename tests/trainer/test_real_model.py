@@ -58,4 +58,6 @@ def test_what_16_bits_round_otherwise_is_within_the_noise(tmp_path: Path, tiny_f
     assert done.status == 0, done.log
     assert done.summary.results is not None
     verification = done.summary.results.verification
-    assert 0 < verification.difference <= verification.tolerance
+    # Where few tokens are held out the floor of the tolerance is high, and would hide that no noise was seen.
+    assert verification.noise > 0
+    assert verification.difference <= verification.tolerance
