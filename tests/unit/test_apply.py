@@ -9,6 +9,7 @@ from tests.unit.builders import NAME, NAMESPACE, UID, condition_object, make_fin
 from lora_operator.cluster.api import JOBS, Api, ApiError, Resource, UnreachableError
 from lora_operator.cluster.apply import RefusedError, TryAgainError, Writer
 from lora_operator.cluster.kueue import Kueue
+from lora_operator.cluster.observe import read_finetune
 from lora_operator.cluster.store import Key, Stores
 from lora_operator.model.names import child_labels, child_name
 from lora_operator.model.objects import Patch
@@ -191,6 +192,29 @@ async def test_a_status_that_somebody_overtook_is_read_again() -> None:
     found = cache.finetunes.get(KEY)
     assert found is not None
     assert found.resource_version == "8"
+
+
+async def test_after_etcd_was_restored_a_live_read_replaces_what_is_of_a_history_that_is_no_more() -> None:
+    """A verdict of that would stop a Job that goes on."""
+    restored = {**FINETUNE.manifest, "metadata": {**FINETUNE.manifest["metadata"], "resourceVersion": "3"}}
+    api = ScriptedApi(get=restored)
+    _, cache = make_writer(api)
+    await read_finetune(cache, cast("Api", api), FINETUNE)
+    assert cache.finetunes.version_at(KEY) == "3"
+
+
+async def test_what_a_watch_brings_meanwhile_is_newer_than_a_live_read() -> None:
+    """The answer was on its way when the resource changed."""
+    newer = {**FINETUNE.manifest, "metadata": {**FINETUNE.manifest["metadata"], "resourceVersion": "8"}}
+    _, cache = make_writer(ScriptedApi())
+
+    class Overtaken(ScriptedApi):
+        async def get(self, *_: Any) -> Object:
+            cache.finetunes.put(newer)
+            return dict(FINETUNE.manifest)
+
+    await read_finetune(cache, cast("Api", Overtaken()), FINETUNE)
+    assert cache.finetunes.version_at(KEY) == "8"
 
 
 async def test_a_status_of_a_resource_that_went_is_forgotten_with_it() -> None:

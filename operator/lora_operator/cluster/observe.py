@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from lora_operator.cluster.api import FINETUNES, JOBS, LEAST_IN_CHUNK, PODS, Api, ApiError, Object, UnreachableError
-from lora_operator.cluster.store import Key, Stores, key_of
+from lora_operator.cluster.store import Key, Stores, is_older, key_of
 from lora_operator.model.jobs import ending_of, is_of
 from lora_operator.model.names import CONTROLLER_UID_LABEL, JOB_NAME_LABEL
 from lora_operator.model.objects import Answer, EventView, FineTune, JobView, Observed, PodView, Refusal
@@ -131,12 +131,17 @@ async def read_live(stores: Stores, api: Api, finetune: FineTune, names: frozens
 
 
 async def read_finetune(stores: Stores, api: Api, finetune: FineTune) -> None:
-    """Read the resource anew into its store. Raises `ApiError` or `UnreachableError`."""
+    """Read the resource anew into its store. Raises `ApiError` or `UnreachableError`.
+
+    An answer is never older than what was known when it was asked for, but after etcd was restored from a backup: then
+    it replaces that, so that no verdict of a history that there is no more stops a Job.
+    """
+    known = stores.finetunes.version_at(key_of(finetune))
     stored = await _get(api.get(FINETUNES, finetune.namespace, finetune.name))
     if stored is None:
         stores.finetunes.drop(key_of(finetune), finetune.uid)
     else:
-        stores.finetunes.put(stored)
+        stores.finetunes.take_answer(stored, replaces=is_older(stored["metadata"]["resourceVersion"], known))
 
 
 async def is_locked_out(api: Api, key: Key) -> bool:

@@ -121,6 +121,11 @@ class Store(Generic[T]):
         entry = self._entries.get(place)
         return entry.uid if entry else ""
 
+    def version_at(self, place: Key) -> str:
+        """The version known of the object at a place; empty where there is none."""
+        entry = self._entries.get(place)
+        return entry.version if entry else ""
+
     def is_packed(self, place: Key) -> bool:
         """Whether the object at a place is one that is seldom looked at."""
         entry = self._entries.get(place)
@@ -184,8 +189,8 @@ class Store(Generic[T]):
         finally:
             self._lists.remove(listing)
 
-    def take_listed(self, document: Mapping[str, Any], *, replaces: bool) -> Key | None:
-        """Take in an object of a list; where it `replaces`, whatever version is known."""
+    def take_answer(self, document: Mapping[str, Any], *, replaces: bool) -> Key | None:
+        """Take in an object of a list or a live read; where it `replaces`, whatever version is known."""
         if not replaces:
             return self.put(document)
         known = self._entries.get(_place(document))
@@ -274,7 +279,7 @@ class Listing(Generic[T]):
             self._listed.add(uid)
             if uid in self.gone:
                 continue
-            owner = self._store.take_listed(document, replaces=is_older(version, self._seen))
+            owner = self._store.take_answer(document, replaces=is_older(version, self._seen))
             if owner is not None:
                 news.add(owner)
         return news
