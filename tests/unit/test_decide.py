@@ -316,6 +316,22 @@ def test_a_sidecar_that_outlasts_the_trainer_is_named(code: int) -> None:
     assert "istio-proxy" not in str(plan.status)
 
 
+def test_one_that_was_taken_away_is_counted_once_however_its_next_pod_fares() -> None:
+    """It waits for a node, as preempted runs do, and then for its image."""
+    taken = ended_pod(143, name="job-1-0-first", conditions=(condition_object("DisruptionTarget"),))
+    full = condition_object("PodScheduled", "False", reason="Unschedulable", message="0/1 nodes are available")
+    nexts = (), (make_pod(node="", conditions=(full,)),), (waiting_pod("ContainerCreating"),)
+    finetune, states = make_finetune(), []
+    for pods in nexts:
+        plan = plan_for(finetune, jobs=(make_job(),), pods=(taken, *pods))
+        finetune = make_finetune(status=plan.status)
+        states.append(stated(plan)[1])
+    assert states == ["Evicted", "Unschedulable", "Pending"]
+    assert plan.status["retries"] == {"preempted": 1}
+    assert "pulls the image" in condition(plan, "Complete")["message"]
+    assert "the last with Evicted" in condition(plan, "Complete")["message"]
+
+
 def test_a_retry_that_waits_still_tells_the_last_failure() -> None:
     """Until it runs, the failure is the news."""
     pods = (ended_pod(75, "ConnectionError: reset"), make_pod(name="second", created_at=minutes_ago(2)))

@@ -263,6 +263,13 @@ def test_a_time_to_live_that_is_refused_is_advised_until_it_is_set() -> None:
     assert plan_for(told, jobs=(set_by_now,)).status == done.status
 
 
+def test_what_was_refused_before_the_end_is_no_advice_after_it() -> None:
+    """A quota that had no room for a Job says nothing of its time to live."""
+    done = finished(spec={"ttlSecondsAfterFinished": 0})
+    quota = Refusal(kind="Job", name="job-2", code=403, reason="Forbidden", message="exceeded quota: gpus")
+    assert plan_for(done, jobs=(finished_job(),), refusals=(quota,)).status == done.status
+
+
 def test_the_whole_life_of_a_run_tells_its_story_in_events() -> None:
     """One for each change of the state, none twice."""
     world = World()

@@ -31,6 +31,7 @@ _ORDER = (*Code, *codes.Code)
 CODES = frozenset(code.value for code in _ORDER)
 SEVERITIES = frozenset(severity.value for severity in codes.Severity)
 _LONGEST_TEXT = 1024
+_TIME_TO_LIVE = "ttlSecondsAfterFinished"
 
 
 def advise(run: Run) -> list[dict[str, Any]]:
@@ -50,8 +51,9 @@ def advise_cleanup(run: Run) -> list[Mapping[str, Any]]:
         "Have whatever refuses it let the operator set spec.ttlSecondsAfterFinished of Jobs that have ended, or delete "
         "them: the operator tries again every few minutes, and the Job stays until then"
     )
-    refused = (trouble_of_refusal(refusal).message for refusal in run.observed.refusals[:1])
-    found = [_advice(Code.CLEANUP_REFUSED, message, why) for why in refused]
+    # What was refused before the end, such as a Job for want of quota, may still stand.
+    refused = (one for one in run.observed.refusals if one.patch and _TIME_TO_LIVE in one.patch.body.get("spec", {}))
+    found = [_advice(Code.CLEANUP_REFUSED, message, trouble_of_refusal(one).message) for one in refused][:1]
     return [*found, *(one for one in run.stored.advice if one.get("code") != Code.CLEANUP_REFUSED)][: rules.MOST]
 
 

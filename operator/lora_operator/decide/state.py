@@ -176,7 +176,12 @@ def _awaited(run: Run, job: JobView, pod: PodView) -> StateReason:
     refused = trouble_of_job(job, run.job_pods, run.observed.events) if _lacks_pods(run, job) else None
     if refused is not None:
         return refused
-    return _restarting(run, job, *run.failures[0]) if run.failures else _starting(pod)
+    # One that was taken away is in the state Evicted until the next is there: left and entered again for the same pod,
+    # it would be counted twice.
+    if not run.failures or (was_disrupted(run.failures[0][0]) and not _lacks_pods(run, job)):
+        why = _starting(pod)
+        return dataclasses.replace(why, message=f"{why.message}{_after(run.failures)}")
+    return _restarting(run, job, *run.failures[0])
 
 
 def running_nodes(run: Run, job: JobView) -> int:
