@@ -59,7 +59,7 @@ class Witness:
         self._pods: dict[str, set[str]] = {}
         self._suspensions: dict[str, set[tuple[str, str]]] = {}
         self._hidden: set[str] = set()
-        self._hidden_pods: set[str] = set()
+        self._hidden_runs: set[str] = set()
 
     def look(self, seen: Mapping[str, Sequence[Object]]) -> None:
         """Look at everything there is, by kind."""
@@ -73,9 +73,10 @@ class Witness:
             if has_failed(pod):
                 self._life.failed.setdefault(run_uid(pod), set()).add(pod["metadata"]["uid"])
             self._pods.setdefault(run_uid(pod), set()).add(pod["metadata"]["uid"])
-            if _is_hidden(pod):
-                self._hidden.add(run_uid(pod))
-                self._hidden_pods.add(pod["metadata"]["uid"])
+        for child in (*seen["jobs"], *seen["pods"]):
+            if _is_hidden(child):
+                self._hidden_runs.add(run_uid(child))
+                self._hidden.add(child["metadata"]["uid"])
         for job in seen["jobs"]:
             held = condition_of(job.get("status", {}), "Suspended")
             if held.get("status") == "True":
@@ -190,8 +191,8 @@ class Witness:
         assert used <= failed + removed, f"I8: {failed} pods failed, {removed} Jobs were deleted, and used are {used}"
         staying = {pod["metadata"]["uid"] for pod in seen["pods"] if not _was_taken(pod)}
         taken = len(self._pods.get(uid, set()) - staying) + len(self._suspensions.get(uid, ()))
-        # A pod that is known from live reads alone comes and goes.
-        counted = retries.get("preempted", 0) if uid not in self._hidden else 0
+        # A Job or a pod that is known from live reads alone comes and goes.
+        counted = retries.get("preempted", 0) if uid not in self._hidden_runs else 0
         assert counted <= taken, f"I8: {taken} pods were taken away or suspended: {retries}"
         attempt = status.get("attempt", 0)
         assert attempt <= removed + 1, f"I8: attempt {attempt}, and {removed} Jobs were deleted"
@@ -303,14 +304,11 @@ def _was_taken(pod: Object) -> bool:
     return disrupted or "deletionTimestamp" in pod["metadata"]
 
 
-def _is_hidden(pod: Object) -> bool:
-    """Whether somebody took the operator's labels off a pod, or changed them: no watch brings it any more."""
-    labels = labels_of(pod)
-    return (
-        labels.get(MANAGED_BY_LABEL) != MANAGED_BY
-        or labels.get(UID_LABEL) != run_uid(pod)
-        or not labels.get(NAME_LABEL)
-    )
+def _is_hidden(child: Object) -> bool:
+    """Whether somebody took the operator's labels off a Job or a pod, or changed them: no watch brings it any more."""
+    labels, name = labels_of(child), child["metadata"]["name"]
+    is_ours = labels.get(MANAGED_BY_LABEL) == MANAGED_BY and labels.get(UID_LABEL) == run_uid(child)
+    return not (is_ours and name.startswith(f"{labels.get(NAME_LABEL)}-"))
 
 
 def goes_on(job: Object) -> bool:
