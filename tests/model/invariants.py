@@ -299,7 +299,7 @@ def _stated(run: Object) -> dict[str, Object]:
 
 
 def _was_taken(pod: Object) -> bool:
-    """Whether a pod that is there was preempted or deleted, or its trainer told to stop, as by a node that shuts down."""
+    """Whether a pod that is there was preempted or deleted, or its trainer told to stop, as where a node shuts down."""
     disrupted = condition_of(pod["status"], "DisruptionTarget").get("status") == "True"
     ended = [item["state"].get("terminated", {}) for item in pod["status"].get("containerStatuses", ())]
     return disrupted or "deletionTimestamp" in pod["metadata"] or any(state.get("exitCode") == 143 for state in ended)
