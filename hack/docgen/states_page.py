@@ -39,7 +39,7 @@ _BOX_ROWS = {
     Group.RUNNING: ("The preflight or, on every node, the trainer runs.", "its work is done, or it fails"),
     Group.RETRYING: (
         "A pod failed or was evicted. A new one resumes from the last checkpoint.",
-        "the new pod runs",
+        "the new pod runs or, after an eviction, is made",
     ),
     Group.FAILING: ("The last pod failed for good. Its Job reports that within seconds.", "the Job is failed"),
     Group.SUCCEEDED: ("The adapter is verified and published.", "never"),

@@ -10,24 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tests.model.life import PENDING_TIMEOUT_S, Life
-from tests.model.objects import condition_of, controller_uid, has_failed, is_over, run_uid
+from tests.model.objects import condition_of, controller_uid, exit_codes, has_failed, has_our_labels, is_over, run_uid
 from tests.model.queues import is_held, workload_of
 from tests.model.server import labels_of
 from tests.model.talk import PASSWORD, SECRET
 from tests.unit.contradictions import contradictions
 
 from lora_operator.model.conditions import result_of
-from lora_operator.model.names import (
-    INDEX_LABEL,
-    JOB_NAME_LABEL,
-    MANAGED_BY,
-    MANAGED_BY_LABEL,
-    NAME_LABEL,
-    QUEUE_LABEL,
-    TRAIN,
-    UID_LABEL,
-    place_of,
-)
+from lora_operator.model.names import INDEX_LABEL, JOB_NAME_LABEL, QUEUE_LABEL, TRAIN, place_of
 from lora_operator.model.wording import parse_instant
 
 if TYPE_CHECKING:
@@ -58,7 +48,6 @@ class Witness:
         self._read: set[tuple[str, str]] = set()
         self._pods: dict[str, set[str]] = {}
         self._suspensions: dict[str, set[tuple[str, str]]] = {}
-        self._hidden: set[str] = set()
         self._hidden_runs: set[str] = set()
 
     def look(self, seen: Mapping[str, Sequence[Object]]) -> None:
@@ -74,9 +63,8 @@ class Witness:
                 self._life.failed.setdefault(run_uid(pod), set()).add(pod["metadata"]["uid"])
             self._pods.setdefault(run_uid(pod), set()).add(pod["metadata"]["uid"])
         for child in (*seen["jobs"], *seen["pods"]):
-            if _is_hidden(child):
+            if not has_our_labels(child):
                 self._hidden_runs.add(run_uid(child))
-                self._hidden.add(child["metadata"]["uid"])
         for job in seen["jobs"]:
             held = condition_of(job.get("status", {}), "Suspended")
             if held.get("status") == "True":
@@ -163,7 +151,7 @@ class Witness:
             for pod in seen["pods"]
             if pod["metadata"]["uid"] in self._life.reporting
             and controller_uid(pod) in complete
-            and not _is_hidden(pod)
+            and has_our_labels(pod)
         ]
         assert not reports, f"A7: no plan, though there is the report of {reports}"
 
@@ -301,15 +289,7 @@ def _stated(run: Object) -> dict[str, Object]:
 def _was_taken(pod: Object) -> bool:
     """Whether a pod that is there was preempted or deleted, or its trainer told to stop, as where a node shuts down."""
     disrupted = condition_of(pod["status"], "DisruptionTarget").get("status") == "True"
-    ended = [item["state"].get("terminated", {}) for item in pod["status"].get("containerStatuses", ())]
-    return disrupted or "deletionTimestamp" in pod["metadata"] or any(state.get("exitCode") == 143 for state in ended)
-
-
-def _is_hidden(child: Object) -> bool:
-    """Whether somebody took the operator's labels off a Job or a pod, or changed them: no watch brings it any more."""
-    labels, name = labels_of(child), child["metadata"]["name"]
-    is_ours = labels.get(MANAGED_BY_LABEL) == MANAGED_BY and labels.get(UID_LABEL) == run_uid(child)
-    return not (is_ours and name.startswith(f"{labels.get(NAME_LABEL)}-"))
+    return disrupted or "deletionTimestamp" in pod["metadata"] or 143 in exit_codes(pod)
 
 
 def goes_on(job: Object) -> bool:

@@ -5,7 +5,16 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from lora_operator.model.names import CONFIG_ANNOTATION, JOB_NAME_LABEL, TRAIN, place_of
+from lora_operator.model.names import (
+    CONFIG_ANNOTATION,
+    JOB_NAME_LABEL,
+    MANAGED_BY,
+    MANAGED_BY_LABEL,
+    NAME_LABEL,
+    TRAIN,
+    UID_LABEL,
+    place_of,
+)
 from lora_operator.model.wording import instant
 
 Object = dict[str, Any]
@@ -31,8 +40,13 @@ def is_over(pod: Mapping[str, Any]) -> bool:
 
 def has_failed(pod: Mapping[str, Any]) -> bool:
     """Whether a pod has ended, or its trainer, and not well."""
+    return pod["status"].get("phase") == "Failed" or any(exit_codes(pod))
+
+
+def exit_codes(pod: Mapping[str, Any]) -> list[int]:
+    """Those of its containers that have ended."""
     ended = [item["state"].get("terminated", {}) for item in pod["status"].get("containerStatuses", ())]
-    return pod["status"].get("phase") == "Failed" or any(state.get("exitCode") for state in ended)
+    return [state["exitCode"] for state in ended if "exitCode" in state]
 
 
 def run_uid(document: Mapping[str, Any]) -> str:
@@ -42,6 +56,13 @@ def run_uid(document: Mapping[str, Any]) -> str:
     config = (template.get("annotations") or {}).get(CONFIG_ANNOTATION)
     owners = (owner for owner in metadata.get("ownerReferences") or () if owner["kind"] == "LoRAFineTune")
     return str(json.loads(config)["run"]["uid"] if config else next((owner["uid"] for owner in owners), ""))
+
+
+def has_our_labels(child: Mapping[str, Any]) -> bool:
+    """Whether the operator's labels on a Job or a pod are as it made them: its watches bring nothing without them."""
+    labels, name = child["metadata"].get("labels") or {}, child["metadata"]["name"]
+    is_ours = labels.get(MANAGED_BY_LABEL) == MANAGED_BY and labels.get(UID_LABEL) == run_uid(child)
+    return is_ours and name.startswith(f"{labels.get(NAME_LABEL)}-")
 
 
 def controller_uid(document: Mapping[str, Any]) -> str:

@@ -173,12 +173,13 @@ def _with_pod(run: Run, job: JobView, pod: PodView) -> RunState:
 
 def _awaited(run: Run, job: JobView, pod: PodView) -> StateReason:
     """What must come about before all pods run."""
-    refused = trouble_of_job(job, run.job_pods, run.observed.events) if _lacks_pods(run, job) else None
+    lacks_pods = _lacks_pods(run, job)
+    refused = trouble_of_job(job, run.job_pods, run.observed.events) if lacks_pods else None
     if refused is not None:
         return refused
     # One that was taken away is in the state Evicted until the next is there: left and entered again for the same pod,
     # it would be counted twice.
-    if not run.failures or (was_disrupted(run.failures[0][0]) and not _lacks_pods(run, job)):
+    if not run.failures or (was_disrupted(run.failures[0][0]) and not lacks_pods):
         why = _starting(pod)
         return dataclasses.replace(why, message=f"{why.message}{_after(run.failures)}")
     return _restarting(run, job, *run.failures[0])
