@@ -32,7 +32,8 @@ class Rule:
     read and of `has`, which says whether a field of it is written. Both are of one mind, as tests on a server show.
     Without `broken` it is about a change, which only the server sees.
 
-    `quoted` puts the value before the sentence on the server, which names the field alone. `at` is the field below
+    `quoted` puts the value before the sentence on the server, which names the field alone; not a whole number, of whose
+    text the server does not know the length. `at` is the field below
     this one that it is about. `forbidden` says that the field is what must go, not its value. `among` are the keys that
     a map may have: of another one it is said which was meant.
     """

@@ -648,7 +648,6 @@ class TrainingConfig:
                     "self.microBatchSize == 0",
                     message="must divide effectiveBatchSize without remainder: for an effectiveBatchSize of 16 use "
                     "1, 2, 4, 8 or 16",
-                    quoted=True,
                     broken=lambda training, _: (
                         training.micro_batch_size and training.effective_batch_size % training.micro_batch_size
                     ),

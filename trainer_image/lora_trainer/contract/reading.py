@@ -30,7 +30,9 @@ def check_between(found: Any, section: Reader) -> None:
                 holder, key, value = section, field.key, getattr(found, field.name)
                 for below in rule.at.split(".")[1:]:
                     holder, key = holder.quiet(key), below
-                    value = next(getattr(value, each.name) for each in described(cast("type", type(value))) if each.key == below)
+                    value = next(
+                        getattr(value, each.name) for each in described(cast("type", type(value))) if each.key == below
+                    )
                 # As it is written; what is not has its default.
                 given = holder.document.get(key)
                 holder.complain(key, value if given is None else given, rule.message)

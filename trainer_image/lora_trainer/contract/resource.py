@@ -328,7 +328,6 @@ class Resources:
                     ".replace('g.', '').replace('gb', ''))",
                     forbidden=True,
                     message="is more than the slice of a GPU in gpuResourceName has: lower or remove it",
-                    quoted=True,
                     broken=lambda asked, _: asked.gpus > 0 and _more_than_its_slice(asked),
                 ),
             ),
