@@ -32,7 +32,7 @@ class Problem:
 class Reader:
     """A view of one object of a manifest. Reads never fail: what is wrong is added to `problems`.
 
-    `strict` refuses what a stored resource may have: fields that nobody knows, and amounts too small to make sense.
+    `strict` refuses fields that nobody knows, as kubectl does.
     """
 
     path: str
@@ -85,7 +85,7 @@ class Reader:
         if value is None:
             return None
         if not isinstance(value, str) or not shortest <= len(value) <= longest:
-            self.complain(key, value, f"must be a string of {shortest} to {longest} characters")
+            self.complain(key, value, f"must be a string {_length(shortest, longest)}")
             return None
         return value
 
@@ -180,7 +180,7 @@ class Reader:
                 return {}
             if not isinstance(item, str) or not shortest <= len(item) <= longest:
                 written = json.dumps(item) if isinstance(item, bool | int | float) else "false"
-                rule = f'must be quoted, of {shortest} to {longest} characters, as in {name}: "{written}"'
+                rule = f'must be quoted, {_length(shortest, longest)}, as in {name}: "{written}"'
                 self.complain(f"{key}.{name}", item, rule)
                 return {}
         return dict(value)
@@ -214,6 +214,10 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     by_lower = {other.lower(): other for other in sorted(known)}
     found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.7)
     return by_lower[found[0]] if found else None
+
+
+def _length(shortest: int, longest: int) -> str:
+    return f"of {shortest} to {longest} characters" if shortest else f"of at most {longest} characters"
 
 
 def _whole(value: object, low: int, high: int) -> bool:
