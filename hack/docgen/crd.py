@@ -2,7 +2,6 @@
 
 import dataclasses
 import enum
-import re
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ import yaml
 
 from lora_trainer.contract.api import Api, Described, Rule, Shape, described
 from lora_trainer.contract.fields import DECIMAL
-from lora_trainer.contract.manifest import API_VERSION, KIND
+from lora_trainer.contract.manifest import ANOTHER, API_VERSION, KIND, NAME
 from lora_trainer.contract.reading import written
 from lora_trainer.contract.resource import Spec
 from lora_trainer.contract.status import Status
@@ -41,18 +40,6 @@ _STATUS = (
 _ABOUT_NAME = (
     "Name of the run, which becomes part of the names of its Job and pods: at most 52 lower-case letters, digits and "
     '"-", starting with a letter.'
-)
-_NAME = Rule(
-    cel="self.size() <= 52 && self.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-    shown='"{self}" cannot name a run: use at most 52 lower-case letters, digits and "-", starting with a letter and '
-    "ending with a letter or digit",
-    message='a run\'s name is at most 52 lower-case letters, digits and "-", starting with a letter and ending with a '
-    "letter or digit",
-)
-_ANOTHER = Rule(
-    cel="!has(self.spec.resumeFrom) || self.spec.resumeFrom.name != self.metadata.name",
-    forbidden=True,
-    message="it must be another run: a run resumes from its own checkpoints automatically; remove resumeFrom",
 )
 _WAITING = [
     {
@@ -104,7 +91,7 @@ def _field(field: Described, *, fixed: bool, complete: bool) -> Schema:
     default = _default(field)
     if default is not None:
         schema["default"] = default
-    rules = [_rule(rule) for rule in (*_own_rules(said), *said.rules)]
+    rules = [_rule(rule, value=_text(field, "self")) for rule in field.rules]
     if fixed and said.fixed is not None and not _is_object(field):
         rules.insert(0, _immutable(_same(said, said.fixed)))
     if rules:
@@ -163,7 +150,7 @@ def _item(field: Described, *, complete: bool) -> Schema:
     shape = Shape(kind)
     schema = {"type": _TYPES.get(shape, "string"), "description": said.about, **_limits(shape, kind, said)}
     if said.rules:
-        schema["x-kubernetes-validations"] = [_rule(rule) for rule in said.rules]
+        schema["x-kubernetes-validations"] = [_rule(rule, value="self") for rule in said.rules]
     return schema
 
 
@@ -215,7 +202,11 @@ def _between(field: Described, *, fixed: bool) -> Iterator[Schema]:
         appears = said.appears or f"has(self.{field.key}) == has(oldSelf.{field.key})"
         yield _immutable(appears, at=f".{field.key}")
     for rule in said.between:
-        yield _rule(rule, at=f".{field.key}{rule.at}")
+        about = field
+        for below in rule.at.split(".")[1:]:
+            about = next(each for each in described(about.kind) if each.key == below)
+        at = f".{field.key}{rule.at}"
+        yield _rule(rule, at=at, value=_text(about, f"self{at}"))
 
 
 def _same(said: Api, fixed: str) -> str:
@@ -229,46 +220,24 @@ def _immutable(cel: str, at: str = "") -> Schema:
     return _rule(Rule(cel=cel, forbidden=True, message=_IMMUTABLE), at=at)
 
 
-def _rule(rule: Rule, at: str = "") -> Schema:
+def _rule(rule: Rule, at: str = "", value: str = "") -> Schema:
+    """With the `value` before the sentence, where it is quoted."""
     schema: Schema = {"rule": rule.cel}
     if at:
         schema["fieldPath"] = at
     if rule.forbidden:
         schema["reason"] = "FieldValueForbidden"
-    if rule.shown:
-        schema["messageExpression"] = _expression(rule.shown)
+    if rule.quoted:
+        says = rule.message.replace("'", "\\'")
+        schema["messageExpression"] = f"'\"' + {value} + '\" {says}'"
     return {**schema, "message": rule.message}
 
 
-def _expression(shown: str) -> str:
-    """A text with expressions in braces, as one expression."""
-    parts = re.split(r"\{([^}]*)\}", shown)
-    texts = [part if number % 2 else f"'{part}'" for number, part in enumerate(parts) if part]
-    return " + ".join(texts)
-
-
-def _own_rules(said: Api) -> Iterator[Rule]:
-    """Of a quoted number that it is one, within its bounds."""
-    decimal = said.decimal
-    if decimal is None:
-        return
-    value = "string(self)" if decimal.or_whole else "self"
-    conditions = [f"{value}.matches('^{DECIMAL}$')"]
-    conditions += [f"double(self) > {said.low}.0"] if decimal.above_low else []
-    conditions += [f"double(self) {'<' if decimal.below_high else '<='} {said.high}.0"]
-    low = f"{'above' if decimal.above_low else 'from'} {_quoted(said.low, decimal.or_whole)}"
-    high = f"{'up to' if decimal.above_low else 'to below' if decimal.below_high else 'to'}"
-    high = f"{high} {_quoted(said.high, decimal.or_whole)}"
-    write = f"write a quoted number {low} {high}, as in {' or '.join(map(_quoted, decimal.examples))}"
-    if decimal.or_whole:
-        whole, fraction = decimal.examples
-        write = f'write a number {low} {high}, as in {whole}, with a fraction in quotes, as in "{fraction}"'
-    shown = f'"{{{value}}}" is not {decimal.noun}: {write}'
-    yield Rule(cel=" && ".join(conditions), shown=shown, message=write)
-
-
-def _quoted(number: object, plain: bool = False) -> str:
-    return str(number) if plain else f'"{number}"'
+def _text(field: Described, value: str) -> str:
+    """By CEL, the value as text."""
+    said = field.api
+    written = field.shape in {Shape.TEXT, Shape.CHOICE, Shape.DECIMAL} and not said.quantity
+    return value if written and not (said.decimal and said.decimal.or_whole) else f"string({value})"
 
 
 def _resource() -> Schema:
@@ -277,7 +246,7 @@ def _resource() -> Schema:
         "type": "string",
         "description": _ABOUT_NAME,
         "maxLength": 253,
-        "x-kubernetes-validations": [_rule(_NAME)],
+        "x-kubernetes-validations": [_rule(NAME, value="self")],
     }
     spec = object_schema(Spec, Api(about=_SPEC), fixed=True, complete=True)
     properties: Mapping[str, Any] = {
@@ -294,7 +263,7 @@ def _resource() -> Schema:
         "type": "object",
         "description": _RESOURCE,
         "required": ["spec"],
-        "x-kubernetes-validations": [_rule(_ANOTHER, at=".spec.resumeFrom.name")],
+        "x-kubernetes-validations": [_rule(ANOTHER, at=ANOTHER.at)],
         "properties": properties,
     }
 

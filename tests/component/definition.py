@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,11 @@ from localcluster.processes import wait_until
 
 DEFINITION = REPOSITORY / "crds/lorafinetunes.yaml"
 BAD = Path(__file__).parent / "crd_bad"
+OF_STRUCTURE = re.compile(
+    "Required value|must be of type|should (be|have)|(greater|less) than|supported values|Duplicate value|Too long|"
+    "must have at most"
+)
+"""So the API server speaks of types, choices, bounds and lengths, in its own words."""
 _IDENTITY = ("lora-operator.io", "v1alpha1")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.component.definition import BAD, DEFINITION, Api, changed, example, get, leaves, refusals
+from tests.component.definition import BAD, DEFINITION, OF_STRUCTURE, Api, changed, example, get, leaves, refusals
 from tests.unit.reports import make_plan, make_preflight
 
 from docgen.schema import load, walk
@@ -16,7 +16,7 @@ from lora_operator.decide.blocks import block_from
 from lora_operator.decide.results import plan_block, resolved_by_request
 from lora_operator.model.defaults import Defaults
 from lora_operator.model.request import read_request
-from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.contract.manifest import RunOptions, train_config, understand
 from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results
 
 # What an administrator may set for runs that are silent.
@@ -38,10 +38,14 @@ def cases() -> list[Any]:
 def test_a_bad_manifest_is_refused_in_one_sentence_that_names_the_field(
     api: Api, manifest: dict[str, Any], field: str, says: str
 ) -> None:
-    """Each case of crd_bad gets one complaint, about its field, with the phrase that helps."""
+    """Each case of crd_bad gets one complaint, about its field, with the phrase that helps. But for structure, which the
+    server has words of its own for, it ends as the sentence of whoever reads the manifest without it."""
     found = refusals(lambda: api.create(manifest))
     assert [refusal.field for refusal in found] == [field]
     assert says in found[0].message
+    if not OF_STRUCTURE.search(found[0].message):
+        (own,) = understand(manifest, RunOptions(uid="0", strict=True)).problems
+        assert found[0].message.endswith(own.rule)
 
 
 def test_the_manifest_that_the_bad_ones_start_from_is_good(api: Api) -> None:

@@ -2,15 +2,19 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tests.component.definition import BAD, changed
+from tests.component.definition import BAD, OF_STRUCTURE, changed
 
 from docgen.schema import Field, load, walk
-from lora_trainer.contract.manifest import RunOptions, understand
+from lora_trainer.contract.api import Rule, described
+from lora_trainer.contract.fields import Problem
+from lora_trainer.contract.manifest import ANOTHER, NAME, RunOptions, understand
+from lora_trainer.contract.resource import Spec
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CRD = load(REPOSITORY / "crds/lorafinetunes.yaml")
@@ -87,28 +91,45 @@ OF_THE_SERVER = {
     "a layer twice",
     "no product",
 }
-# Of two fields that exclude each other the contract names the one, and the server the other.
-THE_OTHER = {
-    "held-out rows chosen twice": "spec.dataset.validationUri",
-    "a preset and a list of modules": "spec.lora.targetModules",
-    "epochs and steps": "spec.training.maxSteps",
-}
 
 
 def bad_cases() -> list[Any]:
     """What the API server is asked in test_crd_on_api_server."""
     files = [path for path in sorted(BAD.glob("*.yaml")) if path.name != "base.yaml"]
     return [
-        pytest.param(case["change"], THE_OTHER.get(case["name"], case["field"]), id=case["name"])
+        pytest.param(case["change"], case["field"], case["says"], id=case["name"])
         for path in files
         for case in yaml.safe_load(path.read_text())
         if case["name"] not in OF_THE_SERVER
     ]
 
 
-@pytest.mark.parametrize(("change", "field"), bad_cases())
-def test_what_the_api_server_refuses_is_refused_without_it(change: dict[str, Any], field: str) -> None:
-    """At the same field, by trainer, client and operator; of a list's or a map's items the list or the map is named."""
+def problems(change: dict[str, Any]) -> tuple[Problem, ...]:
+    """What trainer, client and operator find."""
     base = yaml.safe_load((BAD / "base.yaml").read_text())
-    problems = understand(changed(base, change), RunOptions(uid="0", strict=True)).problems
-    assert any(f"{field}.".startswith((f"{problem.path}.", f"{problem.path}[")) for problem in problems)
+    return understand(changed(base, change), RunOptions(uid="0", strict=True)).problems
+
+
+@pytest.mark.parametrize(("change", "field", "says"), bad_cases())
+def test_what_the_api_server_refuses_is_refused_without_it(change: dict[str, Any], field: str, says: str) -> None:
+    """At the same field; of a list's or a map's items the list or the map is named. But for structure it is said in the
+    same words, before which the server puts the value in quotes."""
+    found = problems(change)
+    assert any(f"{field}.".startswith((f"{problem.path}.", f"{problem.path}[")) for problem in found)
+    if not OF_STRUCTURE.search(says):
+        (problem,) = found
+        assert says in f'"{problem.value}" {problem.rule}'
+
+
+def rules(kind: Any) -> Iterator[Rule]:
+    """All of a class and of those within that can be broken without a server."""
+    for field in described(kind):
+        yield from (rule for rule in (*field.rules, *field.item.rules, *field.api.between) if rule.broken)
+        if is_dataclass(field.kind):
+            yield from rules(field.kind)
+
+
+def test_every_rule_is_broken_by_a_case() -> None:
+    """So each is held against the API server, and its sentence with it."""
+    said = {problem.rule for case in bad_cases() for problem in problems(case.values[0])}
+    assert {rule.message for rule in (*rules(Spec), ANOTHER, NAME)} <= said

@@ -24,7 +24,7 @@ class Icing(enum.StrEnum):
     LEMON = "Lemon"
 
 
-_LETTERS = matching("[a-z]+", "is no name: write letters", "a name is letters", sentence="must be letters")
+_LETTERS = matching("[a-z]+", "is no cook's name: write letters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +66,16 @@ class Cake:
                     cel="!has(self.plate) || self.layers < 9",
                     at=".colour",
                     forbidden=True,
-                    shown='"{self.plate.colour}" is too weak for {string(self.layers)} layers',
-                    message="the plate is too weak",
+                    message="is too weak for nine layers",
+                    quoted=True,
+                    broken=lambda cake, has: has("plate") and cake.layers == 9,
                 ),
             ),
         ),
     )
 
 
+SHARE = 'is not a share: write a quoted number from "0" to below "1", as in "0.5"'
 _IMMUTABLE = {
     "reason": "FieldValueForbidden",
     "message": "immutable: it defines the run; create a new LoRAFineTune instead",
@@ -86,8 +88,8 @@ def test_the_schema_says_what_the_class_says() -> None:
     fixed = {"rule": "self == oldSelf", **_IMMUTABLE}
     letters = {
         "rule": "self.matches('^[a-z]+$')",
-        "messageExpression": "'\"' + self + '\" is no name: write letters'",
-        "message": "a name is letters",
+        "messageExpression": "'\"' + self + '\" is no cook\\'s name: write letters'",
+        "message": "is no cook's name: write letters",
     }
     whole = {"type": "integer", "format": "int32", "minimum": 1}
     assert schema["x-kubernetes-validations"] == [
@@ -99,11 +101,10 @@ def test_the_schema_says_what_the_class_says() -> None:
             "rule": "!has(self.plate) || self.layers < 9",
             "fieldPath": ".plate.colour",
             "reason": "FieldValueForbidden",
-            "messageExpression": "'\"' + self.plate.colour + '\" is too weak for ' + string(self.layers) + ' layers'",
-            "message": "the plate is too weak",
+            "messageExpression": "'\"' + self.plate.colour + '\" is too weak for nine layers'",
+            "message": "is too weak for nine layers",
         },
     ]
-    share = 'write a quoted number from "0" to below "1", as in "0.5"'
     assert schema["properties"] == {
         "layers": {
             **whole,
@@ -129,8 +130,8 @@ def test_the_schema_says_what_the_class_says() -> None:
                 fixed,
                 {
                     "rule": "self.matches('^[0-9]{1,7}([.][0-9]{1,12})?([eE][-+]?[0-9]{1,2})?$') && double(self) < 1.0",
-                    "messageExpression": f"'\"' + self + '\" is not a share: {share}'",
-                    "message": share,
+                    "messageExpression": f"'\"' + self + '\" {SHARE}'",
+                    "message": SHARE,
                 },
             ],
         },
@@ -182,15 +183,17 @@ def test_the_schema_says_what_the_class_says() -> None:
     [
         ({"layers": 10}, "cake.layers is 10: must be a whole number from 1 to 9"),
         ({"icing": "Salt"}, 'cake.icing is "Salt": must be one of Sugar, Lemon'),
-        ({"sweetness": 1}, 'must be a quoted decimal number, at least 0 and less than 1, as in sweetness: "1"'),
-        ({"sweetness": "1"}, 'cake.sweetness is "1": must be at least 0 and less than 1'),
+        ({"sweetness": 1}, 'cake.sweetness is 1: must be a quoted decimal number, as in sweetness: "1"'),
+        ({"sweetness": "1"}, f'cake.sweetness is "1": {SHARE}'),
+        ({"sweetness": "1\n"}, SHARE),
         ({"fruits": ["a", "b", "c"]}, "must be a list of at most 2 strings of 1 to 9 characters"),
-        ({"fruits": ["a", "B"]}, 'cake.fruits is "B": must be letters'),
+        ({"fruits": ["a", "B"]}, 'cake.fruits is "B": is no cook\'s name: write letters'),
         ({"grams": {"a": 10}}, "must map names to whole numbers from 1 to 9"),
         ({"grams": {"A": 1}}, 'cake.grams is "A": there is a key that is no name'),
         ({"plate": "white"}, 'cake.plate is "white": must be an object, as in plate: {colour: "white"}'),
         ({"plate": {}}, "cake.plate.colour is missing: must be set"),
-        ({"plate": {"colour": "a\n"}}, "must be letters"),
+        ({"plate": {"colour": "a\n"}}, "is no cook's name: write letters"),
+        ({"plate": {"colour": ""}}, 'cake.plate.colour is "": is no cook\'s name: write letters'),
         ({"plates": {}}, "there is no such field; did you mean plate?"),
     ],
 )
@@ -201,6 +204,25 @@ def test_a_wrong_value_gets_one_sentence_and_reads_as_the_default(document: dict
     (problem,) = map(str, problems)
     assert problem.endswith(sentence)
     assert (cake.layers, cake.icing, cake.sweetness) == (2, Icing.SUGAR, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("document", "sentences"),
+    [
+        ({"layers": 9, "plate": {"colour": "red"}}, ['cake.plate.colour is "red": is too weak for nine layers']),
+        ({"layers": 8, "plate": {"colour": "red"}}, []),
+        ({"layers": 9}, []),
+        ({"layers": 9, "height": 0, "plate": {"colour": "red"}}, ["cake.height is 0: must be a whole number from 1"]),
+    ],
+)
+def test_a_rule_between_fields_is_asked_where_each_of_them_is_right(
+    document: dict[str, Any], sentences: list[str]
+) -> None:
+    """At the field that it is about, with what is written there."""
+    problems: list[Problem] = []
+    read(Cake, Reader(path="cake", document=document, problems=problems, strict=True))
+    assert len(problems) == len(sentences)
+    assert all(str(problem).startswith(said) for problem, said in zip(problems, sentences, strict=True))
 
 
 def test_what_is_right_is_read() -> None:

@@ -136,17 +136,17 @@ MIG = "nvidia.com/mig-1g.10gb"
 UNOBTAINABLE: list[tuple[dict[str, Any], str]] = [
     (
         {"gpuResourceName": MIG, "gpuMinMemoryGiB": 11},
-        f"GiB is 11: must be at most 10, the memory of {MIG}:",
+        "GiB is 11: is more than the slice of a GPU in gpuResourceName has",
     ),
-    ({"gpuResourceName": f"{MIG}.shared", "gpuMinMemoryGiB": 11}, f"at most 10, the memory of {MIG}.shared"),
+    ({"gpuResourceName": f"{MIG}.shared", "gpuMinMemoryGiB": 11}, "is more than the slice"),
     ({"gpuProducts": ["Tesla-T4", "NVIDIA-L4"], "gpuMinMemoryGiB": 32}, "at most what one of Tesla-T4, NVIDIA-L4 has"),
     (
         {"gpuResourceName": "amd.com/gpu", "gpuMinMemoryGiB": 64},
-        "gpuMinMemoryGiB is 64: must not be set with",
+        "gpuMinMemoryGiB is 64: nodes with GPUs of this gpuResourceName lack the labels of NVIDIA",
     ),
     (
         {"gpuResourceName": "gpu.intel.com/xe", "gpuProducts": ["A"]},
-        "gpuProducts is ['A']: must not be set with",
+        "gpuProducts is ['A']: nodes with GPUs of this",
     ),
 ]
 
@@ -158,7 +158,7 @@ def test_what_no_node_can_give_is_refused(resources: dict[str, Any], rule: str) 
         device(resources)
     assert len(refused.value.problems) == 1
     assert rule in str(refused.value)
-    with pytest.raises(ManifestError, match="must not be set with gpus 0"):
+    with pytest.raises(ManifestError, match="a run without GPUs cannot choose one"):
         device({**resources, "gpus": 0})
 
 
@@ -220,32 +220,23 @@ def test_a_setting_may_know_less_memory_than_the_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("resources", "problem"),
+    ("resources", "resource", "problem"),
     [
-        (
-            {"memory": "0"},
-            'spec.resources.memory is "0": must be an amount of memory above 0, in Mi or Gi, as in "16Gi"',
-        ),
-        ({"memory": 16}, 'spec.resources.memory is 16: must be at least 16Mi, with its unit, as in "16Gi"'),
-        (
-            {"memory": "16GB"},
-            'spec.resources.memory is "16GB": must be an amount of memory above 0, in Mi or Gi, as in "16Gi"',
-        ),
-        ({"cpu": 0}, 'spec.resources.cpu is 0: must be an amount of CPU above 0, as in 4 or "500m"'),
-        ({"cpu": True}, 'spec.resources.cpu is true: must be an amount of CPU above 0, as in 4 or "500m"'),
-        ({"ephemeralStorage": "1Mi"}, "spec.resources.ephemeralStorage is"),
-        (
-            {"memory": "2Gi", "sharedMemory": "4Gi"},
-            'spec.resources.sharedMemory is "4Gi": must be at most memory, which it counts as part of: raise memory',
-        ),
+        ({"gpuProducts": ["NVIDIA-L4"]}, "amd.com/gpu", "nodes with GPUs of this gpuResourceName lack the labels"),
+        ({"gpuMinMemoryGiB": 11}, MIG, "is more than the slice of a GPU in gpuResourceName has"),
+        ({"extendedResources": {"a.b/gpu": 1}}, "a.b/gpu", "GPUs are asked for with gpus and gpuResourceName"),
+        ({"gpus": 0, "gpuProducts": ["NVIDIA-L4"]}, "amd.com/gpu", "a run without GPUs cannot choose one"),
     ],
     ids=str,
 )
-def test_a_quantity_that_the_api_server_refuses_is_refused_without_one(resources: dict[str, Any], problem: str) -> None:
-    """In a sentence, by whoever reads a manifest by hand."""
+def test_what_does_not_go_with_a_name_does_not_with_the_clusters_own(
+    resources: dict[str, Any], resource: str, problem: str
+) -> None:
+    """In the same sentence, once; the API server does not know it."""
     with pytest.raises(ManifestError) as caught:
-        train_config(make_manifest(spec={"resources": resources}), RunOptions(uid="u", strict=True))
-    assert problem in str(caught.value)
+        train_config(make_manifest(spec={"resources": resources}), RunOptions(uid="u", gpu_resource=resource))
+    (found,) = caught.value.problems
+    assert found.rule.startswith(problem)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +262,6 @@ def test_only_a_selected_gpu_is_marked_so() -> None:
 
 
 def test_what_a_pod_is_given_is_known_to_the_run() -> None:
-    """Stored resources may be smaller than what is taken today; what is silent is left to the cluster."""
-    assert device({"memory": "1.5Gi", "sharedMemory": "8Mi"}).pod_memory_bytes == 3 * 2**29
-    assert device({"memory": "8Mi"}).pod_memory_bytes == 8 * MIB
+    """What is silent is left to the cluster."""
+    assert device({"memory": "1.5Gi"}).pod_memory_bytes == 3 * 2**29
     assert device({}).pod_memory_bytes is None

@@ -27,15 +27,15 @@ def test_a_minimal_resource_asks_for_the_defaults() -> None:
 BAD = [
     ({"resources": {"gpus": "one"}}, 'spec.resources.gpus is "one"', "whole number"),
     ({"resources": {"cpu": True}}, "spec.resources.cpu is true", 'as in 4 or "500m"'),
-    ({"resources": {"cpu": 0}}, "spec.resources.cpu is 0", "above 0"),
+    ({"resources": {"cpu": 0}}, 'spec.resources.cpu is "0"', "above 0"),
     ({"resources": {"memory": "16 GB"}}, 'spec.resources.memory is "16 GB"', 'as in "16Gi"'),
     ({"resources": {"gpuResourceName": 7}}, "spec.resources.gpuResourceName is 7", "string"),
     ({"resources": []}, "spec.resources is []", "must be an object"),
     ({"scheduling": 3}, "spec.scheduling is 3", "must be an object"),
-    ({"scheduling": {"nodeSelector": {"zone": 1}}}, "spec.scheduling.nodeSelector is 1", "strings to strings"),
+    ({"scheduling": {"nodeSelector": {"zone": 1}}}, "spec.scheduling.nodeSelector.zone is 1", 'as in zone: "1"'),
     ({"scheduling": {"tolerations": {}}}, "spec.scheduling.tolerations is {}", "at most 32 tolerations"),
     ({"scheduling": {"tolerations": [1]}}, "spec.scheduling.tolerations is [1]", "at most 32 tolerations"),
-    ({"scheduling": {"priorityClassName": ""}}, 'spec.scheduling.priorityClassName is ""', "1 to 253 characters"),
+    ({"scheduling": {"priorityClassName": ""}}, 'spec.scheduling.priorityClassName is ""', "a PriorityClass"),
     ({"suspend": "yes"}, 'spec.suspend is "yes"', "true or false"),
     ({"maxRetries": 21}, "spec.maxRetries is 21", "from 0 to 20"),
     ({"activeDeadlineSeconds": 0}, "spec.activeDeadlineSeconds is 0", "from 1 to"),
@@ -58,7 +58,7 @@ def test_all_problems_come_at_once() -> None:
     assert len(found) == 3
 
 
-@pytest.mark.parametrize("value", ["500m", 4, "0.5", 2.5, "16Gi", "1e3", "2k"])
+@pytest.mark.parametrize("value", ["20000000", 20_000_000, "0.5Gi", "2.5G", "16Gi", "1e9", "20000k"])
 def test_quantities_of_kubernetes_are_understood(value: object) -> None:
     """As numbers or strings."""
     assert problems(resources={"cpu": value, "memory": value}) == []
@@ -81,9 +81,8 @@ def test_the_fields_that_may_change_are_read_alone() -> None:
 @pytest.mark.parametrize("amount", ["4", 4, "500m", ".5", "5.", "+4", "1e3", "1E-1", "100000000n", "2Gi", "1E", "3k"])
 def test_every_amount_that_kubernetes_reads_is_taken(amount: object) -> None:
     """The API server has let it pass at apply, so the run must not fail for it later."""
-    request = read_request(make_manifest(spec={"resources": {"cpu": amount, "memory": amount}}), OPTIONS)
-    assert request.problems == ()
-    assert (request.pod.cpu, request.pod.memory) == (str(amount), str(amount))
+    request = read_request(make_manifest(spec={"resources": {"cpu": amount}}), OPTIONS)
+    assert (request.problems, request.pod.cpu) == ((), str(amount))
 
 
 @pytest.mark.parametrize("amount", ["much", "", "0", "0m", "0e3", "-1", "1K", "1ki", "4 Gi", "16GiB", ".", "1e", True])

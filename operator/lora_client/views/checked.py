@@ -65,7 +65,7 @@ def shown(problem: Problem) -> str:
     if problem.rule.startswith(_NO_FIELD):
         # A field of this name elsewhere is nearer than one that is only spelt like it.
         return f"{problem.path}: {_NO_FIELD}{field_hint(problem.path)}" if field_hint(problem.path) else str(problem)
-    if problem.rule.startswith(("must start with", "must be hf://")):
+    if problem.rule.startswith(("has no supported scheme", "is not hf://")):
         return f"{problem}{address_hint(problem.path, problem.value)}"
     return f"{problem}{hint(problem.path, problem.value) if 'must be one of' in problem.rule else ''}"
 

@@ -250,7 +250,7 @@ def test_a_field_that_the_cluster_does_not_know_names_an_older_operator() -> Non
         ({"dataset": {"uri": "hf://datasets/a/b"}}, "did you mean hf://a/b?"),
         ({"model": {"uri": "https://hf.co/a/b/tree/main"}}, "did you mean hf://a/b?"),
         ({"dataset": {"uri": "hf://a/b", "validationUri": "c/d"}}, "did you mean hf://c/d?"),
-        ({"dataset": {"uri": "gs://bucket/a.jsonl"}}, "must start with pvc:// or configmap:// or hf:// or s3://"),
+        ({"dataset": {"uri": "gs://bucket/a.jsonl"}}, "has no supported scheme: write pvc://claim/path"),
         ({"tracking": {"kind": "wandb", "project": "x"}}, "did you mean WandB?"),
     ],
 )

@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from lora_trainer.contract import codec
+from lora_trainer.contract.fields import DECIMAL
 
 LONGEST_FACT, MOST_FACTS = 1024, 256
 """Of a text, in characters, and of a list in the status."""
@@ -24,40 +25,58 @@ _KEY = "api"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """A rule of the API server's: `cel` must hold, or `message` is said.
+    """A rule, and the one sentence that is said where it does not hold, which reads on from the field and its value.
 
-    `shown` is the better message with values in it, each a CEL expression in braces, as in `"{self}" names no claim`.
-    `at` is the field below this one that it is about. `forbidden` says that the field is what must go, not its value.
-    `pattern` is the same rule for whoever reads a manifest without the server, and `sentence` what is said then; of a
-    rule between fields it is `broken`, which the object breaks that was read, and `message` is said. Rules without
-    either are those whose sentence names more than a message can (`manifest`).
+    The API server keeps it by `cel`, which must hold; whoever reads a manifest without the server by `broken`, which
+    must not. It is asked of a field's text, or of each key of a map; of a rule between fields, of the object that was
+    read and of `has`, which says whether a field of it is written. Both are of one mind, as tests on a server show.
+    Without `broken` it is about a change, which only the server sees.
+
+    `quoted` puts the value before the sentence on the server, which names the field alone; not a whole number, of whose
+    text the server does not know the length. `at` is the field below
+    this one that it is about. `forbidden` says that the field is what must go, not its value. `among` are the keys that
+    a map may have: of another one it is said which was meant.
     """
 
     cel: str
     message: str
-    shown: str = ""
+    quoted: bool = False
     at: str = ""
     forbidden: bool = False
-    pattern: str = ""
-    sentence: str = ""
-    broken: Callable[[Any], bool] | None = None
+    broken: Callable[..., bool] | None = None
+    among: tuple[str, ...] = ()
 
     def allows(self, text: str) -> bool:
-        """Whether a text is of the pattern, where there is one."""
-        return not self.pattern or re.fullmatch(self.pattern, text) is not None
+        """Whether a text, or a key, keeps a rule of its own field."""
+        return self.broken is None or not self.broken(text)
 
 
-def matching(pattern: str, says: str, message: str, *, sentence: str = "", empty: bool = False) -> Rule:
-    """That a text as a whole is of a pattern, or, where it may be, `empty`. `says` stands behind the text in quotes."""
-    pattern = f"({pattern})?" if empty else pattern
-    cel, shown = f"self.matches('^{pattern}$')", f'"{{self}}" {says}'
-    return Rule(cel=cel, message=message, shown=shown, pattern=pattern, sentence=sentence or says)
+def found(pattern: str, text: str) -> bool:
+    """Whether there is a pattern of CEL's in a text; its end is no line's."""
+    return re.search(pattern.replace("$", r"\Z"), text) is not None
 
 
-def keys_matching(pattern: str, longest: int, message: str) -> Rule:
-    """That each key of a map is of a pattern."""
-    cel = f"self.all(k, k.size() <= {longest} && k.matches('^{pattern}$'))"
-    return Rule(cel=cel, message=message, pattern=pattern, sentence=message)
+def matching(pattern: str, says: str, *, empty: bool = False) -> Rule:
+    """That a text as a whole is of a pattern, or, where it may be, `empty`."""
+    whole = f"^({pattern})?$" if empty else f"^{pattern}$"
+    return Rule(cel=f"self.matches('{whole}')", message=says, quoted=True, broken=lambda text: not found(whole, text))
+
+
+def keys_matching(pattern: str, longest: int, message: str, *, but: str = "") -> Rule:
+    """That each key of a map is of a pattern, `but` none in which that other one is."""
+    whole = f"^{pattern}$"
+    other = f" && !k.matches('{but}')" if but else ""
+    return Rule(
+        cel=f"self.all(k, k.size() <= {longest} && k.matches('{whole}'){other})",
+        message=message,
+        broken=lambda key: len(key) > longest or not found(whole, key) or bool(but and found(but, key)),
+    )
+
+
+def keys_among(keys: tuple[str, ...], message: str) -> Rule:
+    """That a map has no other keys."""
+    cel = f"self.all(k, k in {list(keys)})"
+    return Rule(cel=cel, message=message, broken=lambda key: key not in keys, among=keys)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +92,36 @@ class Decimal:
     below_high: bool = False
     or_whole: bool = False
 
+    def rule(self, low: int, high: int) -> Rule:
+        """That a text is such a number, from `low` to `high`."""
+        value = "string(self)" if self.or_whole else "self"
+        conditions = [f"{value}.matches('^{DECIMAL}$')"]
+        conditions += [f"double(self) > {low}.0"] if self.above_low else []
+        conditions += [f"double(self) {'<' if self.below_high else '<='} {high}.0"]
+        least, most = (str(low), str(high)) if self.or_whole else (f'"{low}"', f'"{high}"')
+        bounds = f"{'above' if self.above_low else 'from'} {least} "
+        bounds += f"{'up to' if self.above_low else 'to below' if self.below_high else 'to'} {most}"
+        write = f"write a quoted number {bounds}, as in {' or '.join(map(_quoted, self.examples))}"
+        if self.or_whole:
+            whole, fraction = self.examples
+            write = f'write a number {bounds}, as in {whole}, with a fraction in quotes, as in "{fraction}"'
+        return Rule(
+            cel=" && ".join(conditions),
+            message=f"is not {self.noun}: {write}",
+            quoted=True,
+            broken=lambda text: not (found(f"^{DECIMAL}$", text) and self._within(float(text), low, high)),
+        )
+
+    def _within(self, number: float, low: int, high: int) -> bool:
+        """A decimal has no sign: it is never below 0."""
+        return (number > low if self.above_low else number >= low) and (
+            number < high if self.below_high else number <= high
+        )
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
@@ -84,8 +133,8 @@ class Api:
     that holds it, with other fields. `filled` is whether the server fills in the default. `fixed` is the rule by which
     the field keeps its first value, None where it may change, and `appears` that by which it is then neither added nor
     removed. `document` is the class that describes a value which is passed on as it was written, a Kubernetes type of
-    its own. `quantity` marks an amount of Kubernetes, `key` that an item of a list is known by this field, `read` what
-    reads the field where its type does not tell how. `plural` is what a list of objects is called.
+    its own. `quantity` marks an amount of Kubernetes, `key` that an item of a list is known by this field. `plural` is
+    what a list of objects is called.
     """
 
     about: str
@@ -108,7 +157,6 @@ class Api:
     document: type | None = None
     key: str = ""
     plural: str = ""
-    read: Callable[[Any, str], Any] | None = None
 
 
 def api(about: str, **more: Any) -> Mapping[str, Any]:
@@ -161,9 +209,11 @@ class Described:
         return self.api.item or Api(about="")
 
     @functools.cached_property
-    def patterned(self) -> bool:
-        """Whether a text of it has to be of a pattern."""
-        return any(rule.pattern for said in (self.api, self.api.item) if said for rule in said.rules)
+    def rules(self) -> tuple[Rule, ...]:
+        """Those of the value alone, that a quoted number is one included."""
+        said = self.api
+        number = (said.decimal.rule(said.low or 0, said.high or 0),) if said.decimal else ()
+        return (*number, *said.rules)
 
 
 @functools.cache
@@ -206,14 +256,6 @@ def paths(kind: type, above: str) -> Iterator[str]:
         yield path
         if dataclasses.is_dataclass(field.kind) and field.shape is not Shape.MAP:
             yield from paths(typing.cast("type", field.kind), path)
-
-
-@functools.cache
-def breakable(kind: Any) -> tuple[tuple[str, Rule, Callable[[Any], bool]], ...]:
-    """The rules between the fields of a class that an object which was read can break, each with its field's name."""
-    return tuple(
-        (field.key, rule, rule.broken) for field in described(kind) for rule in field.api.between if rule.broken
-    )
 
 
 @functools.cache

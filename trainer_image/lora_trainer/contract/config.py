@@ -7,16 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_trainer.contract import codec, template_fields
-from lora_trainer.contract.addresses import (
-    DATASET_RULES,
-    MODEL_RULES,
-    OUTPUT_RULES,
-    read_dataset_address,
-    read_model_address,
-    read_output_address,
-)
+from lora_trainer.contract.addresses import DATASET_RULES, MODEL_RULES, OUTPUT_RULES
 from lora_trainer.contract.api import Api, Decimal, Rule, api, keys_matching, matching
-from lora_trainer.contract.column_roles import MOST_COLUMNS, ROLES_EXIST, ROLES_GO_TOGETHER, read_columns
+from lora_trainer.contract.column_roles import MOST_COLUMNS, ROLES_DIFFER, ROLES_EXIST, ROLES_GO_TOGETHER
 from lora_trainer.contract.uri import CLAIM_NAME
 
 VERSION = "lora-operator.io/train-config/v1"
@@ -38,7 +31,7 @@ def _names(example: str, path: str = "", noun: str = "module") -> Any:
         f"{example + ' or ' + path if path else example} (patterns are not supported)"
     )
     about = f"A {noun}'s name, or the end of its path."
-    named = matching(_MODULE, says, f"write the name of a {noun}, as in {example}")
+    named = matching(_MODULE, says)
     return {"fewest": 1, "most": 64, "item": Api(about=about, longest=128, rules=(named,))}
 
 
@@ -214,7 +207,6 @@ class ModelConfig:
             "save_pretrained. Weights must be safetensors; code that comes with a model is never run.",
             longest=512,
             rules=MODEL_RULES,
-            read=read_model_address,
         )
     )
 
@@ -238,7 +230,6 @@ class DatasetConfig:
             "Claims and ConfigMaps are those of the same namespace.",
             longest=512,
             rules=DATASET_RULES,
-            read=read_dataset_address,
         )
     )
     format: DatasetFormat = field(
@@ -260,9 +251,8 @@ class DatasetConfig:
             fewest=1,
             most=MOST_COLUMNS,
             item=Api(about="The column that plays this role.", shortest=1, longest=128),
-            read=read_columns,
             rules=(ROLES_EXIST,),
-            between=(ROLES_GO_TOGETHER,),
+            between=(ROLES_GO_TOGETHER, ROLES_DIFFER),
         ),
     )
     split: str = field(
@@ -274,17 +264,18 @@ class DatasetConfig:
                 matching(
                     "[A-Za-z0-9_][-A-Za-z0-9_.]*",
                     'is not the name of a split: write letters, digits, "_", "-" and ".", as in train or train_sft',
-                    "write the name of a split, as in train",
-                    sentence="must be the name of a split: letters, digits, '_', '-' and '.'",
                 ),
             ),
             between=(
                 Rule(
                     cel="self.split == 'train' || !self.uri.matches('^(pvc|configmap|s3)://')",
                     forbidden=True,
-                    shown='"{self.split}" cannot be chosen here, since only data sets on the Hub have splits: remove '
-                    "split, and name the file itself in uri",
-                    message="only data sets on the Hub have splits: remove split, and name the file itself in uri",
+                    message="cannot be chosen here, since only data sets on the Hub have splits: remove split, and "
+                    "name the file itself in uri",
+                    quoted=True,
+                    broken=lambda dataset, _: (
+                        dataset.split != "train" and dataset.uri.startswith(("pvc://", "configmap://", "s3://"))
+                    ),
                 ),
             ),
         ),
@@ -297,7 +288,6 @@ class DatasetConfig:
             "validation or test is taken, or, where it has neither and is not that of uri, the one in split.",
             longest=512,
             rules=DATASET_RULES,
-            read=read_dataset_address,
         ),
     )
     validation_fraction: float = field(
@@ -314,9 +304,10 @@ class DatasetConfig:
                 Rule(
                     cel="!(has(self.validationFraction) && has(self.validationUri))",
                     forbidden=True,
-                    shown='"{self.validationFraction}" and validationUri are both set, and either would choose the '
-                    "held-out rows: keep one and remove the other",
-                    message="validationFraction and validationUri are both set: keep one and remove the other",
+                    message="is set together with validationUri, and either would choose the held-out rows: keep one "
+                    "and remove the other",
+                    quoted=True,
+                    broken=lambda _, has: has("validationFraction") and has("validationUri"),
                 ),
             ),
         ),
@@ -351,7 +342,6 @@ class DatasetConfig:
             "is stored beside the adapter as chat_template.jinja, to be served with.",
             longest=512,
             rules=(template_fields.IS_TEMPLATE,),
-            read=template_fields.read_template,
         ),
     )
     template_arguments: Mapping[str, str] | None = field(
@@ -363,7 +353,6 @@ class DatasetConfig:
             most=template_fields.MOST,
             item=Api(about="The variable's value.", longest=template_fields.LONGEST),
             rules=(template_fields.ARE_VARIABLES,),
-            read=template_fields.read_arguments,
         ),
     )
 
@@ -411,9 +400,10 @@ class LoraConfig:
                 Rule(
                     cel="!(has(self.layers) && has(self.targetModules))",
                     forbidden=True,
-                    shown='"{self.layers}" and targetModules are both set: keep the preset in layers or the list in '
+                    message="is set together with targetModules: keep the preset in layers or the list in "
                     "targetModules, and remove the other",
-                    message="layers and targetModules are both set: keep one and remove the other",
+                    quoted=True,
+                    broken=lambda lora, has: has("layers") and lora.target_modules,
                 ),
             ),
         ),
@@ -439,7 +429,7 @@ class LoraConfig:
                     cel="!has(self.targetModules) || !has(self.excludeModules) || "
                     "!self.targetModules.exists(m, m in self.excludeModules)",
                     message="a module is in both targetModules and excludeModules: remove it from one of them",
-                    broken=lambda lora: not set(lora.target_modules).isdisjoint(lora.exclude_modules),
+                    broken=lambda lora, _: not set(lora.target_modules).isdisjoint(lora.exclude_modules),
                 ),
             ),
         ),
@@ -459,9 +449,10 @@ class LoraConfig:
                 Rule(
                     cel="!has(self.targetParameters) || self.dropout.matches('^0+([.]0+)?([eE].*)?$')",
                     forbidden=True,
-                    shown='"{self.dropout}" does not go with targetParameters, whose inputs cannot be dropped: write '
-                    'dropout: "0", or remove targetParameters',
-                    message="dropout does not go with targetParameters: write 0, or remove targetParameters",
+                    message="does not go with targetParameters, whose inputs cannot be dropped: write dropout: "
+                    '"0", or remove targetParameters',
+                    quoted=True,
+                    broken=lambda lora, _: lora.target_parameters and lora.dropout > 0,
                 ),
             ),
         ),
@@ -495,6 +486,7 @@ class LoraConfig:
                     forbidden=True,
                     message="DoRA needs the weight of a linear module, which targetParameters are not: write variant: "
                     "LoRA, or remove targetParameters",
+                    broken=lambda lora, _: lora.target_parameters and lora.variant is Variant.DORA,
                 ),
             ),
         ),
@@ -511,17 +503,20 @@ class LoraConfig:
                     cel="!has(self.variant) || !has(self.init) || self.variant != 'DoRA' || !(self.init in ['PiSSA', "
                     "'OLoRA'])",
                     forbidden=True,
-                    shown='"{self.init}" does not go with variant DoRA, as the result could not be converted to a '
-                    "plain adapter: write init: Default or variant: LoRA",
-                    message="init PiSSA and OLoRA do not go with variant DoRA: write init: Default or variant: LoRA",
+                    message="does not go with variant DoRA, as the result could not be converted to a plain adapter: "
+                    "write init: Default or variant: LoRA",
+                    quoted=True,
+                    broken=lambda lora, _: lora.init.changes_base and lora.variant is Variant.DORA,
                 ),
                 Rule(
                     cel="!has(self.targetParameters) || self.variant == 'DoRA' || !(self.init in ['PiSSA', 'OLoRA'])",
                     forbidden=True,
-                    shown='"{self.init}" does not go with targetParameters, as its start values are computed for '
-                    "linear modules only: write init: Default, or remove targetParameters",
-                    message="init PiSSA and OLoRA do not go with targetParameters: write init: Default, or remove "
-                    "targetParameters",
+                    message="does not go with targetParameters, as its start values are computed for linear modules "
+                    "only: write init: Default, or remove targetParameters",
+                    quoted=True,
+                    broken=lambda lora, _: (
+                        lora.target_parameters and lora.init.changes_base and lora.variant is not Variant.DORA
+                    ),
                 ),
             ),
         ),
@@ -588,9 +583,10 @@ class TrainingConfig:
                 Rule(
                     cel="!(has(self.epochs) && has(self.maxSteps))",
                     forbidden=True,
-                    shown='"{string(self.epochs)}" and maxSteps are both set, and either would decide when to stop: '
-                    "keep one and remove the other",
-                    message="epochs and maxSteps are both set: keep one and remove the other",
+                    message="is set together with maxSteps, and either would decide when to stop: keep one and remove "
+                    "the other",
+                    quoted=True,
+                    broken=lambda _, has: has("epochs") and has("maxSteps"),
                 ),
             ),
         ),
@@ -650,8 +646,11 @@ class TrainingConfig:
                 Rule(
                     cel="!has(self.microBatchSize) || self.microBatchSize < 1 || self.effectiveBatchSize % "
                     "self.microBatchSize == 0",
-                    message="it must divide effectiveBatchSize without remainder: for an effectiveBatchSize of 16 use "
+                    message="must divide effectiveBatchSize without remainder: for an effectiveBatchSize of 16 use "
                     "1, 2, 4, 8 or 16",
+                    broken=lambda training, _: (
+                        training.micro_batch_size and training.effective_batch_size % training.micro_batch_size
+                    ),
                 ),
             ),
         ),
@@ -765,6 +764,7 @@ class TrainingConfig:
                     forbidden=True,
                     message="it counts evaluations, of which there are none on the way without evalSteps: set "
                     "evalSteps too",
+                    broken=lambda training, has: has("earlyStoppingPatience") and not has("evalSteps"),
                 ),
             ),
         ),
@@ -848,8 +848,6 @@ class CheckpointConfig:
                     CLAIM_NAME,
                     'cannot be the name of a PersistentVolumeClaim: use lower-case letters, digits, "-" and ".", '
                     "starting and ending with a letter or digit",
-                    "a claim's name is lower-case letters, digits, - and .",
-                    sentence="must be the name of a PersistentVolumeClaim",
                 ),
             ),
         ),
@@ -870,7 +868,6 @@ class OutputConfig:
             "is in the end.",
             longest=512,
             rules=OUTPUT_RULES,
-            read=read_output_address,
         )
     )
     merge: Merge = field(
@@ -891,6 +888,9 @@ class OutputConfig:
                     cel="self.mergePrecision == 'Auto' || self.merge != 'Adapter'",
                     forbidden=True,
                     message="merge Adapter merges nothing: remove mergePrecision, or write merge: Merged or Both",
+                    broken=lambda output, _: (
+                        output.merge_precision is not MergePrecision.AUTO and output.merge is Merge.ADAPTER
+                    ),
                 ),
             ),
         ),
@@ -918,9 +918,11 @@ class TrackingConfig:
                 Rule(
                     cel="!has(self.project) || !(self.kind in ['None', 'TensorBoard'])",
                     forbidden=True,
-                    shown="kind {self.kind} knows no projects: remove project, or write kind: MLflow or WandB",
                     message="kinds None and TensorBoard know no projects: remove project, or write kind: MLflow or "
                     "WandB",
+                    broken=lambda tracking, has: (
+                        has("project") and tracking.kind in {Tracker.NONE, Tracker.TENSORBOARD}
+                    ),
                 ),
             ),
         ),

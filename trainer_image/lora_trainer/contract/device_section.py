@@ -1,19 +1,17 @@
 """`spec.resources` of a manifest as far as the training sees it: how many GPUs, and what is known of them."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.contract.fields import Reader
-from lora_trainer.contract.gpus import GIB, Gpu, by_product, least_memory, slice_of, sold_with
+from lora_trainer.contract.gpus import Gpu, by_product, least_memory, slice_of, sold_with
 from lora_trainer.contract.quantity import size_of
-from lora_trainer.contract.resource import OFFERED, Resources
+from lora_trainer.contract.reading import check_between
+from lora_trainer.contract.resource import Resources
 
 GPU_RESOURCE = "nvidia.com/gpu"
 """Where neither the manifest nor the cluster's settings name another."""
-_OTHER_VENDORS = re.compile(r"(amd\.com|gpu\.intel\.com|habana\.ai)/")
-"""Whose GPUs no node has with the labels of NVIDIA's GPU feature discovery."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,19 +48,16 @@ def read_device(
     takes, or of the one whose nodes are `selected`; else what it asks for at least, or the setting of the resource.
     """
     gpus, least, products, named = asked.gpus, asked.gpu_min_memory_gib, asked.gpu_products, asked.gpu_resource_name
-    for field, value in (("gpuMinMemoryGiB", least), ("gpuProducts", list(products))):
-        if value and gpus == 0:
-            section.complain(field, value, "must not be set with gpus 0: remove it, or raise gpus")
     resource = named or resource
-    _check_extended(section, asked, resource)
+    right = not any(problem.path.startswith(f"{section.path}.") for problem in section.problems)
+    if right and named is None:
+        # What does not go with a name does not either where the cluster gives it.
+        check_between(replace(asked, gpu_resource_name=resource), section)
     if selected and gpus:
         _check_selected(section, products, selected)
         products = (selected,)
-    if gpus:
-        _check_obtainable(section, least, products, resource)
-    memory = size_of(asked.memory or "")
-    if section.strict:
-        _check_shared(section, memory, size_of(asked.shared_memory or ""))
+    if gpus and least is not None:
+        _check_obtainable(section, least, products)
     found = _smallest(least, products, resource, settings) if gpus else None
     return DeviceConfig(
         gpus=gpus,
@@ -72,24 +67,9 @@ def read_device(
         gpu_memory_bytes=found.gpu.memory_bytes if found else None,
         gpu_sold_bytes=found.gpu.sold_bytes if found else None,
         gpu_price=found.price if found else None,
-        pod_memory_bytes=memory,
+        pod_memory_bytes=size_of(asked.memory or ""),
         gpu_selected=bool(selected and gpus),
     )
-
-
-def _check_extended(section: Reader, asked: Resources, gpu: str) -> None:
-    """Complain of devices that no node could offer, and of GPUs among them."""
-    for name in asked.extended_resources:
-        if not re.fullmatch(OFFERED, name) or name == gpu:
-            rule = "must be domain/name as kubectl describe node lists it, and not that of the GPUs, as in rdma/hca"
-            section.complain("extendedResources", name, rule)
-
-
-def _check_shared(section: Reader, memory: int | None, shared: int | None) -> None:
-    """Complain of more shared memory than the pod has, which counts it as part of its own."""
-    if memory is not None and shared is not None and shared > memory:
-        rule = "must be at most memory, which it counts as part of: raise memory or lower it"
-        section.complain("sharedMemory", section.document.get("sharedMemory"), rule)
 
 
 def _check_selected(section: Reader, products: Sequence[str], selected: str) -> None:
@@ -102,22 +82,8 @@ def _check_selected(section: Reader, products: Sequence[str], selected: str) -> 
         section.complain("gpuProducts", list(products), rule)
 
 
-def _check_obtainable(section: Reader, least: int | None, products: Sequence[str], resource: str) -> None:
-    """Complain of what no node can give: pods would wait for it forever, or get less than they ask for."""
-    if _OTHER_VENDORS.match(resource):
-        for field in ("gpuMinMemoryGiB", "gpuProducts"):
-            value = section.document.get(field)
-            if value:
-                rule = f"must not be set with gpuResourceName {resource}: its nodes lack labels of NVIDIA; remove it"
-                section.complain(field, value, rule)
-        return
-    if least is None:
-        return
-    part = slice_of(resource.removesuffix(".shared"))
-    if part is not None and part.most_bytes < least * GIB:
-        rule = f"must be at most {part.most_bytes // GIB}, the memory of {resource}: lower or remove it"
-        section.complain("gpuMinMemoryGiB", least, rule)
-        return
+def _check_obtainable(section: Reader, least: int, products: Sequence[str]) -> None:
+    """Complain of more memory than any of the products has: pods would wait for it forever."""
     known = [by_product(product) for product in products]
     if known and all(gpu is not None and gpu.memory_bytes < least_memory(least) for gpu in known):
         rule = f"must be at most what one of {', '.join(products)} has: lower it, or name larger gpuProducts"

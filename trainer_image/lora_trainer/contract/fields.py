@@ -2,6 +2,7 @@
 
 import difflib
 import enum
+import json
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -31,7 +32,7 @@ class Problem:
 class Reader:
     """A view of one object of a manifest. Reads never fail: what is wrong is added to `problems`.
 
-    `strict` refuses what a stored resource may have: fields that nobody knows, and amounts too small to make sense.
+    `strict` refuses fields that nobody knows, as kubectl does.
     """
 
     path: str
@@ -47,10 +48,6 @@ class Reader:
     def path_of(self, key: str) -> str:
         """The path of the field `key`; that of the whole document is empty."""
         return f"{self.path}.{key}" if self.path else key
-
-    def refused(self, key: str) -> bool:
-        """Whether a problem of the field `key` was noted."""
-        return any(problem.path == self.path_of(key) for problem in self.problems)
 
     def get(self, key: str) -> object:
         """The raw value, or None."""
@@ -88,7 +85,7 @@ class Reader:
         if value is None:
             return None
         if not isinstance(value, str) or not shortest <= len(value) <= longest:
-            self.complain(key, value, f"must be a string of {shortest} to {longest} characters")
+            self.complain(key, value, f"must be a string {_length(shortest, longest)}")
             return None
         return value
 
@@ -101,39 +98,6 @@ class Reader:
             self.complain(key, value, f"must be a whole number from {low} to {high}")
             return None
         return cast("int", value)
-
-    def decimal(
-        self,
-        key: str,
-        *,
-        example: str,
-        low: float,
-        high: float,
-        open_low: bool = False,
-        open_high: bool = False,
-        or_whole: bool = False,
-    ) -> float | None:
-        """A quoted decimal between `low` and `high`; YAML numbers are refused since the API takes strings here, but for
-        whole ones with `or_whole`."""
-        value = self.get(key)
-        if value is None:
-            return None
-        rule = f"from {low} to {high}"
-        if open_low or open_high:
-            rule = (
-                f"{'more than' if open_low else 'at least'} {low} and {'less than' if open_high else 'at most'} {high}"
-            )
-        if or_whole and _whole(value, 0, 10**7):
-            value = str(value)
-        if not isinstance(value, str) or not re.fullmatch(DECIMAL, value):
-            kind = "a whole or a quoted decimal number" if or_whole else "a quoted decimal number"
-            self.complain(key, value, f'must be {kind}, {rule}, as in {key}: "{_as_decimal(value) or example}"')
-            return None
-        number = float(value)
-        if number < low or number > high or (open_low and number == low) or (open_high and number == high):
-            self.complain(key, value, f"must be {rule}")
-            return None
-        return number
 
     def choice(self, key: str, kind: type[E]) -> E | None:
         """A member of an enumeration, by its value."""
@@ -202,22 +166,22 @@ class Reader:
                 return {}
         return dict(value)
 
-    def strings(self, key: str, *, keys: tuple[str, ...] | None = None, most: int) -> dict[str, str]:
-        """A map from string to string, its keys among `keys` where given."""
+    def strings(self, key: str, *, fewest: int, most: int, shortest: int, longest: int) -> dict[str, str]:
+        """A map of `fewest` to `most` strings of `shortest` to `longest` characters."""
         value = self.get(key)
         if value is None:
             return {}
-        if not isinstance(value, Mapping) or len(value) > most:
-            self.complain(key, value, f"must be a map of at most {most} strings")
+        if not isinstance(value, Mapping) or not fewest <= len(value) <= most:
+            self.complain(key, value, f"must be a map of {fewest} to {most} strings")
             return {}
         for name, item in value.items():
-            if keys is not None and name not in keys:
-                near = nearest(str(name), keys)
-                hint = f"; did you mean {near}?" if near else ""
-                self.complain(key, name, f"must have keys among {', '.join(keys)}{hint}")
+            if not isinstance(name, str):
+                self.complain(key, name, "must map strings to strings")
                 return {}
-            if not isinstance(name, str) or not isinstance(item, str):
-                self.complain(key, item, "must map strings to strings")
+            if not isinstance(item, str) or not shortest <= len(item) <= longest:
+                written = json.dumps(item) if isinstance(item, bool | int | float) else "false"
+                rule = f'must be quoted, {_length(shortest, longest)}, as in {name}: "{written}"'
+                self.complain(f"{key}.{name}", item, rule)
                 return {}
         return dict(value)
 
@@ -252,12 +216,16 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return by_lower[found[0]] if found else None
 
 
+def _length(shortest: int, longest: int) -> str:
+    return f"of {shortest} to {longest} characters" if shortest else f"of at most {longest} characters"
+
+
 def _whole(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def _as_decimal(value: object) -> str | None:
-    """A number without exponent; None for what is none, or would be long."""
+def as_decimal(value: object) -> str | None:
+    """A number without exponent, as it stands in quotes; None for what is none, or would be long."""
     try:
         number = Decimal(str(value))
     except InvalidOperation:

@@ -1,29 +1,23 @@
 """From a LoRAFineTune manifest to a `TrainConfig`, for trainer, client and operator: every rule that needs no cluster.
 
-What a field may be is said where it is defined (`api`); here are the rules between fields. The API server enforces the
-same by CEL; they stand here too because the trainer runs the same file without a cluster, and because no resource is to
-be trusted for that.
+What a field may be, alone and beside others, is said where it is defined (`api`). Here is what is asked of the whole
+resource, and what an absent field becomes that depends on others.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
+from lora_trainer.contract.api import Rule, found
 from lora_trainer.contract.config import (
     DatasetConfig,
     LoraConfig,
-    Merge,
-    MergePrecision,
     ModelConfig,
     OutputConfig,
     Quantization,
     RunIdentity,
-    Tracker,
     TrackingConfig,
     TrainConfig,
-    TrainingConfig,
-    Variant,
 )
 from lora_trainer.contract.device_section import GPU_RESOURCE, GpuSetting, read_device
 from lora_trainer.contract.fields import Problem, Reader
@@ -40,7 +34,21 @@ MAX_VALIDATION_ROWS = 2000
 The standard error of a loss over 2000 rows is 1/45 of the rows' own spread; 2 % of a million rows, evaluated three
 times, cost more than many trainings.
 """
-_NAME = re.compile(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?")
+NAME = Rule(
+    cel="self.size() <= 52 && self.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+    message='cannot name a run: use at most 52 lower-case letters, digits and "-", starting with a letter and ending '
+    "with a letter or digit",
+    quoted=True,
+    broken=lambda name: len(name) > 52 or not found("^[a-z]([-a-z0-9]*[a-z0-9])?$", name),
+)
+ANOTHER = Rule(
+    cel="!has(self.spec.resumeFrom) || self.spec.resumeFrom.name != self.metadata.name",
+    at=".spec.resumeFrom.name",
+    forbidden=True,
+    message="must be another run: a run resumes from its own checkpoints automatically; remove resumeFrom",
+    broken=lambda config, _: config.resume_from == config.run.name,
+)
+"""Of the whole resource."""
 _METADATA = (
     "annotations",
     "creationTimestamp",
@@ -125,7 +133,7 @@ def understand(manifest: Mapping[str, Any], options: RunOptions) -> Understood:
         dataset=_dataset(section.quiet("dataset"), spec.dataset, spec.training.seed),
         lora=_lora(section.quiet("lora"), spec.lora),
         quantization=options.quantization if asked is Quantization.AUTO and options.quantization else asked,
-        training=_training(section.quiet("training"), spec.training),
+        training=spec.training if spec.training.max_steps is None else replace(spec.training, epochs=None),
         device=read_device(
             section.quiet("resources"),
             spec.resources,
@@ -135,8 +143,8 @@ def understand(manifest: Mapping[str, Any], options: RunOptions) -> Understood:
             allow_cpu=options.allow_cpu,
         ),
         checkpoint=spec.checkpoint,
-        output=_output(section.quiet("output"), spec.output),
-        tracking=_tracking(section.quiet("tracking"), spec.tracking),
+        output=_part(OutputConfig, spec.output),
+        tracking=_part(TrackingConfig, spec.tracking),
         resume_from=spec.resume_from.name if spec.resume_from else None,
         stall_timeout_s=options.stall_timeout_s,
     )
@@ -165,9 +173,8 @@ def _check_kind(root: Reader) -> None:
 
 def _identity(metadata: Reader) -> tuple[str, str]:
     name, namespace = metadata.get("name"), metadata.get("namespace") or "default"
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        rule = "must be lower-case letters, digits and '-', start with a letter and have at most 52 characters"
-        metadata.complain("name", name, rule)
+    if not isinstance(name, str) or not NAME.allows(name):
+        metadata.complain("name", name, NAME.message)
         name = "invalid"
     metadata.seen.update(_METADATA)
     metadata.finish()
@@ -175,13 +182,7 @@ def _identity(metadata: Reader) -> tuple[str, str]:
 
 
 def _dataset(section: Reader, dataset: Dataset, seed: int) -> DatasetConfig:
-    fraction, validation = section.document.get("validationFraction"), dataset.validation_uri
-    if validation is not None and fraction is not None:
-        rule = "must not be set together with validationFraction: remove one of the two"
-        section.complain("validationUri", validation, rule)
-    if dataset.split != "train" and dataset.uri.startswith(("pvc://", "configmap://", "s3://")):
-        rule = "must not be set here, since only data sets on the Hub have splits: name the file itself in uri"
-        section.complain("split", dataset.split, rule)
+    validation = dataset.validation_uri
     # A set that somebody chose is evaluated whole, unless they say otherwise.
     most = MAX_VALIDATION_ROWS if validation is None else None
     return replace(
@@ -193,23 +194,6 @@ def _dataset(section: Reader, dataset: Dataset, seed: int) -> DatasetConfig:
 
 
 def _lora(section: Reader, lora: LoraConfig) -> LoraConfig:
-    if lora.target_modules and section.is_set("layers"):
-        rule = "must not be set together with layers: remove one of the two"
-        section.complain("targetModules", list(lora.target_modules), rule)
-    if lora.variant is Variant.DORA and lora.target_parameters:
-        rule = "must be LoRA with targetParameters: DoRA needs the weight of a linear module; remove one of the two"
-        section.complain("variant", lora.variant.value, rule)
-    if lora.init.changes_base and lora.variant is Variant.DORA:
-        rule = "must be Default or Gaussian with variant DoRA: the result could not be converted to a plain adapter"
-        section.complain("init", lora.init.value, rule)
-    if lora.init.changes_base and lora.target_parameters:
-        rule = (
-            "must be Default or Gaussian with targetParameters: the start values are computed for linear modules only"
-        )
-        section.complain("init", lora.init.value, rule)
-    if lora.dropout > 0 and lora.target_parameters:
-        rule = "must be 0 with targetParameters: their inputs are not dropped"
-        section.complain("dropout", str(lora.dropout), rule)
     return replace(
         lora,
         alpha=lora.alpha if section.is_set("alpha") else 2 * lora.rank,
@@ -218,67 +202,16 @@ def _lora(section: Reader, lora: LoraConfig) -> LoraConfig:
     )
 
 
-def _training(section: Reader, training: TrainingConfig) -> TrainingConfig:
-    micro, effective = training.micro_batch_size, training.effective_batch_size
-    if training.max_steps is not None and section.is_set("epochs"):
-        rule = "must not be set together with epochs: remove one of the two"
-        section.complain("maxSteps", training.max_steps, rule)
-    if micro is not None and effective % micro:
-        section.complain("microBatchSize", micro, f"must divide effectiveBatchSize ({effective})")
-    if training.early_stopping_patience is not None and training.eval_steps is None:
-        rule = "needs evalSteps, the distance of the evaluations that it counts: set evalSteps too"
-        section.complain("earlyStoppingPatience", training.early_stopping_patience, rule)
-    return training if training.max_steps is None else replace(training, epochs=None)
-
-
-def _output(section: Reader, output: OutputConfig) -> OutputConfig:
-    if output.merge_precision is not MergePrecision.AUTO and output.merge is Merge.ADAPTER:
-        rule = "must not be set with merge Adapter, which merges nothing: remove it, or write merge: Merged or Both"
-        section.complain("mergePrecision", output.merge_precision.value, rule)
-    if "@" in output.uri and output.uri.startswith("hf://"):
-        section.complain("uri", output.uri, "must not have a revision: the adapter becomes a new commit of main")
-    return _part(OutputConfig, output)
-
-
-def _tracking(section: Reader, tracking: TrackingConfig) -> TrackingConfig:
-    # Of a kind that was refused it is not known whether it has projects.
-    if (
-        tracking.project is not None
-        and tracking.kind in {Tracker.NONE, Tracker.TENSORBOARD}
-        and not section.refused("kind")
-    ):
-        rule = f"must not be set with kind {tracking.kind.value}, which knows no projects: remove project"
-        section.complain("project", tracking.project, rule)
-    return _part(TrackingConfig, tracking)
-
-
 _OR_DEFAULT = ", or have the chart's defaults.checkpointClaim name one for new runs"
 
 
 def _check_whole(spec: Reader, config: TrainConfig) -> None:
-    """Rules between sections."""
-    if config.lora.init.changes_base and config.quantization not in {Quantization.NONE, Quantization.AUTO}:
-        rule = (
-            f"must be Default or Gaussian with quantization {config.quantization.value}: PiSSA and OLoRA rewrite the "
-            "base weights, which 4- and 8-bit storage does not allow"
-        )
-        spec.quiet("lora").complain("init", config.lora.init.value, rule)
-    if config.training.effective_batch_size < config.device.processes:
-        rule = (
-            f"must be at least {config.device.processes}, one example for each training process "
-            "(resources.gpus x resources.nodes): raise it or use fewer"
-        )
-        spec.quiet("training").complain("effectiveBatchSize", config.training.effective_batch_size, rule)
-    held_out = config.dataset.validation_uri is not None or config.dataset.validation_fraction > 0
-    if config.training.early_stopping_patience is not None and not held_out:
-        rule = "needs held-out rows: set dataset.validationUri, or dataset.validationFraction above 0"
-        spec.quiet("training").complain("earlyStoppingPatience", config.training.early_stopping_patience, rule)
+    """What a resource names of others."""
     if config.device.nodes > 1 and checkpoint_claim(config) is None:
         rule = "must be 1 without checkpoint.volumeClaimName, a claim that all nodes can mount: set it" + _OR_DEFAULT
         spec.quiet("resources").complain("nodes", config.device.nodes, rule)
-    if config.resume_from == config.run.name:
-        rule = "must be another run: a run resumes from its own checkpoints automatically"
-        spec.quiet("resumeFrom").complain("name", config.resume_from, rule)
+    if ANOTHER.broken and ANOTHER.broken(config, spec.is_set):
+        spec.quiet("resumeFrom").complain("name", config.resume_from, ANOTHER.message)
     if config.resume_from is not None and checkpoint_claim(config) is None:
         rule = (
             "needs checkpoint.volumeClaimName, the claim that holds the other run's checkpoints: set it" + _OR_DEFAULT

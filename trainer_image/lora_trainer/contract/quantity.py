@@ -4,7 +4,7 @@ import math
 import re
 from decimal import Decimal
 
-from lora_trainer.contract.fields import Reader
+from lora_trainer.contract.api import Rule
 
 # The group is the number without its scale.
 _QUANTITY = re.compile(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,2}|[numkMGTPE]|[KMGTPE]i)?")
@@ -15,29 +15,27 @@ _MOST = Decimal(2**63 - 1)
 """As Kubernetes, which takes a larger amount for this one."""
 LEAST_MEMORY = "16Mi"
 """Less memory or disk is taken for a mistake, as in memory: 16."""
-_AMOUNTS = {
-    "cpu": ("an amount of CPU above 0", '4 or "500m"'),
-    "memory": ("an amount of memory above 0, in Mi or Gi", '"16Gi"'),
-    "sharedMemory": ("an amount of memory above 0, in Mi or Gi", '"2Gi"'),
-    "ephemeralStorage": ("an amount of disk above 0, in Mi or Gi", '"50Gi"'),
-}
-"""Each with its rule, and how it is written."""
 
 
-def read_quantity(section: Reader, key: str) -> str | None:
-    """One of the quantities of `spec.resources` as text. Strictly it is as the API server takes it, which has known
-    resources that are smaller."""
-    value = section.get(key)
-    if value is None:
-        return None
-    text, (rule, example) = str(value), _AMOUNTS[key]
-    if isinstance(value, bool) or not is_positive(text):
-        section.complain(key, value, f"must be {rule}, as in {example}")
-        return None
-    if section.strict and key != "cpu" and (size_of(text) or 0) < (size_of(LEAST_MEMORY) or 0):
-        section.complain(key, value, f"must be at least {LEAST_MEMORY}, with its unit, as in {example}")
-        return None
-    return text
+def above_zero(noun: str, write: str) -> Rule:
+    """That an amount is one, and more than nothing."""
+    return Rule(
+        cel="isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))",
+        message=f"is not {noun}: {write}",
+        quoted=True,
+        broken=lambda text: not is_positive(text),
+    )
+
+
+def at_least_16_mi(noun: str, example: str) -> Rule:
+    """That an amount of memory or disk is no mistake."""
+    return Rule(
+        cel=f"isQuantity(string(self)) && !quantity(string(self)).isLessThan(quantity('{LEAST_MEMORY}'))",
+        message=f"is not a usable amount of {noun}: write at least {LEAST_MEMORY} as a quantity with its unit, as in "
+        f'"{example}" (a number alone means bytes)',
+        quoted=True,
+        broken=lambda text: (size_of(text) or 0) < (size_of(LEAST_MEMORY) or 0),
+    )
 
 
 def is_positive(text: str) -> bool:

@@ -4,23 +4,38 @@ import decimal
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
-from lora_trainer.contract.api import Api, Decimal, Described, Shape, breakable, described
-from lora_trainer.contract.fields import Reader
+from lora_trainer.contract.api import Api, Decimal, Described, Rule, Shape, described
+from lora_trainer.contract.fields import Reader, as_decimal, nearest
 
 T = TypeVar("T")
 
 
 def read(kind: type[T], section: Reader) -> T:
-    """The object of a class; what is wrong is added to the section's problems, and reads as the field's default."""
+    """The object of a class; what is wrong is added to the section's problems, and reads as the field's default. Where
+    every field is right, the rules between them are asked."""
     before = len(section.problems)
     fields = described(cast("type", kind))
     found = kind(**{field.name: _value(field, section) for field in fields})
     section.finish()
     if len(section.problems) == before:
-        for key, rule, broken in breakable(cast("type", kind)):
-            if broken(found):
-                section.complain(key, section.document.get(key), rule.message)
+        check_between(found, section)
     return found
+
+
+def check_between(found: Any, section: Reader) -> None:
+    """Complain of what breaks the rules between the fields of an object that was read."""
+    for field in described(cast("type", type(found))):
+        for rule in field.api.between:
+            if rule.broken and rule.broken(found, section.is_set):
+                holder, key, value = section, field.key, getattr(found, field.name)
+                for below in rule.at.split(".")[1:]:
+                    holder, key = holder.quiet(key), below
+                    value = next(
+                        getattr(value, each.name) for each in described(cast("type", type(value))) if each.key == below
+                    )
+                # As it is written; what is not has its default.
+                given = holder.document.get(key)
+                holder.complain(key, value if given is None else given, rule.message)
 
 
 def _value(field: Described, section: Reader) -> Any:
@@ -32,11 +47,11 @@ def _value(field: Described, section: Reader) -> Any:
         section.complain(key, None, "must be set")
         return _NOTHING[field.shape](field.kind)
     before = len(section.problems)
-    value = field.api.read(section, key) if field.api.read else _READERS[field.shape](field, section)
+    value = _READERS[field.shape](field, section)
     if value is None:
         return _NOTHING[field.shape](field.kind) if field.required else field.default
-    if field.patterned and len(section.problems) == before:
-        _check_patterns(field, section, value)
+    if len(section.problems) == before:
+        _check(field, section, value)
     return value
 
 
@@ -65,51 +80,72 @@ def _list(field: Described, section: Reader) -> Any:
 
 
 def _map(field: Described, section: Reader) -> Any:
-    key, said = field.key, field.api
+    key, said, item = field.key, field.api, field.item
     if said.document is not None:
         inner = section.child(key)
         read(field.kind, inner)
         return inner.document or None
     if field.kind is int:
-        return section.numbers(key, *_bounds(field.item), most=said.most or 0)
-    return section.strings(key, most=said.most or 0)
-
-
-def _text(field: Described, section: Reader) -> str | None:
-    shortest = 1 if field.api.shortest is None else field.api.shortest
-    return section.text(field.key, shortest=shortest, longest=field.api.longest or 0)
-
-
-def _decimal(field: Described, section: Reader) -> float | None:
-    (low, high), decimal = _bounds(field.api), field.api.decimal or Decimal()
-    return section.decimal(
-        field.key,
-        example=written(field.default),
-        low=low,
-        high=high,
-        open_low=decimal.above_low,
-        open_high=decimal.below_high,
-        or_whole=decimal.or_whole,
+        return section.numbers(key, *_bounds(item), most=said.most or 0)
+    return section.strings(
+        key, fewest=said.fewest or 0, most=said.most or 0, shortest=item.shortest or 0, longest=item.longest or 0
     )
 
 
-def _check_patterns(field: Described, section: Reader, value: Any) -> None:
+def _text(field: Described, section: Reader) -> str | None:
+    said, key = field.api, field.key
+    if said.quantity:
+        return _amount(field, section)
+    # Of an empty text its rules say more.
+    shortest = (0 if field.rules else 1) if said.shortest is None else said.shortest
+    return section.text(key, shortest=shortest, longest=said.longest or 0)
+
+
+def _amount(field: Described, section: Reader) -> str | None:
+    """Written as a text or as a whole number."""
+    value = section.get(field.key)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        section.complain(field.key, value, field.rules[0].message)
+        return None
+    return str(value)
+
+
+def _decimal(field: Described, section: Reader) -> float | None:
+    key, said = field.key, field.api.decimal or Decimal()
+    value = section.get(key)
+    if said.or_whole and isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        kind = "a whole or a quoted decimal number" if said.or_whole else "a quoted decimal number"
+        example = as_decimal(value) or written(field.default)
+        section.complain(key, value, f'must be {kind}, as in {key}: "{example}"')
+        return None
+    for rule in field.rules:
+        if not rule.allows(value):
+            section.complain(key, value, rule.message)
+            return None
+    return float(value)
+
+
+def _check(field: Described, section: Reader, value: Any) -> None:
     """Of a text, of the keys of a map and of the items of a list or a map."""
-    said = field.api
     if isinstance(value, str):
-        _check(said, section, field.key, [value])
+        _keep(field.rules, section, field.key, [value])
     elif isinstance(value, tuple):
-        _check(said.item, section, field.key, value)
-    elif isinstance(value, Mapping) and said.document is None:
-        _check(said, section, field.key, value)
-        _check(said.item, section, field.key, value.values())
+        _keep(field.item.rules, section, field.key, value)
+    elif isinstance(value, Mapping) and field.api.document is None:
+        _keep(field.rules, section, field.key, value)
+        _keep(field.item.rules, section, field.key, value.values())
 
 
-def _check(said: Api | None, section: Reader, key: str, texts: Iterable[Any]) -> None:
-    for rule in said.rules if said else ():
+def _keep(rules: Iterable[Rule], section: Reader, key: str, texts: Iterable[Any]) -> None:
+    """Complain of the first that breaks a rule."""
+    for rule in rules:
         wrong = next((text for text in texts if isinstance(text, str) and not rule.allows(text)), None)
         if wrong is not None:
-            section.complain(key, wrong, rule.sentence)
+            near = nearest(wrong, rule.among)
+            section.complain(key, wrong, f"{rule.message}; did you mean {near}?" if near else rule.message)
+            return
 
 
 def _bounds(said: Api) -> tuple[int, int]:

@@ -1,11 +1,12 @@
 """`spec` of a LoRAFineTune: what trains (`config`), and what only a cluster reads."""
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_trainer.contract.api import Api, Rule, api, described, keys_matching, matching
+from lora_trainer.contract.api import Api, Rule, api, described, found, keys_matching, matching
 from lora_trainer.contract.config import (
     CheckpointConfig,
     DatasetConfig,
@@ -17,7 +18,7 @@ from lora_trainer.contract.config import (
     TrackingConfig,
     TrainingConfig,
 )
-from lora_trainer.contract.quantity import read_quantity
+from lora_trainer.contract.quantity import above_zero, at_least_16_mi, size_of
 
 LARGEST_GPU_GIB = 1024
 LONGEST_S = 365 * 24 * 3600
@@ -27,11 +28,12 @@ PRODUCT_LABEL = "nvidia.com/gpu.product"
 _DOMAIN = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 _NAME = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _RESOURCE = f"{_DOMAIN}/{_NAME}"
-OFFERED = rf"(?!(.*\.)?kubernetes\.io/){_RESOURCE}"
-"""What nodes offer that is no CPU, memory or disk; the lookahead is no CEL."""
 _LABEL_VALUE = "[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 _SAFE = 'letters, digits, "-", "_" and "."'
 _OF_KUBERNETES = "(^|[.])kubernetes[.]io/"
+_OTHER_VENDORS = "^(amd[.]com|gpu[.]intel[.]com|habana[.]ai)/"
+"""Whose GPUs no node has with the labels of NVIDIA's GPU feature discovery."""
+_SLICE = "mig-[1-9][0-9]?g[.]([0-9]{1,4})gb($|[^a-z0-9])"
 _REMOTE = ("hf://", "s3://")
 
 
@@ -77,16 +79,15 @@ class PodLabelOperator(enum.StrEnum):
     DOES_NOT_EXIST = "DoesNotExist"
 
 
-def _is_name_of(what: str, short: str) -> Rule:
+def _is_name_of(kind: str) -> Rule:
     return matching(
         _DOMAIN,
-        f'cannot be the name of a {what}: use lower-case letters, digits, "-" and ".", starting and ending with a '
+        f'cannot be the name of a {kind}: use lower-case letters, digits, "-" and ".", starting and ending with a '
         "letter or digit",
-        f"a {short}'s name is lower-case letters, digits, - and .",
     )
 
 
-_SECRET_NAME = _is_name_of("Secret", "Secret")
+_SECRET_NAME = _is_name_of("Secret")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +128,7 @@ class Model(ModelConfig):
                     cel="!has(self.secretRef) || !self.uri.startsWith('pvc://')",
                     forbidden=True,
                     message="a volume needs no token: remove secretRef, which is read only for an hf:// or s3:// uri",
-                    broken=lambda model: model.secret_ref is not None and model.uri.startswith("pvc://"),
+                    broken=lambda model, _: model.secret_ref is not None and model.uri.startswith("pvc://"),
                 ),
             ),
         ),
@@ -154,7 +155,7 @@ class Dataset(DatasetConfig):
                     forbidden=True,
                     message="volumes and ConfigMaps need no token: remove secretRef, which is read only for an hf:// "
                     "or s3:// address",
-                    broken=lambda dataset: (
+                    broken=lambda dataset, _: (
                         dataset.secret_ref is not None
                         and not dataset.uri.startswith(_REMOTE)
                         and not (dataset.validation_uri or "").startswith(_REMOTE)
@@ -182,7 +183,7 @@ class Output(OutputConfig):
                     forbidden=True,
                     message="a volume needs no token: remove secretRef, which is read only for an s3://, hf:// or "
                     "oci:// uri",
-                    broken=lambda output: output.secret_ref is not None and output.uri.startswith("pvc://"),
+                    broken=lambda output, _: output.secret_ref is not None and output.uri.startswith("pvc://"),
                 ),
             ),
         ),
@@ -202,10 +203,9 @@ class Tracking(TrackingConfig):
                 Rule(
                     cel="!has(self.secretRef) || !(self.kind in ['None', 'TensorBoard'])",
                     forbidden=True,
-                    shown="kind {self.kind} needs no credentials: remove secretRef, or write kind: MLflow or WandB",
                     message="kinds None and TensorBoard need no credentials: remove secretRef, or write kind: MLflow "
                     "or WandB",
-                    broken=lambda tracking: (
+                    broken=lambda tracking, _: (
                         tracking.secret_ref is not None and tracking.kind in {Tracker.NONE, Tracker.TENSORBOARD}
                     ),
                 ),
@@ -228,8 +228,6 @@ class ResumeFrom:
                     "[a-z]([-a-z0-9]*[a-z0-9])?",
                     'cannot be the name of a LoRAFineTune: use lower-case letters, digits and "-", starting with a '
                     "letter and ending with a letter or digit",
-                    "a run's name is lower-case letters, digits and -, starting with a letter",
-                    sentence="must be the name of a LoRAFineTune of this namespace",
                 ),
             ),
         )
@@ -238,12 +236,12 @@ class ResumeFrom:
 
 def _of_nvidia(name: str) -> Rule:
     return Rule(
-        cel=f"!has(self.{name}) || !has(self.gpuResourceName) || "
-        "!self.gpuResourceName.matches('^(amd[.]com|gpu[.]intel[.]com|habana[.]ai)/')",
+        cel=f"!has(self.{name}) || !has(self.gpuResourceName) || self.gpus == 0 || "
+        f"!self.gpuResourceName.matches('{_OTHER_VENDORS}')",
         forbidden=True,
-        shown='"{self.gpuResourceName}" is on nodes that lack the labels of NVIDIA, by which pods would find them: '
+        message="nodes with GPUs of this gpuResourceName lack the labels of NVIDIA, by which pods would find them: "
         f"remove {name}",
-        message="its GPUs are on nodes that lack the labels of NVIDIA: remove it",
+        broken=lambda asked, has: has(name) and found(_OTHER_VENDORS, asked.gpu_resource_name or ""),
     )
 
 
@@ -252,16 +250,19 @@ def _of_gpus(name: str) -> Rule:
         cel=f"!has(self.{name}) || self.gpus != 0",
         forbidden=True,
         message="a run without GPUs cannot choose one: remove it, or raise resources.gpus",
+        broken=lambda asked, has: has(name) and asked.gpus == 0,
     )
 
 
-def _at_least_16_mi(noun: str, example: str) -> Rule:
-    write = f'write at least 16Mi as a quantity with its unit, as in "{example}"'
-    return Rule(
-        cel="isQuantity(string(self)) && !quantity(string(self)).isLessThan(quantity('16Mi'))",
-        shown=f'"{{string(self)}}" is not a usable amount of {noun}: {write} (a number alone means bytes)',
-        message=write,
-    )
+def _more_than_its_slice(asked: "Resources") -> bool:
+    """Whether less memory is in the name of the resource than each GPU must have."""
+    named, least = re.search(_SLICE, asked.gpu_resource_name or ""), asked.gpu_min_memory_gib
+    return named is not None and least is not None and least > int(named[1])
+
+
+def _more_shared_than_all(asked: "Resources") -> bool:
+    shared, memory = size_of(asked.shared_memory or ""), size_of(asked.memory or "")
+    return shared is not None and memory is not None and shared > memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,12 +301,10 @@ class Resources:
             rules=(
                 Rule(
                     cel=f"self.matches('^{_RESOURCE}$') && !self.matches('{_OF_KUBERNETES}')",
-                    shown='"{self}" cannot be a GPU resource: write domain/name as kubectl describe node lists it '
-                    "under Allocatable, as in nvidia.com/gpu",
-                    message="write domain/name as kubectl describe node lists it, as in nvidia.com/gpu",
-                    pattern=OFFERED,
-                    sentence="cannot be a GPU resource: write domain/name as kubectl describe node lists it under "
+                    message="cannot be a GPU resource: write domain/name as kubectl describe node lists it under "
                     "Allocatable, as in nvidia.com/gpu",
+                    quoted=True,
+                    broken=lambda name: not found(f"^{_RESOURCE}$", name) or found(_OF_KUBERNETES, name),
                 ),
             ),
         ),
@@ -324,12 +323,12 @@ class Resources:
                 _of_nvidia("gpuMinMemoryGiB"),
                 Rule(
                     cel="!has(self.gpuMinMemoryGiB) || !has(self.gpuResourceName) || "
-                    "!self.gpuResourceName.matches('mig-[1-9][0-9]?g[.][0-9]{1,4}gb($|[^a-z0-9])') || "
+                    f"!self.gpuResourceName.matches('{_SLICE}') || self.gpus == 0 || "
                     "self.gpuMinMemoryGiB <= int(self.gpuResourceName.find('g[.][0-9]{1,4}gb')"
                     ".replace('g.', '').replace('gb', ''))",
                     forbidden=True,
-                    shown='"{self.gpuResourceName}" has less: lower or remove gpuMinMemoryGiB',
-                    message="it is more than the slice in gpuResourceName has: lower or remove it",
+                    message="is more than the slice of a GPU in gpuResourceName has: lower or remove it",
+                    broken=lambda asked, _: asked.gpus > 0 and _more_than_its_slice(asked),
                 ),
             ),
         ),
@@ -350,9 +349,6 @@ class Resources:
                         _LABEL_VALUE,
                         "is not the value of a label: write what kubectl get nodes -L nvidia.com/gpu.product shows, "
                         "as in NVIDIA-L4",
-                        "write the value of the nodes' label nvidia.com/gpu.product, as in NVIDIA-L4",
-                        sentence="must be a value of the label nvidia.com/gpu.product, as in NVIDIA-L4 (kubectl get "
-                        "nodes -L shows it)",
                     ),
                 ),
             ),
@@ -365,15 +361,7 @@ class Resources:
             'CPU cores that the pod requests, as a quantity: 4 or "500m". Absent: the operator\'s default for each '
             "GPU.",
             quantity=True,
-            read=read_quantity,
-            rules=(
-                Rule(
-                    cel="isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))",
-                    shown='"{string(self)}" is not an amount of CPU: write cores above 0 as a quantity, as in 4 or '
-                    '"500m"',
-                    message='write cores above 0 as a quantity, as in 4 or "500m"',
-                ),
-            ),
+            rules=(above_zero("an amount of CPU", 'write cores above 0 as a quantity, as in 4 or "500m"'),),
         ),
     )
     memory: str | None = field(
@@ -382,8 +370,7 @@ class Resources:
             'Main memory that the pod requests and is limited to, as a quantity: "16Gi". Absent: the operator\'s '
             "default for each GPU, or status.plan.podMemory where that is more. This is not GPU memory.",
             quantity=True,
-            read=read_quantity,
-            rules=(_at_least_16_mi("memory", "16Gi"),),
+            rules=(at_least_16_mi("memory", "16Gi"),),
         ),
     )
     shared_memory: str | None = field(
@@ -392,17 +379,16 @@ class Resources:
             'Size of /dev/shm, through which processes of one pod exchange data, as a quantity: "2Gi". It counts '
             "as part of memory. Absent: 1Gi.",
             quantity=True,
-            read=read_quantity,
-            rules=(_at_least_16_mi("shared memory", "2Gi"),),
+            rules=(at_least_16_mi("shared memory", "2Gi"),),
             between=(
                 Rule(
                     cel="!has(self.sharedMemory) || !has(self.memory) || !isQuantity(string(self.sharedMemory)) || "
                     "!isQuantity(string(self.memory)) || "
                     "quantity(string(self.memory)).compareTo(quantity(string(self.sharedMemory))) >= 0 || "
                     "quantity(string(self.memory)).isLessThan(quantity('16Mi'))",
-                    shown='"{string(self.sharedMemory)}" is more than memory, which it counts as part of: raise '
-                    "memory or lower it",
-                    message="it is more than memory, which it counts as part of: raise memory or lower it",
+                    message="is more than memory, which it counts as part of: raise memory or lower it",
+                    quoted=True,
+                    broken=lambda asked, _: _more_shared_than_all(asked),
                 ),
             ),
         ),
@@ -413,8 +399,7 @@ class Resources:
             "Disk of the node that the pod requests for its logs, temporary files and, without a claim for the "
             'cache, model and data, as a quantity: "100Gi". Absent: none is requested.',
             quantity=True,
-            read=read_quantity,
-            rules=(_at_least_16_mi("disk", "100Gi"),),
+            rules=(at_least_16_mi("disk", "100Gi"),),
         ),
     )
     extended_resources: Mapping[str, int] = field(
@@ -426,10 +411,12 @@ class Resources:
             most=4,
             item=Api(about="How many of them.", low=1, high=64),
             rules=(
-                Rule(
-                    cel=f"self.all(k, k.size() <= 317 && !k.matches('{_OF_KUBERNETES}') && k.matches('^{_RESOURCE}$'))",
-                    message="there is a key that cannot be a resource: write domain/name as kubectl describe node "
-                    "lists it under Allocatable, as in rdma/hca_shared_devices_a",
+                keys_matching(
+                    _RESOURCE,
+                    317,
+                    "there is a key that cannot be a resource: write domain/name as kubectl describe node lists it "
+                    "under Allocatable, as in rdma/hca_shared_devices_a",
+                    but=_OF_KUBERNETES,
                 ),
             ),
             between=(
@@ -437,6 +424,7 @@ class Resources:
                     cel="!has(self.extendedResources) || !has(self.gpuResourceName) || "
                     "!(self.gpuResourceName in self.extendedResources)",
                     message="GPUs are asked for with gpus and gpuResourceName: remove their name here",
+                    broken=lambda asked, _: asked.gpu_resource_name in asked.extended_resources,
                 ),
             ),
         ),
@@ -457,7 +445,6 @@ class Toleration:
                 matching(
                     f"({_DOMAIN}/)?{_NAME}",
                     f"cannot be the key of a taint: write name or domain/name in {_SAFE}",
-                    "write name or domain/name in letters, digits, -, _ and .",
                     empty=True,
                 ),
             ),
@@ -466,7 +453,7 @@ class Toleration:
                     cel="(has(self.key) && self.key != '') || (has(self.operator) && self.operator == 'Exists')",
                     message="a toleration without a key tolerates every taint: then write operator: Exists, else name "
                     "the key",
-                    broken=lambda taint: not taint.key and taint.operator is not TolerationOperator.EXISTS,
+                    broken=lambda taint, _: not taint.key and taint.operator is not TolerationOperator.EXISTS,
                 ),
             ),
         ),
@@ -484,7 +471,6 @@ class Toleration:
                 matching(
                     _LABEL_VALUE,
                     f"cannot be the value of a taint: write {_SAFE}, starting and ending with a letter or digit",
-                    "a taint's value is letters, digits, -, _ and .",
                     empty=True,
                 ),
             ),
@@ -493,7 +479,7 @@ class Toleration:
                     cel="!has(self.operator) || self.operator != 'Exists' || !has(self.value) || self.value == ''",
                     forbidden=True,
                     message="with operator Exists any value is tolerated: remove value, or write operator: Equal",
-                    broken=lambda taint: bool(taint.value) and taint.operator is TolerationOperator.EXISTS,
+                    broken=lambda taint, _: bool(taint.value) and taint.operator is TolerationOperator.EXISTS,
                 ),
             ),
         ),
@@ -511,7 +497,7 @@ class Toleration:
                     cel="!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
                     forbidden=True,
                     message="only evictions wait: remove tolerationSeconds, or write effect: NoExecute",
-                    broken=lambda taint: (
+                    broken=lambda taint, _: (
                         taint.toleration_seconds is not None and taint.effect is not TaintEffect.NO_EXECUTE
                     ),
                 ),
@@ -680,7 +666,6 @@ class Scheduling:
                     matching(
                         _LABEL_VALUE,
                         f"cannot be the value of a label: write {_SAFE}, starting and ending with a letter or digit",
-                        "a label's value is letters, digits, -, _ and .",
                         empty=True,
                     ),
                 ),
@@ -721,7 +706,7 @@ class Scheduling:
             "RuntimeClass of the training pods, as in nvidia where the runtime for GPUs is not the nodes' own. It "
             "must exist in the cluster.",
             longest=253,
-            rules=(_is_name_of("RuntimeClass", "RuntimeClass"),),
+            rules=(_is_name_of("RuntimeClass"),),
         ),
     )
     priority_class_name: str | None = field(
@@ -729,7 +714,7 @@ class Scheduling:
         metadata=api(
             "PriorityClass of the pod: one of higher priority may preempt others. It must exist in the cluster.",
             longest=253,
-            rules=(_is_name_of("PriorityClass", "PriorityClass"),),
+            rules=(_is_name_of("PriorityClass"),),
         ),
     )
 
@@ -749,11 +734,12 @@ class Spec:
                     cel="self.quantization in ['Auto', 'None'] || !(self.lora.init in ['PiSSA', 'OLoRA'])",
                     at=".init",
                     forbidden=True,
-                    shown='"{self.lora.init}" does not go with quantization {self.quantization}: it takes the main '
-                    "directions out of the base weights, which 4- and 8-bit storage does not allow; write init: "
-                    "Default, or quantization: Auto or None",
-                    message="init PiSSA and OLoRA do not go with quantization: write init: Default, or quantization: "
-                    "Auto or None",
+                    message="does not go with quantization: it takes the main directions out of the base weights, "
+                    "which 4- and 8-bit storage does not allow; write init: Default, or quantization: Auto or None",
+                    quoted=True,
+                    broken=lambda spec, _: (
+                        spec.lora.init.changes_base and spec.quantization not in {Quantization.AUTO, Quantization.NONE}
+                    ),
                 ),
             ),
         ),
@@ -785,6 +771,9 @@ class Spec:
                     message="early stopping looks at the loss on held-out rows, of which a validationFraction of 0 "
                     "leaves none: remove it, or hold out rows with dataset.validationFraction or "
                     "dataset.validationUri",
+                    broken=lambda spec, _: (
+                        spec.training.early_stopping_patience is not None and not spec.dataset.validation_fraction
+                    ),
                 ),
                 Rule(
                     cel="self.resources.gpus < 2 && self.resources.nodes < 2 || self.training.effectiveBatchSize < 1 "
@@ -794,6 +783,9 @@ class Spec:
                     at=".effectiveBatchSize",
                     message="each training process needs an example for each step: raise it to at least "
                     "resources.gpus x resources.nodes, or use fewer GPUs or nodes",
+                    broken=lambda spec, _: (
+                        spec.training.effective_batch_size < max(1, spec.resources.gpus) * spec.resources.nodes
+                    ),
                 ),
             ),
         ),
