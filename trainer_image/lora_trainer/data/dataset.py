@@ -47,9 +47,9 @@ class Facts:
 
     `columns`, `capped` and `held_out_digest` are as in `Samples`, the revisions of data sets commits of the Hub.
     `stats` is what the training says of the rows, `rows` what a preflight says. `day` is what the chat template may
-    write into rows, None of one that reads no clock; `template` the text to serve with, where the model's own will not do,
-    `template_digest` that of a chosen one. `verbatim` says that the first row is learned as it stands. `first` is that row as a person is shown it, `doubts`
-    are sentences on what the template leaves out.
+    write into rows, None of one that reads no clock; `template` the text to serve with, where the model's own will not
+    do, `template_digest` that of a chosen one. `verbatim` says that the first row is learned as it stands. `first` is
+    that row as a person is shown it, `doubts` are sentences on what the template leaves out.
     """
 
     kind: DatasetFormat

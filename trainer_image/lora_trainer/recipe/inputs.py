@@ -62,8 +62,8 @@ def prepare(
     of its pod open it. A run goes on with the commits and the day of the checkpoints in `workspace`.
 
     `check` refuses what the model cannot be trained with, whatever the rows: before these are encoded, and before the
-    weights of a model on a claim are read for their digest, either of which may take many minutes. Raises `DatasetError` and
-    `ConfigError` for rows that cannot be trained on, and what `check` and reading raise.
+    weights of a model on a claim are read for their digest, either of which may take many minutes. Raises
+    `DatasetError` and `ConfigError` for rows that cannot be trained on, and what `check` and reading raise.
     """
     chosen = chosen_template(config.dataset, volumes, kept_day(config, workspace, volumes) or today())
     read = with_kept_commits(config, workspace, hub)
