@@ -317,7 +317,7 @@ def start_from_directions(folder: Path, config: TrainConfig) -> tuple[str, dict[
                 stack.enter_context(mock.patch.object(LoraLayer, init, _of_other_weights(getattr(LoraLayer, init))))
         settled = Settled(config=config, plan=None)
         nothing: Any = None
-        session = Session.open(settled, open_folder(folder), nothing, CPU, ranks, linear=0)
+        session = Session.open(settled, open_folder(folder), nothing, CPU, ranks)
         with session.adapted(settled) as adapted:
             starts = {name: _digest([start.down, start.up]) for name, start in adapted.starts.items()}
             return _digest(adapted.model.parameters()), starts

@@ -16,6 +16,8 @@ from tests.trainer import tiny
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.contract.summary import Summary
+from lora_trainer.model.device import choose_device
+from lora_trainer.model.options import check_options
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.run_folders import FOLDER
 from lora_trainer.places.volumes import Volumes
@@ -116,7 +118,8 @@ class Finished:
 def prepared(config: TrainConfig, volumes: Volumes, place: Path, workspace: Path | None = None) -> Path:
     """The folder `place` with the data of a run, as each attempt has it anew."""
     shutil.rmtree(place, ignore_errors=True)
-    prepare(config, volumes, Hub(), place, workspace=workspace)
+    device = choose_device(config.device, config.training.precision)
+    prepare(config, volumes, Hub(), place, check=lambda base: check_options(base, config, device), workspace=workspace)
     return place
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from hub.model import cache_root, ensure_model
 from lora_trainer.contract.config import LossOn
 from lora_trainer.data.boundaries import Boundaries, Tokens
-from lora_trainer.data.chat import Text
+from lora_trainer.data.stretches import Text
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.places.base import open_folder
 

@@ -11,12 +11,12 @@ import pytest
 from lora_trainer.contract.config import LossOn
 from lora_trainer.data import encoding, tokens
 from lora_trainer.data.boundaries import Boundaries, Tokens
-from lora_trainer.data.chat import Text
 from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.encoding import Batch, batches, encode_batches
 from lora_trainer.data.formats import Conversation, PlainText, Sample, rendered_size, size
 from lora_trainer.data.messages import Message
 from lora_trainer.data.store import Block
+from lora_trainer.data.stretches import Text
 from lora_trainer.data.tokens import Encoded, Encoder
 from lora_trainer.errors import DatasetError, KernelOutOfMemoryError
 

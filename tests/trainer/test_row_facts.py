@@ -40,8 +40,10 @@ def uneven(count: int) -> list[dict[str, Any]]:
 
 
 def counted_twice(samples: Samples, encoder: Encoder) -> tuple[RowFacts, Data]:
-    """By preflight and by the training."""
-    return count_rows(samples, encoder, 42), encode(samples, encoder)
+    """By preflight and by the training, which says of all rows what a preflight says."""
+    facts, data = count_rows(samples, encoder, 42), encode(samples, encoder)
+    assert data.rows == facts
+    return facts, data
 
 
 def test_the_counts_are_those_of_the_training(tmp_path: Path, encoder: Encoder) -> None:
@@ -49,6 +51,9 @@ def test_the_counts_are_those_of_the_training(tmp_path: Path, encoder: Encoder) 
     encoder.max_length = 50
     facts, data = counted_twice(samples_of(tmp_path, uneven(60)), encoder)
     stats = data.stats
+    assert (stats.train_samples, stats.validation_samples) == (len(data.training), len(data.evaluation))
+    assert (stats.train_tokens, stats.target_tokens) == (data.training.lengths.sum(), data.training.targets.sum())
+    assert stats.truncated_samples == data.training.truncated.sum() + data.evaluation.truncated.sum()
     assert (facts.tokens, facts.target_tokens) == (stats.train_tokens, stats.target_tokens)
     assert (facts.train_samples, facts.validation_samples) == (stats.train_samples, stats.validation_samples)
     assert (facts.truncated_samples, facts.truncated_tokens) == (stats.truncated_samples, stats.truncated_tokens)

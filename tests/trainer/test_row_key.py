@@ -1,5 +1,6 @@
 """What encoded rows depend on: whatever makes other tokens or counts gives them another key."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
@@ -18,6 +19,16 @@ from lora_trainer.data.survey import Samples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.places.base import Base
 
+
+def changed(root: Path, base: Base, name: str) -> Base:
+    """A copy of the model of whose files one ends in a blank more; its commit or digest is the same."""
+    folder = root / "changed"
+    shutil.copytree(base.folder, folder)
+    with (folder / name).open("ab") as file:
+        file.write(b" ")
+    return replace(base, folder=folder)
+
+
 CHANGES: dict[str, Callable[[Path, Base], tuple[Samples, Encoder]]] = {
     "rows": lambda root, base: (samples_of(root, tiny.chats(41)), make_encoder(base)),
     "fraction": lambda root, base: (
@@ -25,7 +36,7 @@ CHANGES: dict[str, Callable[[Path, Base], tuple[Samples, Encoder]]] = {
         make_encoder(base),
     ),
     "seed": lambda root, base: (samples_of(root, training={"seed": 7}), make_encoder(base)),
-    "model": lambda root, base: (samples_of(root), make_encoder(replace(base, revision="other"))),
+    "tokenizer": lambda root, base: (samples_of(root), make_encoder(changed(root, base, "tokenizer_config.json"))),
     "length": lambda root, base: (samples_of(root), make_encoder(base, max_length=255)),
     "loss": lambda root, base: (samples_of(root), make_encoder(base, loss_on=LossOn.ALL)),
     "template": lambda root, base: (
@@ -52,6 +63,13 @@ def test_whatever_makes_other_tokens_or_counts_is_encoded_anew(
     fresh = encode(samples, encoder, tmp_path / "fresh")
     assert attempts.folder().name != before
     assert (ids(data.training), data.stats) == (ids(fresh.training), fresh.stats)
+
+
+def test_other_weights_give_the_same_key(tmp_path: Path, tiny_base: Base) -> None:
+    """Those of a model on a claim are read by the training alone: a preflight has no digest of them."""
+    samples = samples_of(tmp_path)
+    other = replace(changed(tmp_path, tiny_base, "model.safetensors"), revision="")
+    assert row_key(samples.sources, make_encoder(other)) == row_key(samples.sources, make_encoder(tiny_base))
 
 
 def test_a_day_is_a_part_of_the_key(tmp_path: Path, tiny_base: Base) -> None:

@@ -7,11 +7,13 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.trainer import tiny
 from tests.trainer.attempts import READ_AGAIN, make_encoder
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import PATIENCE_S, Workplace
@@ -22,23 +24,28 @@ from lora_trainer import stage
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.exit_codes import ExitCode, reason_of
 from lora_trainer.data import dataset as dataset_module
-from lora_trainer.data import kept_rows
+from lora_trainer.data import kept_rows, tokenizer
 from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.dataset import FILES, encode, read_or_encode
+from lora_trainer.data.formats import Sample
 from lora_trainer.data.kept_rows import UNUSED_S, KeptRows
 from lora_trainer.data.survey import load_samples
-from lora_trainer.errors import ConfigError
+from lora_trainer.data.tokens import Encoded, Encoder
+from lora_trainer.errors import ConfigError, StorageError
 from lora_trainer.host.child import StageFailedError, Stages
 from lora_trainer.host.supervisor import Settings, Supervisor
 from lora_trainer.places.base import Base
 from lora_trainer.places.cache_folders import cached_rows
 from lora_trainer.places.hub import Hub
+from lora_trainer.places.model_headers import read_headers
 from lora_trainer.places.run_folders import FOLDER, folder_of_run
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.plan.families import Positions
 from lora_trainer.ranks.reports import Failure
 from lora_trainer.recipe import inputs
+from lora_trainer.recipe.preflight import preflight
 from lora_trainer.training.checkpoint import Checkpoint, Checkpoints
+from lora_trainer.training.objective import encoder_of
 from lora_trainer.training.stopping import Stop
 
 NAME = f"rows-{'ab' * 8}"
@@ -110,10 +117,12 @@ def test_a_killed_run_goes_on_from_rows_and_state_and_gives_the_same_adapter(wor
 
 
 def fill(config: TrainConfig, workplace: Workplace) -> bool:
-    """What preflight does last where there is a cache; whether rows were encoded."""
+    """What preflight does with the rows where there is a cache; whether they were encoded."""
     volumes, hub = Volumes(claims=workplace.claims), Hub()
     samples = load_samples(config, volumes, hub)
-    return inputs.fill_cache(config, samples, volumes, hub, chosen_template(config.dataset, volumes))
+    base = read_headers(config.model.uri, volumes, hub).base
+    encoder = encoder_of(config, base, chosen_template(config.dataset, volumes))
+    return inputs.keep_encoded(samples, base, encoder) is not None
 
 
 @pytest.fixture
@@ -149,14 +158,14 @@ def test_an_attempt_that_finds_rows_looks_at_none_of_the_files(
     kept = KeptRows(own=tmp_path)
 
     def prepare(name: str) -> bytes:
-        inputs.prepare(config, volumes, Hub(), tmp_path / name, kept=kept)
+        inputs.prepare(config, volumes, Hub(), tmp_path / name, check=lambda base: None, kept=kept)
         return b"".join((tmp_path / name / file).read_bytes() for file in FILES)
 
     first = prepare("first")
     monkeypatch.setattr(inputs, "choose_rows", None)
     monkeypatch.setattr(dataset_module, "choose_rows", None)
     assert prepare("second") == first
-    monkeypatch.setattr(inputs, "positions_in", lambda _: Positions(kind="llama", most=4))
+    monkeypatch.setattr(tokenizer, "positions_in", lambda _: Positions(kind="llama", most=4))
     with pytest.raises(ConfigError, match="positions"):
         prepare("third")
     assert not (tmp_path / "third").exists()
@@ -180,6 +189,33 @@ def test_a_cache_that_cannot_take_rows_is_no_failure(
     (tmp_path / "cache").write_text("no folder")
     assert not fill(make_config(), workplace)
     assert "the rows are not encoded in advance: " in caplog.text
+
+
+def test_a_preflight_encodes_each_row_once_and_reads_no_weights(
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it counts is what the cache has, for a second run, too, which encodes none; without a cache it says the
+    same. Only the training needs the digest of a model on a claim."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(inputs, "ENCODED_FROM_BYTES", 0)
+    monkeypatch.setattr("lora_trainer.places.base._digest", None)
+    encoded: list[str] = []
+    encode_texts = Encoder.encode_texts
+
+    def counted(encoder: Encoder, samples: Sequence[Sample]) -> list[list[Encoded]]:
+        encoded.extend(sample.where for sample in samples)
+        return encode_texts(encoder, samples)
+
+    monkeypatch.setattr(Encoder, "encode_texts", counted)
+    config, volumes = make_config(), Volumes(claims=workplace.claims)
+    rows = len(tiny.chats())
+    found = []
+    for fill_cache, expected in ((True, rows), (True, rows), (False, 2 * rows)):
+        found.append(preflight(config, volumes, Hub(), fill=fill_cache).preflight)
+        assert len(encoded) == expected
+    assert len(set(encoded)) == rows
+    assert found[0] == found[1] == found[2]
+    assert len([*cached_rows(os.environ).glob("rows-*")]) == 1
 
 
 def test_a_long_row_is_left_to_the_training(
@@ -230,11 +266,13 @@ def test_an_encoding_shows_that_it_began(workplace: Workplace, tmp_path: Path, m
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(inputs, "ENCODED_FROM_BYTES", 0)
     signs: list[int] = []
-    monkeypatch.setattr(
-        "lora_trainer.recipe.inputs.datasets.read_or_encode",
-        lambda *_, **__: signs.append(len([*cached_rows(os.environ).glob("*.beat")])),
-    )
-    fill(make_config(), workplace)
+
+    def look(*_: object, **__: object) -> None:
+        signs.append(len([*cached_rows(os.environ).glob("*.beat")]))
+        raise StorageError("and no more")
+
+    monkeypatch.setattr("lora_trainer.recipe.inputs.datasets.read_or_encode", look)
+    assert not fill(make_config(), workplace)
     assert signs == [1]
     assert not [*cached_rows(os.environ).glob("*.beat")]
 

@@ -281,6 +281,18 @@ def test_a_bad_data_set_ends_with_65_before_a_model_is_loaded(workplace: Workpla
     assert workplace.adapters() == []
 
 
+def test_what_the_model_does_not_allow_is_refused_before_rows_are_encoded(
+    workplace: Workplace, forked: ForkedRuns
+) -> None:
+    """Which would refuse them, too, and of many rows only after minutes."""
+    cut = {"maxSequenceLength": 8}
+    done = forked.run("-f", workplace.manifest_file(training=cut))
+    assert (done.status, done.summary.reason) == (65, Reason.DATASET_INVALID)
+    done = forked.run("-f", workplace.manifest_file(training=cut, lora={"targetModules": ["kew_proj"]}))
+    assert (done.status, done.summary.reason) == (64, Reason.CONFIG_INVALID)
+    assert "kew_proj" in done.summary.message
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -12,7 +12,7 @@ import torch
 from tests.trainer.conftest import make_config
 from tests.trainer.families import make_family
 from tests.trainer.test_sharding import planned
-from tests.trainer.trainings import STATS, Kept
+from tests.trainer.trainings import ROWS, STATS, Kept
 
 from lora_trainer.contract.config import DatasetFormat, LossOn
 from lora_trainer.contract.summary import ResolvedRun
@@ -69,7 +69,7 @@ class Bench:
     def session(self, quantization: str = "None") -> Session:
         """A new one."""
         settled = self.settled("plain", quantization)
-        return Session.open(settled, self.base, self.data, self.device, Ranks(), linear=0)
+        return Session.open(settled, self.base, self.data, self.device, Ranks())
 
     def settled(self, kind: str, quantization: str = "None") -> Settled:
         """A run of this kind, with three steps."""
@@ -111,7 +111,7 @@ def make_bench(base: Base, device: Device, root: Path) -> Bench:
         capped=False,
         columns=Columns(format=DatasetFormat.TEXT, read={"text": "text"}, unread=()),
         stats=STATS,
-        model_revision=base.revision,
+        rows=ROWS,
         day=None,
         template=None,
         template_digest=None,

@@ -40,7 +40,7 @@ def over(
     """The decision; everything has a default that shards."""
     config = make_config(**{"quantization": "None", **sections})
     ranks = Ranks(world=processes, local_world=processes // nodes)
-    return divided_over(plan=plan, weight_bytes=size, device_bytes=gpu, ranks=ranks, config=config)
+    return divided_over(plan=plan, weights=lambda: size, device_bytes=gpu, ranks=ranks, config=config)
 
 
 def decide(size: float = LLAMA_70B, gpu: int | None = H100, **others: Any) -> bool:
@@ -74,7 +74,7 @@ def test_processes_with_gpus_of_two_sizes_divide_the_base_alike(
     base: Any = SimpleNamespace(folder=tmp_path)
     nothing: Any = None
     with pytest.raises(DividedError, match="8"):
-        session.Session.open(settled, base, nothing, CPU, Mixed(world=8, local_world=8), linear=0)
+        session.Session.open(settled, base, nothing, CPU, Mixed(world=8, local_world=8))
 
 
 def planned(*, sharded: bool, sharded_over: int | None = None, fits: bool | None = True) -> RunPlan:

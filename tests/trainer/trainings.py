@@ -8,6 +8,7 @@ import torch
 from tests.trainer.conftest import make_config
 
 from lora_trainer.contract.config import CheckpointConfig, LoraConfig, Quantization, TrainConfig
+from lora_trainer.contract.preflight import RowFacts
 from lora_trainer.contract.summary import DatasetStats, ResolvedRun
 from lora_trainer.data.formats import PlainText
 from lora_trainer.data.store import Examples
@@ -33,6 +34,21 @@ STATS = DatasetStats(
     target_tokens=100,
     longest_tokens=40,
     truncated_samples=0,
+    skipped_samples=0,
+    duplicate_samples=0,
+)
+ROWS = RowFacts(
+    format="Text",
+    fingerprint="sha256:2",
+    train_samples=12,
+    validation_samples=0,
+    tokens=100,
+    target_tokens=100,
+    p50_tokens=8,
+    p95_tokens=40,
+    longest_tokens=40,
+    truncated_samples=0,
+    truncated_tokens=0,
     skipped_samples=0,
     duplicate_samples=0,
 )

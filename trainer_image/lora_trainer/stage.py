@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from lora_trainer.artifact.manifest import read_manifest
@@ -22,6 +23,7 @@ from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.errors import StorageError
 from lora_trainer.host.guard import guarded, leave
 from lora_trainer.host.lock import check_ticket
+from lora_trainer.places.base import Base
 from lora_trainer.places.cache_folders import cached_rows
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.outputs import open_sink
@@ -102,7 +104,8 @@ def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
     folder, rows, data = _folder_of_run(config, options, volumes), _rows(config, options, volumes), _data(options)
     if number == 0:
         reporter.phase(Phase.PREPARING)
-        prepare(config, volumes, Hub(), data, kept=rows, workspace=folder)
+        check = partial(_check_options, config, folder)
+        prepare(config, volumes, Hub(), data, check=check, kept=rows, workspace=folder)
     with importing_libraries():
         import_peft(expected_quantization(config, folder))
         from lora_trainer.recipe.train import Workshop, run_training  # noqa: PLC0415
@@ -112,6 +115,15 @@ def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
         time.sleep(_POLL_S)
     workshop = Workshop(folder=options.workspace, rows=rows, may_write=lambda: _check_lock(options), stop=options.stop)
     run_training(config, data, volumes, Hub(), folder=options.folder, reporter=reporter, workshop=workshop)
+
+
+def _check_options(config: TrainConfig, folder: Path | None, base: Base) -> None:
+    with importing_libraries():
+        import_peft(expected_quantization(config, folder))
+        from lora_trainer.model.device import choose_device  # noqa: PLC0415
+        from lora_trainer.model.options import check_options  # noqa: PLC0415
+
+    check_options(base, config, choose_device(config.device, config.training.precision))
 
 
 def _data(options: argparse.Namespace) -> Path:

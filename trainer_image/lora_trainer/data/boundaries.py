@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_trainer.data.chat import Text
+from lora_trainer.data.stretches import Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

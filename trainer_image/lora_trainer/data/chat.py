@@ -4,7 +4,7 @@ import functools
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
@@ -13,7 +13,7 @@ from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.clock import Clock, today
 from lora_trainer.data.formats import Conversation, PlainText, Sample
 from lora_trainer.data.messages import Message
-from lora_trainer.data.stretches import Rendered, Span, opened, place
+from lora_trainer.data.stretches import Rendered, Span, Text, opened, place
 from lora_trainer.data.time_limit import cpu_time
 from lora_trainer.errors import DatasetError
 
@@ -33,20 +33,6 @@ FALLBACK_TEMPLATE = (
 SECONDS, LARGEST_TEXT = 10, 2**25
 """Processor time of a conversation's renderings (a tenth of a second more for each) and characters of one: twice what a
 row may have."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Text:
-    """A text and the stretches of it, from the first character to the one after the last, that are learned.
-
-    `answers` is how many answers these hold; `empty` how many of the sample's are learned nowhere, having no text.
-    """
-
-    text: str
-    learned: tuple[Span, ...]
-    templated: bool
-    answers: int = 1
-    empty: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,16 +273,7 @@ class Renderer:
                 f"{chat.where}: {self._named} leaves out what an answer says, so that only its end would be learned; "
                 "use another dataset.chatTemplate"
             )
-        return [
-            Text(
-                text=found.text,
-                learned=found.learned,
-                templated=True,
-                answers=len(found.learned),
-                empty=0 if number else empty,
-            )
-            for number, found in enumerate(placed)
-        ]
+        return [replace(placed[0], empty=empty), *placed[1:]]
 
 
 def _loses_thought(message: Message, text: str) -> bool:

@@ -1,9 +1,11 @@
 """What is counted of rows while they are encoded, and for what of it a run is refused."""
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lora_trainer.data.encoding import Batch
 from lora_trainer.data.store import LEARNED, Block
@@ -23,11 +25,15 @@ _DOUBT = 1e-12
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
-    """Over the rows that were encoded: `examples` to train on, `uncut` of them as they were; of held-out rows, too,
-    `targets`, which are learned tokens, and the `largest` token. `whole` says where the first row stands whose example
-    was not cut."""
+    """Over the rows that were encoded, `training` of them to train on: `examples` to train on, `uncut` of them as they
+    were; of held-out rows, too, `targets`, which are learned tokens, the `largest` token, and the `longest` example
+    before the cut. `whole` says where the first row stands whose example was not cut.
+
+    `lengths` says how many examples to train on have so many tokens before the cut, `first` is the first of these.
+    `tokens` are theirs after it, `learned` of them; `squares` sums the squares of each training row's."""
 
     rows: int = 0
+    training: int = 0
     lost: int = 0
     split: int = 0
     cut_tokens: int = 0
@@ -41,12 +47,23 @@ class Counts:
     targets: int = 0
     largest: int = 0
     whole: str | None = None
+    held_out: int = 0
+    held_out_rows: int = 0
+    truncated: int = 0
+    longest: int = 0
+    lengths: Counter[int] = field(default_factory=Counter)
+    tokens: int = 0
+    squares: int = 0
+    learned: int = 0
+    first: NDArray[np.uint32] | None = None
 
     def add(self, batch: Batch, block: Block, training: Mask) -> tuple[Mask, Mask]:
         """Count some more rows; which of their examples are to train on, as the mask `training` over all rows has it,
         and which are held out: those in which there is something left to learn."""
         kept: Mask = block.targets > 0
-        is_training = training[np.array(batch.numbers)[block.samples]]
+        rows_to_train_on = training[np.array(batch.numbers)]
+        is_training = rows_to_train_on[block.samples]
+        ours, held_out = kept & is_training, kept & ~is_training
         examples = np.bincount(block.samples, kept, minlength=len(batch.samples))
         self.rows += len(examples)
         self.lost += int(np.count_nonzero(examples == 0))
@@ -57,18 +74,38 @@ class Counts:
         self.answers += int(block.answers.sum())
         self.learned_answers += int(block.learned_answers[kept].sum())
         self.unended_answers += int(block.unended_answers[kept].sum())
-        self.examples += int(np.count_nonzero(kept & is_training))
-        self.uncut += int(np.count_nonzero(kept & is_training & ~block.truncated))
+        self.examples += int(np.count_nonzero(ours))
+        self.uncut += int(np.count_nonzero(ours & ~block.truncated))
         self.targets += int(block.targets.sum())
         tokens = block.tokens[np.repeat(kept, block.lengths)] & ~LEARNED
         self.largest = max(self.largest, int(tokens.max(initial=0)))
         whole = kept & ~block.truncated
         if self.whole is None and whole.any():
             self.whole = batch.samples[int(block.samples[np.flatnonzero(whole)[0]])].where
-        return kept & is_training, kept & ~is_training
+        self.training += int(np.count_nonzero(rows_to_train_on))
+        self.held_out += int(np.count_nonzero(held_out))
+        self.held_out_rows += len(np.unique(block.samples[held_out]))
+        self.truncated += int(np.count_nonzero(block.truncated & kept))
+        self._add_lengths(block, ours, held_out)
+        return ours, held_out
+
+    def _add_lengths(self, block: Block, ours: Mask, held_out: Mask) -> None:
+        lengths = block.lengths + block.cut_tokens
+        self.longest = max(self.longest, int(lengths[ours | held_out].max(initial=0)))
+        for length, count in zip(*np.unique(lengths[ours], return_counts=True), strict=True):
+            self.lengths[int(length)] += int(count)
+        per_row = np.bincount(block.samples[ours], block.lengths[ours]).astype(np.int64)
+        self.tokens += int(per_row.sum())
+        self.squares += int((per_row**2).sum())
+        self.learned += int(block.targets[ours].sum())
+        if self.first is None and ours.any():
+            first = int(np.flatnonzero(ours)[0])
+            start = int(block.lengths[:first].sum())
+            # A view would keep the whole block.
+            self.first = block.tokens[start : start + int(block.lengths[first])].copy()
 
 
-def objection_to(counts: Counts, max_length: int, *, is_text: bool, positions: Positions | None = None) -> str:
+def objection_to(counts: Counts, max_length: int, positions: Positions | None, *, is_text: bool) -> str:
     """For what a training on just these rows is refused, as a sentence; empty where it is not. Plain text has no end to
     learn; to raise the length is no remedy where the model has no `positions` for more."""
     longest = f"training.maxSequenceLength ({max_length})"

@@ -17,11 +17,13 @@ import numpy as np
 from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS
 from lora_trainer.contract import codec
 from lora_trainer.contract.config import DatasetFormat
+from lora_trainer.contract.preflight import RowFacts
 from lora_trainer.contract.summary import DatasetStats
 from lora_trainer.data.chosen_rows import Pace, encoded_rows
 from lora_trainer.data.counts import Counts, objection_to
 from lora_trainer.data.held_out import EVALUATED_TRAINING_ROWS, write_held_out_rows
 from lora_trainer.data.kept_rows import KeptRows
+from lora_trainer.data.row_facts import doubts, row_facts
 from lora_trainer.data.store import COLUMNS, Examples, Writer
 from lora_trainer.data.survey import Samples, Sources, choose_rows
 from lora_trainer.data.tokens import Encoder
@@ -43,11 +45,11 @@ _LOG_EVERY_S = 30.0
 class Facts:
     """What is known of prepared data beside its examples, so that nobody else looks at rows, tokenizer or template.
 
-    `columns`, `capped` and `held_out_digest` are as in `Samples`, the revisions of data sets commits of the Hub;
-    `model_revision` is the tokenizer's. `day` is what the chat template may write into rows, None of one that reads no
-    clock; `template` the text to serve with, where the model's own will not do, `template_digest` that of a chosen one.
-    `verbatim` says that the first row is learned as it stands. `first` is that row as a person is shown it, `doubts`
-    are sentences on what the template leaves out.
+    `columns`, `capped` and `held_out_digest` are as in `Samples`, the revisions of data sets commits of the Hub.
+    `stats` is what the training says of the rows, `rows` what a preflight says. `day` is what the chat template may
+    write into rows, None of one that reads no clock; `template` the text to serve with, where the model's own will not
+    do, `template_digest` that of a chosen one. `verbatim` says that the first row is learned as it stands. `first` is
+    that row as a person is shown it, `doubts` are sentences on what the template leaves out.
     """
 
     kind: DatasetFormat
@@ -58,7 +60,7 @@ class Facts:
     capped: bool
     columns: Columns
     stats: DatasetStats
-    model_revision: str
+    rows: RowFacts
     day: date | None
     template: str | None
     template_digest: str | None
@@ -144,7 +146,7 @@ def row_key(sources: Sources, encoder: Encoder) -> str:
     """Digest (64 hexadecimal digits) over all that decides which examples are trained and evaluated, and their
     counts."""
     document = {
-        "counted": sorted(field.name for kind in (Facts, DatasetStats) for field in dataclasses.fields(kind)),
+        "counted": sorted(field.name for kind in (Facts, DatasetStats, RowFacts) for field in dataclasses.fields(kind)),
         "dataset": codec.encode(sources.dataset),
         "content": sources.fingerprint,
         "files": [[part.commit, [name for name, _ in part.files]] for part in (sources.training, sources.validation)],
@@ -199,10 +201,10 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace:
                 log_rows(counts.rows)
                 pace.alive()
     is_text = samples.kind is DatasetFormat.TEXT
-    objection = objection_to(counts, encoder.max_length, is_text=is_text)
+    objection = objection_to(counts, encoder.max_length, encoder.positions, is_text=is_text)
     if objection:
         raise DatasetError(objection)
-    training, evaluation = Examples.open(folder / _TRAINING), Examples.open(folder / _EVALUATION)
+    training = Examples.open(folder / _TRAINING)
     if counts.apart:
         log.info(
             "%d samples of %d rows: prompt and answer are tokenized apart, since the prompt alone, as at "
@@ -211,12 +213,12 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace:
             counts.rows,
         )
     stats = DatasetStats(
-        train_samples=len(training),
-        validation_samples=len(evaluation),
-        train_tokens=int(training.lengths.sum()),
-        target_tokens=int(training.targets.sum()),
+        train_samples=counts.examples,
+        validation_samples=counts.held_out,
+        train_tokens=counts.tokens,
+        target_tokens=counts.learned,
         longest_tokens=int(training.room(packed=False).max()),
-        truncated_samples=int(training.truncated.sum() + evaluation.truncated.sum()),
+        truncated_samples=counts.truncated,
         truncated_tokens=counts.cut_tokens,
         skipped_samples=samples.skipped + counts.lost,
         duplicate_samples=samples.duplicates,
@@ -226,7 +228,6 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace:
         unended_answers=counts.unended_answers,
     )
     write_held_out_rows(folder, samples)
-    first = training[0]
     facts = Facts(
         kind=samples.kind,
         fingerprint=samples.sources.fingerprint,
@@ -236,14 +237,14 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace:
         capped=samples.capped,
         columns=samples.columns,
         stats=stats,
-        model_revision=encoder.revision,
+        rows=row_facts(samples, counts, encoder),
         day=encoder.day,
         template=encoder.template,
         template_digest=encoder.chosen.digest,
         verbatim=samples.verbatim and not encoder.has_template,
         largest_token=counts.largest,
-        first=encoder.show(first),
-        doubts=() if is_text else tuple(encoder.warnings(first.input_ids, samples.with_tools)),
+        first=encoder.show(training[0]),
+        doubts=tuple(doubts(samples, counts, encoder)),
     )
     try:
         (folder / _FACTS).write_text(json.dumps(codec.encode(facts)), encoding="utf-8")

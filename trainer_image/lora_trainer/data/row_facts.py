@@ -5,7 +5,7 @@ No token is kept, so that any number of rows takes little memory and no disk.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +14,13 @@ from lora_trainer.contract.config import DatasetFormat
 from lora_trainer.contract.preflight import RowFacts
 from lora_trainer.data.chosen_rows import parsed_rows
 from lora_trainer.data.counts import Counts, objection_to, positions_suffice, surely_lost
-from lora_trainer.data.encoding import Batch, batches, encode_batches
+from lora_trainer.data.encoding import batches, encode_batches
 from lora_trainer.data.first_row import show_row
 from lora_trainer.data.formats import Sample, is_larger
-from lora_trainer.data.store import LEARNED, Block
+from lora_trainer.data.store import LEARNED
 from lora_trainer.data.survey import Mask, Part, Samples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import DatasetError
-from lora_trainer.plan.families import Positions
 from lora_trainer.ranks.activity import Counter
 
 log = logging.getLogger(__name__)
@@ -43,54 +42,16 @@ MOST_CHARACTERS = 3 * 2**20
 """The same where no row is shorter: half a GiB, and nothing else at that time."""
 
 
-@dataclass(slots=True, kw_only=True)
-class _Tally:
-    """Over the rows that were counted, of which `training` were to train on. `lengths` are tokens of each example
-    before the cut; `tokens` those of each training row after it, `targets` those of them that are learned; `longest` is
-    the longest example before the cut, held-out ones among them."""
-
-    counts: Counts = field(default_factory=Counts)
-    training: int = 0
-    lengths: list[NDArray[np.int64]] = field(default_factory=list)
-    tokens: list[NDArray[np.int64]] = field(default_factory=list)
-    targets: int = 0
-    held_out: int = 0
-    held_out_rows: int = 0
-    truncated: int = 0
-    longest: int = 0
-    first: NDArray[np.uint32] | None = None
-
-    def add(self, batch: Batch, block: Block, part: Part) -> None:
-        """Count some more rows."""
-        ours, held_out = self.counts.add(batch, block, part.training)
-        kept, rows = ours | held_out, np.array(batch.numbers)
-        self.training += int(np.count_nonzero(part.training[rows]))
-        lengths = block.lengths + block.cut_tokens
-        self.longest = max(self.longest, int(lengths[kept].max(initial=0)))
-        self.lengths.append(lengths[ours])
-        per_row = np.bincount(block.samples[ours], block.lengths[ours], minlength=len(rows)).astype(np.int64)
-        self.tokens.append(per_row[part.training[rows]])
-        self.targets += int(block.targets[ours].sum())
-        self.held_out += int(np.count_nonzero(held_out))
-        self.held_out_rows += len(np.unique(block.samples[held_out]))
-        self.truncated += int(np.count_nonzero(block.truncated & kept))
-        if self.first is None and ours.any():
-            first = int(np.flatnonzero(ours)[0])
-            start = int(block.lengths[:first].sum())
-            self.first = block.tokens[start : start + int(block.lengths[first])]
-
-
 def count_rows(
     samples: Samples,
     encoder: Encoder,
     seed: int,
     *,
-    positions: Positions | None = None,
     check_token: Callable[[int], None] | None = None,
     most_rows: int = MOST_ROWS,
 ) -> RowFacts:
     """Count all rows, or of very many a sample drawn by `seed`. Raises `DatasetError` where a training would, and
-    `ConfigError` where a row is longer than the model has `positions`, or `check_token` for the largest token.
+    `ConfigError` where a row is longer than the model has positions, or `check_token` for the largest token.
 
     A total over N rows of which n were drawn is N times their mean; the variance of that is N² s²/n (1 - n/N), s² being
     that of the drawn rows (Cochran, Sampling Techniques, 1977, theorem 2.2).
@@ -99,12 +60,12 @@ def count_rows(
     wanted = min(most_rows, _affordable(samples, rows))
     parts = [_drawn(part, wanted / rows, seed) for part in samples.parts] if rows > wanted else list(samples.parts)
     longest = LONGEST_CHARACTERS
-    tally, left_out = _tally(samples, parts, encoder, longest)
-    if not tally.counts.examples and (left_out or not _are_lost(tally, left_out, rows)):
+    counts, left_out = _counted(samples, parts, encoder, longest)
+    if not counts.examples and (left_out or not _are_lost(counts, left_out, rows)):
         parts = parts if left_out else list(samples.parts)
         longest = MOST_CHARACTERS
-        tally, left_out = _tally(samples, parts, encoder, longest)
-    if left_out and not tally.counts.examples:
+        counts, left_out = _counted(samples, parts, encoder, longest)
+    if left_out and not counts.examples:
         raise DatasetError(
             f"{left_out} rows have more than {MOST_CHARACTERS:,} characters, or very many answers: to count them takes "
             "more memory than there is before a training, and without them nothing is left to count; split them into "
@@ -116,31 +77,37 @@ def count_rows(
             left_out,
             f"{longest:,}",
         )
-    _check(samples, tally, encoder, left_out, positions)
-    if positions is not None:
-        positions_suffice(positions, encoder.max_length, tally.longest)
+    _check(samples, counts, encoder, left_out)
+    if encoder.positions is not None:
+        positions_suffice(encoder.positions, encoder.max_length, counts.longest)
     if check_token is not None:
-        check_token(tally.counts.largest)
-    if tally.first is not None and samples.kind is not DatasetFormat.TEXT:
-        for sentence in encoder.warnings((tally.first & ~LEARNED).astype(np.int64), samples.with_tools):
-            log.warning("%s", sentence)
-    facts = _facts(samples, tally, encoder)
-    return _extrapolated(facts, samples, tally) if tally.counts.rows < rows else facts
+        check_token(counts.largest)
+    for sentence in doubts(samples, counts, encoder):
+        log.warning("%s", sentence)
+    facts = row_facts(samples, counts, encoder)
+    return _extrapolated(facts, samples, counts) if counts.rows < rows else facts
 
 
-def _check(samples: Samples, tally: _Tally, encoder: Encoder, left_out: int, positions: Positions | None) -> None:
+def doubts(samples: Samples, counts: Counts, encoder: Encoder) -> list[str]:
+    """Sentences on what the chat template leaves out; plain text has none."""
+    if counts.first is None or samples.kind is DatasetFormat.TEXT:
+        return []
+    return encoder.warnings((counts.first & ~LEARNED).astype(np.int64), samples.with_tools)
+
+
+def _check(samples: Samples, counts: Counts, encoder: Encoder, left_out: int) -> None:
     """Refuse what a training would refuse, where that is certain: it sees all rows. Raises `DatasetError`."""
-    counts, rows = tally.counts, _chosen(samples.parts)
+    rows = _chosen(samples.parts)
     is_text = samples.kind is DatasetFormat.TEXT
-    objection = objection_to(counts, encoder.max_length, is_text=is_text, positions=positions)
-    if objection and (counts.rows == rows or _are_lost(tally, left_out, rows)):
+    objection = objection_to(counts, encoder.max_length, encoder.positions, is_text=is_text)
+    if objection and (counts.rows == rows or _are_lost(counts, left_out, rows)):
         raise DatasetError(objection)
     if objection:
         log.warning("of %d rows, of which %d were counted, the training may say: %s", rows, counts.rows, objection)
 
 
-def _are_lost(tally: _Tally, left_out: int, rows: int) -> bool:
-    return surely_lost(tally.counts.lost, tally.counts.rows + left_out, rows)
+def _are_lost(counts: Counts, left_out: int, rows: int) -> bool:
+    return surely_lost(counts.lost, counts.rows + left_out, rows)
 
 
 def _chosen(parts: Sequence[Part]) -> int:
@@ -167,10 +134,10 @@ def _drawn(part: Part, share: float, seed: int) -> Part:
     return replace(part, training=training, held_out=draw(part.held_out))
 
 
-def _tally(samples: Samples, parts: list[Part], encoder: Encoder, longest: int) -> tuple[_Tally, int]:
+def _counted(samples: Samples, parts: list[Part], encoder: Encoder, longest: int) -> tuple[Counts, int]:
     """What the rows of some parts come to, and how many of them have more than `longest` characters and were left
     out."""
-    tally, left_out = _Tally(), 0
+    counts, left_out = Counts(), 0
     counter = Counter("encoding rows", _chosen(parts))
 
     def short(rows: Iterator[tuple[int, Sample]]) -> Iterator[tuple[int, Sample]]:
@@ -185,56 +152,62 @@ def _tally(samples: Samples, parts: list[Part], encoder: Encoder, longest: int) 
         rows = short(parsed_rows(part, part.training | part.held_out, samples.layout))
         # One process: the tokenizer has threads of its own, and a second process would take its memory again.
         for batch, block in encode_batches(batches(rows), encoder, 1):
-            tally.add(batch, block, part)
-            counter(tally.counts.rows)
-    return tally, left_out
+            counts.add(batch, block, part.training)
+            counter(counts.rows)
+    return counts, left_out
 
 
-def _facts(samples: Samples, tally: _Tally, encoder: Encoder) -> RowFacts:
-    lengths = np.concatenate([np.empty(0, np.int64), *tally.lengths])
-    # Rows that are: interpolated lengths would belong to none.
-    p50, p95 = (int(value) for value in np.percentile(lengths, (50, 95), method="inverted_cdf"))
+def row_facts(samples: Samples, counts: Counts, encoder: Encoder) -> RowFacts:
+    """What was counted, for a person."""
     return RowFacts(
         format=samples.kind.value,
         fingerprint=samples.sources.fingerprint,
-        train_samples=len(lengths),
-        validation_samples=tally.held_out,
-        validation_rows=tally.held_out_rows,
-        tokens=int(sum(int(tokens.sum()) for tokens in tally.tokens)),
-        target_tokens=tally.targets,
-        p50_tokens=p50,
-        p95_tokens=p95,
-        longest_tokens=int(lengths.max()),
-        truncated_samples=tally.truncated,
-        truncated_tokens=tally.counts.cut_tokens,
-        skipped_samples=samples.skipped + tally.counts.lost,
+        train_samples=counts.examples,
+        validation_samples=counts.held_out,
+        validation_rows=counts.held_out_rows,
+        tokens=counts.tokens,
+        target_tokens=counts.learned,
+        p50_tokens=_reached(counts, 50),
+        p95_tokens=_reached(counts, 95),
+        longest_tokens=max(counts.lengths),
+        truncated_samples=counts.truncated,
+        truncated_tokens=counts.cut_tokens,
+        skipped_samples=samples.skipped + counts.lost,
         duplicate_samples=samples.duplicates,
         shared_samples=samples.shared,
-        first_row="" if tally.first is None else show_row(_stretches(tally.first, encoder)),
+        first_row="" if counts.first is None else show_row(_stretches(counts.first, encoder)),
     )
 
 
-def _extrapolated(facts: RowFacts, samples: Samples, tally: _Tally) -> RowFacts:
+def _reached(counts: Counts, percent: int) -> int:
+    """The least length that so many of 100 examples do not exceed: one that is, an interpolated one would be none's."""
+    lengths = sorted(counts.lengths)
+    reached = np.cumsum([counts.lengths[length] for length in lengths])
+    return lengths[int(np.searchsorted(100 * reached, percent * counts.examples))]
+
+
+def _extrapolated(facts: RowFacts, samples: Samples, counts: Counts) -> RowFacts:
     """To all rows; skipped rows and duplicates were counted over all of them already."""
     training = sum(int(np.count_nonzero(part.training)) for part in samples.parts)
     held_out = sum(int(np.count_nonzero(part.held_out)) for part in samples.parts)
-    counted = tally.training
-    factor, held_out_factor = training / counted, held_out / max(1, tally.counts.rows - counted)
-    whole = (training + held_out) / tally.counts.rows
-    tokens = np.concatenate(tally.tokens)
-    spread = float(tokens.std(ddof=1)) if counted > 1 else float(tokens.sum())
+    counted = counts.training
+    factor, held_out_factor = training / counted, held_out / max(1, counts.rows - counted)
+    whole = (training + held_out) / counts.rows
+    # In whole numbers, of which none is too large for Python.
+    squares = counted * counts.squares - counts.tokens**2
+    spread = (squares / (counted * (counted - 1))) ** 0.5 if counted > 1 else float(counts.tokens)
     error = training * spread / counted**0.5 * max(0.0, 1 - counted / training) ** 0.5
     return replace(
         facts,
         train_samples=round(facts.train_samples * factor),
         validation_samples=round(facts.validation_samples * held_out_factor),
-        validation_rows=round(tally.held_out_rows * held_out_factor),
+        validation_rows=round(counts.held_out_rows * held_out_factor),
         tokens=round(facts.tokens * factor),
         target_tokens=round(facts.target_tokens * factor),
         truncated_samples=round(facts.truncated_samples * whole),
         truncated_tokens=round(facts.truncated_tokens * whole),
-        skipped_samples=samples.skipped + round(tally.counts.lost * whole),
-        sampled=tally.counts.rows,
+        skipped_samples=samples.skipped + round(counts.lost * whole),
+        sampled=counts.rows,
         tokens_standard_error=round(error),
     )
 

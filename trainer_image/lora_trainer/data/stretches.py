@@ -46,20 +46,26 @@ class Rendered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
-    """A text and the stretches of it that are learned."""
+class Text:
+    """A text and the stretches of it that are learned.
+
+    `answers` is how many answers these hold; `empty` how many of the sample's are learned nowhere, having no text.
+    """
 
     text: str
     learned: tuple[Span, ...]
+    templated: bool
+    answers: int = 1
+    empty: int = 0
 
 
-def place(rendered: Rendered, stops: Sequence[str]) -> list[Placed] | None:
+def place(rendered: Rendered, stops: Sequence[str]) -> list[Text] | None:
     """Texts in which every answer is learned once; `stops` are the texts of the tokens that end a turn.
 
     None where an answer does not follow its prompt even in a text of its own.
     """
     left = sorted(rendered.texts)
-    found: list[Placed] = []
+    found: list[Text] = []
     marks = rendered.marks
     while left:
         last = left[-1]
@@ -73,7 +79,8 @@ def place(rendered: Rendered, stops: Sequence[str]) -> list[Placed] | None:
             if span is not None and (turn == last or _ends_turn(text[: span[1]], stops))
         }
         # What the template adds after the end-of-turn token (a newline in ChatML) is never generated.
-        found.append(Placed(text=text[: here[last][1]], learned=tuple(here.values())))
+        placed = Text(text=text[: here[last][1]], learned=tuple(here.values()), templated=True, answers=len(here))
+        found.append(placed)
         left = [turn for turn in left if turn not in here]
         marks = {}
     return found[::-1]

@@ -1,15 +1,20 @@
 """The tokenizer of a base model, from its files. Without PyTorch, which preflight does without."""
 
 import contextlib
+import hashlib
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+from lora_trainer.artifact.sealed import entry_of
 from lora_trainer.contract.config import LossOn
 from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.tokens import Encode, Encoder, one_by_one, stop_token_ids
 from lora_trainer.errors import ConfigError, one_sentence
 from lora_trainer.places.base import Base
+from lora_trainer.places.base_shape import positions_in
+from lora_trainer.places.model_folder import small_files
 from lora_trainer.ranks.libraries import importing_libraries
 
 # Not SentencePiece's `tokenizer.model`: its library is in neither image.
@@ -37,8 +42,15 @@ def load_encoder(
         ) from error
     # The run cuts rows itself and counts what it cut; the tokenizer's own limit would only warn.
     tokenizer.model_max_length = 2**31
-    stops = stop_token_ids(tokenizer, _generation_eos(base))
-    return Encoder(tokenizer, loss_on, max_length, stops, chosen, encode=encode, revision=base.revision)
+    stops, digest = stop_token_ids(tokenizer, _generation_eos(base)), _digest(base.folder)
+    limit = positions_in(base.folder)
+    return Encoder(tokenizer, loss_on, max_length, stops, chosen, encode=encode, digest=digest, positions=limit)
+
+
+def _digest(folder: Path) -> str:
+    """Of all files but the weights: those of a large model on a claim take minutes, and no token depends on them."""
+    entries = [asdict(entry_of(folder, name)) for name in small_files(folder)]
+    return hashlib.sha256(json.dumps(entries).encode(errors="surrogatepass")).hexdigest()
 
 
 def _generation_eos(base: Base) -> tuple[int, ...]:

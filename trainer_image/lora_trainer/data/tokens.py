@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from lora_trainer.contract.config import LossOn
 from lora_trainer.data.boundaries import Boundaries, Tokens
-from lora_trainer.data.chat import Renderer, Text
+from lora_trainer.data.chat import Renderer
 from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.clock import reads_clock
 from lora_trainer.data.formats import Sample
+from lora_trainer.data.stretches import Text
+from lora_trainer.plan.families import Positions
 
 IGNORED = -100
 """Label of a position whose token is not learned (the `ignore_index` of PyTorch's cross-entropy)."""
@@ -106,7 +108,9 @@ def one_by_one(encoder: "Encoder", samples: Sequence[Sample]) -> list[list[Encod
 
 class Encoder:
     """Turns samples into examples with one tokenizer and the `chosen` chat template, if any; `has_template` is whether
-    there is one, chosen or the model's own; `template` the text to serve with, where the model's own will not do."""
+    there is one, chosen or the model's own; `template` the text to serve with, where the model's own will not do.
+    `digest` is of the files that make tokens of texts; `positions` is what the model has, None where nothing limits
+    the length of a row."""
 
     def __init__(
         self,
@@ -117,10 +121,12 @@ class Encoder:
         chosen: Chosen = Chosen(),  # noqa: B008 - frozen
         *,
         encode: Encode = one_by_one,
-        revision: str = "",
+        digest: str = "",
+        positions: Positions | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self.revision = revision
+        self.positions = positions
+        self._digest = digest
         self._encode = encode
         self.loss_on = loss_on
         self.max_length = max_length
@@ -142,7 +148,7 @@ class Encoder:
         """What the tokens of a row depend on beside the row, as JSON has it."""
         template = self._template
         return {
-            "tokenizer": self.revision,
+            "tokenizer": self._digest,
             "loss_on": self.loss_on.value,
             "examples": self._encode.__qualname__,
             "max_length": self.max_length,

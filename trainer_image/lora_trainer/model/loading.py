@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.quantize import is_4bit, leave_packing, quantization_settings, take_any_shape
 from lora_trainer.model.recompute import check_recomputation, recomputable, recompute_activations, recompute_mlps
 from lora_trainer.model.rope import forget_lengths
+from lora_trainer.model.sharding import weight_bytes
 from lora_trainer.places.base import Base
+from lora_trainer.places.model_folder import weights_in
 from lora_trainer.plan.choice import is_large
 from lora_trainer.plan.hint_checks import LeftAlone
 from lora_trainer.ranks.collectives import ALONE, Ranks
@@ -64,6 +67,12 @@ def skeleton(base: Base) -> Loaded:
     except Exception as error:  # a model's own code may raise anything on a configuration that is not its own
         raise _not_loadable(base, error) from error
     return _loaded(model, base, Quantization.NONE)
+
+
+def held_bytes(base: Base, device: Device, quantization: Quantization) -> float:
+    """Memory that the model's weights take on a device; of quantized ones those of linear modules are counted."""
+    linear = 0 if quantization is Quantization.NONE else sum(map(prod, skeleton(base).linear.values()))
+    return weight_bytes(weights_in(base.folder), device.dtype, quantization, linear)
 
 
 def _configuration(base: Base) -> Any:

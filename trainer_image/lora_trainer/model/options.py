@@ -1,7 +1,5 @@
 """What was asked for against the device and the model's names and shapes, before any weight is read."""
 
-from math import prod
-
 from lora_trainer.contract.config import Merge, Quantization, TrainConfig
 from lora_trainer.model.adapter import check_apart, check_on, plan_adapter
 from lora_trainer.model.device import Device
@@ -12,12 +10,9 @@ from lora_trainer.model.recompute import check_recomputation
 from lora_trainer.places.base import Base
 
 
-def check_options(base: Base, config: TrainConfig, device: Device) -> int:
-    """Raise `ConfigError` for what cannot be honoured: within a second, and not after minutes of reading weights.
-
-    Where the quantization is not settled, what goes without one is honoured. Returns the number of weights in linear
-    modules, which quantization makes smaller.
-    """
+def check_options(base: Base, config: TrainConfig, device: Device) -> None:
+    """Raise `ConfigError` for what cannot be honoured: within a second, and not after minutes of reading rows and
+    weights. Where the quantization is not settled, what goes without one is honoured."""
     auto = config.quantization is Quantization.AUTO
     quantization = Quantization.NONE if auto else config.quantization
     check_kernels(quantization, config.lora.variant, device)
@@ -29,4 +24,3 @@ def check_options(base: Base, config: TrainConfig, device: Device) -> int:
     if config.output.merge is not Merge.ADAPTER:
         check_apart(empty.model, plan.modules, f"output.merge is {config.output.merge.value}")
     check_on(empty.model, plan)
-    return sum(map(prod, empty.linear.values()))

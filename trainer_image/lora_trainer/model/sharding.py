@@ -14,7 +14,7 @@ other, for each batch anew: slow for a GPU, and hundreds of times faster than a 
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -39,10 +39,10 @@ _GIB = 2**30
 
 
 def divided_over(
-    *, plan: RunPlan | None, weight_bytes: float, device_bytes: int | None, ranks: Ranks, config: TrainConfig
+    *, plan: RunPlan | None, weights: Callable[[], float], device_bytes: int | None, ranks: Ranks, config: TrainConfig
 ) -> int:
     """Over how many processes the base model has to be divided, 1 where it stays whole; `device_bytes` is None on a
-    CPU.
+    CPU, and `weights` says how many bytes those of the base model take.
 
     It is as the plan says, where that fits. Where there is none, or it may not fit, the weights alone decide: they may
     take `WEIGHTS_SHARE` of a GPU, or all of it where they cannot be divided and may fit. Raises `ConfigError` where it
@@ -54,6 +54,7 @@ def divided_over(
     within = ranks.local_world if processes % ranks.local_world == 0 else processes
     if plan is not None and plan.fits:
         return (within if plan.sharded_over == within else processes) if plan.sharded else 1
+    weight_bytes = weights()
     if weight_bytes <= WEIGHTS_SHARE * device_bytes:
         return 1
     size = f"the base model takes {weight_bytes / _GIB:.1f} GiB, and a GPU has {device_bytes / _GIB:.1f} GiB"

@@ -91,6 +91,11 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
+def small_files(folder: Path) -> list[str]:
+    """Of these all but weights and terms: what makes rows of text tokens is among them."""
+    return [name for name in files_in(folder) if name.endswith(_SMALL)]
+
+
 def check_folder(folder: Path, address: str) -> str:
     """The model's type, by its configuration; the weights must be whole and unquantized. Raises `ConfigError`."""
     model_type = check_configuration(folder, address, [path.name for path in folder.iterdir() if path.is_file()])

@@ -3,26 +3,29 @@
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.uri import ClaimUri, parse_uri
+from lora_trainer.contract.preflight import RowFacts
+from lora_trainer.contract.uri import ClaimUri, at_commit, parse_uri
 from lora_trainer.data import dataset as datasets
 from lora_trainer.data.chosen_rows import Pace
-from lora_trainer.data.chosen_template import Chosen, chosen_template
+from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.clock import today
 from lora_trainer.data.counts import positions_suffice
 from lora_trainer.data.dataset import Data
 from lora_trainer.data.dataset_files import locate, locate_validation
 from lora_trainer.data.kept_rows import UNUSED_S, KeptRows, folder_name
 from lora_trainer.data.survey import Samples, choose_rows, find_sources
+from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import KernelOutOfMemoryError, StorageError, TransientError, one_sentence
 from lora_trainer.places.base import Base, find_base
-from lora_trainer.places.base_shape import positions_in
 from lora_trainer.places.cache_folders import cached_rows
 from lora_trainer.places.cache_lock import alone_in_cache
 from lora_trainer.places.hub import Hub
+from lora_trainer.places.model_headers import read_headers
 from lora_trainer.places.temporary import temporary_folder
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.recipe.vocabulary import check_token
@@ -32,6 +35,10 @@ from lora_trainer.training.resume_overrides import kept_day, with_kept_commits
 log = logging.getLogger(__name__)
 ENCODED_FROM_BYTES = 4 * 2**20
 """Size of the files from which on rows are encoded here: fewer take seconds, as the libraries for it do."""
+
+_REVISION = "revision"
+"""Of prepared data, the file that says which model it was prepared with: encoded rows that are kept serve each whose
+tokenizer has the same files."""
 
 _PROCESSES = 2
 """Each takes memory, of which the pod has little."""
@@ -47,36 +54,52 @@ def prepare(
     hub: Hub,
     place: Path,
     *,
+    check: Callable[[Base], None],
     kept: KeptRows = KeptRows(),  # noqa: B008 - frozen
     workspace: Path | None = None,
 ) -> None:
     """The data of a run in the folder `place`, which is there once all of it is: one process prepares it, all others
     of its pod open it. A run goes on with the commits and the day of the checkpoints in `workspace`.
 
-    Raises `DatasetError` and `ConfigError` for rows that cannot be trained on, and what reading raises.
+    `check` refuses what the model cannot be trained with, whatever the rows: before these are encoded, and before the
+    weights of a model on a claim are read for their digest, either of which may take many minutes. Raises
+    `DatasetError` and `ConfigError` for rows that cannot be trained on, and what `check` and reading raise.
     """
     chosen = chosen_template(config.dataset, volumes, kept_day(config, workspace, volumes) or today())
     read = with_kept_commits(config, workspace, hub)
     sources = replace(find_sources(read.dataset, volumes, hub), dataset=config.dataset)
     # Bad rows show at once, before libraries are loaded.
     samples = None if kept.some else choose_rows(sources)
+    check(read_headers(read.model.uri, volumes, hub).base)
     base = find_base(read.model.uri, volumes, hub)
     partial = place.with_name(f".{place.name}")
     partial.mkdir(parents=True)
     encoder = encoder_of(config, base, chosen)
     data = datasets.read_or_encode(sources, samples, encoder, partial, kept)
-    check_lengths(config, base, data)
-    check_token(base, encoder, data.largest_token)
+    _check_data(base, encoder, data)
+    (partial / _REVISION).write_text(base.revision, encoding="utf-8")
     partial.rename(place)
 
 
-def check_lengths(config: TrainConfig, base: Base, data: Data) -> None:
-    """Refuse rows, held-out ones among them, that are longer than the model has positions: before its weights are read,
-    and never in the midst of a step. Raises `ConfigError`."""
-    positions = positions_in(base.folder)
-    if positions is not None:
+def base_of(config: TrainConfig, prepared: Path, volumes: Volumes, hub: Hub) -> Base:
+    """The model that the data in the folder `prepared` was prepared with. Raises `TransientError` where it was replaced
+    since."""
+    revision = (prepared / _REVISION).read_text(encoding="utf-8")
+    base = find_base(at_commit(config.model.uri, revision), volumes, hub)
+    if base.revision != revision:
+        raise TransientError(
+            f"the base model {base.name} was changed while the run's data was prepared: both are read again"
+        )
+    return base
+
+
+def _check_data(base: Base, encoder: Encoder, data: Data) -> None:
+    """Refuse rows, held-out ones among them, that are longer than the model has positions, or have tokens beyond its
+    embeddings: before its weights are read, and never in the midst of a step. Raises `ConfigError`."""
+    if encoder.positions is not None:
         longest = max(rows.longest for rows in (data.training, data.evaluation))
-        positions_suffice(positions, config.training.max_sequence_length, longest)
+        positions_suffice(encoder.positions, encoder.max_length, longest)
+    check_token(base, encoder, data.largest_token)
 
 
 def fetch(config: TrainConfig, volumes: Volumes, hub: Hub) -> None:
@@ -86,32 +109,23 @@ def fetch(config: TrainConfig, volumes: Volumes, hub: Hub) -> None:
     log.info("%s at %s and %d files of data are at hand", base.name, base.revision, len(files))
 
 
-def fill_cache(config: TrainConfig, samples: Samples, volumes: Volumes, hub: Hub, chosen: Chosen) -> bool:
-    """The whole model into the cache that runs share, and many rows encoded; whether rows were. Raises `TrainerError`.
-
-    The data is there already: its rows were read.
-    """
-    many = _take_long(samples)
-    if isinstance(parse_uri(config.model.uri), ClaimUri) and not many:
-        # There is nothing to fetch, and nothing that all bytes of the model would have to be read for.
-        return False
-    base = find_base(config.model.uri, volumes, hub)
-    return _keep_encoded(config, samples, base, chosen) if many else False
+def fetch_model(address: str, volumes: Volumes, hub: Hub) -> None:
+    """The whole model into the cache; one on a claim is at hand, and its digest would take all of its bytes. Raises
+    `TrainerError`."""
+    if not isinstance(parse_uri(address), ClaimUri):
+        find_base(address, volumes, hub)
 
 
-def _take_long(samples: Samples) -> bool:
-    """Whether to encode the rows takes longer than to import the libraries for it."""
-    return sum(path.stat().st_size for part in samples.parts for _, path in part.files) >= ENCODED_FROM_BYTES
-
-
-def _keep_encoded(config: TrainConfig, samples: Samples, base: Base, chosen: Chosen) -> bool:
-    """Have the encoded rows in the cache, if it has room for them. Raises what encoding finds wrong with the rows."""
-    encoder = encoder_of(config, base, chosen)
+def keep_encoded(samples: Samples, base: Base, encoder: Encoder) -> RowFacts | None:
+    """Have the rows encoded in the cache that runs share, if it has room for them, and what is counted of them
+    meanwhile; None where they are few, or are not encoded here. Raises what a training finds wrong with the rows."""
+    if sum(path.stat().st_size for part in samples.parts for _, path in part.files) < ENCODED_FROM_BYTES:
+        return None
     place = cached_rows(os.environ)
     name = folder_name(datasets.row_key(samples.sources, encoder), shared=True)
     beat = place / f".{name}.beat"
     pace = Pace(processes=_PROCESSES, longest=MOST_CHARACTERS, alive=beat.touch)
-    what = f"dataset.uri is {config.dataset.uri}: its encoded rows"
+    what = f"dataset.uri is {samples.sources.dataset.uri}: its encoded rows"
     try:
         place.mkdir(parents=True, exist_ok=True)
         with (
@@ -124,17 +138,20 @@ def _keep_encoded(config: TrainConfig, samples: Samples, base: Base, chosen: Cho
                     "remove %s from the cache to have it tried again",
                     beat.name,
                 )
-                return False
+                return None
             try:
                 beat.touch()
                 kept = KeptRows(own=place, shared=True)
-                datasets.read_or_encode(samples.sources, samples, encoder, folder, kept, pace=pace)
+                data = datasets.read_or_encode(samples.sources, samples, encoder, folder, kept, pace=pace)
             finally:
                 beat.unlink(missing_ok=True)
+            _check_data(base, encoder, data)
     except (OSError, StorageError, TransientError, KernelOutOfMemoryError) as error:
         log.warning("the rows are not encoded in advance: %s", one_sentence(error))
-        return False
-    return (place / name).is_dir()
+        return None
+    for sentence in data.doubts:
+        log.warning("%s", sentence)
+    return data.rows
 
 
 def _was_killed(beat: Path) -> bool:

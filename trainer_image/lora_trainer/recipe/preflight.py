@@ -15,7 +15,6 @@ from lora_trainer.data.row_facts import count_rows
 from lora_trainer.data.survey import load_samples
 from lora_trainer.data.tokenizer import check_tokenizer
 from lora_trainer.errors import ConfigError, DoesNotFitError, one_sentence
-from lora_trainer.places.base_shape import positions_in
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.model_headers import ModelHeaders, read_headers
 from lora_trainer.places.outputs import open_sink
@@ -28,7 +27,7 @@ from lora_trainer.plan.planning import plan_by_weights, plan_of
 from lora_trainer.plan.shapes import GUESSED, Shape, ShapeError, UncountedError, read_json
 from lora_trainer.ranks.activity import begun
 from lora_trainer.recipe.claim_room import check_claim
-from lora_trainer.recipe.inputs import fill_cache
+from lora_trainer.recipe.inputs import fetch_model, keep_encoded
 from lora_trainer.recipe.vocabulary import check_token
 from lora_trainer.training.objective import encoder_of
 
@@ -59,15 +58,17 @@ def preflight(config: TrainConfig, volumes: Volumes, hub: Hub, *, fill: bool = F
     output = check_output(config, volumes)
     samples = load_samples(config, volumes, hub)
     encoder = encoder_of(config, model.headers.base, chosen)
-    positions = positions_in(model.headers.base.folder)
-    check = partial(check_token, model.headers.base, encoder)
-    rows = count_rows(samples, encoder, config.training.seed, positions=positions, check_token=check)
+    # What is encoded for the training is counted on the way: nothing is tokenized twice.
+    rows = keep_encoded(samples, model.headers.base, encoder) if fill else None
+    if rows is None:
+        check = partial(check_token, model.headers.base, encoder)
+        rows = count_rows(samples, encoder, config.training.seed, check_token=check)
     found = Preflight(model=model_facts(model), dataset=rows, output=output)
     plan = make_plan(config, model, rows)
     check_claim(config, plan, volumes)
     if fill:
         begun("filling the cache")
-        fill_cache(config, samples, volumes, hub, chosen)
+        fetch_model(config.model.uri, volumes, hub)
     return Summary(
         reason=Reason.PREFLIGHT_PASSED,
         message=_sentence(config, found, filled=fill),
@@ -78,7 +79,7 @@ def preflight(config: TrainConfig, volumes: Volumes, hub: Hub, *, fill: bool = F
             found,
             plan if model.shape and model.adapter else None,
             model.shape,
-            positions,
+            encoder.positions,
             columns=samples.columns,
         ),
     )

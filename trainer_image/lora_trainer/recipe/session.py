@@ -21,12 +21,11 @@ from lora_trainer.model.classes import class_name
 from lora_trainer.model.convert import Adapter, copy_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.device_check import check_room
-from lora_trainer.model.loading import Adapted, Loaded, adapt, load_model
+from lora_trainer.model.loading import Adapted, Loaded, adapt, held_bytes, load_model
 from lora_trainer.model.pristine import Pristine
-from lora_trainer.model.sharding import device_bytes, divided_over, mesh_over, on_cpu, shard, weight_bytes
+from lora_trainer.model.sharding import device_bytes, divided_over, mesh_over, on_cpu, shard
 from lora_trainer.model.turns import in_turn, readers
 from lora_trainer.places.base import Base
-from lora_trainer.places.model_folder import weights_in
 from lora_trainer.plan.hint_checks import LeftAlone
 from lora_trainer.plan.memory import communicators_of, outside_bytes
 from lora_trainer.plan.planning import room_bytes
@@ -81,13 +80,12 @@ class Session:
     _adapters: int = 0
 
     @classmethod
-    def open(cls, settled: Settled, base: Base, data: Data, device: Device, ranks: Ranks, *, linear: int) -> "Session":
-        """A session whose base is held as a run is settled, `linear` of its weights quantized; the first adapter has it
-        read. Raises as `divided_over`."""
+    def open(cls, settled: Settled, base: Base, data: Data, device: Device, ranks: Ranks) -> "Session":
+        """A session whose base is held as a run is settled; the first adapter has it read. Raises as `divided_over`."""
         config = settled.config
         over = divided_over(
             plan=settled.plan,
-            weight_bytes=weight_bytes(weights_in(base.folder), device.dtype, config.quantization, linear),
+            weights=lambda: held_bytes(base, device, config.quantization),
             # Of the smallest GPU, as of `settle`: all must find the same.
             device_bytes=min(ranks.gather(device_bytes(device), int | None), key=lambda size: size or 0),
             ranks=ranks,

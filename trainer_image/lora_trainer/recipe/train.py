@@ -8,19 +8,17 @@ from pathlib import Path
 
 from lora_trainer.contract.config import TrainConfig
 from lora_trainer.contract.progress import Phase
-from lora_trainer.contract.uri import at_commit
-from lora_trainer.data.dataset import Data, log_data, open_data
+from lora_trainer.data.dataset import log_data, open_data
 from lora_trainer.data.kept_rows import KeptRows
-from lora_trainer.errors import TransientError
 from lora_trainer.model.device import choose_device, same_type
-from lora_trainer.model.options import check_options
-from lora_trainer.places.base import Base, find_base
+from lora_trainer.model.quantize import check_kernels
 from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.ranks.group import join, local_rank
 from lora_trainer.ranks.reports import Report, Reporter
 from lora_trainer.recipe.account import Account
+from lora_trainer.recipe.inputs import base_of
 from lora_trainer.recipe.session import Session
 from lora_trainer.recipe.settling import settle
 from lora_trainer.recipe.starting import agreed, beginning, check_claim
@@ -70,8 +68,7 @@ def run_training(
         checkpoints = _checkpoints(config, workshop, group)
         saved = beginning(config, checkpoints, volumes, group)
         data = open_data(prepared)
-        base = _base(config, data, volumes, hub)
-        linear = check_options(base, config, device)
+        base = base_of(config, prepared, volumes, hub)
         reporter.send(Report(dataset=data.stats))
         log_data(data)
 
@@ -79,6 +76,7 @@ def run_training(
             config, base, device, data, group, reporter=reporter, kept=saved.quantization if saved else None
         )
         config = settled.config
+        check_kernels(config.quantization, config.lora.variant, device)
         ours = agreed(
             identity(config, base.revision, data.fingerprint, data.template_digest, day=data.day, capped=data.capped),
             group,
@@ -98,7 +96,7 @@ def run_training(
             start=start,
             began_s=began_s,
         )
-        session = Session.open(settled, base, data, device, group, linear=linear)
+        session = Session.open(settled, base, data, device, group)
         result = session.train(
             settled,
             start=start,
@@ -107,16 +105,6 @@ def run_training(
             listener=Teller(account, reporter, folder, group),
         )
         account.write(result, folder, workshop.make_room)
-
-
-def _base(config: TrainConfig, data: Data, volumes: Volumes, hub: Hub) -> Base:
-    """The model whose tokenizer made the data. Raises `TransientError` where it was replaced since."""
-    base = find_base(at_commit(config.model.uri, data.model_revision), volumes, hub)
-    if base.revision != data.model_revision:
-        raise TransientError(
-            f"the base model {base.name} was changed while the run's data was prepared: both are read again"
-        )
-    return base
 
 
 def _checkpoints(config: TrainConfig, workshop: Workshop, ranks: Ranks) -> Checkpoints | None:

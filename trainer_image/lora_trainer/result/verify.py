@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,13 +15,12 @@ from lora_trainer.data.store import Examples
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.apply import apply_adapter
 from lora_trainer.model.device import Device, choose_anywhere, choose_device, same_type
-from lora_trainer.model.loading import load_model, skeleton
+from lora_trainer.model.loading import held_bytes, load_model
 from lora_trainer.model.rope import frequencies_of
-from lora_trainer.model.sharding import device_bytes, fits_divided, mesh_over, on_cpu, shard, stream, weight_bytes
+from lora_trainer.model.sharding import device_bytes, fits_divided, mesh_over, on_cpu, shard, stream
 from lora_trainer.model.turns import in_turn, readers
 from lora_trainer.places.base import Base
 from lora_trainer.places.hub import Hub
-from lora_trainer.places.model_folder import weights_in
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.collectives import ALONE, Ranks
 from lora_trainer.ranks.group import join, local_rank
@@ -202,9 +200,7 @@ def _tolerance(manifest: Manifest, noise: float, here: Device, tokens: int) -> f
 
 def _hold(base: Base, device: Device, processes: int, quantization: Quantization) -> bool:
     """Whether the GPUs of these processes hold the base model between them."""
-    linear = 0 if quantization is Quantization.NONE else sum(map(prod, skeleton(base).linear.values()))
-    size = weight_bytes(weights_in(base.folder), device.dtype, quantization, linear)
-    fits = fits_divided(size, device_bytes(device), processes)
+    fits = fits_divided(held_bytes(base, device, quantization), device_bytes(device), processes)
     if not fits:
         log.warning("this node's GPUs do not hold the base model: its layers come to them one by one, for each batch")
     return fits
