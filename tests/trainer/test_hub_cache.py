@@ -26,10 +26,8 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import AccessDeniedError, NotFoundError, StorageError, TransientError
 from lora_trainer.places.base import find_base
-from lora_trainer.places.cache_lock import PATIENCE_S
 from lora_trainer.places.downloads import fetch_whole
 from lora_trainer.places.hub import Hub
-from lora_trainer.places.hub_errors import LONGEST_RESET_S
 from lora_trainer.places.network import ATTEMPTS, is_own
 from lora_trainer.places.roles import Role
 from lora_trainer.places.volumes import Volumes
@@ -184,7 +182,6 @@ def test_a_used_up_limit_of_requests_is_waited_for(server: HubServer, tmp_path: 
     server.inject(Fault(path="/api/models/*", status=429, headers={"ratelimit": '"api";r=0;t=9000'}))
     find(client(server, tmp_path, waits))
     assert max(waits[3:]) <= 2
-    assert (ATTEMPTS - 1) * LONGEST_RESET_S < PATIENCE_S, "other runs wait for this one's lock"
 
 
 def test_a_limit_of_requests_that_stays_used_up_is_named(
@@ -209,7 +206,7 @@ def test_a_killed_filler_leaves_neither_its_lock_nor_a_false_file(
         "import sys, os\nfrom lora_trainer.places import downloads, hub_cache\n"
         "from lora_trainer.places.base import find_base\nfrom lora_trainer.places.hub import Hub\n"
         "from lora_trainer.places.volumes import Volumes\nfrom pathlib import Path\n"
-        "def stop(partial, size, open_at, what):\n"
+        "def stop(partial, size, open_at, what, may_write):\n"
         "    partial.write_bytes(open_at(0).read(150_000))\n    print('half', flush=True)\n    sys.stdin.read()\n"
         "hub_cache.fetch_whole = stop\n"
         "find_base('hf://org/tiny', Volumes(), Hub(cache=Path(sys.argv[1])))\n"
