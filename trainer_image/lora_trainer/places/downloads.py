@@ -51,5 +51,5 @@ def _append(partial: Path, response: urllib3.BaseHTTPResponse, may_write: Callab
         while chunk := response.read1(_CHUNK_BYTES):
             may_write()
             out.write(chunk)
-            # What stays behind would be written whoever has the file by then.
+            # What a buffer keeps would be written at the end, whoever has the file by then.
             out.flush()
