@@ -54,7 +54,7 @@ def _end(code: int, reason: Reason, sentence: str) -> Early:
 
 
 LOCKED = (
-    "the run's folder tone-1 is in use by attempt 1 on tone-old-1-0: this trainer waited 300 s for it and is started "
+    "the run's folder tone-1 is in use by process 7 on tone-old-1-0: this one waited 120 s for it and is tried "
     "again later"
 )
 STALLED = "the training reported no progress for 1800 s and was ended: see the stacks in its log"

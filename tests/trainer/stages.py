@@ -18,7 +18,7 @@ import lora_trainer.recipe.train
 import lora_trainer.result.merge_stage
 import lora_trainer.result.verify  # noqa: F401 - as above
 from lora_trainer import stage
-from lora_trainer.host.lock import Holder, held
+from lora_trainer.places.lock import held
 from lora_trainer.ranks import logs
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -123,6 +123,6 @@ def _run(
     arguments = ["train", "--config", config, "--folder", place.staged, "--workspace", place.workspace]
     arguments += ["--claims", place.claims, "--configmaps", place.claims, "--report", descriptor]
     os.environ.update(logs.variables(logs.TEXT, {}, place.log))
-    with held(place.workspace, Holder.this_process("uid-1", 1)) as lock:
+    with held(place.workspace, "the run's folder") as lock:
         status = stage.main([*map(str, arguments), "--ticket", lock.ticket])
     os._exit(status)

@@ -19,8 +19,7 @@ from tests.trainer.test_data import ids
 from lora_trainer.artifact import sealed
 from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.data import kept_rows
-from lora_trainer.data.chosen_rows import Pace
-from lora_trainer.data.dataset import encode, read_or_encode, row_key
+from lora_trainer.data.dataset import read_or_encode, row_key
 from lora_trainer.data.kept_rows import UNUSED_S, folder_name
 from lora_trainer.data.survey import Samples
 from lora_trainer.data.tokens import Encoder
@@ -67,13 +66,6 @@ def test_what_was_encoded_is_read_and_is_the_same(
     assert ids(second.evaluation) == ids(first.evaluation)
     assert second.training.truncated.tolist() == first.training.truncated.tolist()
     assert (second.stats, second.held_out, second.fingerprint) == (first.stats, True, first.fingerprint)
-
-
-def test_an_encoding_gives_signs_of_life(tmp_path: Path, samples: Samples, encoder: Encoder) -> None:
-    """Runs that are prepared with the same rows wait for as long as there are any."""
-    signs: list[bool] = []
-    encode(samples, encoder, tmp_path / "tokens", Pace(processes=1, alive=lambda: signs.append(True)))
-    assert signs
 
 
 def damaged_tokens(kept: Path) -> None:

@@ -1,37 +1,85 @@
-"""The lock of a run's folder: one holder at a time, whoever dies, hangs or comes back."""
+"""The lock of a folder: one holder at a time, whoever dies, hangs or comes back."""
 
 import errno
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from tests.trainer.runs import TRAINER
 
 from lora_trainer.contract.reasons import Reason
-from lora_trainer.errors import StorageError, TransientError
-from lora_trainer.host import lock
-from lora_trainer.host.lock import Holder, Lock, Timing, _create, _look, check_ticket, held, is_released
+from lora_trainer.errors import TransientError
+from lora_trainer.places import lock
+from lora_trainer.places.lock import check_ticket, held, is_abandoned, is_released
 
-TIMING = Timing(beat_s=0.02, stale_s=60.0, wait_s=100.0, poll_s=1.0)
-CODE = """
+WHAT = "the run's folder tone"
+HOLDER = """
 import sys
 from pathlib import Path
-from lora_trainer.host.lock import Holder, Timing, held
-with held(Path(sys.argv[1]), Holder.this_process("uid-1", 1)):
+from lora_trainer.places import lock
+machine, beat_s = sys.argv[2:]
+lock.BEAT_S = float(beat_s)
+if machine:
+    lock._machine = lambda: machine
+with lock.held(Path(sys.argv[1]), "it") as own:
     print("held", flush=True)
-    sys.stdin.read()
+    for line in sys.stdin:
+        try:
+            own.check()
+            print("mine", flush=True)
+        except Exception as error:
+            print(error, flush=True)
 """
 
 
-def holder(attempt: int = 1, host: str = "pod-a") -> Holder:
-    """Another machine's process, so that nobody here can see whether it lives."""
-    return replace(Holder.this_process("uid-1", attempt), machine="elsewhere", host=host)
+class Process:
+    """Another process that holds the lock of `folder`, here or on another `machine`."""
+
+    def __init__(self, folder: Path, machine: str, beat_s: float) -> None:
+        command = [sys.executable, "-c", HOLDER, str(folder), machine, str(beat_s)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={"PYTHONPATH": str(TRAINER)}
+        )
+        assert self.said() == "held"
+
+    def said(self) -> str:
+        """Its next line."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def checks(self) -> str:
+        """What it says of its lock."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("check\n")
+        self.process.stdin.flush()
+        return self.said()
+
+    def end(self) -> None:
+        """As it should."""
+        self.process.communicate()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.communicate()
+
+
+@contextmanager
+def other_process(folder: Path, *, machine: str = "", beat_s: float = 0.02) -> Iterator[Process]:
+    """One that is killed at the end."""
+    process = Process(folder, machine, beat_s)
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
 class Clock:
@@ -51,67 +99,83 @@ class Clock:
         self._then(self.now)
 
 
+@pytest.fixture
+def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
+    """Take and release the lock of a folder on a clock; the time that it took."""
+
+    def taken(folder: Path, clock: Clock, wait_s: float | None = 100.0) -> float:
+        with monkeypatch.context() as patch:
+            patch.setattr(lock, "monotonic", clock)
+            with held(folder, WHAT, reason=Reason.OUTPUT_LOCKED, wait_s=wait_s, sleep=clock.sleep):
+                return clock.now
+
+    return taken
+
+
 def dead_lock(folder: Path, age_s: float = 0.0) -> Path:
-    """A lock whose holder ended without releasing it, that many seconds ago by the file server's clock."""
-    with ExitStack() as stack:
-        stack.enter_context(held(folder, holder(), timing=TIMING))
-        (path,) = folder.glob("lock-*")
-        content = path.read_bytes()
-    path.write_bytes(content)
+    """The lock of a process on another machine that ended that many seconds ago by the file server's clock."""
+    with other_process(folder, machine="elsewhere"):
+        pass
+    (path,) = folder.glob("lock-*")
     then = path.stat().st_mtime - age_s
     os.utime(path, (then, then))
     return path
 
 
-def take(folder: Path, clock: Clock, timing: Timing = TIMING) -> float:
-    """Take and release the lock; the time that it took."""
-    with held(folder, holder(2, host="pod-b"), timing=timing, clock=clock, sleep=clock.sleep):
-        return clock.now
-
-
-def test_a_second_trainer_waits_until_the_first_lets_go(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_one_waits_until_the_first_lets_go(
+    tmp_path: Path, take: Callable[..., float], caplog: pytest.LogCaptureFixture
+) -> None:
     """And takes the lock at once then; the log says once for whom it waits."""
     caplog.set_level(logging.INFO)
     first = ExitStack()
-    first.enter_context(held(tmp_path, holder(), timing=TIMING))
+    first.enter_context(held(tmp_path, WHAT))
     clock = Clock(lambda now: first.close() if now == 3 else None)
     assert take(tmp_path, clock) == 3
     assert is_released(tmp_path)
     assert len(list(tmp_path.iterdir())) == 1, "locks pile up"
-    assert caplog.text.count("the run's folder is in use by attempt 1 on pod-a") == 1
+    assert caplog.text.count(f"{WHAT} is in use by process {os.getpid()} on ") == 1
 
 
-def test_a_second_trainer_gives_up_after_the_wait_with_the_holder_named(tmp_path: Path) -> None:
-    """75, so that it is started again; the holder is not disturbed."""
-    with held(tmp_path, holder(), timing=replace(TIMING, beat_s=0.001)) as first:
-        # Signs of life that differ: one for every look.
-        def alive(_now: float) -> None:
-            seen = next(tmp_path.glob("lock-*")).read_bytes()
-            while next(tmp_path.glob("lock-*")).read_bytes() == seen:
-                pass
-
-        with pytest.raises(
-            TransientError, match=r"in use by attempt 1 on pod-a \(process \d+\): .* waited 100 s"
-        ) as gave:
-            take(tmp_path, Clock(alive))
+@pytest.mark.parametrize("machine", ["", "elsewhere"], ids=["here", "elsewhere"])
+def test_a_holder_that_lives_is_waited_for_as_long_as_was_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str
+) -> None:
+    """Many times as long as one without signs of life would be; it is named, and not disturbed."""
+    monkeypatch.setattr(lock, "BEAT_S", 0.05)
+    monkeypatch.setattr(lock, "STALE_S", 1.0)
+    monkeypatch.setattr(lock, "POLL_S", 0.01)
+    with other_process(tmp_path, machine=machine) as first:
+        with (
+            pytest.raises(
+                TransientError,
+                match=rf"^{WHAT} is in use by process {first.process.pid} on \S+: this one waited 4 s for it",
+            ) as gave,
+            held(tmp_path, WHAT, reason=Reason.OUTPUT_LOCKED, wait_s=4),
+        ):
+            pass
         assert (gave.value.reason, gave.value.code) == (Reason.OUTPUT_LOCKED, 75)
-        first.check()
+        assert first.checks() == "mine"
 
 
-def test_a_holder_that_stood_still_long_ago_is_given_up_after_two_beats(tmp_path: Path) -> None:
+def test_a_killed_process_of_this_machine_is_given_up_at_once(tmp_path: Path, take: Callable[..., float]) -> None:
+    """And one of another, of which nothing is known here, once it stood still long enough by our own clock, whatever
+    the server's says."""
+    with other_process(tmp_path):
+        pass
+    assert take(tmp_path, Clock()) == 0
+    dead_lock(tmp_path / "elsewhere", age_s=-3600)
+    assert take(tmp_path / "elsewhere", Clock()) == lock.STALE_S
+
+
+def test_a_holder_that_stood_still_long_ago_is_given_up_after_two_beats(
+    tmp_path: Path, take: Callable[..., float]
+) -> None:
     """By the file server's clock; the look at two beats is for a server that itself hung."""
     dead_lock(tmp_path, age_s=61)
-    timing = replace(TIMING, beat_s=5)
-    assert take(tmp_path, Clock(), timing) == 10
+    assert take(tmp_path, Clock()) == 2 * lock.BEAT_S
 
 
-def test_a_holder_that_just_died_is_given_up_when_it_stood_still_long_enough(tmp_path: Path) -> None:
-    """Measured with our own clock, whatever the server's says."""
-    dead_lock(tmp_path, age_s=-3600)
-    assert take(tmp_path, Clock()) == 60
-
-
-def test_a_holder_that_lives_is_never_given_up_for_a_wrong_clock(tmp_path: Path) -> None:
+def test_a_holder_that_lives_is_never_given_up_for_a_wrong_clock(tmp_path: Path, take: Callable[..., float]) -> None:
     """Its file is an hour old by the server's clock, and changes."""
     path = dead_lock(tmp_path, age_s=3600)
     beats = iter(range(1000))
@@ -122,81 +186,90 @@ def test_a_holder_that_lives_is_never_given_up_for_a_wrong_clock(tmp_path: Path)
         os.utime(path, (then, then))
 
     with pytest.raises(TransientError, match="in use"):
-        take(tmp_path, Clock(beat), replace(TIMING, beat_s=5))
+        take(tmp_path, Clock(beat))
 
 
-def test_a_process_of_this_machine_that_is_gone_is_given_up_at_once(tmp_path: Path) -> None:
-    """Kill -9 of a run and its next attempt on the same machine."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", CODE, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={"PYTHONPATH": str(Path(__file__).parents[2] / "trainer_image")},
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        own = Holder.this_process("uid-1", 2)
-        clock = Clock()
-        with (
-            pytest.raises(TransientError, match="in use"),
-            held(tmp_path, own, timing=replace(TIMING, wait_s=1), clock=clock, sleep=clock.sleep),
-        ):
-            pass
-    finally:
-        process.kill()
-        process.communicate()
+def test_a_holder_is_not_given_up_because_the_file_server_hung(
+    tmp_path: Path, take: Callable[..., float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its signs of life hung, too. It is looked at anew once the server answers again."""
+    path = dead_lock(tmp_path)
+    clock, looks, look = Clock(), 0, lock._look
+
+    def hanging(found: Path) -> object:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            clock.now += 300
+            os.utime(path, (path.stat().st_mtime - 300,) * 2)
+        return look(found)
+
+    monkeypatch.setattr(lock, "_look", hanging)
+    assert take(tmp_path, clock, None) == 1 + 300 + 2 * lock.BEAT_S
+
+
+def test_a_holder_that_was_given_up_notices_before_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was only stopped: its lock is worth nothing, and its end takes nothing from the new holder."""
     clock = Clock()
-    with held(tmp_path, own, timing=TIMING, clock=clock, sleep=clock.sleep):
-        assert clock.now == 0
-
-
-def test_a_holder_that_was_given_up_notices_before_it_writes_and_is_reported(tmp_path: Path) -> None:
-    """It was only asleep: its lock and its ticket are worth nothing, and its end takes nothing from the new holder."""
-    lost = threading.Event()
-    with ExitStack() as first:
-        asleep = replace(TIMING, beat_s=3600.0)
-        old: Lock = first.enter_context(held(tmp_path, holder(), timing=asleep, on_lost=lost.set))
-        with held(tmp_path, holder(2), timing=TIMING, clock=(clock := Clock()), sleep=clock.sleep) as new:
-            with pytest.raises(TransientError, match="another trainer took the run's folder"):
-                old.check()
-            with pytest.raises(TransientError):
-                check_ticket(tmp_path, old.ticket)
-            first.close()
+    monkeypatch.setattr(lock, "monotonic", clock)
+    with other_process(tmp_path, machine="elsewhere") as stopped:
+        assert stopped.checks() == "mine"
+        os.kill(stopped.process.pid, signal.SIGSTOP)
+        with held(tmp_path, WHAT, sleep=clock.sleep) as new:
+            time.sleep(0.1)  # of its clock, more than a beat
+            os.kill(stopped.process.pid, signal.SIGCONT)
+            assert stopped.checks().startswith("it was taken over by another process")
+            stopped.end()
+            clock.now += lock.BEAT_S
             new.check()
-            check_ticket(tmp_path, new.ticket)
+            check_ticket(tmp_path, new.ticket, WHAT)
+    with pytest.raises(TransientError, match=rf"^{WHAT} was taken over by another process") as lost:
+        check_ticket(tmp_path, "lock-00000001/0123456789abcdef", WHAT, Reason.OUTPUT_LOCKED)
+    assert lost.value.reason is Reason.OUTPUT_LOCKED
     assert is_released(tmp_path)
 
 
-def test_a_beating_holder_whose_lock_is_taken_is_reported(tmp_path: Path) -> None:
-    """From its own thread, so that it can end what is at work."""
+def test_a_beating_holder_whose_lock_is_taken_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its own thread, so that it can end what is at work; from then on no question is answered well."""
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
     lost = threading.Event()
-    with held(tmp_path, holder(), timing=TIMING, on_lost=lost.set):
+    with held(tmp_path, WHAT, on_lost=lost.set) as own:
         next(tmp_path.glob("lock-*")).rename(tmp_path / "lock-00000002")
         assert lost.wait(300)
+        monkeypatch.setattr(lock, "BEAT_S", 3600.0)
+        with pytest.raises(TransientError):
+            own.check()
 
 
-def test_of_many_that_find_a_dead_holder_one_gets_the_lock(tmp_path: Path) -> None:
+def test_a_question_soon_after_a_sign_of_life_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is put for every piece of a download."""
+    with held(tmp_path, WHAT) as own:
+        monkeypatch.setattr(lock, "_newest", None)
+        own.check()
+        monkeypatch.undo()
+
+
+def test_of_many_that_find_a_dead_holder_one_gets_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All at the same moment; each gets it in the end, never two at once."""
     dead_lock(tmp_path, age_s=61)
+    monkeypatch.setattr(lock, "BEAT_S", 0.001)
+    monkeypatch.setattr(lock, "POLL_S", 0.001)
     inside, most, taken = 0, 0, 0
     guard = threading.Lock()
     barrier = threading.Barrier(8)
-    timing = Timing(beat_s=0.001, stale_s=60, wait_s=60, poll_s=0.001)
 
-    def contend(number: int) -> None:
+    def contend() -> None:
         nonlocal inside, most, taken
         barrier.wait()
-        with held(tmp_path, holder(number), timing=timing) as lock:
+        with held(tmp_path, WHAT) as own:
             with guard:
                 inside, taken = inside + 1, taken + 1
                 most = max(most, inside)
-            lock.check()
+            own.check()
             with guard:
                 inside -= 1
 
-    threads = [threading.Thread(target=contend, args=(number,)) for number in range(8)]
+    threads = [threading.Thread(target=contend) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -207,9 +280,9 @@ def test_of_many_that_find_a_dead_holder_one_gets_the_lock(tmp_path: Path) -> No
 def test_a_generation_that_came_and_went_is_not_taken_again(tmp_path: Path) -> None:
     """Between the look at a dead lock and the attempt to follow it, others had the next one and the one after."""
     (tmp_path / "lock-00000003").write_bytes(b"{}")
-    assert _create(tmp_path, 2, holder()) is None
+    assert lock._create(tmp_path, 2, lock._this_process()) is None
     assert [path.name for path in tmp_path.iterdir()] == ["lock-00000003"]
-    assert _create(tmp_path, 4, holder()) == tmp_path / "lock-00000004"
+    assert lock._create(tmp_path, 4, lock._this_process()) == tmp_path / "lock-00000004"
 
 
 def test_a_wait_can_be_given_up(tmp_path: Path) -> None:
@@ -218,51 +291,35 @@ def test_a_wait_can_be_given_up(tmp_path: Path) -> None:
     def stopped(_seconds: float) -> None:
         raise InterruptedError
 
-    with (
-        held(tmp_path, holder(), timing=TIMING),
-        pytest.raises(InterruptedError),
-        held(tmp_path, holder(2), timing=TIMING, sleep=stopped),
-    ):
+    with held(tmp_path, WHAT), pytest.raises(InterruptedError), held(tmp_path, WHAT, sleep=stopped):
         pass
 
 
-def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
-    """With the reason of the system."""
-    (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="the run's folder below cannot be written"):
-        take(tmp_path / "file/below", Clock())
-
-
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_volume_without_hard_links_has_a_lock_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_a_volume_without_hard_links_has_a_lock_too(
+    tmp_path: Path, take: Callable[..., float], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     """SMB shares and buckets that are mounted as volumes: a file that must not exist yet is made by one alone."""
 
     def refused(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "link", refused)
-    with held(tmp_path, holder(), timing=TIMING) as first:
+    with held(tmp_path, WHAT):
         assert [path.name for path in tmp_path.iterdir()] == ["lock-00000001"]
-        with pytest.raises(TransientError, match="in use by attempt 1 on pod-a"):
-            take(tmp_path, Clock(), replace(TIMING, wait_s=0))
-        assert _create(tmp_path, 1, holder(3)) is None
-        first.check()
+        with pytest.raises(TransientError, match="in use by process "):
+            take(tmp_path, Clock(), 0)
+        assert lock._create(tmp_path, 1, lock._this_process()) is None
+        assert [path.name for path in tmp_path.iterdir()] == ["lock-00000001"]
     assert take(tmp_path, Clock()) == 0
 
 
-def test_a_holder_is_not_given_up_because_the_file_server_hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its signs of life hung, too. It is looked at anew once the server answers again."""
-    path = dead_lock(tmp_path)
-    clock, looks = Clock(), 0
-
-    def hanging(found: Path) -> object:
-        nonlocal looks
-        looks += 1
-        if looks == 2:
-            clock.now += 300
-            os.utime(path, (path.stat().st_mtime - 300,) * 2)
-        return _look(found)
-
-    monkeypatch.setattr(lock, "_look", hanging)
-    timing = replace(TIMING, beat_s=5, wait_s=1000)
-    assert take(tmp_path, clock, timing) == 1 + 300 + 10
+def test_what_nobody_holds_any_more_is_abandoned(tmp_path: Path) -> None:
+    """At once where that can be seen, after a while elsewhere; a folder without a lock is not."""
+    assert not is_abandoned(tmp_path, 100)
+    with other_process(tmp_path):
+        assert not is_abandoned(tmp_path, 100)
+    assert is_abandoned(tmp_path, 100)
+    for age_s, abandoned in ((90, False), (110, True)):
+        dead_lock(tmp_path / str(age_s), age_s=age_s)
+        assert is_abandoned(tmp_path / str(age_s), 100) is abandoned

@@ -330,10 +330,10 @@ def forked(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> ForkedRun
 @pytest.fixture
 def waiting() -> Iterator[threading.Event]:
     """Set once a trainer in this process waits for another one."""
-    event, lock = threading.Event(), logging.getLogger("lora_trainer.host.lock")
+    event, lock = threading.Event(), logging.getLogger("lora_trainer.places.lock")
 
     def hear(record: logging.LogRecord) -> bool:
-        if "is in use by attempt 1" in record.getMessage():
+        if "is in use by process" in record.getMessage():
             event.set()
         return True
 

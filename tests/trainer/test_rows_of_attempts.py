@@ -227,7 +227,7 @@ def test_a_long_row_is_left_to_the_training(
     monkeypatch.setattr(inputs, "MOST_CHARACTERS", 9)
     assert not fill(make_config(), workplace)
     assert "not encoded in advance: KernelOutOfMemoryError: train.jsonl, line 1: a row of " in caplog.text
-    assert not list(cached_rows(os.environ).glob("*.beat"))
+    assert not list(cached_rows(os.environ).glob("*.begun"))
 
 
 def test_a_second_run_that_is_prepared_finds_the_rows(
@@ -241,7 +241,7 @@ def test_a_second_run_that_is_prepared_finds_the_rows(
         fill(other, workplace)
         assert len(list(rows.parent.glob("rows-*"))) == count
     assert len([line for line in caplog.messages if READ_AGAIN.fullmatch(line)]) == 1
-    assert not list(rows.parent.glob("*.beat"))
+    assert not list(rows.parent.glob("*.begun"))
 
 
 def test_rows_whose_encoding_was_killed_are_left_to_the_training(
@@ -251,14 +251,14 @@ def test_rows_whose_encoding_was_killed_are_left_to_the_training(
     there may be more memory."""
     config, rows = prepared
     shutil.rmtree(rows)
-    beat = rows.with_name(f".{rows.name}.beat")
-    beat.touch()
+    begun = rows.with_name(f".{rows.name}.begun")
+    begun.touch()
     for age_s, encoded in ((0.0, False), (UNUSED_S + 60, True)):
-        os.utime(beat, (time.time() - age_s,) * 2)
+        os.utime(begun, (time.time() - age_s,) * 2)
         assert fill(config, workplace) == encoded
         assert rows.is_dir() == encoded
-        assert beat.exists() != encoded
-    assert f"a process that did so was killed, most likely for memory; remove {beat.name}" in caplog.text
+        assert begun.exists() != encoded
+    assert f"a process that did so was killed, most likely for memory; remove {begun.name}" in caplog.text
 
 
 def test_an_encoding_shows_that_it_began(workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,13 +268,13 @@ def test_an_encoding_shows_that_it_began(workplace: Workplace, tmp_path: Path, m
     signs: list[int] = []
 
     def look(*_: object, **__: object) -> None:
-        signs.append(len([*cached_rows(os.environ).glob("*.beat")]))
+        signs.append(len([*cached_rows(os.environ).glob("*.begun")]))
         raise StorageError("and no more")
 
     monkeypatch.setattr("lora_trainer.recipe.inputs.datasets.read_or_encode", look)
     assert not fill(make_config(), workplace)
     assert signs == [1]
-    assert not [*cached_rows(os.environ).glob("*.beat")]
+    assert not [*cached_rows(os.environ).glob("*.begun")]
 
 
 def test_a_cache_whose_rows_are_anothers_is_no_failure(
@@ -287,7 +287,7 @@ def test_a_cache_whose_rows_are_anothers_is_no_failure(
 
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(inputs, "ENCODED_FROM_BYTES", 0)
-    monkeypatch.setattr(inputs, "alone_in_cache", forbidden)
+    monkeypatch.setattr(inputs, "held", forbidden)
     is_dir = Path.is_dir
     monkeypatch.setattr(Path, "is_dir", lambda path: forbidden() if path.name.startswith("rows-") else is_dir(path))
     assert not fill(make_config(), workplace)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.trainer.runs import TRAINER
 
+from lora_trainer.places.lock import held
 from lora_trainer.places.temporary import temporary_folder
 
 OWNER = (
@@ -49,16 +50,14 @@ def test_what_a_killed_process_left_goes_with_the_next_one(
 
 def test_nothing_else_is_removed(tmp_path: Path) -> None:
     """Folders that no owner was in, files, and where links lead; nor one's own other folder."""
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious/.owner").touch()
+    with held(tmp_path / "precious", "what somebody held"):
+        pass
     (tmp_path / "lora-x-folder").mkdir()
     (tmp_path / "lora-x-file").touch()
     (tmp_path / "lora-x-link").symlink_to(tmp_path / "precious")
-    (tmp_path / "lora-x-linked").mkdir()
-    (tmp_path / "lora-x-linked/.owner").symlink_to(tmp_path / "precious/.owner")
     before = sorted(tmp_path.iterdir())
     with temporary_folder("lora-x-", tmp_path) as one, temporary_folder("lora-x-", tmp_path) as other:
         assert one.is_dir()
         assert other.is_dir()
     assert sorted(tmp_path.iterdir()) == before
-    assert (tmp_path / "precious/.owner").exists()
+    assert list((tmp_path / "precious").iterdir())

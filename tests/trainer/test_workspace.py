@@ -11,9 +11,9 @@ from lora_trainer.contract.names import run_suffix
 from lora_trainer.contract.summary import SavedState
 from lora_trainer.contract.uri import ClaimUri
 from lora_trainer.errors import ConfigError, StorageError
-from lora_trainer.host.lock import Holder, held
 from lora_trainer.host.supervisor import Supervisor
 from lora_trainer.host.workspace import Workspace, open_workspace
+from lora_trainer.places.lock import held
 from lora_trainer.places.run_folders import FOLDER, folders_of_name
 from lora_trainer.places.volumes import Volumes
 
@@ -62,8 +62,7 @@ def test_a_folder_without_a_state_is_removed_and_others_are_not_touched(volumes:
     with open_workspace(config, volumes) as workspace:
         other = workspace.folder.with_name("tiny-other")
         other.mkdir()
-        holder = Holder.this_process("uid-1", 1)
-        with held(workspace.folder, holder):
+        with held(workspace.folder, "the run's folder"):
             workspace.remove_if_empty()
             assert workspace.folder.exists()
         workspace.remove_if_empty()

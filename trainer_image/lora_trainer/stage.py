@@ -19,13 +19,14 @@ from lora_trainer.artifact.manifest import read_manifest
 from lora_trainer.contract.config import Quantization, TrainConfig
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.progress import Phase
+from lora_trainer.contract.reasons import Reason
 from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.errors import StorageError
 from lora_trainer.host.guard import guarded, leave
-from lora_trainer.host.lock import check_ticket
 from lora_trainer.places.base import Base
 from lora_trainer.places.cache_folders import cached_rows
 from lora_trainer.places.hub import Hub
+from lora_trainer.places.lock import check_ticket
 from lora_trainer.places.outputs import open_sink
 from lora_trainer.places.run_folders import folder_of_run
 from lora_trainer.places.volumes import Volumes
@@ -180,7 +181,8 @@ def _rows(config: TrainConfig, options: argparse.Namespace, volumes: Volumes) ->
 
 def _check_lock(options: argparse.Namespace) -> None:
     if options.ticket is not None:
-        check_ticket(options.workspace, options.ticket)
+        what = f"the run's folder {options.workspace.name}"
+        check_ticket(options.workspace, options.ticket, what, Reason.OUTPUT_LOCKED)
 
 
 def _verify(_config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:

@@ -39,7 +39,7 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Artifact, Results, Summary, Verification
 from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
 from lora_trainer.errors import TransientError
-from lora_trainer.host.lock import Holder, Timing, held
+from lora_trainer.places import lock
 
 TERMINATION_LOG = Path("/dev/termination-log")
 CLAIMS = Path("/claims")
@@ -131,11 +131,10 @@ def hold_output(config: TrainConfig, *, wait_s: float) -> None:
     """Hold the lock until the process ends."""
     folder = beside_output(config, "locked")
     assert folder is not None
-    folder.mkdir(exist_ok=True)
     atexit.register(_HELD.close)
-    timing = Timing(beat_s=0.5, stale_s=10, wait_s=wait_s, poll_s=0.2)
+    lock.BEAT_S, lock.STALE_S, lock.POLL_S = 0.5, 10, 0.2
     try:
-        _HELD.enter_context(held(folder, Holder.this_process(config.run.uid, 1), timing=timing))
+        _HELD.enter_context(lock.held(folder, "the output", reason=Reason.OUTPUT_LOCKED, wait_s=wait_s))
     except TransientError as error:
         TERMINATION_LOG.write_text(Summary(reason=error.reason, message=str(error)).to_message())
         sys.exit(error.code)

@@ -1,6 +1,6 @@
 """The chosen rows of some files, read once more, and encoded many at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,11 @@ from lora_trainer.ranks.cpus import node_cpus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """At most how many processes encode, None for all CPUs; `alive` is called again and again while they do. A row of
-    more than `longest` characters is a `KernelOutOfMemoryError`."""
+    """At most how many processes encode, None for all CPUs. A row of more than `longest` characters is a
+    `KernelOutOfMemoryError`."""
 
     processes: int | None = None
     longest: int | None = None
-    alive: Callable[[], None] = lambda: None
 
 
 def encoded_rows(

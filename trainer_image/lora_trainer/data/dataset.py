@@ -199,7 +199,6 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace:
                 training_writer.append(block.select(ours))
                 evaluation_writer.append(block.select(held_out))
                 log_rows(counts.rows)
-                pace.alive()
     is_text = samples.kind is DatasetFormat.TEXT
     objection = objection_to(counts, encoder.max_length, encoder.positions, is_text=is_text)
     if objection:

@@ -29,7 +29,6 @@ from lora_trainer.errors import InternalError, explain
 from lora_trainer.host.child import STOPPED, StageFailedError, Stages
 from lora_trainer.host.endpoints import serve
 from lora_trainer.host.launch import local_program, this_node, training_program
-from lora_trainer.host.lock import Holder, Lock, held
 from lora_trainer.host.metrics import CONTENT_TYPE, TrainingMetrics
 from lora_trainer.host.pulse import Pulse
 from lora_trainer.host.rdma import warn_of_rdma
@@ -38,6 +37,7 @@ from lora_trainer.host.success import results_of, success_sentence
 from lora_trainer.host.tracking import tracked
 from lora_trainer.host.view import View
 from lora_trainer.host.workspace import Workspace, clear, open_workspace
+from lora_trainer.places.lock import Lock, held
 from lora_trainer.places.model_folder import check_on_claim
 from lora_trainer.places.outputs import open_sink
 from lora_trainer.places.temporary import temporary_folder
@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 _AT_ONCE = ", what was done is saved; press Ctrl-C again to end at once"
 _ENDED_FROM_OUTSIDE = (Reason.EVICTED, Reason.OUTPUT_LOCKED)
 """A stage that ended for these had not failed: another attempt does its work."""
+_WAIT_S = 120.0
+"""For another attempt that still has the run's folder: its pod may be ending."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,14 +196,19 @@ class Supervisor:
     @contextlib.contextmanager
     def _locked(self, stages: Stages, workspace: Workspace) -> Iterator[Lock]:
         """Be the only one who writes into the run's folder; where that is lost, the stage at work ends."""
-        run = self.config.run
 
         def lost() -> None:
             message = "another trainer took the run's folder over: this one ends without writing"
             stages.abort(Failure(code=int(ExitCode.TRANSIENT), reason=Reason.OUTPUT_LOCKED, message=message))
 
-        holder = Holder.this_process(run.uid, run.attempt)
-        with held(workspace.folder, holder, sleep=stages.wait, on_lost=lost) as lock:
+        with held(
+            workspace.folder,
+            f"the run's folder {workspace.folder.name}",
+            reason=Reason.OUTPUT_LOCKED,
+            wait_s=_WAIT_S,
+            sleep=stages.wait,
+            on_lost=lost,
+        ) as lock:
             try:
                 yield lock
             except StageFailedError as error:

@@ -20,8 +20,8 @@ from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.uri import ClaimUri
 from lora_trainer.data.kept_rows import discard_rows, row_folders
 from lora_trainer.errors import StorageError, storage_error
-from lora_trainer.host.lock import is_released
 from lora_trainer.host.trackers import STATE
+from lora_trainer.places.lock import is_released
 from lora_trainer.places.run_folders import folder_of_run
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.tensorboard import TENSORBOARD

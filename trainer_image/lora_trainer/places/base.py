@@ -1,6 +1,5 @@
 """The base model's files: found, pinned to a commit, checked to be safetensors."""
 
-import fcntl
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.uri import ClaimUri, HubUri, S3Uri, parse_uri
 from lora_trainer.errors import ConfigError, NotFoundError
 from lora_trainer.places.hub import Hub
+from lora_trainer.places.lock import held
 from lora_trainer.places.model_folder import check_folder, claim_files, model_files
 from lora_trainer.places.roles import Role
 from lora_trainer.places.volumes import Volumes, readable
@@ -73,14 +73,13 @@ def _digest_once(files: Sequence[Path], volumes: Volumes) -> str:
         return _digest(files)
     stats = [(file.name, found.st_ino, found.st_size, found.st_mtime_ns) for file in files for found in (file.stat(),)]
     note = volumes.notes / f"digest-{hashlib.sha256(repr(stats).encode()).hexdigest()[:16]}"
-    with note.open("a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        known = file.read()
-        if not known:
-            known = _digest(files)
-            file.write(known)
-    return known
+    if not note.exists():
+        with held(note.with_suffix(".lock"), f"the digest of {files[0].parent}"):
+            if not note.exists():
+                draft = note.with_suffix(".partial")
+                draft.write_text(_digest(files), encoding="ascii")
+                draft.rename(note)
+    return note.read_text(encoding="ascii")
 
 
 def _digest(files: Sequence[Path]) -> str:

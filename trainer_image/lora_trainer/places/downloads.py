@@ -13,9 +13,15 @@ _CHUNK_BYTES = 2**20
 
 
 def fetch_whole(
-    partial: Path, size_bytes: int, open_at: Callable[[int], urllib3.BaseHTTPResponse], *, what: str
+    partial: Path,
+    size_bytes: int,
+    open_at: Callable[[int], urllib3.BaseHTTPResponse],
+    *,
+    what: str,
+    may_write: Callable[[], None] = lambda: None,
 ) -> None:
-    """Complete `partial`, which an earlier attempt may have begun; `open_at` asks for the content from a byte on.
+    """Complete `partial`, which an earlier attempt may have begun; `open_at` asks for the content from a byte on,
+    `may_write` raises where the file is another's by now.
 
     Raises `TransientError` after several answers in a row that brought nothing, and what `open_at` raises: that has
     tried its request several times, and is not asked for more.
@@ -29,7 +35,7 @@ def fetch_whole(
     while have != size_bytes:
         response = open_at(have)
         with contextlib.suppress(urllib3.exceptions.HTTPError):
-            _append(partial, response)
+            _append(partial, response, may_write)
         before, have = have, partial.stat().st_size
         in_vain = 0 if have > before else in_vain + 1
         if in_vain == ATTEMPTS or have > size_bytes:
@@ -39,8 +45,11 @@ def fetch_whole(
             )
 
 
-def _append(partial: Path, response: urllib3.BaseHTTPResponse) -> None:
+def _append(partial: Path, response: urllib3.BaseHTTPResponse, may_write: Callable[[], None]) -> None:
     with contextlib.closing(response), partial.open("ab") as out:
         # read1 gives what has arrived: of a cut connection nothing is lost.
         while chunk := response.read1(_CHUNK_BYTES):
+            may_write()
             out.write(chunk)
+            # What a buffer keeps would be written at the end, whoever has the file by then.
+            out.flush()

@@ -12,8 +12,8 @@ import urllib3
 
 from lora_trainer.artifact.sealed import entry_of
 from lora_trainer.errors import TransientError
-from lora_trainer.places.cache_lock import alone_in_cache
 from lora_trainer.places.downloads import fetch_whole
+from lora_trainer.places.lock import held
 from lora_trainer.places.network import http_pool, is_own
 
 _STAMPS = ".verified"
@@ -45,13 +45,23 @@ def fetch_large(
     blob = storage / "blobs" / file.sha256
     blob.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(blob)
-    with alone_in_cache(blob.with_name(f".{file.sha256}.lock"), lambda: _size(partial), what=what):
+    # A full cache that has the file is good enough.
+    if _is_intact(blob, file):
+        return
+    with held(blob.with_name(f".{file.sha256}.lock"), what) as lock:
         if _is_intact(blob, file):
             return
         blob.unlink(missing_ok=True)
         for _ in range(_FETCHES):
-            fetch_whole(partial, file.size_bytes, lambda have: _open(locate(), have, token, endpoint), what=what)
+            fetch_whole(
+                partial,
+                file.size_bytes,
+                lambda have: _open(locate(), have, token, endpoint),
+                what=what,
+                may_write=lock.check,
+            )
             if entry_of(partial.parent, partial.name).sha256 == file.sha256:
+                lock.check()
                 partial.rename(blob)
                 _stamp(blob)
                 return
@@ -126,13 +136,6 @@ def _stamp(blob: Path) -> None:
 
 def _stamp_file(blob: Path) -> Path:
     return blob.parent.parent / _STAMPS / blob.name
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
 
 
 def _state(blob: Path) -> str:

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -116,18 +116,22 @@ class Connection:
 
         return RemoteFile(size_bytes=item.size_bytes, read=read)
 
-    def download(self, uri: S3Uri, item: Item, target: Path) -> None:
-        """Fetch an object whole, going on where an earlier attempt was cut. It gets its name once it was checked.
+    def download(self, uri: S3Uri, item: Item, target: Path, may_write: Callable[[], None] = lambda: None) -> None:
+        """Fetch an object whole, going on where an earlier attempt was cut. It gets its name once it was checked;
+        `may_write` as of `fetch_whole`.
 
         Raises `TransientError` where the bytes keep missing or are not those of the ETag.
         """
         partial = partial_of(target)
         what = f"{self.role.field} is {uri}: {item.key}"
         with self.sentences(uri):
-            fetch_whole(partial, item.size_bytes, lambda have: self._open(uri, item, have), what=what)
+            fetch_whole(
+                partial, item.size_bytes, lambda have: self._open(uri, item, have), what=what, may_write=may_write
+            )
         if _MD5.fullmatch(item.etag) and _md5(partial) != item.etag and not self._is_encrypted(uri, item):
             partial.unlink()
             raise TransientError(f"{self.role.field} is {uri}: {item.key} arrived with other bytes than its ETag says")
+        may_write()
         partial.rename(target)
 
     def _open(self, uri: S3Uri, item: Item, have: int, count: int = 0) -> urllib3.BaseHTTPResponse:

@@ -1,6 +1,5 @@
 """Models and data of a bucket in the cache: each version once, resumable, safe under concurrent runs."""
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from lora_trainer.contract.uri import S3Uri
 from lora_trainer.errors import storage_error
 from lora_trainer.places.cache_folders import cache_home
-from lora_trainer.places.cache_lock import alone_in_cache
+from lora_trainer.places.lock import held
 from lora_trainer.places.model_folder import is_terms
 from lora_trainer.places.roles import Role
 from lora_trainer.places.room import check_room
@@ -85,24 +84,22 @@ def fetch(connection: Connection, uri: S3Uri, items: Mapping[str, Item], environ
     try:
         folder.mkdir(parents=True, exist_ok=True)
         what = f"{connection.role.field} is {uri}"
-        with alone_in_cache(folder / ".lock", lambda: _sizes(folder), what=what):
-            missing = {folder / name: item for name, item in items.items() if not _is_whole(folder / name, item)}
-            check_room(folder, [(partial_of(path), item.size_bytes) for path, item in missing.items()], what)
-            for path, item in missing.items():
-                connection.download(uri, item, path)
+        # A full cache that has all is good enough.
+        if _missing(folder, items):
+            with held(folder / ".lock", what) as lock:
+                missing = _missing(folder, items)
+                check_room(folder, [(partial_of(path), item.size_bytes) for path, item in missing.items()], what)
+                for path, item in missing.items():
+                    connection.download(uri, item, path, lock.check)
     except OSError as error:
         raise storage_error(error, "the cache (HF_HOME)") from error
     return Fetched(folder=folder, revision=revision_of(items), names=tuple(items))
 
 
-def _sizes(folder: Path) -> list[tuple[str, int]]:
-    sizes = []
-    for path in sorted(folder.iterdir()):
-        # What is complete loses its temporary name.
-        with contextlib.suppress(FileNotFoundError):
-            sizes.append((path.name, path.stat().st_size))
-    return sizes
-
-
-def _is_whole(path: Path, item: Item) -> bool:
-    return path.is_file() and path.stat().st_size == item.size_bytes
+def _missing(folder: Path, items: Mapping[str, Item]) -> Mapping[Path, Item]:
+    return {
+        path: item
+        for name, item in items.items()
+        for path in (folder / name,)
+        if not path.is_file() or path.stat().st_size != item.size_bytes
+    }

@@ -23,8 +23,8 @@ from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import KernelOutOfMemoryError, StorageError, TransientError, one_sentence
 from lora_trainer.places.base import Base, find_base
 from lora_trainer.places.cache_folders import cached_rows
-from lora_trainer.places.cache_lock import alone_in_cache
 from lora_trainer.places.hub import Hub
+from lora_trainer.places.lock import held
 from lora_trainer.places.model_headers import read_headers
 from lora_trainer.places.temporary import temporary_folder
 from lora_trainer.places.volumes import Volumes
@@ -123,28 +123,24 @@ def keep_encoded(samples: Samples, base: Base, encoder: Encoder) -> RowFacts | N
         return None
     place = cached_rows(os.environ)
     name = folder_name(datasets.row_key(samples.sources, encoder), shared=True)
-    beat = place / f".{name}.beat"
-    pace = Pace(processes=_PROCESSES, longest=MOST_CHARACTERS, alive=beat.touch)
+    begun = place / f".{name}.begun"
+    pace = Pace(processes=_PROCESSES, longest=MOST_CHARACTERS)
     what = f"dataset.uri is {samples.sources.dataset.uri}: its encoded rows"
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        with (
-            alone_in_cache(place / f".{name}.lock", lambda: _changed_ns(beat), what=what),
-            temporary_folder("lora-tokens-") as folder,
-        ):
-            if _was_killed(beat) and not (place / name).is_dir():
+        with held(place / f".{name}.lock", what) as lock, temporary_folder("lora-tokens-") as folder:
+            if _was_killed(begun) and not (place / name).is_dir():
                 log.warning(
                     "the rows are not encoded in advance: a process that did so was killed, most likely for memory; "
                     "remove %s from the cache to have it tried again",
-                    beat.name,
+                    begun.name,
                 )
                 return None
             try:
-                beat.touch()
-                kept = KeptRows(own=place, shared=True)
+                begun.touch()
+                kept = KeptRows(own=place, shared=True, may_write=lock.check)
                 data = datasets.read_or_encode(samples.sources, samples, encoder, folder, kept, pace=pace)
             finally:
-                beat.unlink(missing_ok=True)
+                begun.unlink(missing_ok=True)
             _check_data(base, encoder, data)
     except (OSError, StorageError, TransientError, KernelOutOfMemoryError) as error:
         log.warning("the rows are not encoded in advance: %s", one_sentence(error))
@@ -154,13 +150,9 @@ def keep_encoded(samples: Samples, base: Base, encoder: Encoder) -> RowFacts | N
     return data.rows
 
 
-def _was_killed(beat: Path) -> bool:
-    """Whether the process that gave these signs of life did not come to remove them; nobody else holds the lock.
+def _was_killed(begun: Path) -> bool:
+    """Whether the process that left this mark did not come to remove it; nobody else holds the lock.
 
     The kernel takes the whole pod for the memory of one of its processes, so that only the next one can spare the run.
     """
-    return beat.exists() and time.time() - beat.stat().st_mtime < UNUSED_S
-
-
-def _changed_ns(path: Path) -> int | None:
-    return path.stat().st_mtime_ns if path.exists() else None
+    return begun.exists() and time.time() - begun.stat().st_mtime < UNUSED_S
