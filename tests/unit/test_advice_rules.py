@@ -88,12 +88,12 @@ SAID: dict[Code, tuple[TrainConfig | None, Changes, str]] = {
     Code.QUANTIZATION_NOT_NEEDED: (
         NF4,
         {"plan": make_plan(**IN_NF4)},
-        "NF4 takes 10% more time than quantization: None, which takes 18.0 GiB of 24.0 GiB",
+        "NF4 takes 10% more time than 16 bits, which take 18.0 GiB of 24.0 GiB",
     ),
     Code.QUANTIZATION_WOULD_FIT: (
         BITS_16,
         {"plan": make_plan(**TIGHT)},
-        "takes 23.0 GiB of 24.0 GiB, and 9.0 GiB with quantization: NF4",
+        "takes 23.0 GiB of 24.0 GiB, and 9.0 GiB in NF4",
     ),
     Code.COLUMNS_NOT_READ: (
         None,

@@ -4,7 +4,6 @@ Pure functions over facts, in the table's order. The table says in words when ea
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -24,7 +23,6 @@ from lora_trainer.contract.preflight import Preflight
 from lora_trainer.contract.run_plan import Alternative, RunPlan
 from lora_trainer.contract.serving import obstacles, traits_of
 from lora_trainer.plan.adapter import AdapterError, in_preset, kinds, matches, plan_adapter
-from lora_trainer.plan.choice import MANNERS
 from lora_trainer.plan.families import Positions
 from lora_trainer.plan.shapes import Shape
 
@@ -175,10 +173,6 @@ _FEW_PER_CENT = 0.03
 _LARGE_BATCH = 32
 _LOWEST_RATE, _USUAL_RATE, _HIGHEST_RATE = 5e-5, 2e-4, 1e-3
 _QUANTIZED = (Quantization.NF4, Quantization.FP4, Quantization.INT8)
-_CHANGE = re.compile(r"\bquantization: (\w+)")
-_MANNER = re.compile(r"\btraining\.activationCheckpointing: (\w+)")
-_MANNERS = {manner.value: number for number, manner in enumerate(MANNERS)}
-"""From what recomputes nothing to what recomputes all."""
 _OF_PROMPTS = frozenset({"context", "input"})
 _OF_ANSWERS = frozenset({"answer", "completion", "label", "output", "response", "summary", "target"})
 _CONTENT = _OF_PROMPTS | _OF_ANSWERS | {"system", "system_prompt"}
@@ -378,26 +372,19 @@ def learning_rate(facts: Facts) -> Values | None:
 
 
 def quantization_not_needed(facts: Facts) -> Values | None:
-    """With how much `slower` the run is than in 16 bits, where both speeds are known."""
+    """With how much `slower` the run is than in 16 bits; silent where no speed is known."""
     wanted, other = facts.config.quantization, _alternative(facts, Quantization.NONE)
     if wanted not in _QUANTIZED or other is None or facts.plan is None:
         return None
-    ours, theirs = facts.plan.tokens_per_second, other.tokens_per_second
-    if ours is not None and theirs is not None:
-        slower = theirs < ours  # recomputed in 16 bits it fits, and takes longer than quantized
-    else:
-        slower = _recomputed(other, facts.plan) > _MANNERS[facts.plan.manner.value]  # of a GPU of unknown speed
-    if slower:
+    ours, theirs = facts.plan.tokens_per_second or 0.0, other.tokens_per_second or 0.0
+    if not 0 < ours <= theirs:
         return None
-    values = {
+    return {
         "quantization": wanted.value,
-        "change": other.change[:120],
+        "slower": f"{theirs / ours - 1:.0%}",
         "peak": _size(other.peak_bytes),
         "memory": _size(facts.plan.device_bytes or 0),
     }
-    if ours is None or theirs is None or not 0 < ours < theirs:
-        return values
-    return {**values, "slower": f"{theirs / ours - 1:.0%}"}
 
 
 def quantization_would_fit(facts: Facts) -> Values | None:
@@ -406,7 +393,6 @@ def quantization_would_fit(facts: Facts) -> Values | None:
     if facts.config.quantization is not Quantization.NONE or other is None or facts.plan is None or facts.plan.fits:
         return None
     return {
-        "change": other.change[:120],
         "peak": _size(other.peak_bytes),
         "needed": _size(facts.plan.peak_bytes),
         "memory": _size(facts.plan.device_bytes or 0),
@@ -414,28 +400,11 @@ def quantization_would_fit(facts: Facts) -> Values | None:
 
 
 def _alternative(facts: Facts, quantization: Quantization) -> Alternative | None:
-    """The fastest way to run it with that quantization that fits the plan's device, recomputing no more than the
-    run lets it; where no speed is known, the way that recomputes least."""
-    plan = facts.plan
-    if plan is None or plan.device_bytes is None:
+    """How it would run with that quantization, where that fits the plan's device."""
+    if facts.plan is None or facts.plan.device_bytes is None:
         return None
-    wanted = facts.config.training.activation_checkpointing
-    most = _MANNERS.get(wanted.value, len(MANNERS) - 1)
-    fitting = [
-        one
-        for one in plan.alternatives
-        if one.fits
-        and (found := _CHANGE.search(one.change)) is not None
-        and found[1] == quantization.value
-        and _recomputed(one, plan) <= most
-    ]
-    return max(fitting, key=lambda one: (one.tokens_per_second or 0.0, -_recomputed(one, plan)), default=None)
-
-
-def _recomputed(one: Alternative, plan: RunPlan) -> int:
-    """How much an alternative recomputes, from 0 to 2; as the plan does where it changes nothing of that."""
-    found = _MANNER.search(one.change)
-    return _MANNERS.get(plan.manner.value if found is None else found[1], len(_MANNERS))
+    change = f"quantization: {quantization.value}"
+    return next((one for one in facts.plan.alternatives if one.fits and one.change == change), None)
 
 
 def columns_not_read(facts: Facts) -> Values | None:

@@ -64,10 +64,6 @@ _MANNER = {
 _SAVED_BY_FAST_PATHS = 0.25
 """Of the activations of layers that keep them, at most: SiLU(gate) and the norms' fp32 copies (2I + 4C of some 184 KB a
 token and layer of Llama-3-8B), by liger_kernel/ops/swiglu.py and rms_norm.py. Plans assume none of it."""
-MOST_ALTERNATIVES = 5
-"""With more, much advice leaves a preflight's first row no room in the 4,096 bytes of a termination message."""
-_ADVISED = (Quantization.NONE, Quantization.NF4)
-"""What advice on quantization looks for among the alternatives."""
 CPU = "cpu"
 
 
@@ -118,7 +114,7 @@ def plan_of(
         price=None if hourly is None or seconds is None else round(hourly * seconds / 3600, 2),
         price_per_hour=hourly,
         reason=_reason(config, shape, adapter, gpu, chosen, load=load, fits=fits),
-        alternatives=_best(_alternatives(config, shape, adapter, gpu, chosen, load=load, share=share)),
+        alternatives=tuple(_alternatives(config, shape, adapter, gpu, chosen, load=load, share=share)),
     )
 
 
@@ -248,40 +244,21 @@ def _way(setting: Setting) -> str:
 
 def _alternatives(
     config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, chosen: Candidate, *, load: Load, share: float
-) -> Iterator[tuple[Quantization, Alternative]]:
-    """Each quantization in each manner of recomputation, but for the chosen way and what the trainer would refuse."""
+) -> Iterator[Alternative]:
+    """The fastest way with each other quantization that the trainer would take."""
     for quantization in (Quantization.NONE, Quantization.NF4, Quantization.INT8):
-        for manner in MANNERS:
-            if (quantization, manner) == (chosen.setting.quantization, chosen.setting.manner):
-                continue
-            training = replace(config.training, activation_checkpointing=manner)
-            other = replace(config, quantization=quantization, training=training)
-            found = choose(other, shape, adapter, gpu, load=load, share=share)
-            option = found.option
-            if option.fit is Fit.REFUSED or (quantization is not Quantization.NONE and not quantizes(config, shape)):
-                continue
-            alternative = Alternative(
-                change=f"quantization: {quantization.value}, training.activationCheckpointing: {manner.value}",
-                peak_bytes=option.peak_bytes,
+        possible = quantization is Quantization.NONE or quantizes(config, shape)
+        if quantization is chosen.setting.quantization or not possible:
+            continue
+        other = replace(config, quantization=quantization)
+        found = choose(other, shape, adapter, gpu, load=load, share=share)
+        if found.option.fit is not Fit.REFUSED:
+            yield Alternative(
+                change=f"quantization: {quantization.value}",
+                peak_bytes=found.option.peak_bytes,
                 fits=fits_surely(other, found, shape, adapter, gpu=gpu, load=load),
-                tokens_per_second=option.tokens_per_s,
+                tokens_per_second=found.option.tokens_per_s,
             )
-            yield quantization, alternative
-
-
-def _best(found: Iterable[tuple[Quantization, Alternative]]) -> tuple[Alternative, ...]:
-    """At most `MOST_ALTERNATIVES`, in the order in which they were found: the best one of each quantization that advice
-    looks for, then those that fit before those that may not, the faster ones first."""
-    every = list(found)
-    ranked = sorted(every, key=lambda one: _worth(one[1]), reverse=True)
-    advised = (next((one for kind, one in ranked if kind is wanted), None) for wanted in _ADVISED)
-    kept = dict.fromkeys(one for one in (*advised, *(one for _, one in ranked)) if one is not None)
-    taken = list(kept)[:MOST_ALTERNATIVES]
-    return tuple(one for _, one in every if one in taken)
-
-
-def _worth(one: Alternative) -> tuple[int, float]:
-    return (False, None, True).index(one.fits), one.tokens_per_second or 0.0
 
 
 def settled_by_weights(config: TrainConfig, parameters: int, gpu: Gpu) -> tuple[Quantization, str]:
