@@ -54,7 +54,6 @@ from lora_trainer.plan.memory import (
 )
 from lora_trainer.plan.remedies import LABELS, remedies
 from lora_trainer.plan.shapes import GUESSED, Shape
-from lora_trainer.plan.speed import SHARE
 
 _MANNER = {
     ActivationCheckpointing.NONE: "kept activations",
@@ -80,13 +79,12 @@ def plan_of(
     p95: int | None = None,
     gpu: Gpu | None = None,
     micro_batch_tokens: int | None = None,
-    share: float = SHARE,
 ) -> RunPlan:
     """The plan of a run for `gpu`, or where that is None for the GPU that its configuration tells, if any.
 
     `tokens` and `rows` are those of the training data, None where not known; `learned_share` is the part of all tokens
     that is learned, `longest` the longest row in tokens (None for `maxSequenceLength`), `evaluated` the longest of the
-    rows that are held out, `p95` what 95 % of the rows have at most, `share` of the GPU's peak what times assume.
+    rows that are held out, `p95` what 95 % of the rows have at most.
     `micro_batch_tokens` limits a micro-batch as an earlier plan did. Total: what does not fit has a plan, too, with
     `fits` False and the sentence as its `reason`.
     """
@@ -98,7 +96,7 @@ def plan_of(
     gpu = gpu or device_of(config.device)
     if config.device.gpus == 0 or gpu is None:
         return _without_gpu(config, shape, adapter, load)
-    chosen = choose(config, shape, adapter, gpu, load=load, share=share)
+    chosen = choose(config, shape, adapter, gpu, load=load)
     plan = _plan(config, shape, adapter, chosen.setting, chosen.memory, load=load)
     seconds = _seconds(config, chosen.option, tokens=tokens, rows=rows)
     fits = fits_surely(config, chosen, shape, adapter, gpu=gpu, load=load)
@@ -114,7 +112,7 @@ def plan_of(
         price=None if hourly is None or seconds is None else round(hourly * seconds / 3600, 2),
         price_per_hour=hourly,
         reason=_reason(config, shape, adapter, gpu, chosen, load=load, fits=fits),
-        alternatives=tuple(_alternatives(config, shape, adapter, gpu, chosen, load=load, share=share)),
+        alternatives=tuple(_alternatives(config, shape, adapter, gpu, chosen, load=load)),
     )
 
 
@@ -243,7 +241,7 @@ def _way(setting: Setting) -> str:
 
 
 def _alternatives(
-    config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, chosen: Candidate, *, load: Load, share: float
+    config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, chosen: Candidate, *, load: Load
 ) -> Iterator[Alternative]:
     """The fastest way with each other quantization that the trainer would take."""
     for quantization in (Quantization.NONE, Quantization.NF4, Quantization.INT8):
@@ -251,7 +249,7 @@ def _alternatives(
         if quantization is chosen.setting.quantization or not possible:
             continue
         other = replace(config, quantization=quantization)
-        found = choose(other, shape, adapter, gpu, load=load, share=share)
+        found = choose(other, shape, adapter, gpu, load=load)
         if found.option.fit is not Fit.REFUSED:
             yield Alternative(
                 change=f"quantization: {quantization.value}",
@@ -351,15 +349,14 @@ def room_bytes(plan: RunPlan) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnGpu:
-    """A device with its options: that of the run as it is written, and the fastest that fits, None where none does.
-    `fits` is whether the first does, as the plan of a run has it: None where it is tried."""
+    """A device with its options, and that of the run as it is written; `fits` is whether this does, as the plan of a
+    run has it: None where it is tried."""
 
     name: str
     memory_bytes: int
     options: tuple[Option, ...]
     default: Option
     fits: bool | None
-    fastest: Option | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -407,23 +404,20 @@ def on_gpu(
     adapter: Adapter,
     gpu: Gpu,
     quantizations: Sequence[Quantization],
-    *,
-    share: float = SHARE,
 ) -> OnGpu:
     """All options on a device."""
     options = tuple(
-        option_on(config, shape, adapter, gpu, quantization=quantization, manner=manner, share=share)
+        option_on(config, shape, adapter, gpu, quantization=quantization, manner=manner)
         for quantization in quantizations
         for manner in MANNERS
     )
-    chosen = choose(config, shape, adapter, gpu, share=share)
+    chosen = choose(config, shape, adapter, gpu)
     return OnGpu(
         name=gpu.name,
         memory_bytes=gpu.memory_bytes,
         options=options,
         default=chosen.option,
         fits=fits_surely(config, chosen, shape, adapter, gpu=gpu, load=Load()),
-        fastest=fastest(config, shape, adapter, gpu, share=share),
     )
 
 
@@ -436,14 +430,13 @@ def option_on(
     quantization: Quantization,
     manner: ActivationCheckpointing,
     load: Load | None = None,
-    share: float = SHARE,
 ) -> Option:
     """One setting on one device: with a micro-batch of `TOKEN_BUDGET`, divided over as few as needed where only that
     fits, with halved ones else."""
     found = [
         candidate.option
         for candidate in candidates_of(
-            config, shape, adapter, gpu, quantization=quantization, manner=manner, load=load or Load(), share=share
+            config, shape, adapter, gpu, quantization=quantization, manner=manner, load=load or Load()
         )
     ]
     fits = next((option for option in found if option.fit is Fit.FITS), None)
@@ -453,11 +446,3 @@ def option_on(
     if full is fits:
         return fits
     return replace(fits, fit=Fit.HALVED, spare_bytes=full.spare_bytes, peak_bytes=full.peak_bytes)
-
-
-def fastest(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, *, share: float = SHARE) -> Option | None:
-    """What `Auto` for quantization and recomputation would take, if anything fits."""
-    free = replace(config.training, activation_checkpointing=ActivationCheckpointing.AUTO)
-    auto = replace(config, quantization=Quantization.AUTO, training=free)
-    found = choose(auto, shape, adapter, gpu, share=share).option
-    return found if found.fit is Fit.FITS else None
