@@ -3,7 +3,6 @@
 crds/lorafinetunes.yaml                                 from the classes of lora_trainer.contract (see docgen.crd)
 helm/lora-finetune-operator/files/lorafinetunes.yaml    from the same
 docs/api-reference.md                                   from the same
-docs/advice.md                                          from trainer_image/lora_trainer/plan/hints.py
 docs/states.md                                          from state_tables.py, vocabulary.py and decide/states.py
 docs/metrics.md                                         from the metrics' registries
 helm/lora-finetune-operator/README.md                   from the chart's Chart.yaml, values.yaml and values.schema.json

@@ -7,7 +7,6 @@ from pathlib import Path
 import yaml
 
 from docgen import (
-    advice_page,
     api_reference,
     chart_readme,
     client_page,
@@ -37,7 +36,6 @@ def outputs() -> dict[Path, str]:
     values_schema = json.loads(read(CHART / "values.schema.json"))
     definition = schema.Definition(document=crd.definition())
     return {
-        Path("docs/advice.md"): advice_page.render(),
         Path("docs/states.md"): states_page.render(),
         Path("docs/what-happens.md"): rules_page.render(),
         client: client_page.insert(read(client)),

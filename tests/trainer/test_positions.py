@@ -138,18 +138,10 @@ def test_rows_beyond_the_positions_are_refused_before_a_gpu_is_asked_for(
     sections["training"] = {"maxSteps": 2, "maxSequenceLength": 64}
     ended = forked.run("-f", workplace.manifest_file(**sections))
     assert (ended.status, ended.summary.reason) == (0, Reason.SUCCEEDED)
-    assert cut_rows(ended.summary).startswith("Split or shorten the long rows, or take a model with more than its 64 p")
-    assert cut_rows(ended.summary) == cut_rows(looked_at(workplace, **sections))
-
-
-def test_a_limit_below_the_positions_may_be_raised_to_them(workplace: Workplace) -> None:
-    """And no further."""
-    sections = short_model(workplace, "gpt2")
-    tiny.write_jsonl(workplace.claims / "data/train.jsonl", [*rows(30, 9), *rows(1, 120)])
-    found = looked_at(workplace, **sections, training={"maxSequenceLength": 50})
-    assert cut_rows(found).startswith(
-        "Raise spec.training.maxSequenceLength to 64 at most, for which the model has pos"
+    assert cut_rows(ended.summary).startswith(
+        "Raise spec.training.maxSequenceLength, where the model takes longer rows,"
     )
+    assert cut_rows(ended.summary) == cut_rows(looked_at(workplace, **sections))
 
 
 def test_rows_within_the_positions_are_no_matter_whatever_the_limit_is(workplace: Workplace) -> None:

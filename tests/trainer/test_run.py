@@ -72,7 +72,7 @@ def test_a_manifest_becomes_a_verified_adapter_that_peft_loads(
     assert "Loss on held-out rows:" in done.output
     assert "FewHeldOutRows" in [one.code for one in done.summary.advice]
     assert "Advice for the next run:" in done.output
-    assert "advice: Raise spec.dataset.validationFraction" in done.log
+    assert "advice: Hold out more rows by spec.dataset.validationFraction" in done.log
     assert "Traceback" not in done.log
 
     folder = workplace.claims / "adapters/out"

@@ -162,12 +162,8 @@ def test_advice_that_somebody_wrote_into_the_status_is_not_kept(forged: Any) -> 
 
 def test_all_advice_at_once_is_within_the_bounds_of_the_status() -> None:
     """Sixteen pieces, the warnings first, each within its lengths; a second look changes nothing."""
-    values = {
-        name: "v" * 40 for rule in RULES.values() for form in rule.remedies for name in re.findall(r"{(\w+)}", form)
-    }
-    values |= {
-        name: "v" * 40 for rule in RULES.values() for form in rule.evidence for name in re.findall(r"{(\w+)}", form)
-    }
+    forms = [form for rule in RULES.values() for form in (rule.message, rule.evidence)]
+    values = {name: "v" * 40 for form in forms for name in re.findall(r"{(\w+)}", form)}
     reported = tuple(Advice(code=code.value, values=values) for code in RuleCode)
     cluster = [
         {"code": code.value, "severity": "Warning", "message": "m" * 1024, "evidence": "e" * 1024} for code in Code

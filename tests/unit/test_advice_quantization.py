@@ -1,14 +1,12 @@
 """Advice against quantization: only where the fit model's own time does not contradict it."""
 
 import pytest
-from tests.unit.advised import Case, Spec
+from tests.unit.advised import Case
 from tests.unit.fit_models import LLAMA_2_13B, MODELS, Config, llama
 
-from lora_trainer.contract.gpus import KNOWN, Gpu
+from lora_trainer.contract.gpus import KNOWN, Gpu, find_gpu
 
 SHORT = {"tokens": 9_800 * 200, "target_tokens": 9_800 * 100, "longest_tokens": 1_000, "p95_tokens": 500}
-SOLD = {16: ("T4",), 24: ("L4", "A10", "RTX 4090"), 40: ("A100 40",), 48: ("L40S",), 80: ("A100 80", "H100")}
-"""Cards of the table by the GiB that they are sold with."""
 MODELS_TRIED = {
     "1B": MODELS["SmolLM2-135M"][0],
     "7B": MODELS["Mistral-7B"][0],
@@ -24,41 +22,40 @@ def known(name: str) -> Gpu:
     return next(gpu for gpu in KNOWN if gpu.name == name)
 
 
-def says(model: Config, quantization: str, *, gib: int | None = None, gpu: Gpu | None = None, **training: str) -> bool:
+def says(model: Config, quantization: str, gpu: Gpu) -> bool:
     """Whether the run is advised to go without."""
-    spec: Spec = {"quantization": quantization, "training": training}
-    if gib is not None:
-        spec["resources"] = {"gpuMinMemoryGiB": gib}
-    return CODE in Case(model=model, spec=spec, gpu=gpu, rows=SHORT).said()
+    return CODE in Case(model=model, spec={"quantization": quantization}, gpu=gpu, rows=SHORT).said()
 
 
-def test_16_bits_that_recompute_more_are_not_called_no_slower_where_no_speed_is_known() -> None:
-    """On 24 GB the 16 bits of 8B recompute, and 4 bits do not: each known card of that size is slower so."""
-    assert not says(llama(), "NF4", gib=24)
-    assert says(llama(), "NF4", gib=80)
+def test_nothing_is_said_of_a_gpu_whose_speed_is_not_known() -> None:
+    """Of a size alone: on some card of it 16 bits, which recompute more there, may be slower."""
+    assert says(llama(), "NF4", known("H100"))
+    assert not says(llama(), "NF4", find_gpu("80GiB"))
 
 
-@pytest.mark.parametrize("size", SOLD)
+@pytest.mark.parametrize("gpu", KNOWN, ids=lambda gpu: gpu.name)
 @pytest.mark.parametrize("quantization", ["NF4", "INT8"])
 @pytest.mark.parametrize("model", MODELS_TRIED)
-def test_no_size_gets_advice_that_no_card_of_that_size_gets(model: str, quantization: str, size: int) -> None:
-    """What is said of a size alone is true of some known card that is sold with it."""
+def test_16_bits_are_advised_where_they_are_no_slower(model: str, quantization: str, gpu: Gpu) -> None:
+    """By the plans of both."""
     config = MODELS_TRIED[model]
-    by_name = [says(config, quantization, gpu=known(name)) for name in SOLD[size]]
-    assert says(config, quantization, gib=size) <= any(by_name)
+    case = Case(model=config, spec={"quantization": quantization}, gpu=gpu, rows=SHORT)
+    ours, theirs = case.plan(), case.changed("quantization", "None").plan()
+    no_slower = bool(theirs.fits) and (theirs.tokens_per_second or 0) >= (ours.tokens_per_second or 0)
+    assert says(config, quantization, gpu) is no_slower
 
 
 @pytest.mark.parametrize("manner", ["None", "Selective", "Full"])
-@pytest.mark.parametrize("size", SOLD)
-def test_advice_keeps_to_the_recomputation_that_the_run_asks_for(size: int, manner: str) -> None:
+@pytest.mark.parametrize("gpu", KNOWN, ids=lambda gpu: gpu.name)
+def test_advice_keeps_to_the_recomputation_that_the_run_asks_for(gpu: Gpu, manner: str) -> None:
     """16 bits that fit only with more recomputation than the run allows would not fit when it is followed."""
     case = Case(
         model=llama(),
         spec={
             "quantization": "NF4",
-            "resources": {"gpuMinMemoryGiB": size},
             "training": {"activationCheckpointing": manner},
         },
+        gpu=gpu,
         rows=SHORT,
     )
     if CODE in case.said():

@@ -159,48 +159,6 @@ def test_hours_follow_the_data_set_and_the_epochs(place: Path, capsys: pytest.Ca
     assert "training.maxSteps sets the length" in found["notes"][0]
 
 
-def test_the_share_of_the_peak_is_the_users(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And is said."""
-    arguments = ("--gpu", "H100", "-o", "json", "--share")
-    slow, fast = (json.loads(printed(capsys, *arguments, share)) for share in ("20", "40"))
-    speeds = [found["gpus"][0]["default"]["tokens_per_s"] for found in (slow, fast)]
-    assert speeds[1] == pytest.approx(2 * speeds[0])
-    assert slow["gpus"][0]["fastest"]["tokens_per_s"] < fast["gpus"][0]["fastest"]["tokens_per_s"]
-    assert "Speed assumes 20 % of the GPU's dense peak" in printed(capsys, "--share", "20")
-
-
-def test_a_price_is_shown_where_it_is_given(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of all GPUs of the run: an hour, and with the data's tokens of the run. Of the speed of some nothing is known."""
-    write(resources={"gpus": 2})
-    arguments = ("--gpu", "L4", "--price", "0.8")
-    found = json.loads(printed(capsys, *arguments, "--tokens", "50000000", "-o", "json"))["preflight"]
-    assert (found["price_per_hour"], found["price"]) == (1.6, round(1.6 * found["seconds"] / 3600, 2))
-    assert f"\nPrice of the run's GPUs: 1.60 an hour, {found['price']:.2f} in all.\n" in printed(
-        capsys, *arguments, "--tokens", "50000000"
-    )
-    assert "\nPrice of the run's GPUs: 1.60 an hour.\n" in printed(capsys, *arguments)
-    assert "\nPrice of the run's GPUs: 1.60 an hour.\n" in printed(
-        capsys, "--gpu", "24GiB", "--price", "0.8", "--tokens", "9999"
-    )
-
-
-def test_without_a_price_none_is_shown(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nor where nothing tells which GPU it would be of."""
-    assert "rice" not in printed(capsys, "--gpu", "L4", "--tokens", "50000000")
-    found = json.loads(printed(capsys, "--gpu", "L4", "--tokens", "50000000", "-o", "json"))["preflight"]
-    assert not {"price", "price_per_hour"} & found.keys()
-    assert "Note: --price is not used: it is of one GPU; name that by --gpu" in printed(capsys, "--price", "2")
-
-
-@pytest.mark.parametrize("given", ["-1", "nan", "inf", "cheap", "1e6", ""])
-def test_a_price_that_is_none_gets_one_sentence(place: Path, capsys: pytest.CaptureFixture[str], given: str) -> None:
-    """With what it has to be."""
-    with pytest.raises(SystemExit):
-        main(["plan", "-f", "x.yaml", f"--price={given}"])
-    sentence = f"argument --price: is {given}: must be a number from 0 to 999999, of one GPU an hour"
-    assert sentence in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("gpu", ["T4", "RTX 4090", "12GiB"])
 def test_one_gpu_gets_the_plan_that_preflight_would_make(
     place: Path, capsys: pytest.CaptureFixture[str], gpu: str

@@ -48,14 +48,14 @@ def test_a_model_whose_layers_are_not_known_is_planned_by_its_weights(
     write_weights(folder / "model.safetensors", {"a": [8_000_000_000]})
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     write(model={"uri": "pvc://models/it"}, resources={"memory": "1Gi"}, lora=lora)
-    assert plan("--claims", "claims", "--gpu", "16GiB", "--price", "2", "-o", "json") == 0
+    assert plan("--claims", "claims", "--gpu", "16GiB", "-o", "json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["parameters"], found["preflight"]["weight_bytes"]) == (8_000_000_000, 16_000_000_000)
     assert found["preflight"]["reason"].endswith(
         "it would be NF4, since unquantized weights take 14.9 GiB, more than the 11.0 GiB that weights alone may take "
         "of 16GiB"
     )
-    assert [note.partition(" ")[0] for note in found["notes"]] == ["resources.memory", "--price"]
+    assert [note.partition(" ")[0] for note in found["notes"]] == ["resources.memory"]
     assert plan("--claims", "claims") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"tone: pvc://models/it ({config['model_type']}, 8,000,000,000 parameters)"

@@ -73,14 +73,6 @@ def test_several_slices_are_noted(place: Path, capsys: pytest.CaptureFixture[str
     assert (note in " ".join(printed(capsys).split())) is (gpus == 2)
 
 
-def test_a_price_is_not_asked_of_a_run_on_the_cpu(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Which has no GPU, however many are compared."""
-    write(resources={"gpus": 0})
-    text = " ".join(printed(capsys, "--gpu", "T4", "--price", "2").split())
-    assert "Note: --price is not used: it is of a GPU, and the run has none." in text
-    assert "name that by --gpu" not in text
-
-
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [

@@ -1,7 +1,6 @@
 """The command line: its commands and options, and the module that each is in, which is imported for it alone."""
 
 import argparse
-import math
 import os
 import uuid
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ from lora_trainer.ranks import logs
 _ABOUT = "Run a fine-tuning, look at its inputs, plan it, verify and publish results, ask models questions."
 _MODULES = {"run": "run_commands", "preflight": "run_commands", "plan": "plan_command"}
 """Where a command is that is not among those on results: `plan` has answered while the rest would be imported."""
-_DEAREST = 1_000_000
 """What an hour of a GPU costs less than, as in the operator's setting `gpus`."""
 
 
@@ -89,10 +87,6 @@ def _parser() -> argparse.ArgumentParser:
         help="a name (T4, NVIDIA-L4), slice (3g.40gb) or size (24GiB); repeatable",
     )
     plan.add_argument("--tokens", type=_number(1, 10**15), metavar="N", help="of the data set, for hours")
-    plan.add_argument(
-        "--share", type=_number(1, 100), default=40, metavar="PERCENT", help="of the GPU's peak; default 40"
-    )
-    plan.add_argument("--price", type=_price, metavar="PER_HOUR", help="of one GPU, in any currency")
     plan.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table", dest="form")
 
     publish = commands.add_parser("publish", parents=[volumes], help="put a finished result at an address")
@@ -143,18 +137,6 @@ def _uid(argument: str) -> uuid.UUID:
         return uuid.UUID(argument)
     except ValueError:
         raise argparse.ArgumentTypeError(f"is {argument[:40]}: must be a UUID, as uuidgen prints it") from None
-
-
-def _price(argument: str) -> float:
-    try:
-        found = float(argument)
-    except ValueError:
-        found = math.nan
-    if not 0 <= found < _DEAREST:
-        raise argparse.ArgumentTypeError(
-            f"is {argument[:20]}: must be a number from 0 to {_DEAREST - 1}, of one GPU an hour"
-        )
-    return found
 
 
 def _number(least: int, most: int) -> Callable[[str], int]:

@@ -17,8 +17,6 @@ def plan(options: argparse.Namespace) -> int:
             config_file=options.config,
             gpus=tuple(options.gpu),
             tokens=options.tokens,
-            share_percent=options.share,
-            price=options.price,
         )
         found = plan_run(local_config(options.file), volumes(options), asked)
         say(show(found, options.form, shutil.get_terminal_size((80, 24)).columns))

@@ -1,7 +1,7 @@
 """What a run would take, without a GPU, a cluster or PyTorch: all of a plan that is shown."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,11 @@ from lora_trainer.plan.shapes import GUESSED, Shape, UncountedError
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """What the command line says besides the manifest. `tokens` is the size of the data set, None where not known;
-    `share_percent` the share of the peak that speeds assume, `price` that of one GPU an hour, None where not given;
     without `gpus` all known ones are shown."""
 
     config_file: Path | None = None
     gpus: tuple[str, ...] = ()
     tokens: int | None = None
-    share_percent: int = 40
-    price: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +48,6 @@ class Plan:
     learned_share: float
     pod_memory_bytes: int
     preflight: RunPlan
-    share_percent: int
     trained_tokens: int | None
     rows: tuple[Row, ...]
     gpus: tuple[OnGpu, ...]
@@ -117,8 +113,6 @@ def _by_weights(
         notes.append("a config.json alone does not have the weights: without --config those of model.uri are counted")
     else:
         notes += _on_memory(config, planned)
-    if asked.price is not None:
-        notes.append("--price is not used: how long the training takes depends on the model's layers")
     return PlanByWeights(
         run=config.run.name,
         model=config.model.uri,
@@ -144,15 +138,12 @@ def _unknown(error: ValueError) -> str:
 def _by_layers(
     config: TrainConfig, model: Model, shape: Shape, adapter: Adapter, *, asked: Asked, gpus: tuple[Gpu, ...]
 ) -> Plan:
-    if asked.price is not None:
-        config = replace(config, device=replace(config.device, gpu_price=asked.price))
     wanted = (Quantization.NONE, Quantization.NF4, config.quantization)
     shown = tuple(kind for kind in dict.fromkeys(wanted) if kind is not Quantization.AUTO)
-    share = asked.share_percent / 100
     setting = presumed(config, shape)
     only = gpus[0] if len(asked.gpus) == 1 else None
-    planned = plan_of(config, shape, adapter, tokens=asked.tokens, gpu=only, share=share)
-    on_gpus = tuple(on_gpu(config, shape, adapter, gpu, shown, share=share) for gpu in gpus)
+    planned = plan_of(config, shape, adapter, tokens=asked.tokens, gpu=only)
+    on_gpus = tuple(on_gpu(config, shape, adapter, gpu, shown) for gpu in gpus)
     return Plan(
         run=config.run.name,
         model=config.model.uri,
@@ -169,7 +160,6 @@ def _by_layers(
         learned_share=setting.learned,
         pod_memory_bytes=planned.pod_memory_bytes,
         preflight=planned,
-        share_percent=asked.share_percent,
         trained_tokens=_trained(config, asked.tokens),
         rows=rows(config, shape, adapter, shown),
         gpus=on_gpus,
@@ -224,10 +214,6 @@ def _notes(config: TrainConfig, adapter: Adapter, asked: Asked, planned: RunPlan
             f"resources.gpus is {config.device.gpus}, slices of a GPU: a run may have one, since NCCL refuses two of "
             "the same GPU; name a larger slice or whole GPUs"
         )
-    if asked.price is not None and config.device.gpus == 0:
-        notes.append("--price is not used: it is of a GPU, and the run has none")
-    elif asked.price is not None and planned.price_per_hour is None:
-        notes.append("--price is not used: it is of one GPU; name that by --gpu or in resources")
     if asked.tokens is not None and config.training.epochs is None:
         notes.append("--tokens is not used: training.maxSteps sets the length of the run, whatever the data set's size")
     return tuple(notes)

@@ -30,7 +30,7 @@ from lora_trainer.plan.limits import (
 )
 from lora_trainer.plan.memory import Memory, Setting, communicators_of, gpu_memory, main_memory, merge_memory
 from lora_trainer.plan.shapes import GUESSED, Shape
-from lora_trainer.plan.speed import SHARE, Speed, speed
+from lora_trainer.plan.speed import Speed, speed
 
 _LARGEST_HEAD = 256
 MANNERS = (ActivationCheckpointing.NONE, ActivationCheckpointing.SELECTIVE, ActivationCheckpointing.FULL)
@@ -211,7 +211,6 @@ def choose(
     gpu: Gpu,
     *,
     load: Load | None = None,
-    share: float = SHARE,
 ) -> Candidate:
     """How a run computes on a device, of the ways that it leaves open; one that does not fit, if none does.
 
@@ -236,7 +235,6 @@ def choose(
             manner=manner,
             load=load or Load(),
             budget=LARGEST_TOKEN_BUDGET,
-            share=share,
         )
     ]
     fitting = [candidate for candidate in found if candidate.option.fit is Fit.FITS]
@@ -247,7 +245,7 @@ def choose(
         key=lambda one: (
             one.setting.quantization is not Quantization.NONE,
             one.option.processes,
-            _seconds(shape, adapter, gpu, one.setting, share=share),
+            _seconds(shape, adapter, gpu, one.setting),
             -one.setting.tokens,
         ),
     )
@@ -263,7 +261,6 @@ def candidates_of(
     manner: ActivationCheckpointing,
     load: Load,
     budget: int = TOKEN_BUDGET,
-    share: float = SHARE,
 ) -> Iterator[Candidate]:
     """Whole, then where it can be divided within a node, and over all; of each the full micro-batch first, then halved
     until it fits, or down to the longest row. Divided over processes none is larger than `TOKEN_BUDGET`: they cannot
@@ -277,20 +274,18 @@ def candidates_of(
         most = full.tokens if alone else min(full.tokens, max(full.row, TOKEN_BUDGET))
         communicators = communicators_of(device, processes)
         setting = replace(full, processes=processes, tokens=most, communicators=communicators)
-        found = _candidate(config, shape, adapter, gpu, setting, share=share)
+        found = _candidate(config, shape, adapter, gpu, setting)
         yield found
         while found.option.fit is not Fit.FITS and setting.tokens > setting.row:
             setting = replace(setting, tokens=max(setting.tokens // 2, setting.row))
-            found = _candidate(config, shape, adapter, gpu, setting, share=share)
+            found = _candidate(config, shape, adapter, gpu, setting)
             yield found
 
 
-def _candidate(
-    config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, setting: Setting, *, share: float
-) -> Candidate:
+def _candidate(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, setting: Setting) -> Candidate:
     memory = gpu_memory(shape, adapter, setting)
     refused = _refusal(config, shape, gpu, setting.quantization)
-    found: Speed | None = speed(shape, adapter, setting, gpu, share=share)
+    found: Speed | None = speed(shape, adapter, setting, gpu)
     option = Option(
         quantization=setting.quantization,
         recompute=setting.recompute,
@@ -343,10 +338,10 @@ def _refusal(config: TrainConfig, shape: Shape, gpu: Gpu | None, quantization: Q
     return ""
 
 
-def _seconds(shape: Shape, adapter: Adapter, gpu: Gpu, setting: Setting, *, share: float) -> float:
+def _seconds(shape: Shape, adapter: Adapter, gpu: Gpu, setting: Setting) -> float:
     """Of a token, on the device or, where its speed is not known, on the reference."""
     known = gpu if gpu.flops is not None else replace(REFERENCE, packs=gpu.packs)
-    found = speed(shape, adapter, setting, known, share=share)
+    found = speed(shape, adapter, setting, known)
     return 1 / found.tokens_per_s if found else 0.0
 
 

@@ -4,12 +4,10 @@ Pure functions over facts, in the table's order. The table says in words when ea
 """
 
 import math
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from lora_trainer.contract.config import (
-    LARGEST_RANK,
     DatasetFormat,
     Layers,
     LoraConfig,
@@ -17,16 +15,13 @@ from lora_trainer.contract.config import (
     Quantization,
     Scaling,
     TrainConfig,
-    Variant,
 )
 from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.contract.preflight import Preflight
 from lora_trainer.contract.run_plan import Alternative, RunPlan
 from lora_trainer.contract.serving import obstacles, traits_of
-from lora_trainer.plan.adapter import AdapterError, in_preset, kinds, matches, plan_adapter
-from lora_trainer.plan.choice import MANNERS
-from lora_trainer.plan.families import Positions
-from lora_trainer.plan.shapes import Shape
+from lora_trainer.plan.adapter import in_preset, kinds, matches
+from lora_trainer.plan.shapes import Shape, Stack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +75,10 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """A run as far as it is known. `ended` is None before its end, `left_alone` before the base was looked at;
-    `positions` is None where nothing in the base limits the length of a row."""
+    """A run as far as it is known. `ended` is None before its end, `left_alone` before the base was looked at."""
 
     config: TrainConfig
     shape: Shape | None = None
-    positions: Positions | None = None
     trainable_parameters: int | None = None
     rows: Rows | None = None
     columns: Columns | None = None
@@ -99,17 +92,15 @@ def facts_before(
     preflight: Preflight | None,
     plan: RunPlan | None,
     shape: Shape | None = None,
-    positions: Positions | None = None,
     *,
     columns: Columns | None = None,
 ) -> Facts:
-    """What is known before the training. `shape` and `positions` are the base's, where its configuration was read,
-    `columns` those of the data set."""
+    """What is known before the training. `shape` is the base's, where its configuration was read, `columns` those of
+    the data set."""
     trained = plan.trainable_parameters if plan else preflight.model.trainable_parameters or None if preflight else None
     return Facts(
         config=config,
         shape=shape,
-        positions=positions,
         trainable_parameters=trained,
         rows=_rows(preflight) if preflight else None,
         columns=columns,
@@ -138,18 +129,23 @@ def left_alone_of(config: TrainConfig, shape: Shape) -> LeftAlone:
         name for name in reserved if not any(matches(f"{name}.weight", one) for one in lora.target_parameters)
     )
     share = shape.experts / max(1, shape.parameters)
+    experts = dict.fromkeys(stack.name for layer in shape.layers for stack in layer.stacks if _holds_experts(stack))
+    named = f"experts ({', '.join(experts)}, {share:.0%} of the parameters)"
     return LeftAlone(
         kind=shape.family,
-        experts=f"experts, {share:.0%} of the parameters," if shape.experts and not lora.target_parameters else "",
+        experts=named if experts and not lora.target_parameters else "",
         passed_over=", ".join(kinds(passed_over)),
     )
+
+
+def _holds_experts(stack: Stack) -> bool:
+    return "experts" in stack.name and not stack.name.endswith("_bias")
 
 
 Values = Mapping[str, str]
 
 _BITS_A_PARAMETER, _BITS_A_TOKEN = 2, 1
-_RANKS = (8, 16, 32, 64, 128, 256, 512, LARGEST_RANK)
-_RANK_THAT_SCALES, _ITS_RATE = 128, 0.0002
+_RANK_THAT_SCALES = 128
 _ATTENTION = frozenset(
     [
         "q_proj",
@@ -175,13 +171,21 @@ _FEW_PER_CENT = 0.03
 _LARGE_BATCH = 32
 _LOWEST_RATE, _USUAL_RATE, _HIGHEST_RATE = 5e-5, 2e-4, 1e-3
 _QUANTIZED = (Quantization.NF4, Quantization.FP4, Quantization.INT8)
-_CHANGE = re.compile(r"\bquantization: (\w+)")
-_MANNER = re.compile(r"\btraining\.activationCheckpointing: (\w+)")
-_MANNERS = {manner.value: number for number, manner in enumerate(MANNERS)}
-"""From what recomputes nothing to what recomputes all."""
-_OF_PROMPTS = frozenset({"context", "input"})
-_OF_ANSWERS = frozenset({"answer", "completion", "label", "output", "response", "summary", "target"})
-_CONTENT = _OF_PROMPTS | _OF_ANSWERS | {"system", "system_prompt"}
+_CONTENT = frozenset(
+    [
+        "context",
+        "input",
+        "answer",
+        "completion",
+        "label",
+        "output",
+        "response",
+        "summary",
+        "target",
+        "system",
+        "system_prompt",
+    ]
+)
 """Names of columns that rows are hardly meant to be learned without."""
 _LONGEST_LIST = 160
 _GIB = 2**30
@@ -189,78 +193,39 @@ _UNITS = ((_GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def rank_too_low(facts: Facts) -> Values | None:
-    """With the smallest rank that is `enough`, or the `highest` one that is not."""
-    lora, bits = facts.config.lora, _capacity(facts)
-    if bits is None or bits[0] >= bits[1] or lora.rank >= LARGEST_RANK or facts.trainable_parameters is None:
-        return None
-    values = {
-        "rank": str(lora.rank),
-        "parameters": _count(facts.trainable_parameters),
-        "capacity": _count(bits[0]),
-        "tokens": _count(bits[1]),
-    }
-    few = few_layers(facts) is not None and facts.shape is not None
-    wide = replace(lora, layers=Layers.ALL_LINEAR, target_modules=()) if few else lora
-    held = {rank: _held(facts, replace(wide, rank=rank)) for rank in _ranks(facts, wide, also_present=few)}
-    highest = max((rank for rank, most in held.items() if most is not None), default=lora.rank)
-    enough = next((rank for rank, most in held.items() if most is not None and most >= bits[1]), None)
-    instead = {"layers": f"AllLinear{_instead(facts)}"} if few else {}
-    if enough is None:
-        return {**values, "highest": f"{highest}{' on all layers' if few else ''}"}
-    return {**values, **instead, **({"enough": str(enough)} if enough > lora.rank else {})}
-
-
-def _capacity(facts: Facts) -> tuple[int, int] | None:
-    """Bits that the adapter holds, and that the learned tokens do."""
+    """With the rank that is `enough`, a power of two: what an adapter holds grows with it."""
     if facts.rows is None or facts.trainable_parameters is None:
         return None
-    return _BITS_A_PARAMETER * facts.trainable_parameters, _BITS_A_TOKEN * facts.rows.learned
-
-
-def _ranks(facts: Facts, lora: LoraConfig, *, also_present: bool) -> Iterator[int]:
-    """Ranks that may be advised: the usual ones above the present one, of which no server refuses what it takes now."""
-    if also_present:
-        yield lora.rank
-    adapter_alone = facts.config.output.merge is Merge.ADAPTER and not any(obstacles(traits_of(lora)))
-    for rank in _RANKS:
-        if rank > lora.rank and not (adapter_alone and any(obstacles(traits_of(replace(lora, rank=rank))))):
-            yield rank
-
-
-def _held(facts: Facts, lora: LoraConfig) -> float | None:
-    """Bits that another adapter holds; None where the model cannot have it. By the ranks alone where its layers are not
-    known."""
-    if facts.shape is None:
-        capacity = _capacity(facts)
-        return None if capacity is None else capacity[0] * lora.rank / max(1, facts.config.lora.rank)
-    try:
-        return float(_BITS_A_PARAMETER * plan_adapter(lora, facts.shape).parameters)
-    except AdapterError:
+    rank, capacity = facts.config.lora.rank, _BITS_A_PARAMETER * facts.trainable_parameters
+    learned = _BITS_A_TOKEN * facts.rows.learned
+    if capacity >= learned:
         return None
+    needed = -(-rank * learned // max(1, capacity))
+    return {
+        "rank": str(rank),
+        "enough": _count(1 << (needed - 1).bit_length()),
+        "parameters": _count(facts.trainable_parameters),
+        "capacity": _count(capacity),
+        "tokens": _count(learned),
+    }
 
 
 def alpha_ratio(facts: Facts) -> Values | None:
-    """With the `same` alpha as the rank where twice that is advised against."""
+    """Of what is divided by the rank itself."""
     lora = facts.config.lora
     if lora.scaling is not Scaling.CLASSIC or lora.rank <= lora.alpha <= 2 * lora.rank:
         return None
-    values = {"rank": str(lora.rank), "double": str(2 * lora.rank), "alpha": str(lora.alpha)}
-    values["ratio"] = _number(lora.alpha / max(1, lora.rank))
-    return {**values, "same": str(lora.rank)} if _grows_with_rank(facts.config) else values
-
-
-def _grows_with_rank(config: TrainConfig) -> bool:
-    """Whether alpha twice the rank would make steps too large, at that rank and rate."""
-    classic = config.lora.scaling is Scaling.CLASSIC
-    return classic and config.lora.rank >= _RANK_THAT_SCALES and config.training.learning_rate >= _ITS_RATE
+    ratio = _number(lora.alpha / max(1, lora.rank))
+    return {"rank": str(lora.rank), "double": str(2 * lora.rank), "alpha": str(lora.alpha), "ratio": ratio}
 
 
 def alpha_at_high_rank(facts: Facts) -> Values | None:
     """With a `lower` rate to start from."""
     lora, rate = facts.config.lora, facts.config.training.learning_rate
-    if not _grows_with_rank(facts.config) or lora.alpha < 2 * lora.rank:
+    classic = lora.scaling is Scaling.CLASSIC
+    if not classic or lora.rank < _RANK_THAT_SCALES or lora.alpha < 2 * lora.rank or rate < _USUAL_RATE:
         return None
-    return {"rank": str(lora.rank), "alpha": str(lora.alpha), "rate": _number(rate), "lower": _number(_ITS_RATE / 2)}
+    return {"rank": str(lora.rank), "alpha": str(lora.alpha), "rate": _number(rate), "lower": _number(_USUAL_RATE / 2)}
 
 
 def few_layers(facts: Facts) -> Values | None:
@@ -270,15 +235,10 @@ def few_layers(facts: Facts) -> Values | None:
         return None
     if lora.target_modules:
         attention = all(name.rsplit(".", 1)[-1] in _ATTENTION for name in lora.target_modules)
-        adapted = ", ".join(lora.target_modules)[:120]
-        return {"layers": adapted, "instead": _instead(facts)} if attention else None
+        return {"layers": _clipped(", ".join(lora.target_modules))} if attention else None
     if lora.layers not in {Layers.ATTENTION, Layers.QUERY_VALUE}:
         return None
     return {"layers": lora.layers.value}
-
-
-def _instead(facts: Facts) -> str:
-    return " in place of targetModules" if facts.config.lora.target_modules else ""
 
 
 def _has_mlps(lora: LoraConfig, shape: Shape) -> bool:
@@ -293,15 +253,12 @@ def _has_mlps(lora: LoraConfig, shape: Shape) -> bool:
 
 
 def several_epochs(facts: Facts) -> Values | None:
-    """With the `steps` of one epoch where the run is given in steps."""
+    """Of a run that is given in steps, where its rows are counted."""
     training, rows = facts.config.training, facts.rows
-    epochs, steps = training.epochs, None
+    epochs = training.epochs
     if epochs is None and rows is not None and training.max_steps is not None:
         epochs = training.max_steps * training.effective_batch_size / max(1, rows.training)
-        steps = rows.training // max(1, training.effective_batch_size)
-    if epochs is None or epochs <= 1:
-        return None
-    return {"epochs": f"{epochs:.3g}", **({"steps": str(steps)} if steps else {})}
+    return None if epochs is None or epochs <= 1 else {"epochs": f"{epochs:.3g}"}
 
 
 def many_duplicates(facts: Facts) -> Values | None:
@@ -352,52 +309,31 @@ def _if_sure(ended: Ended, step: int, difference: float) -> Values | None:
 
 
 def large_batch(facts: Facts) -> Values | None:
-    """With a `smaller` batch that the size of micro-batches divides."""
-    training, processes = facts.config.training, facts.config.device.processes
-    batch, micro, most = training.effective_batch_size, training.micro_batch_size, max(_LARGE_BATCH, processes)
-    if batch <= most:
-        return None
-    values = {"batch": _count(batch), "smaller": str(most)}
-    if micro and most % micro:
-        divided = most - most % micro
-        return (
-            {**values, "smaller": str(divided)} if divided >= processes and divided else {**values, "micro": str(micro)}
-        )
-    return {**values, "least": str(most)} if processes >= _LARGE_BATCH else values
+    """Each process needs a row of a step."""
+    batch, most = facts.config.training.effective_batch_size, max(_LARGE_BATCH, facts.config.device.processes)
+    return {"batch": _count(batch), "smaller": str(most)} if batch > most else None
 
 
 def learning_rate(facts: Facts) -> Values | None:
-    """With a rate to `start` from where the usual one is too high for the rank."""
+    """Outside of what adapters take."""
     rate = facts.config.training.learning_rate
-    if _LOWEST_RATE <= rate <= _HIGHEST_RATE:
-        return None
-    lora = facts.config.lora
-    usual = replace(facts.config.training, learning_rate=_USUAL_RATE)
-    high = lora.alpha >= 2 * lora.rank and _grows_with_rank(replace(facts.config, training=usual))
-    return {"rate": _number(rate), **({"start": _number(_USUAL_RATE / 2), "rank": str(lora.rank)} if high else {})}
+    return None if _LOWEST_RATE <= rate <= _HIGHEST_RATE else {"rate": _number(rate)}
 
 
 def quantization_not_needed(facts: Facts) -> Values | None:
-    """With how much `slower` the run is than in 16 bits, where both speeds are known."""
+    """With how much `slower` the run is than in 16 bits; silent where no speed is known."""
     wanted, other = facts.config.quantization, _alternative(facts, Quantization.NONE)
     if wanted not in _QUANTIZED or other is None or facts.plan is None:
         return None
-    ours, theirs = facts.plan.tokens_per_second, other.tokens_per_second
-    if ours is not None and theirs is not None:
-        slower = theirs < ours  # recomputed in 16 bits it fits, and takes longer than quantized
-    else:
-        slower = _recomputed(other, facts.plan) > _MANNERS[facts.plan.manner.value]  # of a GPU of unknown speed
-    if slower:
+    ours, theirs = facts.plan.tokens_per_second or 0.0, other.tokens_per_second or 0.0
+    if not 0 < ours <= theirs:
         return None
-    values = {
+    return {
         "quantization": wanted.value,
-        "change": other.change[:120],
+        "slower": f"{theirs / ours - 1:.0%}",
         "peak": _size(other.peak_bytes),
         "memory": _size(facts.plan.device_bytes or 0),
     }
-    if ours is None or theirs is None or not 0 < ours < theirs:
-        return values
-    return {**values, "slower": f"{theirs / ours - 1:.0%}"}
 
 
 def quantization_would_fit(facts: Facts) -> Values | None:
@@ -406,7 +342,6 @@ def quantization_would_fit(facts: Facts) -> Values | None:
     if facts.config.quantization is not Quantization.NONE or other is None or facts.plan is None or facts.plan.fits:
         return None
     return {
-        "change": other.change[:120],
         "peak": _size(other.peak_bytes),
         "needed": _size(facts.plan.peak_bytes),
         "memory": _size(facts.plan.device_bytes or 0),
@@ -414,28 +349,11 @@ def quantization_would_fit(facts: Facts) -> Values | None:
 
 
 def _alternative(facts: Facts, quantization: Quantization) -> Alternative | None:
-    """The fastest way to run it with that quantization that fits the plan's device, recomputing no more than the
-    run lets it; where no speed is known, the way that recomputes least."""
-    plan = facts.plan
-    if plan is None or plan.device_bytes is None:
+    """How it would run with that quantization, where that fits the plan's device."""
+    if facts.plan is None or facts.plan.device_bytes is None:
         return None
-    wanted = facts.config.training.activation_checkpointing
-    most = _MANNERS.get(wanted.value, len(MANNERS) - 1)
-    fitting = [
-        one
-        for one in plan.alternatives
-        if one.fits
-        and (found := _CHANGE.search(one.change)) is not None
-        and found[1] == quantization.value
-        and _recomputed(one, plan) <= most
-    ]
-    return max(fitting, key=lambda one: (one.tokens_per_second or 0.0, -_recomputed(one, plan)), default=None)
-
-
-def _recomputed(one: Alternative, plan: RunPlan) -> int:
-    """How much an alternative recomputes, from 0 to 2; as the plan does where it changes nothing of that."""
-    found = _MANNER.search(one.change)
-    return _MANNERS.get(plan.manner.value if found is None else found[1], len(_MANNERS))
+    change = f"quantization: {quantization.value}"
+    return next((one for one in facts.plan.alternatives if one.fits and one.change == change), None)
 
 
 def columns_not_read(facts: Facts) -> Values | None:
@@ -447,58 +365,33 @@ def columns_not_read(facts: Facts) -> Values | None:
     content = [name for name in columns.unread if name.lower() in _CONTENT]
     if not content:
         return None
-    found = {
+    return {
         "columns": _clipped(" and ".join(content)),
         "read": _clipped(" and ".join(columns.read.values())),
         "format": columns.format.value,
     }
-    mapping = _with_content(columns.read, content[0])
-    return found | {"column": content[0], "mapping": mapping} if mapping else found
-
-
-def _with_content(read: Mapping[str, str], name: str) -> str:
-    """The mapping under which a column is read beside the others; empty where no role of one format is left for it."""
-    if "text" in read and name.lower() in _OF_ANSWERS:
-        return f"prompt to {read['text']} and completion to {name}"
-    if name.lower() == "system_prompt" and not {"text", "system"} & read.keys():
-        return f"system to {name}"
-    asked, answer = read.get("prompt", read.get("instruction")), read.get("completion", read.get("output"))
-    if asked and answer and name.lower() in _OF_PROMPTS and not {"input", "tools"} & read.keys():
-        return f"instruction to {asked}, input to {name} and output to {answer}"
-    return ""
 
 
 def rows_cut(facts: Facts) -> Values | None:
-    """With the length that the model has positions `to`, or its `positions` where rows have as many."""
+    """Of either side."""
     if facts.rows is None or facts.rows.cut <= 0:
         return None
     length = facts.config.training.max_sequence_length
-    found = {"cut": _count(facts.rows.cut), "tokens": _count(facts.rows.cut_tokens), "length": str(length)}
-    if facts.positions is None:
-        return found
-    return found | {"to" if length < facts.positions.most else "positions": str(facts.positions.most)}
+    return {"cut": _count(facts.rows.cut), "tokens": _count(facts.rows.cut_tokens), "length": str(length)}
 
 
 def few_held_out_rows(facts: Facts) -> Values | None:
-    """With the `smallest` improvement that is no chance, after a training."""
+    """After a training also by the smallest improvement that is no chance."""
     if facts.rows is None:
         return None
     rows, ended = facts.rows.held_out, facts.ended
     if ended is None or not ended.held_out or rows < _FEW_ROWS:
-        return {"rows": _count(rows), **_more_held_out(facts, rows)} if rows < _FEW_ROWS else None
+        return {"rows": _count(rows)} if rows < _FEW_ROWS else None
     smallest = _SURE * ended.improvement_standard_error
     if not ended.loss_before > 0 or not smallest > _FEW_PER_CENT * ended.loss_before:
         return None
-    values = {"rows": _count(rows), "smallest": f"{smallest:.3g}", "share": f"{smallest / ended.loss_before:.1%}"}
-    return {**values, **_more_held_out(facts, rows)}
-
-
-def _more_held_out(facts: Facts, rows: int) -> Values:
-    """What keeps the held-out rows few, where it is not the share of them."""
-    dataset = facts.config.dataset
-    if dataset.max_validation_rows is not None and rows >= dataset.max_validation_rows:
-        return {"most": str(dataset.max_validation_rows)}
-    return {} if dataset.validation_uri is None else {"held_out": _clipped(dataset.validation_uri)}
+    chance = f"less than {smallest:.3g} nats ({smallest / ended.loss_before:.1%} of the loss)"
+    return {"rows": f"{_count(rows)}, over which {chance} cannot be distinguished from chance"}
 
 
 def pod_memory(facts: Facts) -> Values | None:
@@ -524,57 +417,19 @@ def claim_size(facts: Facts) -> Values | None:
 
 
 def serve_merged(facts: Facts) -> Values | None:
-    """With over how many GPUs the base is `divided`, which keeps the run from merging."""
+    """By the adapter alone."""
     found = "; ".join(obstacles(traits_of(facts.config.lora)))
-    if not found or facts.config.output.merge is not Merge.ADAPTER:
-        return None
-    if facts.plan is None or not facts.plan.sharded:
-        return {"obstacles": found}
-    return {"obstacles": found, "divided": str(facts.plan.sharded_over or "several")}
+    return {"obstacles": found} if found and facts.config.output.merge is Merge.ADAPTER else None
 
 
 def modules_not_adapted(facts: Facts) -> Values | None:
-    """With the `experts` of a mixture, the `names` of modules that a preset passes over, or both."""
+    """The experts of a mixture, and modules that a preset passes over."""
     found = facts.left_alone
     if found is None or not (found.experts or found.passed_over):
         return None
-    values = {"kind": _clipped(found.kind)}
-    if found.passed_over:
-        values["names"] = _clipped(found.passed_over)
-    if not found.experts:
-        return values
-    weights, others = ", ".join(_expert_names(facts)), ", ".join(_for_experts(facts))
-    return values | {
-        "experts": _clipped(found.experts),
-        "named": f"the experts ({_clipped(weights)})" if weights else "the experts",
-        "others": f", with {others}," if others else "",
-    }
-
-
-def _expert_names(facts: Facts) -> tuple[str, ...]:
-    """What the experts' matrices are called, from within a layer on."""
-    layers = () if facts.shape is None else facts.shape.layers
-    return tuple(
-        dict.fromkeys(
-            one.name
-            for layer in layers
-            for one in layer.stacks
-            if "experts" in one.name and not one.name.endswith("_bias")
-        )
-    )
-
-
-def _for_experts(facts: Facts) -> Iterator[str]:
-    """What adapters on experts cannot go with, as it would have to be."""
-    lora = facts.config.lora
-    if lora.variant is Variant.DORA:
-        yield "variant LoRA"
-    if lora.dropout > 0:
-        yield 'dropout "0"'
-    if lora.init.changes_base:
-        yield "init Default"
-    if facts.plan is not None and facts.plan.sharded:
-        yield "GPUs that hold the whole base each"
+    modules = f"modules named {found.passed_over}" if found.passed_over else ""
+    left = " and ".join(filter(None, (found.experts, modules)))
+    return {"kind": _clipped(found.kind), "left": _clipped(left)}
 
 
 def language_model_alone(facts: Facts) -> Values | None:

@@ -54,7 +54,6 @@ from lora_trainer.plan.memory import (
 )
 from lora_trainer.plan.remedies import LABELS, remedies
 from lora_trainer.plan.shapes import GUESSED, Shape
-from lora_trainer.plan.speed import SHARE
 
 _MANNER = {
     ActivationCheckpointing.NONE: "kept activations",
@@ -64,10 +63,6 @@ _MANNER = {
 _SAVED_BY_FAST_PATHS = 0.25
 """Of the activations of layers that keep them, at most: SiLU(gate) and the norms' fp32 copies (2I + 4C of some 184 KB a
 token and layer of Llama-3-8B), by liger_kernel/ops/swiglu.py and rms_norm.py. Plans assume none of it."""
-MOST_ALTERNATIVES = 5
-"""With more, much advice leaves a preflight's first row no room in the 4,096 bytes of a termination message."""
-_ADVISED = (Quantization.NONE, Quantization.NF4)
-"""What advice on quantization looks for among the alternatives."""
 CPU = "cpu"
 
 
@@ -84,13 +79,12 @@ def plan_of(
     p95: int | None = None,
     gpu: Gpu | None = None,
     micro_batch_tokens: int | None = None,
-    share: float = SHARE,
 ) -> RunPlan:
     """The plan of a run for `gpu`, or where that is None for the GPU that its configuration tells, if any.
 
     `tokens` and `rows` are those of the training data, None where not known; `learned_share` is the part of all tokens
     that is learned, `longest` the longest row in tokens (None for `maxSequenceLength`), `evaluated` the longest of the
-    rows that are held out, `p95` what 95 % of the rows have at most, `share` of the GPU's peak what times assume.
+    rows that are held out, `p95` what 95 % of the rows have at most.
     `micro_batch_tokens` limits a micro-batch as an earlier plan did. Total: what does not fit has a plan, too, with
     `fits` False and the sentence as its `reason`.
     """
@@ -102,7 +96,7 @@ def plan_of(
     gpu = gpu or device_of(config.device)
     if config.device.gpus == 0 or gpu is None:
         return _without_gpu(config, shape, adapter, load)
-    chosen = choose(config, shape, adapter, gpu, load=load, share=share)
+    chosen = choose(config, shape, adapter, gpu, load=load)
     plan = _plan(config, shape, adapter, chosen.setting, chosen.memory, load=load)
     seconds = _seconds(config, chosen.option, tokens=tokens, rows=rows)
     fits = fits_surely(config, chosen, shape, adapter, gpu=gpu, load=load)
@@ -118,7 +112,7 @@ def plan_of(
         price=None if hourly is None or seconds is None else round(hourly * seconds / 3600, 2),
         price_per_hour=hourly,
         reason=_reason(config, shape, adapter, gpu, chosen, load=load, fits=fits),
-        alternatives=_best(_alternatives(config, shape, adapter, gpu, chosen, load=load, share=share)),
+        alternatives=tuple(_alternatives(config, shape, adapter, gpu, chosen, load=load)),
     )
 
 
@@ -247,41 +241,22 @@ def _way(setting: Setting) -> str:
 
 
 def _alternatives(
-    config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, chosen: Candidate, *, load: Load, share: float
-) -> Iterator[tuple[Quantization, Alternative]]:
-    """Each quantization in each manner of recomputation, but for the chosen way and what the trainer would refuse."""
+    config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, chosen: Candidate, *, load: Load
+) -> Iterator[Alternative]:
+    """The fastest way with each other quantization that the trainer would take."""
     for quantization in (Quantization.NONE, Quantization.NF4, Quantization.INT8):
-        for manner in MANNERS:
-            if (quantization, manner) == (chosen.setting.quantization, chosen.setting.manner):
-                continue
-            training = replace(config.training, activation_checkpointing=manner)
-            other = replace(config, quantization=quantization, training=training)
-            found = choose(other, shape, adapter, gpu, load=load, share=share)
-            option = found.option
-            if option.fit is Fit.REFUSED or (quantization is not Quantization.NONE and not quantizes(config, shape)):
-                continue
-            alternative = Alternative(
-                change=f"quantization: {quantization.value}, training.activationCheckpointing: {manner.value}",
-                peak_bytes=option.peak_bytes,
+        possible = quantization is Quantization.NONE or quantizes(config, shape)
+        if quantization is chosen.setting.quantization or not possible:
+            continue
+        other = replace(config, quantization=quantization)
+        found = choose(other, shape, adapter, gpu, load=load)
+        if found.option.fit is not Fit.REFUSED:
+            yield Alternative(
+                change=f"quantization: {quantization.value}",
+                peak_bytes=found.option.peak_bytes,
                 fits=fits_surely(other, found, shape, adapter, gpu=gpu, load=load),
-                tokens_per_second=option.tokens_per_s,
+                tokens_per_second=found.option.tokens_per_s,
             )
-            yield quantization, alternative
-
-
-def _best(found: Iterable[tuple[Quantization, Alternative]]) -> tuple[Alternative, ...]:
-    """At most `MOST_ALTERNATIVES`, in the order in which they were found: the best one of each quantization that advice
-    looks for, then those that fit before those that may not, the faster ones first."""
-    every = list(found)
-    ranked = sorted(every, key=lambda one: _worth(one[1]), reverse=True)
-    advised = (next((one for kind, one in ranked if kind is wanted), None) for wanted in _ADVISED)
-    kept = dict.fromkeys(one for one in (*advised, *(one for _, one in ranked)) if one is not None)
-    taken = list(kept)[:MOST_ALTERNATIVES]
-    return tuple(one for _, one in every if one in taken)
-
-
-def _worth(one: Alternative) -> tuple[int, float]:
-    return (False, None, True).index(one.fits), one.tokens_per_second or 0.0
 
 
 def settled_by_weights(config: TrainConfig, parameters: int, gpu: Gpu) -> tuple[Quantization, str]:
@@ -374,15 +349,14 @@ def room_bytes(plan: RunPlan) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnGpu:
-    """A device with its options: that of the run as it is written, and the fastest that fits, None where none does.
-    `fits` is whether the first does, as the plan of a run has it: None where it is tried."""
+    """A device with its options, and that of the run as it is written; `fits` is whether this does, as the plan of a
+    run has it: None where it is tried."""
 
     name: str
     memory_bytes: int
     options: tuple[Option, ...]
     default: Option
     fits: bool | None
-    fastest: Option | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -430,23 +404,20 @@ def on_gpu(
     adapter: Adapter,
     gpu: Gpu,
     quantizations: Sequence[Quantization],
-    *,
-    share: float = SHARE,
 ) -> OnGpu:
     """All options on a device."""
     options = tuple(
-        option_on(config, shape, adapter, gpu, quantization=quantization, manner=manner, share=share)
+        option_on(config, shape, adapter, gpu, quantization=quantization, manner=manner)
         for quantization in quantizations
         for manner in MANNERS
     )
-    chosen = choose(config, shape, adapter, gpu, share=share)
+    chosen = choose(config, shape, adapter, gpu)
     return OnGpu(
         name=gpu.name,
         memory_bytes=gpu.memory_bytes,
         options=options,
         default=chosen.option,
         fits=fits_surely(config, chosen, shape, adapter, gpu=gpu, load=Load()),
-        fastest=fastest(config, shape, adapter, gpu, share=share),
     )
 
 
@@ -459,14 +430,13 @@ def option_on(
     quantization: Quantization,
     manner: ActivationCheckpointing,
     load: Load | None = None,
-    share: float = SHARE,
 ) -> Option:
     """One setting on one device: with a micro-batch of `TOKEN_BUDGET`, divided over as few as needed where only that
     fits, with halved ones else."""
     found = [
         candidate.option
         for candidate in candidates_of(
-            config, shape, adapter, gpu, quantization=quantization, manner=manner, load=load or Load(), share=share
+            config, shape, adapter, gpu, quantization=quantization, manner=manner, load=load or Load()
         )
     ]
     fits = next((option for option in found if option.fit is Fit.FITS), None)
@@ -476,11 +446,3 @@ def option_on(
     if full is fits:
         return fits
     return replace(fits, fit=Fit.HALVED, spare_bytes=full.spare_bytes, peak_bytes=full.peak_bytes)
-
-
-def fastest(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, *, share: float = SHARE) -> Option | None:
-    """What `Auto` for quantization and recomputation would take, if anything fits."""
-    free = replace(config.training, activation_checkpointing=ActivationCheckpointing.AUTO)
-    auto = replace(config, quantization=Quantization.AUTO, training=free)
-    found = choose(auto, shape, adapter, gpu, share=share).option
-    return found if found.fit is Fit.FITS else None

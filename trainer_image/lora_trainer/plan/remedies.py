@@ -1,9 +1,9 @@
 """What would make a run fit its GPU: the cheapest changes first, each with the memory that it leads to."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations
+from itertools import chain, islice
 from typing import Any
 
 from lora_trainer.contract.config import (
@@ -26,8 +26,6 @@ from lora_trainer.plan.choice import Fit, Load, Option, choose
 from lora_trainer.plan.shapes import Shape
 
 MOST = 3
-_MOST_AT_ONCE = 3
-"""Changes that are named together."""
 _GIB = 2**30
 LABELS = "where nodes have the labels of GPU feature discovery"
 """What fields that choose a GPU need: without, pods wait forever."""
@@ -36,9 +34,6 @@ _GPUS = (2, 4, 8)
 """Of a node."""
 _SIZES = (12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
 """GiB that GPUs are sold with."""
-
-_Picked = dict[int, int]
-"""Of each kind of change that is made, by its number, the number of the way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,106 +64,54 @@ class _Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Change:
-    """One change, as a sentence has it. `labels` says that nodes need labels for it, `counts` that it says how many
-    GPUs there are, which no other change of several may, too."""
+    """One change, as a sentence has it. `labels` says that nodes need labels for it."""
 
     text: str
     made: Callable[[_Case], _Case]
     labels: bool = False
-    counts: bool = False
-
-
-_Kinds = Sequence[Sequence[_Change]]
-"""Kinds of changes, and the ways of each."""
 
 
 def remedies(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, load: Load) -> str:
-    """At most `MOST` changes, each of which makes the run fit, as the end of a sentence: single ones, and where these
-    are too few, several at once; the cheapest first."""
+    """Changes that make the run fit, as the end of a sentence: at most `MOST`, each of which is enough, the cheapest
+    first; where none is, as few together as are."""
     case = _Case(config=config, shape=shape, adapter=adapter, gpu=gpu, load=load)
-    kinds = list(_kinds(case))
-    found = _enough(case, kinds)
-    if not found and slice_of(gpu.name) is None:
-        # Many nodes where one GPU that is larger would do are the dearest of all.
-        kinds.append(tuple(_nodes(config)))
-        found = _enough(case, kinds)
-    if not found:
-        tried = f"none of the changes that are tried here makes it fit, not even {_MOST_AT_ONCE} at once"
-        return f"{tried}: take a smaller model"
-    # By the costliest change of each: so those that need labels are among the last.
-    found.sort(key=lambda picked: (max(picked), len(picked), sorted(picked)))
-    texts = list(_texts(case, kinds, found))
-    needed = f", {LABELS}" if any(kinds[kind][way].labels for picked in found for kind, way in picked.items()) else ""
-    return f"it would fit with {' or '.join(texts)}{needed}{'' if len(found) == MOST else '; nothing else was found'}"
+    kinds = [tuple(ways) for ways in _kinds(case)]
+    single = (next((way for way in ways if _fits(case, (way,))), None) for ways in kinds)
+    found: list[tuple[_Change, ...]] = [(way,) for way in islice(filter(None, single), MOST)]
+    found = found or [_together(case, kinds)]
+    if not any(found):
+        return "none of the changes that are tried here makes it fit: take a smaller model"
+    needed = f", {LABELS}" if any(change.labels for changes in found for change in changes) else ""
+    return f"it would fit with {' or '.join(_said(case, changes) for changes in found)}{needed}"
 
 
-def _enough(case: _Case, kinds: _Kinds) -> list[_Picked]:
-    found = _single(case, kinds)
-    return found if len(found) == MOST else [*found, *_together(case, kinds, found)][:MOST]
+def _together(case: _Case, kinds: Sequence[Sequence[_Change]]) -> tuple[_Change, ...]:
+    """Of each kind the smallest change, or none, that the others need, the dearest given up first; empty where the
+    largest of all are not enough."""
+    made = {kind: ways[-1:] for kind, ways in enumerate(kinds)}
+    if not _fits(case, chain(*made.values())):
+        return ()
+    for kind in reversed(made):
+        smaller: Iterable[Sequence[_Change]] = ((), *((way,) for way in kinds[kind]))
+        made[kind] = next(less for less in smaller if _fits(case, chain(*{**made, kind: less}.values())))
+    return tuple(chain(*made.values()))
 
 
-def _texts(case: _Case, kinds: _Kinds, found: Iterable[_Picked]) -> Iterator[str]:
-    """Each with what the run takes then."""
-    for picked in found:
-        option = _with(case, kinds, picked).option()
-        names = " and ".join(kinds[kind][way].text for kind, way in picked.items())
-        if option is not None:
-            yield f"{names} ({option.peak_bytes / _GIB:.1f} GiB)"
-
-
-def _with(case: _Case, kinds: _Kinds, picked: _Picked) -> _Case:
-    for kind, way in picked.items():
-        case = kinds[kind][way].made(case)
+def _after(case: _Case, changes: Iterable[_Change]) -> _Case:
+    for change in changes:
+        case = change.made(case)
     return case
 
 
-def _single(case: _Case, kinds: _Kinds) -> list[_Picked]:
-    """Of each kind the smallest change that is enough alone."""
-    found: list[_Picked] = []
-    for kind, ways in enumerate(kinds):
-        enough = next((way for way, change in enumerate(ways) if change.made(case).fits()), None)
-        found += [] if enough is None else [{kind: enough}]
-        if len(found) == MOST:
-            break
-    return found
+def _fits(case: _Case, changes: Iterable[_Change]) -> bool:
+    return _after(case, changes).fits()
 
 
-def _together(case: _Case, kinds: _Kinds, single: Sequence[_Picked]) -> Iterator[_Picked]:
-    """Changes that are enough only with each other, few at once before many, and the cheapest of as many first."""
-    alone = {kind: way for picked in single for kind, way in picked.items()}
-    # Of a kind that is enough alone, what is less than that.
-    last = {kind: alone.get(kind, len(ways)) - 1 for kind, ways in enumerate(kinds)}
-    last = {kind: way for kind, way in last.items() if way >= 0}
-    if not last or not _with(case, kinds, last).fits():
-        return
-    found = list(single)
-    for count in range(2, _MOST_AT_ONCE + 1):
-        for chosen in sorted(combinations(last, count), key=lambda one: one[::-1]):
-            picked = {kind: last[kind] for kind in chosen}
-            if (
-                sum(kinds[kind][way].counts for kind, way in picked.items()) > 1
-                or not _with(case, kinds, picked).fits()
-            ):
-                continue
-            picked = _smaller(case, kinds, picked)
-            if not any(_is_within(one, picked) for one in found):
-                found.append(picked)
-                yield picked
-                if len(found) == MOST:
-                    return
-
-
-def _smaller(case: _Case, kinds: _Kinds, picked: _Picked) -> _Picked:
-    """Each change no larger than the others need."""
-    for kind in picked:
-        ways = ({**picked, kind: way} for way in range(picked[kind]))
-        picked = next((less for less in ways if _with(case, kinds, less).fits()), picked)
-    return picked
-
-
-def _is_within(less: Mapping[int, int], more: Mapping[int, int]) -> bool:
-    """Whether some changes are a part of others, which are not needed then."""
-    return all(more.get(kind, -1) >= way for kind, way in less.items())
+def _said(case: _Case, changes: Sequence[_Change]) -> str:
+    """With what the run takes then."""
+    option = _after(case, changes).option()
+    names = " and ".join(change.text for change in changes)
+    return names if option is None else f"{names} ({option.peak_bytes / _GIB:.1f} GiB)"
 
 
 def _kinds(case: _Case) -> Iterator[Sequence[_Change]]:
@@ -243,22 +186,13 @@ def _lower(config: TrainConfig) -> Iterator[_Change]:
 
 
 def _more(config: TrainConfig) -> Iterator[_Change]:
-    for gpus in _GPUS:
-        if config.device.gpus < gpus and gpus * config.device.nodes <= config.training.effective_batch_size:
-            yield replace(_of(f"resources.gpus: {gpus}", "device", gpus=gpus), counts=True)
-
-
-def _nodes(config: TrainConfig) -> Iterator[_Change]:
-    """With as many GPUs as a node has at most, or a step has rows for; where a claim holds the checkpoints, which
-    several nodes need."""
-    device, rows, most = config.device, config.training.effective_batch_size, config.device.processes
-    for nodes in (2, 4) if checkpoint_claim(config) is not None else ():
-        gpus = max((count for count in _GPUS if count * nodes <= rows), default=1)
-        if device.nodes < nodes and device.gpus <= gpus and gpus * nodes > max(most, _GPUS[-1]):
-            most = gpus * nodes
-            text = f"resources.gpus: {gpus} and " if gpus > device.gpus else ""
-            change = _of(f"{text}resources.nodes: {nodes}", "device", gpus=gpus, nodes=nodes)
-            yield replace(change, counts=True)
+    """Of a node up to as many as one has, then of several nodes, where a claim holds the checkpoints that these need;
+    never more than a step has rows for."""
+    device, several = config.device, (2, 4) if checkpoint_claim(config) is not None else ()
+    for nodes, gpus in (*((device.nodes, gpus) for gpus in _GPUS), *((nodes, _GPUS[-1]) for nodes in several)):
+        if device.gpus <= gpus and device.processes < gpus * nodes <= config.training.effective_batch_size:
+            named = {"gpus": gpus, "nodes": nodes} if nodes > device.nodes else {"gpus": gpus}
+            yield _of(" and ".join(f"resources.{key}: {number}" for key, number in named.items()), "device", **named)
 
 
 def _larger(case: _Case) -> Iterator[_Change]:

@@ -12,6 +12,7 @@ from lora_trainer.plan.choice import Fit, Option
 from lora_trainer.plan.limits import FIT_SHARE
 from lora_trainer.plan.planning import OnGpu, Row
 from lora_trainer.plan.shapes import EXPERTS_LEFT_OUT
+from lora_trainer.plan.speed import SHARE
 
 _GIB = 2**30
 _MILLION = 1_000_000
@@ -193,11 +194,8 @@ def _explanations(plan: Plan, shown: Sequence[Row]) -> Iterator[str]:
         yield "Where weights need it, their layers are divided over the run's GPUs; numbers are those of one of these."
     if plan.trained_tokens is not None:
         yield f"time: of {plan.trained_tokens:,} tokens, all epochs together."
-    if plan.preflight.price_per_hour is not None:
-        whole = "" if plan.preflight.price is None else f", {plan.preflight.price:,.2f} in all"
-        yield f"Price of the run's GPUs: {plan.preflight.price_per_hour:,.2f} an hour{whole}."
     yield (
-        f"Speed assumes {plan.share_percent} % of the GPU's dense peak in 16 bits, evaluations not counted; nothing of "
+        f"Speed assumes {SHARE:.0%} of the GPU's dense peak in 16 bits, evaluations not counted; nothing of "
         "it is measured."
     )
     yield f"Main memory of each pod (resources.memory): about {_size(plan.pod_memory_bytes)}."

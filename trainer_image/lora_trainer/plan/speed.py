@@ -48,7 +48,7 @@ def flops_per_token(shape: Shape, adapter: Adapter, setting: Setting) -> float:
     return float(forward + backward + again)
 
 
-def speed(shape: Shape, adapter: Adapter, setting: Setting, gpu: Gpu, *, share: float = SHARE) -> Speed | None:
+def speed(shape: Shape, adapter: Adapter, setting: Setting, gpu: Gpu) -> Speed | None:
     """Of one GPU; None where its peak is not known. A pass over a micro-batch takes at least as long as reading the
     weights it computes with (roofline, doi 10.1145/1498765.1498785). 4-bit weights are made 16-bit before, at the
     memory's bandwidth, however few its tokens are."""
@@ -60,7 +60,7 @@ def speed(shape: Shape, adapter: Adapter, setting: Setting, gpu: Gpu, *, share: 
     passes = 2.0
     if setting.recompute:
         passes += shape.mlp_share if setting.selective else 1
-    seconds = max(flops / (peak * share), passes * setting.size * shape.linear_weights / gpu.bandwidth / setting.tokens)
+    seconds = max(flops / (peak * SHARE), passes * setting.size * shape.linear_weights / gpu.bandwidth / setting.tokens)
     if setting.quantization is Quantization.INT8:
         seconds *= _INT8_TIMES
     elif setting.is_4bit:

@@ -11,7 +11,7 @@ from lora_trainer.data.held_out import copy_held_out_rows
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.device import Device
 from lora_trainer.places.base import Base
-from lora_trainer.places.base_shape import positions_in, shape_in
+from lora_trainer.places.base_shape import shape_in
 from lora_trainer.plan.hint_checks import Facts, LeftAlone, Rows
 from lora_trainer.plan.shapes import Shape, ShapeError
 from lora_trainer.recipe.advising import advise_at_end
@@ -59,7 +59,6 @@ class Account:
         return Facts(
             config=self.settled.config,
             shape=self.shape,
-            positions=positions_in(self.base.folder),
             trainable_parameters=resolved.trainable_parameters,
             rows=Rows(
                 training=stats.train_samples,

@@ -79,7 +79,6 @@ def preflight(config: TrainConfig, volumes: Volumes, hub: Hub, *, fill: bool = F
             found,
             plan if model.shape and model.adapter else None,
             model.shape,
-            encoder.positions,
             columns=samples.columns,
         ),
     )
