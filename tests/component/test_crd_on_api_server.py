@@ -38,8 +38,8 @@ def cases() -> list[Any]:
 def test_a_bad_manifest_is_refused_in_one_sentence_that_names_the_field(
     api: Api, manifest: dict[str, Any], field: str, says: str
 ) -> None:
-    """Each case of crd_bad gets one complaint, about its field, with the phrase that helps. But for structure, which the
-    server has words of its own for, it ends as the sentence of whoever reads the manifest without it."""
+    """Each case of crd_bad gets one complaint, about its field, with the phrase that helps. But for structure, which
+    the server has words of its own for, it ends as the sentence of whoever reads the manifest without it."""
     found = refusals(lambda: api.create(manifest))
     assert [refusal.field for refusal in found] == [field]
     assert says in found[0].message
