@@ -67,7 +67,7 @@ def test_processes_with_gpus_of_two_sizes_divide_the_base_alike(
     def divide(_device: Device, _ranks: Ranks, over: int) -> None:
         raise DividedError(over)
 
-    monkeypatch.setattr(session, "weight_bytes", lambda *_: 50 * GIB)
+    monkeypatch.setattr(session, "held_bytes", lambda *_: 50 * GIB)
     monkeypatch.setattr(session, "device_bytes", lambda _device: H100)
     monkeypatch.setattr(session, "mesh_over", divide)
     settled = Settled(config=make_config(quantization="None"), plan=None)
