@@ -4,6 +4,7 @@ The client library fetches a file anew after every cut, and compares its length 
 name, so a large file is put there first. A stamp with size and time of change spares the next run the arithmetic.
 """
 
+import contextlib
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +46,10 @@ def fetch_large(
     blob = storage / "blobs" / file.sha256
     blob.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(blob)
-    # A full cache that has the file is good enough.
-    if _is_intact(blob, file):
-        return
+    # A full cache that has the file is good enough. Who has the lock may be removing a damaged one.
+    with contextlib.suppress(FileNotFoundError):
+        if _is_intact(blob, file):
+            return
     with held(blob.with_name(f".{file.sha256}.lock"), what) as lock:
         if _is_intact(blob, file):
             return
