@@ -406,16 +406,6 @@ def test_what_is_skipped_anyway_may_be_excluded(config: Config, name: str) -> No
     assert plan_adapter(LoraConfig(exclude_modules=(name,)), shape) == plan_adapter(LoraConfig(), shape)
 
 
-def test_a_rank_above_the_smaller_side_of_a_weight_is_a_note() -> None:
-    """The trainer takes it, and it learns no more there: one note for a rank, however many modules it is about."""
-    [note] = plan_adapter(LoraConfig(rank=1025), shape_of(llama())).notes
-    above = "lora.rank 1025 is above the smaller side of modules"
-    assert note == f"{above} (1024 of k_proj, v_proj): it learns no more there than rank 1024"
-    pattern = LoraConfig(rank=1025, rank_pattern={"q_proj": 5000, "k_proj": 5000, "v_proj": 8})
-    [note] = plan_adapter(pattern, shape_of(llama())).notes
-    assert note.endswith("(1024 of k_proj; 4096 of q_proj): it learns no more there than a rank of that size")
-
-
 @pytest.mark.parametrize("gpu", KNOWN, ids=lambda gpu: gpu.name)
 def test_a_known_gpu_is_found_by_its_name(gpu: Any) -> None:
     """However people write it."""
