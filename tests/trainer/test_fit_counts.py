@@ -30,7 +30,7 @@ from lora_trainer.places.base import Base
 from lora_trainer.places.base_shape import shape_in
 from lora_trainer.plan import adapter as fit
 from lora_trainer.plan.adapter import kinds
-from lora_trainer.plan.families import KNOWN_FAMILIES, shape_of
+from lora_trainer.plan.families import DEFAULTS, shape_of
 from lora_trainer.plan.shapes import Shape
 from lora_trainer.recipe.preflight import target_names
 
@@ -60,9 +60,9 @@ OTHERS: dict[str, Config] = {
     "StarCoder2 without biases": MODELS["StarCoder2-3B"][0] | {"use_bias": False},
 }
 BY_CLASS: dict[str, Config] = {
-    f"{kind} by its class alone": {"model_type": kind, "n_layer" if kind == "gpt2" else "num_hidden_layers": 2}
-    for kind in KNOWN_FAMILIES
-    if kind != "ministral"
+    f"{kind} by its class alone": {"model_type": kind, "num_hidden_layers": 2}
+    for kind, known in DEFAULTS.items()
+    if "hidden_size" in known and kind != "ministral"
 }
 """What is absent is what the class of Transformers takes for it; Ministral's takes too little to be computed with."""
 PUBLIC = {name: config for name, (config, _) in MODELS.items()} | FURTHER

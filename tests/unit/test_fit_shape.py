@@ -213,12 +213,21 @@ def test_what_is_not_like_llama_cannot_be_counted_and_is_no_mistake(config: Conf
         shape_of(llama(**config))
 
 
+MOST = {
+    key: value
+    for key, value in llama(num_experts_per_tok=2).items()
+    if key not in {"model_type", "num_key_value_heads"}
+}
+
+
 def test_an_absent_key_is_what_the_class_takes_for_it_and_a_null_is_none() -> None:
     """Published configurations rely on it."""
     assert shape_of({"model_type": "mistral"}).layers == shape_of(MODELS["Mistral-7B"][0]).layers
     assert shape_of({"model_type": "mistral", "num_key_value_heads": None}).layers[0].key_value == 4096
-    assert shape_of({"model_type": "gpt2", "hidden_size": 64, "n_head": 4}).hidden == 64
-    assert len(shape_of({"model_type": "gpt2", "num_hidden_layers": 3}).layers) == 3
+    assert shape_of({"model_type": "mixtral", **MOST, "num_local_experts": 8}).layers[0].key_value == 1024
+    with pytest.raises(UncountedError, match="vocab_size is missing"):
+        shape_of({"model_type": "phi3", **MOST, "vocab_size": None})
+    assert len(shape_of({**GPT2, "n_layer": None, "num_hidden_layers": 3}).layers) == 3
 
 
 def test_a_tower_that_is_not_known_is_no_part_of_the_count_and_says_so() -> None:
@@ -395,16 +404,6 @@ def test_what_is_skipped_anyway_may_be_excluded(config: Config, name: str) -> No
     """It changes nothing."""
     shape = shape_of(config)
     assert plan_adapter(LoraConfig(exclude_modules=(name,)), shape) == plan_adapter(LoraConfig(), shape)
-
-
-def test_a_rank_above_the_smaller_side_of_a_weight_is_a_note() -> None:
-    """The trainer takes it, and it learns no more there: one note for a rank, however many modules it is about."""
-    [note] = plan_adapter(LoraConfig(rank=1025), shape_of(llama())).notes
-    above = "lora.rank 1025 is above the smaller side of modules"
-    assert note == f"{above} (1024 of k_proj, v_proj): it learns no more there than rank 1024"
-    pattern = LoraConfig(rank=1025, rank_pattern={"q_proj": 5000, "k_proj": 5000, "v_proj": 8})
-    [note] = plan_adapter(pattern, shape_of(llama())).notes
-    assert note.endswith("(1024 of k_proj; 4096 of q_proj): it learns no more there than a rank of that size")
 
 
 @pytest.mark.parametrize("gpu", KNOWN, ids=lambda gpu: gpu.name)

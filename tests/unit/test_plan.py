@@ -417,7 +417,7 @@ def test_a_plan_advises_by_what_the_manifest_and_the_model_show(
     write(MIXTRAL, training={"learningRate": "0.5", "epochs": "3"}, quantization="None")
     text = " ".join(printed(capsys).split())
     assert "Warning: Set spec.training.learningRate from 0.00005 to 0.001" in text
-    assert "whose experts, 97% of the parameters, are not adapted)" in text
+    assert "kind mixtral: experts (mlp.experts.gate_up_proj, mlp.experts.down_proj, 97% of the parameters))" in text
     assert text.index("Warning: ") < text.index("Info: Try one epoch first")
     found = json.loads(printed(capsys, "-o", "json"))["advice"]
     assert [one["code"] for one in found] == ["LearningRate", "ModulesNotAdapted", "SeveralEpochs"]

@@ -17,7 +17,6 @@ from lora_trainer.ranks import logs
 _ABOUT = "Run a fine-tuning, look at its inputs, plan it, verify and publish results, ask models questions."
 _MODULES = {"run": "run_commands", "preflight": "run_commands", "plan": "plan_command"}
 """Where a command is that is not among those on results: `plan` has answered while the rest would be imported."""
-"""What an hour of a GPU costs less than, as in the operator's setting `gpus`."""
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:

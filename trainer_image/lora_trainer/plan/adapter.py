@@ -91,8 +91,7 @@ class Adapter:
     """`ranks` of each layer's linear modules and `stacks` of its stacks, 0 where there is none; `whole` parameters that
     are trained whole, of which the file has those of tied embeddings `twice`.
 
-    `head_trained` says that the output embedding is among these, so that all logits exist at once. `notes` are
-    sentences for people.
+    `head_trained` says that the output embedding is among these, so that all logits exist at once.
     """
 
     ranks: tuple[tuple[int, ...], ...]
@@ -101,7 +100,6 @@ class Adapter:
     whole: int = 0
     twice: int = 0
     head_trained: bool = False
-    notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
     @cached_property
@@ -138,7 +136,6 @@ def plan_adapter(config: LoraConfig, shape: Shape) -> Adapter:
     ranks = [[0] * len(layer.linear) for layer in shape.layers]
     tensors: list[int] = []
     adapted: list[str] = []
-    useless: dict[int, dict[int, dict[str, None]]] = {}
     whole, head_trained, doubts = _whole(config, shape)
     chosen = set(_chosen(config, shape))
     for index, position, name, module in shape.modules():
@@ -148,7 +145,7 @@ def plan_adapter(config: LoraConfig, shape: Shape) -> Adapter:
             continue
         adapted.append(name)
         rank = by_ending(config.rank_pattern, name, config.rank)
-        _check_rank(config, rank, module, useless)
+        _check_rank(config, rank, module)
         ranks[index][position] = rank
         tensors += [rank * module.inputs, rank * module.outputs]
         tensors += [module.outputs] if config.variant is Variant.DORA else []
@@ -166,7 +163,6 @@ def plan_adapter(config: LoraConfig, shape: Shape) -> Adapter:
         whole=whole,
         twice=shape.embeddings[1] if head_trained and shape.head[1] == 0 else 0,
         head_trained=head_trained,
-        notes=tuple(_useless_rank(rank, kinds_by_side) for rank, kinds_by_side in useless.items()),
         doubts=(*doubts, *unsure),
     )
 
@@ -286,25 +282,15 @@ def _named(
     return chosen
 
 
-def _check_rank(config: LoraConfig, rank: int, module: Linear, useless: dict[int, dict[int, dict[str, None]]]) -> None:
-    """Note a rank above the smaller side of a module: rank to side to kinds of modules."""
+def _check_rank(config: LoraConfig, rank: int, module: Linear) -> None:
+    """Refuse a rank above the smaller side of a module that starts from the base's own directions."""
     smaller = min(module.inputs, module.outputs)
-    if rank <= smaller:
-        return
-    kind = module.name.rsplit(".", 1)[-1]
-    if config.init.changes_base:
+    if rank > smaller and config.init.changes_base:
+        kind = module.name.rsplit(".", 1)[-1]
         raise AdapterError(
             f"lora.rank is {rank} with lora.init {config.init.value}: must be at most {smaller}, the smaller side of "
             f"{kind}; lower it, or give {kind} a rank of its own in lora.rankPattern"
         )
-    useless.setdefault(rank, {}).setdefault(smaller, {})[kind] = None
-
-
-def _useless_rank(rank: int, kinds_by_side: Mapping[int, Mapping[str, None]]) -> str:
-    sides = sorted(kinds_by_side)
-    where = "; ".join(f"{side} of {', '.join(kinds_by_side[side])}" for side in sides)
-    most = f"rank {sides[0]}" if len(sides) == 1 else "a rank of that size"
-    return f"lora.rank {rank} is above the smaller side of modules ({where}): it learns no more there than {most}"
 
 
 def _whole(config: LoraConfig, shape: Shape) -> tuple[int, bool, tuple[str, ...]]:

@@ -167,7 +167,7 @@ def _by_layers(
         doubts=shape.doubts,
         notes=(
             *_on_length(config, model),
-            *_notes(config, adapter, asked, planned),
+            *_notes(config, asked, planned),
             *_on_copies(config, shape, planned, on_gpus),
         ),
         advice=spoken(before(config, None, planned, shape)),
@@ -203,8 +203,8 @@ def _on_memory(config: TrainConfig, planned: RunPlan) -> tuple[str, ...]:
     return (f"resources.memory gives {gib(given)}, less than that; preflight asks again with the data's own rows",)
 
 
-def _notes(config: TrainConfig, adapter: Adapter, asked: Asked, planned: RunPlan) -> tuple[str, ...]:
-    notes = [*adapter.notes, *_on_memory(config, planned)]
+def _notes(config: TrainConfig, asked: Asked, planned: RunPlan) -> tuple[str, ...]:
+    notes = [*_on_memory(config, planned)]
     if planned.device is None and config.device.gpu is not None:
         notes.append(planned.reason)
     if config.device.gpus == 0:

@@ -51,25 +51,14 @@ def _defaults(*, hidden: int, mlp: int, layers: int, heads: int, vocabulary: int
 
 
 _MISTRAL = _defaults(hidden=4096, mlp=14336, layers=32, heads=32, vocabulary=32000, num_key_value_heads=8)
-_LLAMA = _defaults(hidden=4096, mlp=11008, layers=32, heads=32, vocabulary=32000)
-_QWEN = _defaults(hidden=4096, mlp=22016, layers=32, heads=32, vocabulary=151936, num_key_value_heads=32)
 _GEMMA_2: Mapping[str, Any] = {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True}
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "llama": _LLAMA,
+    "llama": _defaults(hidden=4096, mlp=11008, layers=32, heads=32, vocabulary=32000),
     "mistral": _MISTRAL,
     "ministral": _MISTRAL,
-    "smollm3": _defaults(
-        hidden=2048,
-        mlp=11008,
-        layers=36,
-        heads=16,
-        vocabulary=128256,
-        num_key_value_heads=4,
-        tie_word_embeddings=True,
-    ),
-    "granite": _LLAMA,
-    "qwen2": _QWEN,
-    "qwen3": {**_QWEN, "head_dim": 128},
+    "smollm3": {"num_key_value_heads": 4, "tie_word_embeddings": True},
+    "qwen2": _defaults(hidden=4096, mlp=22016, layers=32, heads=32, vocabulary=151936, num_key_value_heads=32),
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
     "gemma": _defaults(
         hidden=3072,
         mlp=24576,
@@ -91,94 +80,18 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         **_GEMMA_2,
     ),
     "gemma3_text": _defaults(hidden=2304, mlp=9216, layers=26, heads=8, vocabulary=262208, **_GEMMA_2),
-    "gpt2": {
-        "n_embd": 768,
-        "n_layer": 12,
-        "n_head": 12,
-        "n_positions": 1024,
-        "vocab_size": 50257,
-        "tie_word_embeddings": True,
-    },
-    "gpt_neox": _defaults(hidden=6144, mlp=24576, layers=44, heads=64, vocabulary=50432),
-    "phi": _defaults(hidden=2048, mlp=8192, layers=24, heads=32, vocabulary=51200),
-    "phi3": _defaults(hidden=3072, mlp=8192, layers=32, heads=32, vocabulary=32064),
-    "starcoder2": _defaults(
-        hidden=3072, mlp=12288, layers=30, heads=24, vocabulary=49152, num_key_value_heads=2, tie_word_embeddings=True
-    ),
-    "falcon": {
-        "hidden_size": 4544,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 71,
-        "vocab_size": 65024,
-        "tie_word_embeddings": True,
-    },
-    "mixtral": {**_MISTRAL, "num_local_experts": 8, "num_experts_per_tok": 2},
-    "qwen2_moe": _defaults(
-        hidden=2048,
-        mlp=5632,
-        layers=24,
-        heads=16,
-        vocabulary=151936,
-        num_key_value_heads=16,
-        moe_intermediate_size=1408,
-        shared_expert_intermediate_size=5632,
-        num_experts=60,
-        num_experts_per_tok=4,
-    ),
-    "qwen3_moe": _defaults(
-        hidden=2048,
-        mlp=6144,
-        layers=24,
-        heads=32,
-        vocabulary=151936,
-        num_key_value_heads=4,
-        moe_intermediate_size=768,
-        num_experts=128,
-        num_experts_per_tok=8,
-    ),
-    "gpt_oss": _defaults(
-        hidden=2880,
-        mlp=2880,
-        layers=36,
-        heads=64,
-        vocabulary=201088,
-        num_key_value_heads=8,
-        head_dim=64,
-        num_local_experts=128,
-        num_experts_per_tok=4,
-    ),
-    "deepseek_v3": _defaults(
-        hidden=7168,
-        mlp=18432,
-        layers=61,
-        heads=128,
-        vocabulary=129280,
-        num_key_value_heads=128,
-        moe_intermediate_size=2048,
-        n_routed_experts=256,
-        n_shared_experts=1,
-        num_experts_per_tok=8,
-        first_k_dense_replace=3,
-        q_lora_rank=1536,
-        kv_lora_rank=512,
-        qk_nope_head_dim=128,
-        qk_rope_head_dim=64,
-        v_head_dim=128,
-    ),
-    "llama4_text": _defaults(
-        hidden=5120,
-        mlp=8192,
-        layers=48,
-        heads=40,
-        vocabulary=202048,
-        num_key_value_heads=8,
-        head_dim=128,
-        num_local_experts=16,
-        num_experts_per_tok=1,
-        intermediate_size_mlp=16384,
-    ),
+    "gpt2": {"tie_word_embeddings": True},
+    "starcoder2": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "falcon": {"tie_word_embeddings": True},
+    "mixtral": {"num_key_value_heads": 8},
+    "qwen2_moe": {"num_key_value_heads": 16},
+    "qwen3_moe": {"num_key_value_heads": 4},
+    "gpt_oss": {"num_key_value_heads": 8, "head_dim": 64},
+    "deepseek_v3": {"q_lora_rank": 1536},
+    "llama4_text": {"num_key_value_heads": 8, "head_dim": 128},
 }
-"""Kind of a known language model to its class's defaults."""
+"""Kind of a known language model to what its class takes for keys that files leave out: of a family that models with a
+vision tower are made of, whose files hold little of it, all sizes; of others what nothing else tells."""
 
 
 _MOST_EXPERTS, _WIDEST = 2**14, 2**20

@@ -105,7 +105,7 @@ def look_at_model(config: TrainConfig, volumes: Volumes, hub: Hub) -> Model:
     refused = refusal(config, shape)
     if refused:
         raise ConfigError(refused)
-    for sentence in (*shape.doubts, *adapter.doubts, *adapter.notes):
+    for sentence in (*shape.doubts, *adapter.doubts):
         log.warning("%s", sentence)
     return Model(headers=headers, shape=shape, adapter=adapter)
 
