@@ -22,8 +22,9 @@ from lora_trainer.places.base import Base, open_folder
 from lora_trainer.plan.limits import CPU_TOKEN_BUDGET
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import Evaluation, evaluate
-from lora_trainer.training.listener import Trained
+from lora_trainer.training.guards import LossGuard
 from lora_trainer.training.loop import Training
+from lora_trainer.training.state import Course
 
 
 def train(setting: Setting, seed: int, model: Path, threads: int) -> Run:
@@ -37,9 +38,9 @@ def train(setting: Setting, seed: int, model: Path, threads: int) -> Run:
     fuse(adapted.model)
     examples = encode(rows.training, base)
     budget = Budget.of(None, int(examples.lengths.max()), packed=packed, tokens=CPU_TOKEN_BUDGET)
-    trained = Trained(steps=0, tokens=0, loss=0.0, seconds=0.0)
+    course = Course(guard=LossGuard())
     if setting.epochs:
-        trained = Training(
+        course = Training(
             adapted=adapted, examples=examples, config=setting.training(seed), budget=budget, device=device
         ).run()
     found: Evaluation = evaluate(
@@ -50,9 +51,9 @@ def train(setting: Setting, seed: int, model: Path, threads: int) -> Run:
         seed=seed,
         sums=tuple(round(total, 5) for total in found.sums),
         tokens=found.tokens,
-        steps=trained.steps,
-        training_loss=round(trained.loss, 5),
-        tokens_trained=trained.tokens,
+        steps=course.step,
+        training_loss=round(course.loss, 5) if course.step else 0.0,
+        tokens_trained=course.tokens,
         trainable_parameters=adapted.trainable_parameters,
         seconds=round(time.perf_counter() - started, 1),
     )

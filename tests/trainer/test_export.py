@@ -15,7 +15,8 @@ from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.model.device import Device
 from lora_trainer.result.export import measurable_peak, measured_by
 from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.listener import Trained
+from lora_trainer.training.guards import LossGuard
+from lora_trainer.training.state import Course, StepLoss
 
 
 @pytest.mark.parametrize(
@@ -42,9 +43,9 @@ def test_estimates_are_in_the_manifest_where_there_was_a_plan(tmp_path: Path, cp
     row = Evaluation(sums=(2.0,), tokens=(1,))
     found = []
     for plan in (make_plan(peak_bytes=10_000_000_000, seconds=3600), None):
-        trained = Trained(steps=1, tokens=1, loss=1.0, seconds=1.0)
+        course = Course(step=1, tokens=1, seconds=1.0, losses=(StepLoss(loss=1.0, weight=1),), guard=LossGuard())
         measured = measured_by(
-            trained, row, row, cpu, config=make_config(), plan=plan, held_out=True, seconds=1.0, resumed=None
+            course, row, row, cpu, config=make_config(), plan=plan, held_out=True, seconds=1.0, resumed=None
         )
         write_sealed(tmp_path, dataclasses.replace(make_manifest("uid-1"), measured=measured))
         assert read_manifest(tmp_path).measured == measured

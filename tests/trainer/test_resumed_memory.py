@@ -17,9 +17,8 @@ from lora_trainer.places.hub import Hub
 from lora_trainer.places.volumes import Volumes
 from lora_trainer.ranks.reports import Reporter
 from lora_trainer.recipe.train import Workshop, run_training
-from lora_trainer.training.listener import Trained
 from lora_trainer.training.loop import Training
-from lora_trainer.training.state import State, read_state
+from lora_trainer.training.state import Course, State, read_state
 
 TRAINING = {"maxSteps": 4, "effectiveBatchSize": 8, "learningRate": "0.01"}
 
@@ -56,7 +55,7 @@ def test_the_state_is_let_go_of_before_the_training(
         read_tensors.extend(weakref.ref(tensor) for tensor in (*state.adapter.values(), *starts))
         return state
 
-    def watched_run(training: Training) -> Trained:
+    def watched_run(training: Training) -> Course:
         gc.collect()
         alive.append(sum(tensor() is not None for tensor in read_tensors))
         return run(training)

@@ -86,7 +86,7 @@ class Bench:
         return {
             "files": {path.name: path.read_bytes() for path in folder.iterdir()},
             "steps": [(step.loss, step.gradient_norm, step.fill) for step in listener.steps],
-            "trained": dataclasses.replace(result.trained, seconds=0.0),
+            "course": dataclasses.replace(result.course, seconds=0.0),
             "rest": (result.resolved, result.before, result.after, result.noise, result.left_alone),
         }
 

@@ -76,7 +76,7 @@ def test_two_steps_and_two_resumed_ones_equal_four(bench: Bench, eval_steps: int
     second.restore(bench.newest_state())
     done = second.run()
     assert same(whole.state(), second.state())
-    assert (done.steps, done.tokens, done.loss, done.best_step) == (4, expected.tokens, expected.loss, eval_steps and 4)
+    assert (done.step, done.tokens, done.loss, done.best_step) == (4, expected.tokens, expected.loss, eval_steps and 4)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_a_step_without_finite_numbers_is_left_out(bench: Bench, monkeypatch: py
         untouched.append(all(torch.equal(before[name], value) for name, value in weights(training).items()))
 
     listener.left_out = left_out  # type: ignore[method-assign]
-    assert training.run().steps == 4
+    assert training.run().step == 4
     assert listener.left_out_steps == listener.bad_steps == [2, 3]
     assert untouched == [True, True]
     assert [step.number for step in listener.steps] == [1, 4]
@@ -335,7 +335,7 @@ def test_a_state_of_a_gpu_with_bf16_is_gone_on_from_in_fp16(bench: Bench) -> Non
     training.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
     training.restore(bench.newest_state())
     assert training.scaler.get_scale() == 64.0
-    assert training.run().steps == 4
+    assert training.run().step == 4
 
 
 def test_three_steps_without_finite_numbers_end_the_run_with_the_last_good_state_kept(
@@ -402,7 +402,7 @@ def test_the_best_weights_are_kept_and_taken_and_patience_ends_the_run(bench: Be
     bench.evaluate = falling([2.0, 1.0, 1.2, 1.1, 0.1])
     training = bench.training(listener, max_steps=9, eval_steps=1, early_stopping_patience=2)
     done = training.run()
-    assert (done.steps, done.best_step, done.stopped_early) == (4, 2, True)
+    assert (done.step, done.best_step, done.stopped_early) == (4, 2, True)
     assert listener.evaluations == [(1, 2.0), (2, 1.0), (3, 1.2), (4, 1.1)]
     assert all(torch.equal(best[name], value) for name, value in weights(training).items())
     bench.evaluate = falling([])
@@ -423,13 +423,13 @@ def test_another_run_goes_on_where_one_stopped_early(
     """With its own patience; without any, the weights after the last step are published and not that run's best."""
     bench.evaluate = falling([2.0, 1.0, 1.2, 1.1])
     stopped = bench.training(max_steps=9, eval_steps=1, early_stopping_patience=2).run()
-    assert (stopped.steps, stopped.stopped_early) == (4, True)
+    assert (stopped.step, stopped.stopped_early) == (4, True)
     bench.evaluate = falling(losses)
     training = bench.training(max_steps=9, eval_steps=1 if patience else None, early_stopping_patience=patience)
     training.restore(bench.newest_state().taken_over(patient=patience is not None))
     before = {name: value.clone() for name, value in weights(training).items()}
     done = training.run()
-    assert (done.steps, done.best_step, done.stopped_early) == (steps, best_step, False)
+    assert (done.step, done.best_step, done.stopped_early) == (steps, best_step, False)
     assert any(not torch.equal(before[name], value) for name, value in weights(training).items())
 
 
@@ -455,7 +455,7 @@ def test_another_run_goes_on_at_the_row_after_a_last_step_that_was_short(
         training.run()
     training = bench.training(kept, epochs=3.0, max_steps=None, effective_batch_size=8)
     training.restore(bench.newest_state())
-    assert training.run().steps == 5
+    assert training.run().step == 5
     assert [len(rows) for rows in seen] == [8, 4, 8, 8, 8]
     flat = [row for rows in seen for row in rows]
     assert [sorted(flat[start : start + 12]) for start in (0, 12, 24)] == [list(range(12))] * 3
@@ -467,7 +467,7 @@ def test_patience_that_ends_at_the_last_step_stops_nothing_early(bench: Bench) -
     """All steps were done."""
     bench.evaluate = falling([1.0, 1.2, 1.1])
     done = bench.training(max_steps=3, eval_steps=1, early_stopping_patience=2).run()
-    assert (done.steps, done.best_step, done.stopped_early) == (3, 1, False)
+    assert (done.step, done.best_step, done.stopped_early) == (3, 1, False)
 
 
 def test_an_evaluation_that_gave_no_number_is_never_the_best(bench: Bench) -> None:

@@ -12,8 +12,6 @@ The verification has one node's GPUs. Where these do not hold the base, its laye
 other, for each batch anew: slow for a GPU, and hundreds of times faster than a CPU.
 """
 
-import json
-import struct
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import timedelta
@@ -24,6 +22,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from lora_trainer.artifact.tensor_files import read_entries
 from lora_trainer.contract.config import Merge, Quantization, TrainConfig
 from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError, InternalError
@@ -88,16 +87,8 @@ def fits_divided(weight_bytes: float, device_bytes: int | None, processes: int) 
 def weight_bytes(files: Iterable[Path], dtype: torch.dtype, quantization: Quantization, linear: int = 0) -> float:
     """Memory that the weights in safetensors files take as `dtype`, `linear` of them quantized; only the files' headers
     are read."""
-    parameters = sum(_parameters(file) for file in files)
+    parameters = sum(entry.values for file in files for entry in read_entries(file))
     return base_bytes(parameters, min(linear, parameters), quantization, dtype.itemsize)
-
-
-def _parameters(file: Path) -> int:
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    shapes = (torch.Size(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return sum(shape.numel() for shape in shapes)
 
 
 def device_bytes(device: Device) -> int | None:

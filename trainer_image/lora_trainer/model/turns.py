@@ -5,17 +5,16 @@ copied by each process that reads it: experts that the files have one by one and
 """
 
 import contextlib
-import json
 import logging
 import math
 import os
 import re
-import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
+from lora_trainer.artifact.tensor_files import read_entries
 from lora_trainer.places.model_folder import weights_in
 from lora_trainer.ranks.collectives import Ranks
 
@@ -51,17 +50,11 @@ def in_turn(ranks: Ranks, at_once: int) -> Iterator[None]:
 
 def copied_bytes(files: Iterable[Path], dtype: torch.dtype) -> int:
     """Bytes of the weights in safetensors files that a model in `dtype` holds otherwise than they do."""
-    return sum(_copied(file, dtype) for file in files)
-
-
-def _copied(file: Path, dtype: torch.dtype) -> int:
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
     return sum(
-        math.prod(entry["shape"]) * dtype.itemsize
-        for name, entry in header.items()
-        if name != "__metadata__" and (entry["dtype"] != _TYPES[dtype] or _ONE_EXPERT.search(name))
+        entry.values * dtype.itemsize
+        for file in files
+        for entry in read_entries(file)
+        if entry.dtype != _TYPES[dtype] or _ONE_EXPERT.search(entry.name)
     )
 
 

@@ -106,7 +106,7 @@ class Account:
         data = self.data
         copy_held_out_rows(self.prepared, folder)
         measured = measured_by(
-            result.trained,
+            result.course,
             result.before,
             result.after,
             self.device,

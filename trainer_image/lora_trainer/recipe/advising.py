@@ -26,16 +26,16 @@ def advise_at_end(facts: Facts, result: Result, *, held_out: bool) -> tuple[Advi
 
 
 def _ended(result: Result, *, held_out: bool) -> Ended:
-    trained, first, last = result.trained, result.before, result.after
+    course, first, last = result.course, result.before, result.after
     return Ended(
-        steps=trained.steps,
+        steps=course.step,
         planned=result.steps,
         loss_before=first.loss,
         loss=last.loss,
         improvement_standard_error=improvement_standard_error(first, last) or 0.0,
         held_out=held_out,
-        on_the_way={point.step: point.loss for point in trained.evaluations},
-        kept_best=trained.best_step is not None and trained.best_step != trained.steps,
+        on_the_way={point.step: point.loss for point in course.evaluations},
+        kept_best=course.best_step is not None and course.best_step != course.step,
     )
 
 

@@ -34,13 +34,13 @@ from lora_trainer.recipe.evaluator import Evaluator, budget_for
 from lora_trainer.recipe.settling import Settled
 from lora_trainer.recipe.way import Way, way_of
 from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.listener import Listener, Trained
+from lora_trainer.training.listener import Listener
 from lora_trainer.training.loop import Training
 from lora_trainer.training.objective import objective_of
 from lora_trainer.training.packs import accumulation
 from lora_trainer.training.resume import Saved
 from lora_trainer.training.saver import Saver
-from lora_trainer.training.state import trainable
+from lora_trainer.training.state import Course, trainable
 from lora_trainer.training.stopping import Stop
 
 log = logging.getLogger(__name__)
@@ -48,11 +48,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """An `adapter`, which the first process alone has, and what is to be said of its training, whose plan was so many
-    `steps`. `noise` is that of the loss `after` it; `left_alone` is what the adapter leaves alone."""
+    """An `adapter`, which the first process alone has, and the course of its training, whose plan was so many `steps`.
+    `noise` is that of the loss `after` it; `left_alone` is what the adapter leaves alone."""
 
     adapter: Adapter | None
-    trained: Trained
+    course: Course
     steps: int
     before: Evaluation
     after: Evaluation
@@ -150,14 +150,14 @@ class Session:
             )
             if start:
                 start.restore(training)
-            trained = training.run()
-            listener.evaluating(trained.steps)
+            course = training.run()
+            listener.evaluating(course.step)
             after = evaluation(trained=True)
             noise = evaluation.noise(after)
-            listener.ended(trained, after)
+            listener.ended(course, after)
             return Result(
                 adapter=copy_adapter(adapted.model, adapted.starts) if ranks.is_main else None,
-                trained=trained,
+                course=course,
                 steps=training.total,
                 before=before,
                 after=after,

@@ -20,8 +20,7 @@ from lora_trainer.result.card import CARD, card_of
 from lora_trainer.result.serving import TEMPLATE, adapter_serving
 from lora_trainer.result.tensorboard import TENSORBOARD, write_events
 from lora_trainer.training.evaluate import Evaluation, improvement_standard_error
-from lora_trainer.training.listener import Trained
-from lora_trainer.training.state import RunRecord
+from lora_trainer.training.state import Course, RunRecord
 
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 _LIGER = "liger-kernel"
@@ -45,7 +44,7 @@ def write_adapter(adapter: Adapter, folder: Path, template: str | None) -> None:
 
 
 def measured_by(
-    trained: Trained,
+    course: Course,
     before: Evaluation,
     after: Evaluation,
     device: Device,
@@ -59,9 +58,9 @@ def measured_by(
     """What the manifest says of training and evaluations; `resumed` is the step at which this attempt went on, `plan`
     what was expected of it."""
     return Measured(
-        steps=trained.steps,
-        trained_tokens=trained.tokens,
-        train_loss=trained.loss,
+        steps=course.step,
+        trained_tokens=course.tokens,
+        train_loss=course.loss,
         eval_loss_before=before.loss,
         eval_loss_after=after.loss,
         eval_loss_before_standard_error=before.standard_error,
@@ -69,11 +68,11 @@ def measured_by(
         improvement_standard_error=improvement_standard_error(before, after),
         held_out=held_out,
         duration_seconds=seconds,
-        tokens_per_second=trained.tokens / max(trained.seconds, 1e-9),
+        tokens_per_second=course.tokens / max(course.seconds, 1e-9),
         peak_memory_bytes=device.peak_memory_bytes(),
-        best_step=trained.best_step,
-        stopped_early=trained.stopped_early,
-        micro_batch_fill=trained.fill,
+        best_step=course.best_step,
+        stopped_early=course.stopped_early,
+        micro_batch_fill=course.fill,
         resumed_step=resumed,
         estimated_peak_memory_bytes=None if plan is None else measurable_peak(plan, config.device),
         estimated_seconds=None if plan is None else plan.seconds,

@@ -4,7 +4,6 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from lora_trainer.artifact.manifest import Measured
 from lora_trainer.artifact.sealed import aside
 from lora_trainer.contract.reasons import Reason
 from lora_trainer.contract.summary import Verification
@@ -26,11 +25,10 @@ from lora_trainer.training.batches import evaluation_budget
 from lora_trainer.training.checkpoint import read_checkpoint
 from lora_trainer.training.evaluate import Evaluation, evaluate
 from lora_trainer.training.guards import check_trained
-from lora_trainer.training.listener import Trained
 from lora_trainer.training.noise import measure_noise
 from lora_trainer.training.objective import objective_of
 from lora_trainer.training.resume import Saved
-from lora_trainer.training.state import Course, RunRecord, State, mean_loss, put_back, read_record, trainable
+from lora_trainer.training.state import RunRecord, State, put_back, read_record, trainable
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +67,16 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
             write_manifest(
                 partial,
                 replace(record, **commits),
-                _measured(record, state.course, device, after),
+                measured_by(
+                    state.course,
+                    record.before,
+                    after,
+                    device,
+                    config=config,
+                    held_out=record.held_out,
+                    seconds=state.course.seconds,
+                    resumed=None,
+                ),
                 noise=noise,
                 verbatim=data.verbatim,
                 day=data.day,
@@ -118,25 +125,3 @@ def _evaluated(record: RunRecord, adapted: Adapted, device: Device, examples: Ex
         model, head, examples, device, lambda _rows: None, first=after, budget=budget, objective=minimised
     )
     return after, noise
-
-
-def _measured(record: RunRecord, course: Course, device: Device, after: Evaluation) -> Measured:
-    trained = Trained(
-        steps=course.step,
-        tokens=course.tokens,
-        loss=mean_loss(course.losses),
-        seconds=course.seconds,
-        best_step=None if course.best is None else course.best.step,
-        stopped_early=course.stopped_early,
-        fill=course.fill,
-    )
-    return measured_by(
-        trained,
-        record.before,
-        after,
-        device,
-        config=record.config,
-        held_out=record.held_out,
-        seconds=course.seconds,
-        resumed=None,
-    )

@@ -234,7 +234,7 @@ def _widened(entries: Sequence[Entry]) -> list[Entry]:
     for entry in entries:
         start = widened[-1].start + widened[-1].size_bytes if widened else 0
         if entry.dtype in TYPES:
-            size = 4 * torch.Size(entry.shape).numel()
+            size = 4 * entry.values
             widened.append(dataclasses.replace(entry, dtype="F32", start=start, size_bytes=size))
         else:
             widened.append(dataclasses.replace(entry, start=start))

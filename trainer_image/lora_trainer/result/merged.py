@@ -95,7 +95,7 @@ def first_rows(examples: Examples, tokens: int) -> Examples:
 def _unquantized_bytes(base: Base, device: Device) -> int:
     files = weights_in(base.folder)
     size = torch.empty(0, dtype=device.dtype).element_size()
-    return sum(torch.Size(entry.shape).numel() * size for file in files for entry in read_entries(file))
+    return sum(entry.values * size for file in files for entry in read_entries(file))
 
 
 def _free_bytes(device: Device) -> int:

@@ -7,7 +7,7 @@ from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.plan.hint_checks import LeftAlone
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.state import Point
+from lora_trainer.training.state import Course
 
 SPEED_WINDOW = 20
 """Over so many steps the speed is a mean."""
@@ -30,22 +30,6 @@ class Step:
     seconds: float
     tokens_per_second: float
     remaining_seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """What the loop did, all attempts together; `loss` is the mean over the learned tokens of the last tenth of the
-    steps. With `best_step` the model has the weights of the best evaluation, after that step. `fill` is the mean of all
-    steps, None of none. `evaluations` are those on the way."""
-
-    steps: int
-    tokens: int
-    loss: float
-    seconds: float
-    best_step: int | None = None
-    stopped_early: bool = False
-    fill: float | None = None
-    evaluations: tuple[Point, ...] = ()
 
 
 class Listener:
@@ -81,7 +65,7 @@ class Listener:
     def halved(self, budget: Budget, accumulation: int) -> None:
         """The device's memory did not suffice: micro-batches hold less from now on, and a step has so many of them."""
 
-    def ended(self, trained: Trained, after: Evaluation) -> None:
+    def ended(self, course: Course, after: Evaluation) -> None:
         """The training ended, and was evaluated."""
 
     def alive(self) -> None:

@@ -29,7 +29,7 @@ from lora_trainer.ranks.tensors import on_all
 from lora_trainer.training.batches import Budget, Rows, step_rows
 from lora_trainer.training.evaluate import Evaluation
 from lora_trainer.training.guards import LossGuard, check_trained, was_in_range
-from lora_trainer.training.listener import SPEED_WINDOW, Listener, Step, Trained, speed_and_rest
+from lora_trainer.training.listener import SPEED_WINDOW, Listener, Step, speed_and_rest
 from lora_trainer.training.objective import SFT, Objective
 from lora_trainer.training.optimizers import load_state, make_optimizer
 from lora_trainer.training.packs import accumulation, room
@@ -44,7 +44,6 @@ from lora_trainer.training.state import (
     Tensors,
     are_finite,
     copy_of,
-    mean_loss,
     put_back,
     seed_step,
     trainable,
@@ -115,9 +114,10 @@ class Training:
             scaler=self.scaler.state_dict(),
         )
 
-    def run(self) -> Trained:
-        """Train to the end, in place. Raises `NonFiniteLossError`, `CudaOutOfMemoryError`, `StorageError`, and
-        `TerminatedError` once the state is saved of a run that was asked to stop."""
+    def run(self) -> Course:
+        """Train to the end, in place; what was done, all attempts together. Raises `NonFiniteLossError`,
+        `CudaOutOfMemoryError`, `StorageError`, and `TerminatedError` once the state is saved of a run that was asked to
+        stop."""
         set_training(self.adapted.model, on=True)
         with self.stop.deferred(), self._watched_passes():
             # An attempt that was stopped within an evaluation has saved the step before it.
@@ -138,7 +138,8 @@ class Training:
             check_trained(self.course.step, len(self.course.losses))
             self._save()
             self._end_if_asked()
-        return self._finish()
+        self._take_best()
+        return self.course
 
     @contextlib.contextmanager
     def _watched_passes(self) -> Iterator[None]:
@@ -377,18 +378,8 @@ class Training:
             by_a_peer=not self.stop.requested,
         )
 
-    def _finish(self) -> Trained:
+    def _take_best(self) -> None:
         best = self.course.best
         if best is not None and best.step != self.course.step:
             log.info("the best evaluation was after step %d: taking its weights", best.step)
             put_back(self.parameters, on_all(dict(self.best or {}), self.ranks, self.device.torch_device))
-        return Trained(
-            steps=self.course.step,
-            tokens=self.course.tokens,
-            loss=mean_loss(self.course.losses),
-            seconds=self.course.seconds,
-            best_step=None if best is None else best.step,
-            stopped_early=self.course.stopped_early,
-            fill=self.course.fill,
-            evaluations=self.course.evaluations,
-        )

@@ -13,7 +13,8 @@ from lora_trainer.ranks.logs import duration, fields
 from lora_trainer.ranks.reports import Counters, Report, Reporter
 from lora_trainer.training.batches import Budget
 from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.listener import Listener, Step, Trained
+from lora_trainer.training.listener import Listener, Step
+from lora_trainer.training.state import Course
 
 log = logging.getLogger(__name__)
 SIGN_OF_LIFE_S = 10.0
@@ -115,11 +116,11 @@ class Narrator(Listener):
         self._failed_saves += 1
         self._reporter.progress(counters=self._counters())
 
-    def ended(self, trained: Trained, after: Evaluation) -> None:
+    def ended(self, course: Course, after: Evaluation) -> None:
         """See `Listener`."""
         self._reporter.progress(phase=Phase.PUBLISHING, eval_loss=after.loss)
         # Of these weights, which need not be the last ones.
-        step = trained.best_step or trained.steps
+        step = course.best_step or course.step
         self._curves.evaluated(step, loss=after.loss, standard_error=after.standard_error)
 
     def alive(self) -> None:

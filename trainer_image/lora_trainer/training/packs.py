@@ -4,7 +4,6 @@ A step is a sum over its rows, whichever micro-batch they are in: the spread cha
 for rounding.
 """
 
-import heapq
 import statistics
 from collections.abc import Hashable, Sequence
 
@@ -85,17 +84,8 @@ def _counts(alike: Sequence[Batches], lengths: Sequence[int] | Rows, at_least: i
 def _evened(packs: Batches, lengths: Sequence[int] | Rows, count: int, tokens: int) -> Batches:
     """The rows of some packs in `count` even ones; in these packs where an even one would hold more than `tokens`."""
     rows = sorted((row for pack in packs for row in pack), key=lambda row: (-int(lengths[row]), row))
-    even = _evenly(rows, lengths, count)
+    # The last row that a pack got is what it is ahead by, at most.
+    even: Batches = [[] for _ in range(count)]
+    for row, pack in zip(rows, balance([int(lengths[row]) for row in rows], count), strict=True):
+        even[pack].append(row)
     return packs if any(sum(int(lengths[row]) for row in pack) > tokens for pack in even) else even
-
-
-def _evenly(descending: Sequence[int], lengths: Sequence[int] | Rows, count: int) -> Batches:
-    """Each row to the pack that has least so far (Graham 1969): the last one it got is what a pack is ahead by, at
-    most."""
-    packs: Batches = [[] for _ in range(count)]
-    loads = [(0, pack) for pack in range(count)]
-    for row in descending:
-        load, pack = loads[0]
-        packs[pack].append(row)
-        heapq.heapreplace(loads, (load + int(lengths[row]), pack))
-    return packs

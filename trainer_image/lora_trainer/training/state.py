@@ -7,7 +7,7 @@ with smaller micro-batches, draws what it drew before.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,6 @@ class StepLoss:
     weight: float
 
 
-def mean_loss(losses: Sequence[StepLoss]) -> float:
-    """Mean of some steps; NaN of none."""
-    weight = sum(loss.weight for loss in losses)
-    return sum(loss.loss * loss.weight for loss in losses) / weight if weight else math.nan
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
     """An evaluation on the way."""
@@ -86,6 +80,17 @@ class Course:
     budget_tokens: int | None = None
     filled: int = 0
     room: int = 0
+
+    @property
+    def loss(self) -> float:
+        """Mean over the learned tokens of the last tenth of the steps; NaN where none was taken."""
+        weight = sum(loss.weight for loss in self.losses)
+        return sum(loss.loss * loss.weight for loss in self.losses) / weight if weight else math.nan
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best evaluation, whose weights are published; None where nobody looked for it."""
+        return None if self.best is None else self.best.step
 
     @property
     def fill(self) -> float | None:
