@@ -16,7 +16,7 @@ COPY --from=dependencies /opt/venv /opt/venv
 COPY operator/lora_operator /app/lora_operator
 # Of the trainer only what both sides share; it needs nothing but the standard library.
 COPY trainer_image/lora_trainer/__init__.py /app/lora_trainer/__init__.py
-COPY trainer_image/lora_trainer/contract /app/lora_trainer/contract
+COPY trainer_image/lora_trainer/spec /app/lora_trainer/spec
 COPY trainer_image/lora_trainer/plan /app/lora_trainer/plan
 # Compiled here, since nothing can be written at run time; unchecked, since nothing changes either. The command is for
 # kubectl exec: lora-operator explain NAMESPACE/NAME.

@@ -30,15 +30,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / "hack"), str(REPOSITORY / "trainer_image")]
 
 from hub.model import cache_root, ensure_model
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.data.dataset import encode
 from lora_trainer.data.row_facts import MOST_ROWS, count_rows
-from lora_trainer.data.survey import load_samples
+from lora_trainer.data.survey import load_index
 from lora_trainer.data.tokenizer import load_encoder
-from lora_trainer.places.base import open_folder
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.manifest import RunOptions, train_config
+from lora_trainer.storage.base import open_folder
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.volumes import Volumes
 
 _GROUP_ROWS = 100_000
 _SAMPLE_S = 1.0
@@ -205,7 +205,7 @@ def count(folder: Path, model: Path, most_rows: int) -> None:
     training = config.training
     encoder = load_encoder(open_folder(model), training.loss_on, training.max_sequence_length)
     started = time.monotonic()
-    samples = load_samples(config, Volumes(claims=folder / "claims"), Hub())
+    samples = load_index(config, Volumes(claims=folder / "claims"), Hub())
     checked = time.monotonic()
     print(f"checked and split in {checked - started:.0f} s", flush=True)
     facts = count_rows(samples, encoder, training.seed, most_rows=most_rows)
@@ -219,7 +219,7 @@ def read(folder: Path, model: Path) -> None:
     config = configuration("parquet")
     encoder = load_encoder(open_folder(model), config.training.loss_on, config.training.max_sequence_length)
     started = time.monotonic()
-    samples = load_samples(config, Volumes(claims=folder / "claims"), Hub())
+    samples = load_index(config, Volumes(claims=folder / "claims"), Hub())
     checked = time.monotonic()
     print(f"checked and split in {checked - started:.0f} s", flush=True)
     data = encode(samples, encoder, folder / "tokens")

@@ -21,10 +21,10 @@ import torch
 import torch.multiprocessing as processes
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from lora_trainer.contract.config import LoraConfig, Quantization
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import adapt, load_model
-from lora_trainer.places.base import open_folder
+from lora_trainer.spec.config import LoraConfig, Quantization
+from lora_trainer.storage.base import open_folder
 
 CPU = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.bfloat16)
 MIB = 2**20

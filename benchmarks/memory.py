@@ -28,16 +28,16 @@ from benchmarks.memory_estimate import estimate, setting_of
 from benchmarks.memory_simulation import Step, simulate_deep
 from peft.helpers import disable_input_dtype_casting
 
-from lora_trainer.contract.config import DeviceConfig, Layers, LoraConfig, Precision, Quantization
 from lora_trainer.errors import out_of_memory
 from lora_trainer.model.attention import has_kernel
 from lora_trainer.model.device import Device, choose_device
 from lora_trainer.model.loading import Adapted
 from lora_trainer.plan.adapter import plan_adapter
-from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.families import architecture_of
 from lora_trainer.plan.memory import layer_bytes
-from lora_trainer.training.batches import Budget, collate
-from lora_trainer.training.loss import token_losses
+from lora_trainer.spec.config import DeviceConfig, Layers, LoraConfig, Precision, Quantization
+from lora_trainer.train.batches import MicroBatchLimit, collate
+from lora_trainer.train.loss import token_losses
 
 LLAMA_2_7B = {**LLAMA_3_8B, "vocab_size": 32000, "intermediate_size": 11008, "num_key_value_heads": 32}
 SHAPES = {"Llama-2-7B": LLAMA_2_7B, "Llama-3-8B": LLAMA_3_8B}
@@ -110,7 +110,7 @@ def counted(config: Mapping[str, Any], how: Step, device: Device) -> tuple[float
     """Bytes that two layers more keep more, for a token and layer, and those of the fit model."""
     how = replace(how, recompute=False, selective=False, rows=(COUNTED_TOKENS,), packs=False)
     kept = [_kept({**config, "num_hidden_layers": layers, "vocab_size": 300}, how, device) for layers in (1, 3)]
-    shape = shape_of(config)
+    shape = architecture_of(config)
     ranks = plan_adapter(how.lora, shape).ranks[0]
     setting = replace(setting_of(how), cpu=True)
     return (kept[1] - kept[0]) / 2 / COUNTED_TOKENS, layer_bytes(shape.layers[0], ranks, setting)
@@ -119,8 +119,8 @@ def counted(config: Mapping[str, Any], how: Step, device: Device) -> tuple[float
 def _kept(config: Mapping[str, Any], how: Step, device: Device) -> int:
     adapted, packs = _adapted(config, how, device)
     row = one_row(COUNTED_TOKENS, config["vocab_size"])
-    budget = Budget(tokens=COUNTED_TOKENS, longest=COUNTED_TOKENS, packed=packs)
-    batch = collate([row], device.torch_device, packed=budget.packed)
+    limit = MicroBatchLimit(tokens=COUNTED_TOKENS, longest=COUNTED_TOKENS, packed=packs)
+    batch = collate([row], device.torch_device, packed=limit.packed)
     token_losses(adapted.model, adapted.head, batch, device)  # tries once whether the head is the last
     sizes: dict[int, int] = {}
     alive: list[torch.Tensor] = []

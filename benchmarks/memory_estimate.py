@@ -5,10 +5,10 @@ from typing import Any
 
 from benchmarks.memory_simulation import Step
 
-from lora_trainer.contract.config import Variant
 from lora_trainer.plan.adapter import plan_adapter
-from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.families import architecture_of
 from lora_trainer.plan.memory import Memory, Setting, gpu_memory
+from lora_trainer.spec.config import Variant
 
 
 def setting_of(step: Step) -> Setting:
@@ -24,11 +24,11 @@ def setting_of(step: Step) -> Setting:
         dropout=step.lora.dropout > 0,
         dora=step.lora.variant is Variant.DORA,
         optimizer=step.training.optimizer,
-        learned=step.learned,
+        target_share=step.target_share,
     )
 
 
 def estimate(config: Mapping[str, Any], step: Step) -> Memory:
     """Of the GPU at the peak of a step of the model that a `config.json` describes."""
-    shape = shape_of(config)
+    shape = architecture_of(config)
     return gpu_memory(shape, plan_adapter(step.lora, shape), setting_of(step))

@@ -29,8 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.pytorch_utils import Conv1D
 
-from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization, TrainingConfig
 from lora_trainer.data.tokens import IGNORED, Example
+from lora_trainer.distributed.collectives import Ranks
 from lora_trainer.model import attention
 from lora_trainer.model.classes import auto_class
 from lora_trainer.model.device import Device
@@ -38,17 +38,17 @@ from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.loading import Adapted, Loaded, adapt, set_input_casts, set_training
 from lora_trainer.model.lora_kernel import fuse
 from lora_trainer.model.quantize import quantization_settings
-from lora_trainer.places.base import Base
-from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.training import loss, step
-from lora_trainer.training.batches import Batch, Budget, collate
-from lora_trainer.training.objective import SFT
-from lora_trainer.training.optimizers import make_optimizer
+from lora_trainer.spec.config import ActivationCheckpointing, LoraConfig, Quantization, TrainingConfig
+from lora_trainer.storage.base import Base
+from lora_trainer.train import loss, step
+from lora_trainer.train.batches import Batch, MicroBatchLimit, collate
+from lora_trainer.train.objective import SFT
+from lora_trainer.train.optimizers import make_optimizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """How a step computes. `rows` are the lengths of a micro-batch's rows, `learned` the share of tokens that is
+    """How a step computes. `rows` are the lengths of a micro-batch's rows, `targets` the share of tokens that is
     learned; with `selective` MLPs alone are recomputed; `packs` says that one kernel takes all rows of a pack, as a GPU
     from Ampere on has for 16 bits; `fused` that adapted modules compute in one piece in 16 bits, too, which a run knows
     only on its device."""
@@ -61,7 +61,7 @@ class Step:
     selective: bool = False
     packs: bool = True
     fp32: bool = False
-    learned: float = 1.0
+    target_share: float = 1.0
     fused: bool = False
 
     @property
@@ -150,8 +150,8 @@ def simulate_deep(config: Mapping[str, Any], how: Step) -> Simulated:
 
 def simulate(config: Mapping[str, Any], how: Step) -> Simulated:
     """One step of the model that a `config.json` describes."""
-    learned = max(1, round(sum(how.rows) * how.learned) - len(how.rows))
-    examples = _examples(how, learned)
+    targets = max(1, round(sum(how.rows) * how.target_share) - len(how.rows))
+    examples = _examples(how, targets)
     device = Device(torch_device=torch.device("cpu"), name="cpu", dtype=how.dtype)
     batches = {packed: collate(examples, device.torch_device, packed=packed) for packed in (False, True)}
     with (
@@ -189,7 +189,7 @@ def simulate(config: Mapping[str, Any], how: Step) -> Simulated:
 def _without_numbers(batch: Batch, fake: FakeTensorMode) -> Batch:
     segments = batch.segments
     if segments is not None:
-        segments = replace(segments, bounds=fake.from_tensor(segments.bounds))
+        segments = replace(segments, bounds=fake.from_tensor(segments.cu_seqlens))
     tensors: dict[str, Any] = {
         one.name: fake.from_tensor(value)
         for one in fields(batch)
@@ -295,9 +295,9 @@ def _like(full: nn.Linear, kind: Any) -> Any:
     return small
 
 
-def _examples(how: Step, learned: int) -> list[Example]:
+def _examples(how: Step, targets: int) -> list[Example]:
     """Rows whose last tokens are learned: as many in all as asked for."""
-    share, examples = learned / max(1, sum(how.rows) - len(how.rows)), []
+    share, examples = targets / max(1, sum(how.rows) - len(how.rows)), []
     for length in how.rows:
         labels = np.full(length, IGNORED, dtype=np.int64)
         labels[length - max(1, round((length - 1) * share)) :] = 1
@@ -330,7 +330,7 @@ def _train(
     """The trainer's own step. Bytes that live when the backward pass begins, and the peaks of its three parts."""
     after: list[int] = []
     peaks: list[int] = []
-    budget = Budget(tokens=sum(how.rows), longest=max(how.rows), packed=batch.segments is not None)
+    limit = MicroBatchLimit(tokens=sum(how.rows), longest=max(how.rows), packed=batch.segments is not None)
 
     def end(*_: object) -> None:
         peaks.append(living.peak)
@@ -354,7 +354,7 @@ def _train(
             examples,
             objective=SFT,
             weights={"loss": len(batch.targets)},
-            budget=budget,
+            limit=limit,
             device=device,
             scaler=torch.amp.GradScaler("cpu", enabled=False),
             ranks=Ranks(),

@@ -24,11 +24,11 @@ from peft import LoraConfig, get_peft_model
 from torch import bfloat16, set_num_threads
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from lora_trainer.contract.config import MergePrecision, TrainConfig
-from lora_trainer.contract.manifest import RunOptions, train_config
-from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.families import architecture_of
 from lora_trainer.plan.memory import CPU_LIBRARIES, merge_memory
 from lora_trainer.result.merge import merge_into
+from lora_trainer.spec.config import MergePrecision, TrainConfig
+from lora_trainer.spec.manifest import RunOptions, train_config
 
 MIB = 2**20
 _INTERVAL_S = 0.01
@@ -130,7 +130,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as made:
             folder = Path(made)
             make(name, folder)
-            shape = shape_of(json.loads((folder / "base/config.json").read_text(encoding="utf-8")))
+            shape = architecture_of(json.loads((folder / "base/config.json").read_text(encoding="utf-8")))
             for precision in MergePrecision:
                 counted = merge_memory(asked(name, precision), shape.parameters, shape) - CPU_LIBRARIES
                 taken = measured(folder, precision)

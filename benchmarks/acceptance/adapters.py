@@ -13,9 +13,9 @@ from benchmarks.acceptance.findings import Check, Outcome, judged
 from benchmarks.acceptance.models import Recipe, random_base
 from benchmarks.acceptance.training_parts import trains
 
-from lora_trainer.contract.config import Init, LoraConfig, Quantization, Scaling, Variant
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import adapt, load_model
+from lora_trainer.spec.config import Init, LoraConfig, Quantization, Scaling, Variant
 
 _START = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Most that an adapter may change before its training, relative to the logits' spread: the rounding of weights out of

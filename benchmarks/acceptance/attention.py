@@ -11,7 +11,7 @@ from benchmarks.acceptance.comparing import compared, wider
 from benchmarks.acceptance.findings import Check, Outcome, judged
 from benchmarks.acceptance.models import random_model
 
-from lora_trainer.model.attention import positions, segments_of
+from lora_trainer.model.attention import positions, sequence_lengths
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast import VARLEN, compute_with, isolate, usable
 
@@ -107,7 +107,7 @@ def _ids(bench: Bench) -> torch.Tensor:
 def _packed(bench: Bench, model: Any, ids: torch.Tensor, device: Device) -> torch.Tensor:
     with device.autocast():
         places = positions(bench.lengths, ids.device)
-        rows = segments_of(bench.lengths, ids.device)
+        rows = sequence_lengths(bench.lengths, ids.device)
         found: torch.Tensor = model(input_ids=ids, position_ids=places, segments=rows, use_cache=False).logits[0]
     return found
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from benchmarks.acceptance.findings import Check, Finding, Outcome, State
 
-from lora_trainer.contract.config import DeviceConfig, Precision
 from lora_trainer.errors import one_sentence
 from lora_trainer.model.device import Device, choose_device
+from lora_trainer.spec.config import DeviceConfig, Precision
 
 _TINY: Mapping[str, Any] = {
     "vocab_size": 101,

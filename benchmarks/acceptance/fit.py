@@ -11,7 +11,7 @@ from benchmarks.acceptance.findings import Check, Outcome, judged, not_run
 from benchmarks.acceptance.shapes import LLAMA_3_2_1B, LLAMA_3_8B
 from benchmarks.memory_simulation import Step
 
-from lora_trainer.contract.config import LoraConfig, Quantization
+from lora_trainer.spec.config import LoraConfig, Quantization
 
 _TOO_LOW, _TOO_HIGH = -0.03, 0.15
 """Errors of an estimate that are let pass: one that is too low promises a fit that is none, one that is too high only

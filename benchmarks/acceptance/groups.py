@@ -20,15 +20,15 @@ from benchmarks.acceptance.bench import Bench
 from benchmarks.acceptance.findings import Check, Figure, Outcome, State, judged, not_run
 from benchmarks.acceptance.models import Recipe, Taken, random_base, training_of
 
-from lora_trainer.contract.config import LoraConfig, Quantization
+from lora_trainer.distributed.collectives import ALONE, Ranks
+from lora_trainer.distributed.group import join, local_rank
 from lora_trainer.errors import one_sentence
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.sharding import mesh_over, on_cpu, shard
-from lora_trainer.places.base import Base
-from lora_trainer.ranks.collectives import ALONE, Ranks
-from lora_trainer.ranks.group import join, local_rank
-from lora_trainer.training.self_check import take_fast
-from lora_trainer.training.stopping import Stop
+from lora_trainer.spec.config import LoraConfig, Quantization
+from lora_trainer.storage.base import Base
+from lora_trainer.train.self_check import take_fast
+from lora_trainer.train.stopping import Stop
 
 _WORLD, _WAIT_S = 2, 240.0
 _SAME = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -131,12 +131,12 @@ def _trained(
     adapted = adapt(loaded, lora, base, where, 3, ranks=ranks)
     if divided:
         shard(adapted.model, device, mesh_over(device, ranks, ranks.world))
-        ranks = dataclasses.replace(ranks, lockstep=True)
+        ranks = dataclasses.replace(ranks, fsdp=True)
     recipe, taken = Recipe(), Taken()
     recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, max_steps=_STEPS))
     training = training_of(adapted, recipe, device, bench, taken, stop=Stop(), ranks=ranks)
-    budget, rows = training.budget, training.examples
-    kernels = take_fast(adapted, rows, budget, device, ranks)
+    limit, rows = training.limit, training.examples
+    kernels = take_fast(adapted, rows, limit, device, ranks)
     training.run()
     layers = [p for name, p in adapted.model.named_parameters() if ".layers." in name and not p.requires_grad]
     return taken.losses, sum(map(_own, layers)), kernels.names

@@ -14,15 +14,15 @@ from benchmarks.acceptance.findings import Check, Outcome, judged, not_run
 from benchmarks.acceptance.models import learnable_rows, random_base
 from torch.nn.functional import cross_entropy
 
-from lora_trainer.contract.config import LoraConfig, Quantization
 from lora_trainer.data.store import Examples
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast import isolate, usable
 from lora_trainer.model.loading import Adapted, adapt, load_model, set_training
 from lora_trainer.model.lora_kernel import fuse
-from lora_trainer.training.batches import Batch, Budget, collate
-from lora_trainer.training.loss import token_losses
-from lora_trainer.training.self_check import MOST_TOKENS, checked
+from lora_trainer.spec.config import LoraConfig, Quantization
+from lora_trainer.train.batches import Batch, MicroBatchLimit, collate
+from lora_trainer.train.loss import token_losses
+from lora_trainer.train.self_check import MOST_TOKENS, checked
 
 
 def checks(bench: Bench) -> Iterator[Check]:
@@ -63,8 +63,8 @@ def _fast_paths(bench: Bench, quantization: Quantization, device: Device) -> Out
         return not_run("nothing fast suits this type")
     lengths = [max(4, length) for length in bench.lengths]
     rows = Examples.of(learnable_rows(lengths, bench.sizes["vocab_size"]))
-    budget = Budget(tokens=MOST_TOKENS, longest=max(lengths), packed=packed)
-    found = checked(adapted, entries, rows, budget, device)
+    limit = MicroBatchLimit(tokens=MOST_TOKENS, longest=max(lengths), packed=packed)
+    found = checked(adapted, entries, rows, limit, device)
     said = "; ".join((", ".join(found.names) or "nothing taken", *found.left_out))
     return judged(not (found.left_out or found.unchecked), said)
 
@@ -81,9 +81,9 @@ def _fused_adapter(bench: Bench, device: Device) -> Outcome:
 
 
 def _results(model: Any, batch: Batch, device: Device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses of the learned tokens by plain PyTorch, and the gradients of all that is trained."""
+    """Losses of the target tokens by plain PyTorch, and the gradients of all that is trained."""
     with device.autocast():
-        logits = model(**batch.arguments, use_cache=False).logits.flatten(0, 1)[batch.learned]
+        logits = model(**batch.arguments, use_cache=False).logits.flatten(0, 1)[batch.target_positions]
     kept = logits if logits.dtype is torch.float64 else logits.float()
     return _with_gradient(model, cross_entropy(kept, batch.targets, reduction="none"))
 

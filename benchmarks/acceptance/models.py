@@ -10,20 +10,20 @@ import torch
 import transformers
 from torch import nn
 
-from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Optimizer, Quantization, TrainingConfig
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import IGNORED, Example
+from lora_trainer.distributed.collectives import ALONE, Ranks
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast import isolate
 from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.loading import Adapted, Loaded, adapt, load_model, set_training
 from lora_trainer.model.quantize import is_4bit
-from lora_trainer.places.base import Base
-from lora_trainer.ranks.collectives import ALONE, Ranks
-from lora_trainer.training.batches import Budget
-from lora_trainer.training.listener import Listener, Step
-from lora_trainer.training.loop import Training
-from lora_trainer.training.stopping import Stop
+from lora_trainer.spec.config import ActivationCheckpointing, LoraConfig, Optimizer, Quantization, TrainingConfig
+from lora_trainer.storage.base import Base
+from lora_trainer.train.batches import MicroBatchLimit
+from lora_trainer.train.callbacks import Step, TrainerCallback
+from lora_trainer.train.loop import Training
+from lora_trainer.train.stopping import Stop
 
 if TYPE_CHECKING:
     from benchmarks.acceptance.bench import Bench
@@ -143,12 +143,12 @@ def learnable_rows(lengths: Sequence[int], vocabulary: int) -> list[Example]:
     return found
 
 
-class Taken(Listener):
+class Taken(TrainerCallback):
     """Keeps what a training reports."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
-        self.budgets: list[int] = []
+        self.limits: list[int] = []
         self.left_out_steps: list[int] = []
 
     def stepped(self, step: Step) -> None:
@@ -159,9 +159,9 @@ class Taken(Listener):
         """Count it."""
         self.left_out_steps.append(step)
 
-    def halved(self, budget: Budget, accumulation: int) -> None:
+    def halved(self, limit: MicroBatchLimit, accumulation: int) -> None:
         """Keep what a micro-batch may hold from now on."""
-        self.budgets.append(budget.tokens)
+        self.limits.append(limit.tokens)
 
     @property
     def losses(self) -> list[float]:
@@ -191,12 +191,12 @@ class Recipe:
 
 
 def prepared(
-    base: Base, recipe: Recipe, device: Device, bench: "Bench", listener: Listener, *, stop: Stop | None = None
+    base: Base, recipe: Recipe, device: Device, bench: "Bench", callback: TrainerCallback, *, stop: Stop | None = None
 ) -> Training:
     """The trainer's own loop on a model that was read from its files, rows packed where it can."""
     loaded = load_model(base, recipe.quantization, device)
     adapted = adapt(loaded, recipe.lora, base, device, 3, checkpointing=recipe.checkpointing)
-    return training_of(adapted, recipe, device, bench, listener, stop=stop or Stop())
+    return training_of(adapted, recipe, device, bench, callback, stop=stop or Stop())
 
 
 def training_of(
@@ -204,7 +204,7 @@ def training_of(
     recipe: Recipe,
     device: Device,
     bench: "Bench",
-    listener: Listener,
+    callback: TrainerCallback,
     *,
     stop: Stop,
     ranks: Ranks = ALONE,
@@ -218,9 +218,9 @@ def training_of(
         adapted=adapted,
         examples=examples,
         config=recipe.training,
-        budget=Budget.of(None, longest, packed=packs, tokens=recipe.tokens or 2 * longest),
+        limit=MicroBatchLimit.of(None, longest, packed=packs, tokens=recipe.tokens or 2 * longest),
         device=device,
         ranks=ranks,
-        listener=listener,
+        callback=callback,
         stop=stop,
     )

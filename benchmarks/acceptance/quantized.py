@@ -16,10 +16,10 @@ from benchmarks.acceptance.models import Recipe, adapter_for, random_base
 from benchmarks.acceptance.training_parts import trains
 from torch import nn
 
-from lora_trainer.contract.config import Optimizer, Quantization, Variant
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.loading import load_model
 from lora_trainer.model.quantize import check_kernels, full_weight, is_8bit
+from lora_trainer.spec.config import Optimizer, Quantization, Variant
 
 KINDS = (Quantization.NF4, Quantization.FP4, Quantization.INT8)
 _OF_WEIGHTS = {Quantization.NF4: 0.15, Quantization.FP4: 0.2, Quantization.INT8: 0.02}

@@ -15,14 +15,14 @@ from benchmarks.acceptance.bench import Bench
 from benchmarks.acceptance.findings import Check, Outcome, judged, not_run
 from benchmarks.acceptance.models import Recipe, Taken, adapter_for, prepared, random_base
 
-from lora_trainer.contract import codec
-from lora_trainer.contract.config import Optimizer
 from lora_trainer.errors import TerminatedError
-from lora_trainer.places.base import Base
-from lora_trainer.training.listener import Step
-from lora_trainer.training.loop import Training
-from lora_trainer.training.state import Course, State, copy_of
-from lora_trainer.training.stopping import Stop
+from lora_trainer.spec import codec
+from lora_trainer.spec.config import Optimizer
+from lora_trainer.storage.base import Base
+from lora_trainer.train.callbacks import Step
+from lora_trainer.train.loop import Training
+from lora_trainer.train.state import State, TrainerState, copy_of
+from lora_trainer.train.stopping import Stop
 
 _STOP_AFTER = 3
 _CLOSE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -65,7 +65,9 @@ def _resumes(bench: Bench, optimizer: Optimizer) -> Outcome:
     apart = max(abs(one / other - 1) for one, other in zip(found[1], losses, strict=True))
     if repeatable:
         return judged(
-            same, f"{'the same' if same else 'not the same'} bytes after {state.course.step} + 3 steps", apart=apart
+            same,
+            f"{'the same' if same else 'not the same'} bytes after {state.trainer_state.step} + 3 steps",
+            apart=apart,
         )
     said = f"the device gives other bytes each time; losses {apart:.1e} apart"
     return judged(apart <= _CLOSE[bench.device.dtype], said, apart=apart)
@@ -110,5 +112,5 @@ def _through_files(state: State) -> State:
         torch.save({"adapter": state.adapter, "optimizer": state.optimizer, "scaler": state.scaler}, file)
         file.seek(0)
         read = torch.load(file, map_location="cpu", weights_only=True)
-    course = codec.decode(Course, json.loads(json.dumps(codec.encode(state.course))))
-    return replace(state, course=course, **read)
+    trainer_state = codec.decode(TrainerState, json.loads(json.dumps(codec.encode(state.trainer_state))))
+    return replace(state, trainer_state=trainer_state, **read)

@@ -21,15 +21,15 @@ from benchmarks import trainer
 from benchmarks.acceptance.bench import Bench
 from benchmarks.acceptance.findings import Check, Figure, Outcome, State, judged, not_run
 from benchmarks.acceptance.models import random_base
-from benchmarks.acceptance.shapes import LLAMA_3_8B, Shape
-from benchmarks.acceptance.speed import manners
+from benchmarks.acceptance.shapes import LLAMA_3_8B, ModelArchitecture
+from benchmarks.acceptance.speed import modes
 from benchmarks.comparison.job import WORDS
 
-from lora_trainer.contract.config import Quantization
-from lora_trainer.contract.gpus import by_product
 from lora_trainer.errors import out_of_memory
-from lora_trainer.plan.families import shape_of
-from lora_trainer.recipe.settling import gpu_of
+from lora_trainer.plan.families import architecture_of
+from lora_trainer.spec.config import Quantization
+from lora_trainer.spec.gpus import by_product
+from lora_trainer.train.resolve_auto import gpu_of
 
 WANTED = 1.0
 """Times the tokens a second of TRL's, on an H100. As with the part `speed`, less is no fault of a GPU."""
@@ -49,14 +49,14 @@ def checks(bench: Bench) -> Iterator[Check]:
     yield Check(name=f"Llama-3-8B, {TOKENS}", run=partial(_compared, bench, LLAMA_3_8B, TOKENS))
 
 
-def _compared(bench: Bench, shape: Shape, tokens: int) -> Outcome:
+def _compared(bench: Bench, shape: ModelArchitecture, tokens: int) -> Outcome:
     if importlib.util.find_spec("trl") is None:
         return not_run("the package trl is absent")
     if not (bench.on_gpu or bench.tiny):
         return not_run("the speed of a CPU is measured by benchmarks/trainer.py")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "base"
-        needed = _FREE * bench.device.dtype.itemsize * shape_of(shape).parameters
+        needed = _FREE * bench.device.dtype.itemsize * architecture_of(shape).parameters
         if shutil.disk_usage(name).free < needed:
             return not_run(
                 f"its base takes {needed / 1e9:.0f} GB of disk, more than {tempfile.gettempdir()} has free: set TMPDIR"
@@ -88,10 +88,10 @@ def write_tokenizer(folder: Path) -> None:
     library(tokenizer_object=tokenizer, **names).save_pretrained(folder)
 
 
-def _benchmark(bench: Bench, shape: Shape, tokens: int, base: Path) -> tuple[dict[str, Any] | None, str]:
+def _benchmark(bench: Bench, shape: ModelArchitecture, tokens: int, base: Path) -> tuple[dict[str, Any] | None, str]:
     """What the benchmark has found; None where it failed, with the last that it said."""
     kept = base.with_name("found.json")
-    recompute = manners(gpu_of(bench.device), shape, Quantization.NONE, tokens)[0].recomputes
+    recompute = modes(gpu_of(bench.device), shape, Quantization.NONE, tokens)[0].recomputes
     command = [
         *(sys.executable, trainer.__file__),
         *("--model", str(base)),

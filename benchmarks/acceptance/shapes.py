@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-Shape = Mapping[str, Any]
+ModelArchitecture = Mapping[str, Any]
 
-LLAMA_3_8B: Shape = {
+LLAMA_3_8B: ModelArchitecture = {
     "model_type": "llama",
     "vocab_size": 128256,
     "hidden_size": 4096,
@@ -15,7 +15,7 @@ LLAMA_3_8B: Shape = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 8192,
 }
-LLAMA_3_2_1B: Shape = {
+LLAMA_3_2_1B: ModelArchitecture = {
     **LLAMA_3_8B,
     "hidden_size": 2048,
     "intermediate_size": 8192,
@@ -23,7 +23,7 @@ LLAMA_3_2_1B: Shape = {
     "head_dim": 64,
     "tie_word_embeddings": True,
 }
-MIXTURE_24_LAYERS: Shape = {
+MIXTURE_24_LAYERS: ModelArchitecture = {
     "model_type": "qwen2_moe",
     "vocab_size": 151936,
     "hidden_size": 2048,
@@ -40,7 +40,7 @@ MIXTURE_24_LAYERS: Shape = {
 """Qwen1.5-MoE-A2.7B."""
 
 
-def active_share(name: str, shape: Shape) -> float:
+def active_share(name: str, shape: ModelArchitecture) -> float:
     """The share of a parameter's values that a token meets: of experts, as many as it is sent to."""
     if ".experts." not in name or "num_experts" not in shape:
         return 1.0

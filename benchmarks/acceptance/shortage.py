@@ -13,7 +13,7 @@ from benchmarks.acceptance.findings import Check, Outcome, judged, not_run
 from benchmarks.acceptance.models import Recipe, Taken, prepared, random_base
 
 from lora_trainer.model.device import Device
-from lora_trainer.training.loop import Training
+from lora_trainer.train.loop import Training
 
 _SAME = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """Most relative difference of a step's loss: sums go in another order."""
@@ -62,15 +62,13 @@ def _halves(bench: Bench, short: Short) -> Outcome:
         prepared(base, _recipe(bench, 1), bench.device, bench, enough).run()
         bench.device.give_back()
         training = prepared(base, _recipe(bench, 1), bench.device, bench, lacking)
-        before = training.budget.tokens
+        before = training.limit.tokens
         with short(training):
             training.run()
     apart = max(abs(one / other - 1) for one, other in zip(lacking.losses, enough.losses, strict=True))
-    right = bool(lacking.budgets) and apart <= _SAME[bench.device.dtype]
-    said = (
-        f"{before} tokens to {lacking.budgets or 'no fewer'}, losses of {len(lacking.losses)} steps {apart:.1e} apart"
-    )
-    return judged(right, said, apart=apart, halvings=len(lacking.budgets))
+    right = bool(lacking.limits) and apart <= _SAME[bench.device.dtype]
+    said = f"{before} tokens to {lacking.limits or 'no fewer'}, losses of {len(lacking.losses)} steps {apart:.1e} apart"
+    return judged(right, said, apart=apart, halvings=len(lacking.limits))
 
 
 @contextlib.contextmanager

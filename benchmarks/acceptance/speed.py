@@ -17,24 +17,24 @@ from benchmarks.acceptance.bench import Bench
 from benchmarks.acceptance.findings import Check, Figure, Figures, Outcome, State, not_run
 from benchmarks.acceptance.models import adapted_on, one_row
 from benchmarks.acceptance.profile import idle_share, parts, profiled
-from benchmarks.acceptance.shapes import LLAMA_3_2_1B, LLAMA_3_8B, MIXTURE_24_LAYERS, Shape, active_share
+from benchmarks.acceptance.shapes import LLAMA_3_2_1B, LLAMA_3_8B, MIXTURE_24_LAYERS, ModelArchitecture, active_share
 from benchmarks.acceptance.steps import stepper, timed
 
-from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization
-from lora_trainer.contract.gpus import Gpu, by_product
 from lora_trainer.data.store import Examples
+from lora_trainer.distributed.collectives import ALONE
 from lora_trainer.errors import out_of_memory
 from lora_trainer.model.loading import set_training
 from lora_trainer.model.quantize import is_4bit
 from lora_trainer.plan.adapter import plan_adapter
-from lora_trainer.plan.choice import MANNERS
-from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.choice import CHECKPOINTING_MODES
+from lora_trainer.plan.families import architecture_of
 from lora_trainer.plan.limits import FIT_SHARE
 from lora_trainer.plan.memory import Setting, gpu_memory
-from lora_trainer.ranks.collectives import ALONE
-from lora_trainer.recipe.settling import gpu_of
-from lora_trainer.training.batches import Budget
-from lora_trainer.training.self_check import take_fast
+from lora_trainer.spec.config import ActivationCheckpointing, LoraConfig, Quantization
+from lora_trainer.spec.gpus import Gpu, by_product
+from lora_trainer.train.batches import MicroBatchLimit
+from lora_trainer.train.resolve_auto import gpu_of
+from lora_trainer.train.self_check import take_fast
 
 RANK = 16
 LORA = LoraConfig(rank=RANK, alpha=2 * RANK)
@@ -64,14 +64,14 @@ def checks(bench: Bench) -> Iterator[Check]:
         yield Check(name=f"{name}, {kind}, {tokens}", run=run)
 
 
-def _speed(bench: Bench, name: str, shape: Shape, quantization: Quantization, tokens: int) -> Outcome:
+def _speed(bench: Bench, name: str, shape: ModelArchitecture, quantization: Quantization, tokens: int) -> Outcome:
     if not (bench.on_gpu or bench.tiny):
         return not_run("the speed of a CPU is measured by benchmarks/trainer.py")
     if quantization is not Quantization.NONE and "num_experts" in shape:
         return not_run("bitsandbytes does not quantize the experts of a mixture")
-    for manner in manners(gpu_of(bench.device), shape, quantization, tokens):
+    for checkpointing in modes(gpu_of(bench.device), shape, quantization, tokens):
         try:
-            return _measured(bench, name, shape, quantization, tokens, manner=manner)
+            return _measured(bench, name, shape, quantization, tokens, checkpointing=checkpointing)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -80,46 +80,46 @@ def _speed(bench: Bench, name: str, shape: Shape, quantization: Quantization, to
     return not_run("does not fit this GPU")
 
 
-def manners(
-    gpu: Gpu | None, config: Shape, quantization: Quantization, tokens: int
+def modes(
+    gpu: Gpu | None, config: ModelArchitecture, quantization: Quantization, tokens: int
 ) -> Sequence[ActivationCheckpointing]:
     """In which a run could train, by the fit model: the first is the one that it would choose, the next what it takes
     where the estimate was too low. All where no GPU's memory is known."""
     if gpu is None:
-        return MANNERS
-    shape = shape_of(config)
+        return CHECKPOINTING_MODES
+    shape = architecture_of(config)
     adapter = plan_adapter(LORA, shape)
     found = []
-    for manner in MANNERS:
+    for checkpointing in CHECKPOINTING_MODES:
         setting = Setting(
             quantization=quantization,
-            recompute=manner.recomputes,
-            selective=manner is ActivationCheckpointing.SELECTIVE,
+            recompute=checkpointing.recomputes,
+            selective=checkpointing is ActivationCheckpointing.SELECTIVE,
             tokens=tokens,
             row=tokens,
             packs=gpu.packs,
         )
         if gpu_memory(shape, adapter, setting).total * (1 + shape.spread) <= FIT_SHARE * gpu.memory_bytes:
-            found.append(manner)
-    return found or MANNERS[-1:]
+            found.append(checkpointing)
+    return found or CHECKPOINTING_MODES[-1:]
 
 
 def _measured(
     bench: Bench,
     name: str,
-    shape: Shape,
+    shape: ModelArchitecture,
     quantization: Quantization,
     tokens: int,
     *,
-    manner: ActivationCheckpointing,
+    checkpointing: ActivationCheckpointing,
 ) -> Outcome:
     device = bench.device
-    recompute, selective = manner.recomputes, manner is ActivationCheckpointing.SELECTIVE
+    recompute, selective = checkpointing.recomputes, checkpointing is ActivationCheckpointing.SELECTIVE
     adapted, packs = adapted_on(
         shape, LORA, device, quantization=quantization, recompute=recompute, selective=selective
     )
     row = Examples.of([one_row(tokens, int(adapted.model.config.vocab_size))])
-    chosen = take_fast(adapted, row, Budget(tokens=tokens, longest=tokens, packed=packs), device, ALONE)
+    chosen = take_fast(adapted, row, MicroBatchLimit(tokens=tokens, longest=tokens, packed=packs), device, ALONE)
     set_training(adapted.model, on=True)
     step = stepper(adapted, tokens, device, packs=packs)
     device.reset_peak_memory()
@@ -131,12 +131,12 @@ def _measured(
         "tokens_per_second": speed,
         "peak_bytes": device.peak_memory_bytes(),
         "idle_share": idle,
-        "activation_checkpointing": manner.value,
+        "activation_checkpointing": checkpointing.value,
         "kernels": ", ".join(chosen.names),
         "left_out": "; ".join(chosen.left_out),
         **{f"part: {part}": share for part, share in shares.items()},
     }
-    said = f"{_SAID[manner]}, {idle:.1%} without a kernel; "
+    said = f"{_SAID[checkpointing]}, {idle:.1%} without a kernel; "
     said += ", ".join(f"{part} {value:.0%}" for part, value in shares.items())
     said += "; " + "; ".join(
         (", ".join(chosen.names) or "no fast path", *(f"without {one}" for one in chosen.left_out))

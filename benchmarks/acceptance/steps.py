@@ -6,12 +6,12 @@ from collections.abc import Callable
 import torch
 from benchmarks.acceptance.models import one_row
 
+from lora_trainer.distributed.collectives import Ranks
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted, set_input_casts
-from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.training.batches import Budget
-from lora_trainer.training.objective import SFT
-from lora_trainer.training.step import run_step
+from lora_trainer.train.batches import MicroBatchLimit
+from lora_trainer.train.objective import SFT
+from lora_trainer.train.step import run_step
 
 
 def stepper(
@@ -20,7 +20,7 @@ def stepper(
     """An optimizer step over as many micro-batches of one row, which waits for the device no more than the trainer's
     own. From the second micro-batch on there are gradients beside what a forward pass keeps."""
     row = one_row(tokens, int(adapted.model.config.vocab_size))
-    budget = Budget(tokens=tokens, longest=tokens, packed=packs)
+    limit = MicroBatchLimit(tokens=tokens, longest=tokens, packed=packs)
     scaler = torch.amp.GradScaler(device.torch_device.type, enabled=device.dtype is torch.float16)
     parameters = [parameter for parameter in adapted.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, fused=True)
@@ -32,7 +32,7 @@ def stepper(
             [row] * micro_batches,
             objective=SFT,
             weights={"loss": micro_batches * row.targets},
-            budget=budget,
+            limit=limit,
             device=device,
             scaler=scaler,
             ranks=Ranks(),

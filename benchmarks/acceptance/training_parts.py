@@ -12,8 +12,8 @@ from benchmarks.acceptance.bench import Bench
 from benchmarks.acceptance.findings import Outcome, judged
 from benchmarks.acceptance.models import Recipe, Taken, prepared, random_base
 
-from lora_trainer.contract.config import ActivationCheckpointing
 from lora_trainer.model.device import Device
+from lora_trainer.spec.config import ActivationCheckpointing
 
 LEAST_FALL = 0.02
 """Of the first step's loss, within the steps of a recipe: on rows that count there is a lot to learn."""
@@ -52,5 +52,5 @@ def trains(
     said = f"loss {first:.3f} to {last:.3f} in {len(kept.steps)} steps, norm recomputed {apart:.1e} apart"
     if kept.left_out_steps:
         said += f", {len(kept.left_out_steps)} steps left out"
-    packed = "packed" if training.budget.packed else "padded"
+    packed = "packed" if training.limit.packed else "padded"
     return judged(right, f"{said}, {packed}", first_loss=first, last_loss=last, recomputed_apart=apart)

@@ -11,12 +11,12 @@ import torch
 from benchmarks.comparison.job import Job, Row, rows
 from benchmarks.comparison.settings import EFFECTIVE
 
-from lora_trainer.contract.config import DeviceConfig, Precision
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Example
 from lora_trainer.model.device import Device, choose_device
-from lora_trainer.training.batches import Budget
-from lora_trainer.training.evaluate import evaluate
+from lora_trainer.spec.config import DeviceConfig, Precision
+from lora_trainer.train.batches import MicroBatchLimit
+from lora_trainer.train.evaluate import evaluate
 
 HELD_OUT = {"short": 32, "full": 4}
 """Rows."""
@@ -97,6 +97,6 @@ def held_out_loss(job: Job, model: Any) -> float:
     """Of anybody's model, by our evaluation."""
     gc.collect()
     held_out = examples(rows(job, HELD_OUT[job.workload], 1_000_000))
-    budget = Budget.of(None, job.length, tokens=1024)
+    limit = MicroBatchLimit.of(None, job.length, tokens=1024)
     head = model.get_output_embeddings()
-    return evaluate(model, head, held_out, device_of(job), lambda count: None, budget=budget).loss
+    return evaluate(model, head, held_out, device_of(job), lambda count: None, limit=limit).loss

@@ -7,7 +7,14 @@ from benchmarks.comparison.job import ALPHA, LEARNING_RATE, RANK, Job, learned_i
 from benchmarks.comparison.measuring import Clock, device_of, examples, peak_mib, result
 from benchmarks.comparison.settings import EFFECTIVE
 
-from lora_trainer.contract.config import (
+from lora_trainer.data.store import Examples
+from lora_trainer.distributed.collectives import ALONE
+from lora_trainer.model.device import Device
+from lora_trainer.model.fast import isolate
+from lora_trainer.model.loading import adapt, load_model
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.planning import plan_of
+from lora_trainer.spec.config import (
     ActivationCheckpointing,
     DatasetConfig,
     DeviceConfig,
@@ -19,20 +26,13 @@ from lora_trainer.contract.config import (
     TrainConfig,
     TrainingConfig,
 )
-from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.data.store import Examples
-from lora_trainer.model.device import Device
-from lora_trainer.model.fast import isolate
-from lora_trainer.model.loading import adapt, load_model
-from lora_trainer.places.base import open_folder
-from lora_trainer.places.base_shape import shape_in
-from lora_trainer.plan.adapter import plan_adapter
-from lora_trainer.plan.planning import plan_of
-from lora_trainer.ranks.collectives import ALONE
-from lora_trainer.recipe.settling import gpu_of
-from lora_trainer.recipe.way import budget_of
-from lora_trainer.training.loop import Training
-from lora_trainer.training.self_check import take_fast
+from lora_trainer.spec.run_plan import RunPlan
+from lora_trainer.storage.base import open_folder
+from lora_trainer.storage.base_architecture import architecture_in
+from lora_trainer.train.execution_config import limit_of
+from lora_trainer.train.loop import Training
+from lora_trainer.train.resolve_auto import gpu_of
+from lora_trainer.train.self_check import take_fast
 
 LORA = LoraConfig(rank=RANK, alpha=ALPHA)
 
@@ -43,12 +43,17 @@ def ours(job: Job) -> dict[str, float]:
     data, training = examples(training_rows(job)), training_of(job)
     plan = planned(job, device, data, training)
     adapted = adapt(
-        load_model(base, Quantization.NONE, device), LORA, base, device, job.seed, checkpointing=manner(job, plan)
+        load_model(base, Quantization.NONE, device),
+        LORA,
+        base,
+        device,
+        job.seed,
+        checkpointing=checkpointing(job, plan),
     )
     packs = isolate(adapted.model)
-    budget = budget_of(None, job.length, packed=packs, device=device, plan=plan, kept=None)
-    take_fast(adapted, data, budget, device, ALONE)
-    loop = Training(adapted=adapted, examples=data, config=training, budget=budget, device=device)
+    limit = limit_of(None, job.length, packed=packs, device=device, plan=plan, kept=None)
+    take_fast(adapted, data, limit, device, ALONE)
+    loop = Training(adapted=adapted, examples=data, config=training, limit=limit, device=device)
     device.reset_peak_memory()
     clock = Clock(device.torch_device)
     clock.stamp()
@@ -76,17 +81,17 @@ def planned(job: Job, device: Device, data: Examples, training: TrainingConfig) 
         device=DeviceConfig(gpus=1),
         output=OutputConfig(uri="file:///dev/null"),
     )
-    shape = shape_in(Path(job.model), config.model.uri)
+    shape = architecture_in(Path(job.model), config.model.uri)
     tokens = int(data.lengths.sum())
     learned = learned_in(training_rows(job)) / tokens
     adapter = plan_adapter(LORA, shape)
     plan = plan_of(
-        config, shape, adapter, tokens=tokens, rows=len(data), learned_share=learned, longest=job.length, gpu=gpu
+        config, shape, adapter, tokens=tokens, rows=len(data), target_share=learned, longest=job.length, gpu=gpu
     )
     return plan if plan.fits else None
 
 
-def manner(job: Job, plan: RunPlan | None) -> ActivationCheckpointing:
+def checkpointing(job: Job, plan: RunPlan | None) -> ActivationCheckpointing:
     """In which activations are recomputed: as a run would, and somehow where all trainers are to."""
-    chosen = ActivationCheckpointing.NONE if plan is None else plan.manner
+    chosen = ActivationCheckpointing.NONE if plan is None else plan.checkpointing
     return ActivationCheckpointing.FULL if job.recompute and not chosen.recomputes else chosen

@@ -16,7 +16,7 @@ from benchmarks.comparison.plain import arguments, callback, new_model, new_toke
 from benchmarks.comparison.settings import EFFECTIVE, MUCH_SLOWER, Form, Setting, Tried, settings
 
 from lora_trainer.errors import one_sentence, out_of_memory
-from lora_trainer.training.state import copy_of, put_back, trainable
+from lora_trainer.train.state import copy_of, put_back, trainable
 
 APART = 1e-3
 """Most that hidden states of a row may change with the rows beside it, relative to their spread: rounding."""

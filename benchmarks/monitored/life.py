@@ -13,7 +13,7 @@ from lora_operator.model.names import QUEUE_LABEL
 from lora_operator.model.objects import FineTune
 from lora_operator.model.observe import parse_finetune
 from lora_operator.model.wording import instant
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 WAITS_S, TRAINS_S, STAYS_S = 4.5 * 3600, 1.5 * 3600, 24 * 3600
 """In a queue, with its pod, and after its end until it is deleted: 15, 5 and 80 of 100 runs at any time."""

@@ -12,9 +12,9 @@ from lora_operator.controller.metrics import Metrics
 from lora_operator.controller.object_metrics import ObjectCollector
 from lora_operator.model.names import ATTEMPT_LABEL, INDEX_LABEL, NAME_LABEL, ROLE_LABEL, UID_LABEL, child_labels
 from lora_operator.model.objects import FineTune, Observed
-from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.distributed.reports import Counters, GpuMemory
 from lora_trainer.host.metrics import TrainingMetrics
-from lora_trainer.ranks.reports import Counters, GpuMemory
+from lora_trainer.spec.progress import Phase, Progress
 
 _GIB = 2**30
 _TOKENS = 2000

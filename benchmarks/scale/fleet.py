@@ -12,8 +12,8 @@ from tests.component.documents import failed, succeeded
 
 from localcluster.api import Api
 from lora_operator.model.names import NAME_LABEL, ROLE_LABEL, UID_LABEL, child_name
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import Summary
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.summary import Summary
 
 TRAIN, PREFLIGHT = "train", "preflight"
 GROUP = "/apis/lora-operator.io/v1alpha1"

@@ -37,7 +37,7 @@ from benchmarks.scale.rows import Point, Row
 from benchmarks.scale.server import cpu_s, write_percentile_s
 
 from localcluster.api import Api
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 _REST_S = 5
 _TEAMS = [f"team-{number}" for number in range(10)]

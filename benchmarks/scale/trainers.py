@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lora_trainer.contract.progress import PORT, Phase, Progress
+from lora_trainer.spec.progress import PORT, Phase, Progress
 
 ANSWERING = "127.0.0.1"
 SLOW = "127.0.0.2"

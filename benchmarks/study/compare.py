@@ -9,7 +9,7 @@ from typing import TypeVar
 from benchmarks.study.records import Run, by_setting
 from benchmarks.study.rows import Kind, make_rows
 
-from lora_trainer.training.standard_error import ratio_standard_error
+from lora_trainer.train.standard_error import ratio_standard_error
 
 N = TypeVar("N", int, float)
 KINDS = tuple(row.kind for row in make_rows().held_out)
@@ -18,7 +18,7 @@ KINDS = tuple(row.kind for row in make_rows().held_out)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Loss of a setting less that of the base, nats a learned token: the mean over the seeds that both have.
+    """Loss of a setting less that of the base, nats a target token: the mean over the seeds that both have.
 
     `rows_error` is the standard error over the held-out rows of these seeds' mean, `seeds_error` that over the seeds,
     None for a single one.
@@ -46,7 +46,7 @@ class Difference:
 
 
 def mean_loss(runs: Mapping[int, Run], kind: Kind | None) -> float:
-    """Held-out loss a learned token, the mean over seeds."""
+    """Held-out loss a target token, the mean over seeds."""
     return statistics.fmean(_loss(run.sums, run.tokens, kind) for run in runs.values())
 
 

@@ -10,7 +10,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results/hyperparameters.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One training. `sums` are the summed losses in nats of each held-out row after it, `tokens` their learned tokens,
+    """One training. `sums` are the summed losses in nats of each held-out row after it, `tokens` their target tokens,
     in the order of `rows.make_rows`. `training_loss` is that of its last steps; `tokens_trained` counts all tokens."""
 
     setting: str

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from lora_trainer.contract.config import Layers, LoraConfig, Quantization, TrainingConfig
+from lora_trainer.spec.config import Layers, LoraConfig, Quantization, TrainingConfig
 
 SEEDS = (1, 2, 3)
 BATCH = 8

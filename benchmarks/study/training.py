@@ -10,7 +10,6 @@ from benchmarks.study.records import Run
 from benchmarks.study.rows import Row, make_rows
 from benchmarks.study.settings import Setting
 
-from lora_trainer.contract.config import LossOn
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import IGNORED, Example
@@ -18,13 +17,14 @@ from lora_trainer.model.device import Device
 from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.lora_kernel import fuse
-from lora_trainer.places.base import Base, open_folder
 from lora_trainer.plan.limits import CPU_TOKEN_BUDGET
-from lora_trainer.training.batches import Budget
-from lora_trainer.training.evaluate import Evaluation, evaluate
-from lora_trainer.training.guards import LossGuard
-from lora_trainer.training.loop import Training
-from lora_trainer.training.state import Course
+from lora_trainer.spec.config import LossOn
+from lora_trainer.storage.base import Base, open_folder
+from lora_trainer.train.batches import MicroBatchLimit
+from lora_trainer.train.evaluate import Evaluation, evaluate
+from lora_trainer.train.guards import LossGuard
+from lora_trainer.train.loop import Training
+from lora_trainer.train.state import Course
 
 
 def train(setting: Setting, seed: int, model: Path, threads: int) -> Run:
@@ -37,14 +37,14 @@ def train(setting: Setting, seed: int, model: Path, threads: int) -> Run:
     packed = isolate(adapted.model)
     fuse(adapted.model)
     examples = encode(rows.training, base)
-    budget = Budget.of(None, int(examples.lengths.max()), packed=packed, tokens=CPU_TOKEN_BUDGET)
+    limit = MicroBatchLimit.of(None, int(examples.lengths.max()), packed=packed, tokens=CPU_TOKEN_BUDGET)
     course = Course(guard=LossGuard())
     if setting.epochs:
         course = Training(
-            adapted=adapted, examples=examples, config=setting.training(seed), budget=budget, device=device
+            adapted=adapted, examples=examples, config=setting.training(seed), limit=limit, device=device
         ).run()
     found: Evaluation = evaluate(
-        adapted.model, adapted.head, encode(rows.held_out, base), device, lambda _rows: None, budget=budget
+        adapted.model, adapted.head, encode(rows.held_out, base), device, lambda _rows: None, limit=limit
     )
     return Run(
         setting=setting.name,

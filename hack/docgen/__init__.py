@@ -1,6 +1,6 @@
 """Pages and copies that are made from one source each, so that they cannot disagree with it.
 
-crds/lorafinetunes.yaml                                 from the classes of lora_trainer.contract (see docgen.crd)
+crds/lorafinetunes.yaml                                 from the classes of lora_trainer.spec (see docgen.crd)
 helm/lora-finetune-operator/files/lorafinetunes.yaml    from the same
 docs/api-reference.md                                   from the same
 docs/states.md                                          from state_tables.py, vocabulary.py and decide/states.py

@@ -7,7 +7,7 @@ from docgen.schema import Definition, Field, walk
 from docgen.text import code, sentence_list, table
 
 _HEAD = """\
-<!-- Generated from the classes of lora_trainer.contract by hack/docs: edit these, then run `make docs`. -->
+<!-- Generated from the classes of lora_trainer.spec by hack/docs: edit these, then run `make docs`. -->
 # API reference: {kind}, {group}/{version}
 
 {description}

@@ -8,17 +8,17 @@ from typing import Any
 
 import yaml
 
-from lora_trainer.contract.api import Api, Described, Rule, Shape, described
-from lora_trainer.contract.fields import DECIMAL
-from lora_trainer.contract.manifest import ANOTHER, API_VERSION, KIND, NAME
-from lora_trainer.contract.reading import written
-from lora_trainer.contract.resource import Spec
-from lora_trainer.contract.status import Status
+from lora_trainer.spec.api import Api, Described, Rule, Shape, described
+from lora_trainer.spec.fields import DECIMAL
+from lora_trainer.spec.manifest import ANOTHER, API_VERSION, KIND, NAME
+from lora_trainer.spec.reading import written
+from lora_trainer.spec.resource import Spec
+from lora_trainer.spec.status import Status
 
 Schema = dict[str, Any]
 _HEAD = """\
 # The LoRAFineTune resource: what `kubectl apply` and the chart install.
-# Generated from the classes of lora_trainer.contract (resource, config, status) by hack/docs: run `make docs`.
+# Generated from the classes of lora_trainer.spec (resource, config, status) by hack/docs: run `make docs`.
 """
 _IMMUTABLE = "immutable: it defines the run; create a new LoRAFineTune instead"
 _NUMBER = 20

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lora_operator.decide.states import ENDS, STATES, Group
 from lora_operator.model.conditions import Type
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 STEPS: Mapping[Group | None, Mapping[Group, str]] = {
     None: {

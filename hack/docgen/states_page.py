@@ -6,7 +6,7 @@ from docgen.state_tables import CONDITIONS, STEPS, USUAL_WAY, Statement
 from docgen.text import code, table
 from docgen.vocabulary import VOCABULARY
 from lora_operator.decide.states import ENDS, STATES, Group
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 _HEAD = """\
 <!-- Generated from state_tables.py, vocabulary.py and decide/states.py: edit them, then run `make docs`. -->

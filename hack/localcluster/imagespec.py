@@ -46,7 +46,7 @@ _LOCK = (
     "trainer_image/lora_trainer/host/__init__.py",
     "trainer_image/lora_trainer/host/lock.py",
 )
-_CONTRACT = ("trainer_image/lora_trainer/__init__.py", "trainer_image/lora_trainer/contract")
+_CONTRACT = ("trainer_image/lora_trainer/__init__.py", "trainer_image/lora_trainer/spec")
 _ACCEPTANCE = (
     "benchmarks/acceptance",
     "benchmarks/comparison",

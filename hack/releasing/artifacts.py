@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from localcluster.imagespec import OPERATOR, PREFLIGHT, TRAINER
-from lora_trainer.contract.release import RELEASE
+from lora_trainer.spec.release import RELEASE
 from releasing import layout as oci
 
 if TYPE_CHECKING:

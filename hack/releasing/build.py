@@ -20,7 +20,7 @@ from packageurl import PackageURL
 from localcluster import images, packages, space, tools
 from localcluster.imagespec import EPOCH_S, files
 from localcluster.settings import REPOSITORY
-from lora_trainer.contract.release import RELEASE
+from lora_trainer.spec.release import RELEASE
 from releasing import artifacts, chart_metadata, contents, sbom
 from releasing import layout as oci
 from releasing.errors import ReleaseError

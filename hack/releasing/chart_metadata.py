@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lora_trainer.contract.release import RELEASE
+from lora_trainer.spec.release import RELEASE
 from releasing.artifacts import IMAGES
 from releasing.errors import ReleaseError
 

@@ -8,7 +8,7 @@ import tarfile
 import zipfile
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.contract.release import RELEASE
+from lora_trainer.spec.release import RELEASE
 from releasing import artifacts, contents, refusals, sbom
 from releasing.errors import ReleaseError
 from releasing.layout import described

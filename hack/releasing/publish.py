@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_trainer.contract.release import RELEASE
+from lora_trainer.spec.release import RELEASE
 from releasing import artifacts
 from releasing.errors import ReleaseError
 

@@ -12,7 +12,7 @@ from lora_client import typed
 from lora_client.errors import FAILED, ClientError
 from lora_client.output import Form, note
 from lora_client.views.arguments import refused
-from lora_trainer.contract.release import RELEASE
+from lora_trainer.spec.release import RELEASE
 
 if TYPE_CHECKING:
     from lora_client.cluster.connection import Cluster

@@ -10,9 +10,9 @@ from typing import Any
 from lora_client.errors import ClientError
 from lora_client.views.words import FIELDS
 from lora_operator.model.wording import printable
-from lora_trainer.contract.manifest import KIND
 from lora_trainer.errors import ConfigError
 from lora_trainer.manifest_file import MOST_CHARACTERS, TOP_FIELDS, one_resource, read_documents
+from lora_trainer.spec.manifest import KIND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

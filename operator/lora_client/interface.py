@@ -20,7 +20,7 @@ from lora_client.spec import Manifest, Spec
 from lora_client.verbs.writing import planned
 from lora_client.views.given import mapping, plain, whole
 from lora_client.views.resources import part
-from lora_trainer.contract.manifest import API_VERSION, KIND
+from lora_trainer.spec.manifest import API_VERSION, KIND
 
 __all__ = ["ClientError", "LoRAClient", "Run"]
 

@@ -17,7 +17,7 @@ from lora_operator.controller.supervision import OperatorFailedError
 from lora_operator.explain import ExplainError, explain, parse_place
 from lora_operator.model.config import OperatorConfig, load_config
 from lora_operator.model.visible import visible
-from lora_trainer.contract.codec import CodecError
+from lora_trainer.spec.codec import CodecError
 
 logger = logging.getLogger("lora_operator")
 

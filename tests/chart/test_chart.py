@@ -10,7 +10,7 @@ from tests.chart.matrix import IMAGES
 from tests.chart.objects import Render, only, parsed, pod_of, pods_of, settings_of
 
 from lora_operator.controller.checks import LEASE_RIGHTS
-from lora_trainer.contract.release import RELEASE
+from lora_trainer.spec.release import RELEASE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = REPOSITORY / "helm/lora-finetune-operator"

@@ -10,7 +10,7 @@ from tests.chart.objects import Render, only, pod_of, settings_of
 from tests.chart.target import CHART
 
 from lora_operator.model.config import OperatorConfig, load_config, yaml_name
-from lora_trainer.contract.device_section import GpuSetting
+from lora_trainer.spec.device_section import GpuSetting
 
 VERSION = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
 DIGEST = f"sha256:{'a' * 64}"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lora_trainer.contract.release import RELEASE
+from lora_trainer.spec.release import RELEASE
 from releasing import chart_metadata
 from releasing.errors import ReleaseError
 

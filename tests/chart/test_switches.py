@@ -12,7 +12,7 @@ from tests.chart.objects import Manifest, Render, only, pod_of, settings_of
 from tests.pages.blocks import block
 
 from lora_operator.model.names import PREFLIGHT, QUEUE_LABEL, TRAIN, child_labels
-from lora_trainer.contract.progress import PORT
+from lora_trainer.spec.progress import PORT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LISTED = {"namespaces": ["team-a", "team-b"]}

@@ -8,7 +8,7 @@ import pytest
 
 from localcluster import processes
 from localcluster.client import Client, CommandError
-from lora_trainer.contract.config import (
+from lora_trainer.spec.config import (
     DatasetConfig,
     DeviceConfig,
     LoraConfig,
@@ -18,9 +18,9 @@ from lora_trainer.contract.config import (
     TrainConfig,
     TrainingConfig,
 )
-from lora_trainer.contract.progress import PORT, Progress
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import Summary
+from lora_trainer.spec.progress import PORT, Progress
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.summary import Summary
 
 
 @pytest.fixture(scope="session")

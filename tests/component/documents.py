@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, Summary, Verification
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.summary import Artifact, DatasetStats, ResolvedRun, Results, Summary, Verification
 
 Object = dict[str, Any]
 

@@ -22,7 +22,7 @@ from lora_operator.model.request import read_request
 from lora_operator.model.wording import instant, parse_instant
 from lora_operator.render.jobs import render_job
 from lora_operator.render.pod_template import Shape
-from lora_trainer.contract.manifest import RunOptions
+from lora_trainer.spec.manifest import RunOptions
 
 CONFIG = OperatorConfig(trainer_image="registry.example/lora-trainer:test")
 LONG_AGO = timedelta(hours=1)

@@ -20,7 +20,7 @@ from lora_client.__main__ import main
 from lora_client.cluster.connection import ApiError, connect
 from lora_client.errors import ClientError
 from lora_client.runs import ClusterRun
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,8 @@ from lora_operator.decide.blocks import block_from
 from lora_operator.decide.results import plan_block, resolved_by_request
 from lora_operator.model.defaults import Defaults
 from lora_operator.model.request import read_request
-from lora_trainer.contract.manifest import RunOptions, train_config, understand
-from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results
+from lora_trainer.spec.manifest import RunOptions, train_config, understand
+from lora_trainer.spec.summary import Artifact, DatasetStats, ResolvedRun, Results
 
 # What an administrator may set for runs that are silent.
 SITE = Defaults(queue="gpus", ttl_s=86400, environment={"NCCL_DEBUG": "WARN"}, cache_claim="models")

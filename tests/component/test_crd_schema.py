@@ -11,10 +11,10 @@ import yaml
 from tests.component.definition import BAD, OF_STRUCTURE, changed
 
 from docgen.schema import Field, load, walk
-from lora_trainer.contract.api import Rule, described
-from lora_trainer.contract.fields import Problem
-from lora_trainer.contract.manifest import ANOTHER, NAME, RunOptions, understand
-from lora_trainer.contract.resource import Spec
+from lora_trainer.spec.api import Rule, described
+from lora_trainer.spec.fields import Problem
+from lora_trainer.spec.manifest import ANOTHER, NAME, RunOptions, understand
+from lora_trainer.spec.resource import Spec
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CRD = load(REPOSITORY / "crds/lorafinetunes.yaml")

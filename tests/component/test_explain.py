@@ -14,7 +14,7 @@ from tests.faults.proxy import FaultProxy
 from lora_operator.__main__ import main
 from lora_operator.cluster.api import EVENTS, FINETUNES, JOBS, PODS
 from lora_operator.controller.checks import Right
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 READ = (
     *(Right(verb="get", resource=resource) for resource in (FINETUNES, JOBS)),

@@ -12,8 +12,8 @@ from tests.unit.reached import ended, every_state
 
 from localcluster.api import ApiError
 from lora_operator.decide.states import group_of
-from lora_trainer.contract.manifest import API_VERSION, KIND
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.manifest import API_VERSION, KIND
+from lora_trainer.spec.reasons import Reason
 
 Object = dict[str, Any]
 # In the order in which Flux asks for them.

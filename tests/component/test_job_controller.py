@@ -18,7 +18,7 @@ from tests.model.world import NAMESPACE, ModelClient
 
 from localcluster.client import Client
 from lora_operator.model.names import PREFLIGHT, TRAIN
-from lora_trainer.contract.exit_codes import FINAL, ExitCode
+from lora_trainer.spec.exit_codes import FINAL, ExitCode
 
 JUST_NOW = timedelta()
 PEER = int(ExitCode.PEER_FAILED)

@@ -15,7 +15,7 @@ from tests.component.stage import REPOSITORY, Stage, gone
 from tests.faults.one_run import Run
 
 from lora_operator.model.names import TRAIN
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 Object = dict[str, Any]
 PATIENCE = f"--timeout={DEADLINE_S:.0f}s"

@@ -24,7 +24,7 @@ from tests.ports import free_address
 from localcluster import settings
 from lora_operator.controller.checks import RIGHTS
 from lora_operator.model.names import child_labels, child_name
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 
 def test_a_killed_operator_finds_its_runs_again_and_reads_the_verdict_that_it_missed(stage: Stage) -> None:

@@ -12,7 +12,7 @@ from tests.faults.one_run import Run
 from tests.faults.seen import Sees, kept, remember, saw
 
 from lora_operator.model.wording import parse_instant
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 # Of the active time in three parts of two seconds, three times as much on a busy machine, and the rest.
 LIMIT_S = 30

@@ -11,7 +11,7 @@ from tests.component.patience import eventually
 from tests.component.stage import Stage
 
 from lora_operator.controller.logs import FIELDS
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 Line = dict[str, Any]
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz"

@@ -15,7 +15,7 @@ from tests.component.patience import eventually
 from tests.component.stage import Stage
 from tests.ports import free_address
 
-from lora_trainer.contract.progress import PORT, Phase, Progress
+from lora_trainer.spec.progress import PORT, Phase, Progress
 
 Talk = Callable[[Any], None]
 

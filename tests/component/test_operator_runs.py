@@ -8,7 +8,7 @@ from tests.component.documents import failed, succeeded
 from tests.component.patience import eventually
 from tests.component.stage import Stage, gone
 
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 
 def test_a_new_resource_gets_a_job_that_it_owns_and_that_holds_its_configuration(stage: Stage) -> None:

@@ -9,8 +9,8 @@ from tests.component.stage import Stage, gone
 from tests.unit.reports import make_plan, make_report
 
 from lora_operator.model.names import CONFIG_ANNOTATION, PREFLIGHT, TRAIN
-from lora_trainer.contract.config import Quantization, TrainConfig
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.config import Quantization, TrainConfig
+from lora_trainer.spec.reasons import Reason
 
 RUN = {"preflight": "Run"}
 

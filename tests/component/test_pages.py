@@ -17,7 +17,7 @@ from tests.pages.typed import typed
 
 from localcluster.client import Client, CommandError
 from lora_client.__main__ import main
-from lora_trainer.contract.manifest import API_VERSION, KIND
+from lora_trainer.spec.manifest import API_VERSION, KIND
 
 CHECKED = [each for each in BLOCKS if not each.reason]
 OURS = ("v1", API_VERSION)

@@ -9,9 +9,9 @@ from tests.unit.test_scrape import HOSTILE, hostile
 
 from lora_operator.controller.metrics import Metrics
 from lora_operator.controller.object_metrics import ObjectCollector
-from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.distributed.reports import Counters, GpuMemory
 from lora_trainer.host.metrics import TrainingMetrics
-from lora_trainer.ranks.reports import Counters, GpuMemory
+from lora_trainer.spec.progress import Phase, Progress
 
 
 def check(text: bytes) -> None:

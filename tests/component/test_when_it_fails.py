@@ -7,7 +7,7 @@ from typing import Any
 from tests.component.stage import REPOSITORY, Stage
 
 from localcluster.client import CommandError
-from lora_trainer.contract.manifest import API_VERSION, KIND
+from lora_trainer.spec.manifest import API_VERSION, KIND
 
 PAGE = (REPOSITORY / "docs/when-it-fails.md").read_text(encoding="utf-8")
 RUN: dict[str, Any] = {

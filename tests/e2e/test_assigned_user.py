@@ -3,8 +3,8 @@
 from tests.e2e.conftest import Installed
 from tests.e2e.support import CLAIM, PATIENCE_S, finetune, rows, wait_reason
 
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import Summary
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.summary import Summary
 
 ASSIGNED = 1_000_660_000
 

@@ -11,7 +11,7 @@ from demoflow.packages import Packages
 from hub.deploy import NAMESPACE as HUB
 from hub.model import REPO_ID
 from localcluster.client import Client
-from lora_trainer.artifact.tensor_files import header_bytes, read_entries
+from lora_trainer.storage.tensor_files import header_bytes, read_entries
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

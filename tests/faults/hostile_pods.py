@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from lora_trainer.contract.progress import PORT
+from lora_trainer.spec.progress import PORT
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 """What happens on a connection after its request; it is cut afterwards."""

@@ -21,8 +21,8 @@ from tests.faults.queue_kind import QUEUE, admit, make_workload, workload_path
 from tests.unit.reports import make_report
 
 from lora_operator.model.names import JOB_NAME_LABEL, NAME_LABEL, PREFLIGHT, TRAIN, place_of
-from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.exit_codes import ExitCode
+from lora_trainer.spec.reasons import Reason
 
 Awaited = Callable[[], Any]
 PAUSE_S = 0.2

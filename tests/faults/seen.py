@@ -13,7 +13,7 @@ from tests.faults import moments
 from tests.faults.moments import HELD, Kept, Moment, condition
 from tests.faults.one_run import Run
 
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 # I10: every wait has its reason in a condition within this time.
 WITHIN_S = 60

@@ -14,7 +14,7 @@ from tests.faults.one_run import begin
 from tests.faults.seen import Sees, kept, remember, saw
 
 from localcluster.api import ApiError
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 POLICIES = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
 BINDINGS = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings"

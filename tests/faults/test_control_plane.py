@@ -35,7 +35,7 @@ from tests.faults.outage import keep_away, wait_api_server
 from tests.faults.seen import Sees, kept, remember, saw
 from tests.ports import free_address
 
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 # The metrics of watches follow every second.
 METRICS_LAG_S = 3.0

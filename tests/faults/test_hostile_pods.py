@@ -21,8 +21,8 @@ from tests.ports import free_address
 
 from lora_operator.controller.checks import RIGHTS
 from lora_operator.model.names import NAME_LABEL
-from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.exit_codes import ExitCode
+from lora_trainer.spec.reasons import Reason
 
 _QUESTIONS = 3
 _FLOODS = 20

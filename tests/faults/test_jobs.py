@@ -12,7 +12,7 @@ from tests.faults.one_run import Run, begin
 from tests.faults.seen import Sees, kept, remember, saw
 
 from lora_operator.model.names import NAME_LABEL, SUSPEND_ANNOTATION, UID_LABEL
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 
 def _delete_job(run: Run, policy: str) -> None:

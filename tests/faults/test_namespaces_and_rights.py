@@ -18,7 +18,7 @@ from tests.faults.seen import Sees, kept, remember, saw
 
 from localcluster.api import ApiError
 from lora_operator.controller.checks import RIGHTS, Right, rights_used
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 USED = rights_used(kueue=False)
 GONE_S = 300.0

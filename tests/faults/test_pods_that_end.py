@@ -18,7 +18,7 @@ from tests.faults.one_run import SEEN_S, Run, begin
 from tests.faults.seen import Sees, kept, remember, saw
 from tests.ports import free_address
 
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

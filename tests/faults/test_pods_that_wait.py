@@ -12,7 +12,7 @@ from tests.faults.one_run import begin, free_of_claims
 from tests.faults.seen import Sees, kept, remember, saw
 
 from lora_operator.model.names import PREFLIGHT, TRAINER_CONTAINER
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 IMAGE = "registry.example/lora-trainer:test"
 NOT_FOUND = f'failed to pull and unpack image "{IMAGE}": failed to resolve reference "{IMAGE}": {IMAGE}: not found'

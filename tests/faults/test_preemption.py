@@ -9,7 +9,7 @@ from tests.faults.one_run import Run
 from tests.faults.queue_kind import PREEMPTED, QUEUE, admit, kueue, make_workload, preempt
 from tests.faults.seen import Sees, kept, remember, saw
 
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 __all__ = ["kueue"]
 

@@ -17,8 +17,8 @@ from tests.faults.seen import Sees, kept, remember, saw
 from lora_operator.model.names import UID_LABEL
 from lora_operator.model.observe import parse_pod
 from lora_operator.model.pods import has_ended
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import SavedState, Summary
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.summary import SavedState, Summary
 
 # Within this time the Job controller makes the pod that it wants: it looks at a Job once a second at most.
 _JOB_CONTROLLER_S = 3.0

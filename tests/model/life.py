@@ -25,7 +25,7 @@ from lora_operator.model.names import (
     place_of,
 )
 from lora_operator.model.wording import instant
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 T = TypeVar("T")
 NAMES = ("tone", "mood")

@@ -26,7 +26,7 @@ from lora_operator.controller.supervision import OperatorFailedError, run_togeth
 from lora_operator.controller.work import Work, check_watches, keep_house, lead
 from lora_operator.model import names
 from lora_operator.model.config import OperatorConfig
-from lora_trainer.contract.progress import Progress
+from lora_trainer.spec.progress import Progress
 
 BEGINNING = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 REQUEST_TIMEOUT_S = 30.0

@@ -20,7 +20,7 @@ from lora_operator.cluster.api import ApiError
 from lora_operator.controller.logs import TextFormatter
 from lora_operator.model.config import OperatorConfig
 from lora_operator.model.names import QUEUE_LABEL, is_of_another
-from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.spec.progress import Phase, Progress
 
 NAMESPACE = "team-a"
 FOREIGN = "team.example/keep"

@@ -9,32 +9,32 @@ import pytest
 from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 
-from lora_trainer.contract.config import LossOn
 from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.dataset import Data, read_or_encode
 from lora_trainer.data.formats import Sample
 from lora_trainer.data.kept_rows import KeptRows
-from lora_trainer.data.survey import Samples, load_samples
+from lora_trainer.data.survey import DatasetIndex, load_index
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import Encoded, Encoder
-from lora_trainer.places.base import Base
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
+from lora_trainer.spec.config import LossOn
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.volumes import Volumes
 
 READ_AGAIN = re.compile(r"Rows: 40 encoded by an earlier attempt are read again \(\d+\.\d s\)")
 
 
-def samples_of(root: Path, rows: list[dict[str, Any]] | None = None, **sections: Any) -> Samples:
+def samples_of(root: Path, rows: list[dict[str, Any]] | None = None, **sections: Any) -> DatasetIndex:
     """Rows on a claim, checked and chosen."""
     tiny.write_jsonl(root / "claims/data/train.jsonl", rows or tiny.chats(40))
-    return load_samples(make_config(**sections), Volumes(claims=root / "claims"), Hub())
+    return load_index(make_config(**sections), Volumes(claims=root / "claims"), Hub())
 
 
 class Attempts:
     """Attempts of one run: each has a temporary folder of its own, and all one to keep rows in."""
 
-    def __init__(self, root: Path, samples: Samples, encoder: Encoder, **kept: Any) -> None:
-        self.root, self.samples, self.encoder = root, samples, encoder
+    def __init__(self, root: Path, index: DatasetIndex, encoder: Encoder, **kept: Any) -> None:
+        self.root, self.samples, self.encoder = root, index, encoder
         self.own = root / "own"
         self.own.mkdir(exist_ok=True)
         self.kept = KeptRows(own=self.own, **kept)
@@ -51,9 +51,9 @@ class Attempts:
         with pytest.MonkeyPatch.context() as patch:
             encode_all, calls = self.encoder.encode_all, []
 
-            def counted(samples: Sequence[Sample]) -> list[list[Encoded]]:
-                calls.append(len(samples))
-                return encode_all(samples)
+            def counted(index: Sequence[Sample]) -> list[list[Encoded]]:
+                calls.append(len(index))
+                return encode_all(index)
 
             patch.setattr(self.encoder, "encode_all", counted)
             self.run()

@@ -11,12 +11,12 @@ import torch
 from tests.trainer import tiny
 from tests.trainer.runs import Workplace
 
-from lora_trainer.contract.config import LossOn, TrainConfig
-from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.model.device import Device
-from lora_trainer.places.base import Base, open_folder
+from lora_trainer.spec.config import LossOn, TrainConfig
+from lora_trainer.spec.manifest import RunOptions, train_config
+from lora_trainer.storage.base import Base, open_folder
 
 # PEFT asks the model for a property that Transformers renamed; neither is ours.
 PEFT_RENAMED = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"

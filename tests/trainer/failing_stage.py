@@ -14,12 +14,12 @@ from pathlib import Path
 
 from tests.unit.reports import make_plan
 
-from lora_trainer.contract.progress import Phase
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.distributed.parent import end_with_parent
+from lora_trainer.distributed.reports import Report, Reporter, open_report
 from lora_trainer.errors import DatasetError, DoesNotFitError, PeerFailedError, StorageError
 from lora_trainer.host.guard import guarded, leave
-from lora_trainer.ranks.parent import end_with_parent
-from lora_trainer.ranks.reports import Report, Reporter, open_report
+from lora_trainer.spec.progress import Phase
+from lora_trainer.spec.reasons import Reason
 
 PLAN = make_plan(fits=False, reason="the run needs at least 20.0 GiB of a GPU's memory, and T4 has 15.0 GiB: more")
 

@@ -10,14 +10,14 @@ import torch
 from tests.trainer import tiny
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
-from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization
 from lora_trainer.data.tokens import Example
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted, adapt, load_model, set_training
-from lora_trainer.places.base import open_folder
-from lora_trainer.training.batches import collate
-from lora_trainer.training.loss import token_losses
-from lora_trainer.training.state import trainable
+from lora_trainer.spec.config import ActivationCheckpointing, LoraConfig, Quantization
+from lora_trainer.storage.base import open_folder
+from lora_trainer.train.batches import collate
+from lora_trainer.train.loss import token_losses
+from lora_trainer.train.state import trainable
 
 _SIZES: Mapping[str, Any] = {
     "hidden_size": 32,

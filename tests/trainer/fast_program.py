@@ -24,10 +24,10 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
 from triton.runtime import interpreter
 
-from lora_trainer.contract.config import ActivationCheckpointing
 from lora_trainer.model import liger
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast import FAMILIES, GATE, NORM, ROTATION, Entry, isolate
+from lora_trainer.spec.config import ActivationCheckpointing
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16}
 """The interpreter computes with numpy, which has no bf16."""
@@ -142,10 +142,10 @@ def main() -> None:
     interpreter._implicit_cvt = functools.partial(as_compiled, interpreter._implicit_cvt)
     liger.DEVICES.add("cpu")
     kinds = sys.argv[1:] or [kind for kind, family in FAMILIES.items() if {*LIGER} & {*family.fast}]
-    manners = (ActivationCheckpointing.SELECTIVE, ActivationCheckpointing.FULL)
+    modes = (ActivationCheckpointing.SELECTIVE, ActivationCheckpointing.FULL)
     answers = {
         "families": {kind: family(kind) for kind in kinds},
-        "manners": {manner.value: family("llama", manner) for manner in manners},
+        "manners": {checkpointing.value: family("llama", checkpointing) for checkpointing in modes},
         "shapes": {name: shapes(dtype) for name, dtype in TYPES.items()},
     }
     print(json.dumps(answers))

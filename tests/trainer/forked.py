@@ -16,7 +16,7 @@ from lora_trainer import stage
 from lora_trainer.cli import main
 from lora_trainer.host.launch import ONE_PROCESS
 from lora_trainer.host.supervisor import Ending, Settings, Supervisor
-from lora_trainer.places.volumes import Volumes
+from lora_trainer.storage.volumes import Volumes
 
 _POPEN = "lora_trainer.host.child.subprocess"
 

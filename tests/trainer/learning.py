@@ -16,7 +16,7 @@ def assert_exactly_the_answers_are_learned(encoder: Encoder, family: Family, cha
     """Each once, with its end, behind the very text and tokens that inference shows; nothing else is."""
     (encoded,) = encoder.encode_all([chat])
     wanted = answers(encoder, family, chat)
-    found = [stretch for one in encoded for stretch in stretches(encoder, one.example)]
+    found = [span for one in encoded for span in spans(encoder, one.example)]
     assert Counter(said for _, said in found) == Counter(said for _, said in wanted)
     assert {(before, said) for before, said in wanted if before is not None} <= set(found)
     assert sum(one.learned_answers for one in encoded) == len(wanted)
@@ -59,7 +59,7 @@ def bounds(example: Example) -> list[tuple[int, int]]:
     return [(int(start), int(end)) for start, end in changes.reshape(-1, 2)]
 
 
-def stretches(encoder: Encoder, example: Example) -> list[tuple[str, str]]:
+def spans(encoder: Encoder, example: Example) -> list[tuple[str, str]]:
     """What is learned in an example, each stretch with all that stands before it."""
     ids = example.input_ids.tolist()
     return [(_text(encoder, ids[:start]), _text(encoder, ids[start:end])) for start, end in bounds(example)]

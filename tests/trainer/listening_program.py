@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lora_trainer.ranks.group import join
+from lora_trainer.distributed.group import join
 
 _LOOPBACK = {"0100007F", "00000000000000000000000001000000"}
 _LISTEN = "0A"

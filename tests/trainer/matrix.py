@@ -14,16 +14,16 @@ from tests.trainer.conftest import make_config
 from tests.trainer.families import FAMILIES
 from tests.trainer.runs import prepared
 
-from lora_trainer.contract.config import Merge, TrainConfig
+from lora_trainer.distributed.reports import Reporter
 from lora_trainer.errors import TrainerError
 from lora_trainer.model.loading import Loaded, load_model
-from lora_trainer.places.base import Base
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks.reports import Reporter
-from lora_trainer.recipe.train import Workshop, run_training
+from lora_trainer.recipe.run import RunContext, run_training
 from lora_trainer.result.merge_stage import merge_result
 from lora_trainer.result.verify import verify
+from lora_trainer.spec.config import Merge, TrainConfig
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.volumes import Volumes
 
 Sections = Mapping[str, Any]
 
@@ -174,10 +174,12 @@ def train_cell(config: TrainConfig, claims: Path, folder: Path) -> Outcome:
         return load_model(base, *given, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora_trainer.recipe.session.load_model", load)
+        patch.setattr("lora_trainer.train.session.load_model", load)
         try:
             data = prepared(config, volumes, folder / "prepared")
-            run_training(config, data, volumes, Hub(), folder=adapter, reporter=Reporter(None), workshop=Workshop())
+            run_training(
+                config, data, volumes, Hub(), folder=adapter, reporter=Reporter(None), run_context=RunContext()
+            )
         except TrainerError as error:
             return Outcome(refusal=str(error), weights_read=bool(read))
     return Outcome(adapter=adapter)

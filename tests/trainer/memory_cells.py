@@ -9,7 +9,7 @@ from benchmarks.memory_estimate import estimate
 from benchmarks.memory_simulation import Step
 from tests.unit.fit_models import FURTHER, GEMMA_3, MODELS, Config
 
-from lora_trainer.contract.config import Layers, LoraConfig, Optimizer, Quantization, TrainingConfig, Variant
+from lora_trainer.spec.config import Layers, LoraConfig, Optimizer, Quantization, TrainingConfig, Variant
 
 _NOT_SIMULATED = {"gemma3", "deepseek_v3", "llama4"}
 """Those that see, and layers of two kinds, of which two do not foretell the others."""
@@ -43,7 +43,7 @@ class Cell:
             *([f"{', '.join(lora.modules_to_save)} whole"] if lora.modules_to_save else []),
             "MLPs recomputed" if step.selective else "recomputed" if step.recompute else "kept",
             f"{len(step.rows)} x {step.rows[0]}",
-            *(["a fifth learned"] if step.learned < 1 else []),
+            *(["a fifth learned"] if step.target_share < 1 else []),
             *(["8-bit optimizer"] if step.training.optimizer is not Optimizer.ADAMW else []),
             *(["no kernel"] if not (step.packs or step.fp32) else []),
         ]
@@ -80,7 +80,7 @@ FEW = (
     cell("Llama-3-8B", (1024,) * 4, LoraConfig(rank=256, alpha=256), training=_8_BIT),
     cell("Llama-3-8B", (1024,) * 4, selective=True),
     cell("Qwen3-8B", (512, 512), _DORA, quantization=_NF4),
-    cell("Gemma-2-2B", (1024,), learned=0.2),
+    cell("Gemma-2-2B", (1024,), target_share=0.2),
     cell("GPT-2", (1024,), quantization=_NF4),
     cell("Pythia-160M", (1024,), _DROPOUT, recompute=False, fp32=True, packs=False),
     cell("StarCoder2-3B", (512,) * 8, replace(_DORA, dropout=0.05)),
@@ -117,7 +117,7 @@ MORE = (
     cell("Llama-3-8B", (1024,), _DORA, quantization=_INT8, recompute=False),
     cell("Llama-3-8B", (1024,) * 4, fp32=True, packs=False),
     cell("Llama-3-8B", (1024,), fp32=True, packs=False, recompute=False),
-    cell("Llama-3-8B", (1024,) * 4, learned=0.2),
+    cell("Llama-3-8B", (1024,) * 4, target_share=0.2),
     cell("Llama-3-8B", (1024,) * 4, packs=False, recompute=False),
     cell("Llama-2-7B", (1304,), _QUERY_VALUE, recompute=False),
     cell("Llama-2-7B", (1304,), _QUERY_VALUE_DROPOUT, recompute=False, quantization=_NF4),
@@ -131,8 +131,8 @@ MORE = (
     cell("Gemma-2B", (512,) * 8),
     cell("Gemma-2B", (512,) * 8, _QUERY_VALUE, recompute=False),
     cell("Gemma-2-2B", (1024,) * 4),
-    cell("Gemma-2-2B", (1024,) * 4, learned=0.2),
-    cell("Gemma-2-2B", (512,) * 2, recompute=False, learned=0.1),
+    cell("Gemma-2-2B", (1024,) * 4, target_share=0.2),
+    cell("Gemma-2-2B", (512,) * 2, recompute=False, target_share=0.1),
     cell("Gemma-3-4B, text", (512,) * 8),
     cell("Gemma-3-4B, text", (512,) * 2, _DROPOUT, recompute=False),
     cell("GPT-2", (1024,) * 4, recompute=False),

@@ -7,11 +7,11 @@ import time
 
 import torch
 
-from lora_trainer.contract.progress import Phase
+from lora_trainer.distributed.group import join
+from lora_trainer.distributed.parent import end_with_parent
+from lora_trainer.distributed.reports import Reporter, open_report
 from lora_trainer.host.guard import guarded, leave
-from lora_trainer.ranks.group import join
-from lora_trainer.ranks.parent import end_with_parent
-from lora_trainer.ranks.reports import Reporter, open_report
+from lora_trainer.spec.progress import Phase
 
 
 def _work(reporter: Reporter) -> None:

@@ -17,7 +17,7 @@ _PRELOAD = [
     "peft",
     "transformers.models.llama.modeling_llama",
     "torch.distributed.fsdp",
-    "lora_trainer.training.loop",
+    "lora_trainer.train.loop",
 ]
 
 

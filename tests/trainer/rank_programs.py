@@ -19,7 +19,22 @@ from tests.trainer.conftest import make_config
 from tests.trainer.trainings import record_of
 from torch.distributed.tensor import DTensor
 
-from lora_trainer.contract.config import (
+from lora_trainer.data.formats import PlainText
+from lora_trainer.data.store import Examples
+from lora_trainer.data.tokenizer import load_encoder
+from lora_trainer.distributed.collectives import Ranks
+from lora_trainer.distributed.group import join
+from lora_trainer.errors import TerminatedError
+from lora_trainer.model.convert import Start
+from lora_trainer.model.device import Device, same_type
+from lora_trainer.model.fast import ADAPTER, isolate, usable
+from lora_trainer.model.load_throttle import throttled
+from lora_trainer.model.loading import adapt, load_model
+from lora_trainer.model.lora_kernel import fuse
+from lora_trainer.model.recompute import recompute_activations, recompute_mlps
+from lora_trainer.model.sharding import mesh_over, shard, stream
+from lora_trainer.result.verify import verify
+from lora_trainer.spec.config import (
     CheckpointConfig,
     LoraConfig,
     LossOn,
@@ -27,37 +42,22 @@ from lora_trainer.contract.config import (
     TrainConfig,
     TrainingConfig,
 )
-from lora_trainer.data.formats import PlainText
-from lora_trainer.data.store import Examples
-from lora_trainer.data.tokenizer import load_encoder
-from lora_trainer.errors import TerminatedError
-from lora_trainer.model.convert import Start
-from lora_trainer.model.device import Device, same_type
-from lora_trainer.model.fast import ADAPTER, isolate, usable
-from lora_trainer.model.loading import adapt, load_model
-from lora_trainer.model.lora_kernel import fuse
-from lora_trainer.model.recompute import recompute_activations, recompute_mlps
-from lora_trainer.model.sharding import mesh_over, shard, stream
-from lora_trainer.model.turns import in_turn
-from lora_trainer.places.base import Base, open_folder
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.ranks.group import join
-from lora_trainer.recipe.evaluator import Evaluator
-from lora_trainer.recipe.session import Session
-from lora_trainer.recipe.settling import Settled
-from lora_trainer.result.verify import verify
-from lora_trainer.training.batches import Budget
-from lora_trainer.training.checkpoint import Checkpoints
-from lora_trainer.training.evaluate import Evaluation, evaluate
-from lora_trainer.training.guards import LossGuard
-from lora_trainer.training.listener import Listener, Step
-from lora_trainer.training.loop import Training
-from lora_trainer.training.saver import Saver
-from lora_trainer.training.self_check import checked
-from lora_trainer.training.state import Course, State, state_on_all
-from lora_trainer.training.stopping import Stop
+from lora_trainer.storage.base import Base, open_folder
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.batches import MicroBatchLimit
+from lora_trainer.train.callbacks import Step, TrainerCallback
+from lora_trainer.train.checkpoint import Checkpoints
+from lora_trainer.train.checkpoint_policy import CheckpointPolicy
+from lora_trainer.train.evaluate import Evaluation, evaluate
+from lora_trainer.train.evaluator import Evaluator
+from lora_trainer.train.guards import LossGuard
+from lora_trainer.train.loop import Training
+from lora_trainer.train.resolve_auto import RunSetup
+from lora_trainer.train.self_check import checked
+from lora_trainer.train.session import Session
+from lora_trainer.train.state import State, TrainerState, state_on_all
+from lora_trainer.train.stopping import Stop
 
 CPU = Device(torch_device=torch.device("cpu"), name="cpu", dtype=torch.float32)
 WAIT_S = 300.0
@@ -83,7 +83,7 @@ def every_collective() -> dict[str, Any]:
             "sum": ranks.sum(ranks.rank + 0.5),
             "any": (ranks.any(ranks.rank == 1), ranks.any(False)),
             "broadcast": ranks.broadcast(torch.full((2,), ranks.rank + 7)).tolist(),
-            "value": ranks.broadcast_value(Course(step=ranks.rank, guard=LossGuard()), Course).step,
+            "value": ranks.broadcast_value(TrainerState(step=ranks.rank, guard=LossGuard()), TrainerState).step,
             "gather": ranks.gather(f"rank {ranks.rank}" * (1 + ranks.rank), str),
             "rounds": ranks.rounds(ranks.rank + 2),
             "gradients": [None if p.grad is None else p.grad.tolist() for p in (everywhere, somewhere, nowhere)],
@@ -172,11 +172,11 @@ class Outcome:
     after: float
     adapter: dict[str, list[float]]
     layer_weights: int
-    budget_tokens: int
+    limit_tokens: int
     recomputes: bool
 
 
-class Taken(Listener):
+class Taken(TrainerCallback):
     """Keeps the steps; as process 0, asks for an end after the step `until`."""
 
     def __init__(self, until: int | None = None) -> None:
@@ -211,7 +211,7 @@ def train(plan: Plan) -> Outcome:
         training.run()
         model = training.adapted.model
         after = evaluate(
-            model, training.adapted.head, rows, CPU, lambda rows: None, budget=training.budget, ranks=training.ranks
+            model, training.adapted.head, rows, CPU, lambda rows: None, limit=training.limit, ranks=training.ranks
         )
         return Outcome(
             losses=[step.loss for step in taken.steps],
@@ -219,7 +219,7 @@ def train(plan: Plan) -> Outcome:
             rows=[step.rows for step in taken.steps],
             after=after.loss,
             adapter={name: p.detach().flatten().tolist() for name, p in training.parameters.items()},
-            budget_tokens=training.budget.tokens,
+            limit_tokens=training.limit.tokens,
             recomputes=bool(model.get_base_model().model.gradient_checkpointing),
             layer_weights=sum(
                 _own(parameter).numel()
@@ -261,7 +261,7 @@ def stop_in_an_evaluation(plan: Plan, folder: Path) -> Stopped:
             adapted=training.adapted,
             data=SimpleNamespace(evaluation=rows, held_out=True),  # type: ignore[arg-type]
             objective=training.objective,
-            budget=Budget(tokens=1, longest=int(rows.lengths.max())),
+            limit=MicroBatchLimit(tokens=1, longest=int(rows.lengths.max())),
             device=CPU,
             ranks=training.ranks,
             alive=alive,
@@ -270,7 +270,7 @@ def stop_in_an_evaluation(plan: Plan, folder: Path) -> Stopped:
         losses = evaluator.on_the_way().loss, evaluator(trained=False).loss
         batches[0] = 0
         training.evaluate = evaluator.on_the_way
-        training.saver = Saver(
+        training.checkpoint_policy = CheckpointPolicy(
             checkpoints=Checkpoints(folder, keep=1),
             config=CheckpointConfig(interval_s=3600, interval_steps=None, keep=1),
             record=record_of(make_config()),
@@ -289,7 +289,7 @@ def check_on_a_divided_base(folder: Path, *, wrong: bool) -> tuple[tuple[str, ..
         base = open_folder(folder)
         adapted = adapt(load_model(base, Quantization.NONE, CPU), LoraConfig(rank=4, alpha=8), base, CPU, 3)
         shard(adapted.model, CPU, mesh_over(CPU, group, 2))
-        ranks = dataclasses.replace(group, lockstep=True)
+        ranks = dataclasses.replace(group, fsdp=True)
         encoder = load_encoder(base, LossOn.COMPLETION, 256)
         words = "Fair winds. " * 5
         rows = Examples.of(encoder.encode(PlainText(where=f"{i}", text=f"Ahoy {i}! {words}")) for i in range(4))
@@ -303,8 +303,8 @@ def check_on_a_divided_base(folder: Path, *, wrong: bool) -> tuple[tuple[str, ..
         entries = list(usable(adapted.model, CPU, packed=packed))
         if wrong and ranks.rank == 1:
             entries[0] = dataclasses.replace(ADAPTER, install=install)
-        budget = Budget(tokens=256, longest=128, packed=packed)
-        found = checked(adapted, entries, rows, budget, CPU, ranks=ranks)
+        limit = MicroBatchLimit(tokens=256, longest=128, packed=packed)
+        found = checked(adapted, entries, rows, limit, CPU, ranks=ranks)
         return found.names, found.left_out
 
 
@@ -315,11 +315,11 @@ def start_from_directions(folder: Path, config: TrainConfig) -> tuple[str, dict[
         if ranks.rank == 1:
             for init in ("pissa_init", "olora_init"):
                 stack.enter_context(mock.patch.object(LoraLayer, init, _of_other_weights(getattr(LoraLayer, init))))
-        settled = Settled(config=config, plan=None)
+        setup = RunSetup(config=config, plan=None)
         nothing: Any = None
-        session = Session.open(settled, open_folder(folder), nothing, CPU, ranks)
-        with session.adapted(settled) as adapted:
-            starts = {name: _digest([start.down, start.up]) for name, start in adapted.starts.items()}
+        session = Session.open(setup, open_folder(folder), nothing, CPU, ranks)
+        with session.adapted(setup) as adapted:
+            starts = {name: _digest([start.lora_a, start.lora_b]) for name, start in adapted.starts.items()}
             return _digest(adapted.model.parameters()), starts
 
 
@@ -351,7 +351,7 @@ def hand_out_state(tensors: int, values: int) -> Given:
         before = _resident("VmRSS")
         found = state_on_all(state, ranks, CPU.torch_device)
         grown = _resident("VmHWM") - before
-    text = _text([found.course, found.adapter, found.optimizer, found.scaler])
+    text = _text([found.trainer_state, found.adapter, found.optimizer, found.scaler])
     others = len(found.best or {}) + len(found.starts)
     return Given(text=text, others=others, grown=grown)
 
@@ -363,10 +363,10 @@ def _some_state(tensors: int, values: int) -> State:
     second = {"step": 3, "absmax1": torch.randn(4, 2, generator=random).T, "qmap1": torch.ones(3, dtype=torch.bfloat16)}
     groups = [{"lr": 0.5, "betas": (0.9, 0.999), "params": [0, 1]}]
     return State(
-        course=Course(step=3, guard=LossGuard()),
+        trainer_state=TrainerState(step=3, guard=LossGuard()),
         adapter={**large, "empty": torch.empty(0, 4)},
         best=dict(large),
-        starts={"one": Start(down=torch.ones(2, 2), up=torch.ones(2, 2), scale=2.0)},
+        starts={"one": Start(lora_a=torch.ones(2, 2), lora_b=torch.ones(2, 2), scale=2.0)},
         optimizer={"state": {0: first, 1: second}, "param_groups": groups},
         scaler={"scale": 64.0},
     )
@@ -452,7 +452,7 @@ def _lack_memory(training: Training, step: int) -> None:
     raised: list[int] = []
 
     def look(*_: object) -> None:
-        if training.course.step == step - 1 and not raised:
+        if training.trainer_state.step == step - 1 and not raised:
             raised.append(step)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
@@ -462,7 +462,7 @@ def _lack_memory(training: Training, step: int) -> None:
 def _training(plan: Plan, base: Base, rows: Examples, ranks: Ranks, taken: Taken) -> Training:
     lora = LoraConfig(rank=4, alpha=8)
     mesh = None if plan.sharded_over is None else mesh_over(CPU, ranks, plan.sharded_over)
-    with in_turn(ranks, ranks.local_world if mesh is None else 1):
+    with throttled(ranks, ranks.local_world if mesh is None else 1):
         adapted = adapt(load_model(base, plan.quantization, CPU, packs_later=mesh is not None), lora, base, CPU, 3)
         if plan.recompute:
             recompute_activations(adapted.model)
@@ -470,7 +470,7 @@ def _training(plan: Plan, base: Base, rows: Examples, ranks: Ranks, taken: Taken
             recompute_mlps(adapted.model)
         if mesh is not None:
             shard(adapted.model, CPU, mesh)
-            ranks = dataclasses.replace(ranks, lockstep=True)
+            ranks = dataclasses.replace(ranks, fsdp=True)
     adapted = dataclasses.replace(adapted, may_recompute=plan.may_recompute)
     if plan.fused:
         fuse(adapted.model)
@@ -478,14 +478,14 @@ def _training(plan: Plan, base: Base, rows: Examples, ranks: Ranks, taken: Taken
         adapted=adapted,
         examples=rows,
         config=plan.config,
-        budget=Budget.of(plan.micro, int(rows.lengths.max()), packed=plan.packed),
+        limit=MicroBatchLimit.of(plan.micro, int(rows.lengths.max()), packed=plan.packed),
         device=CPU,
         ranks=ranks,
-        listener=taken,
+        callback=taken,
         stop=taken.stop,
     )
     if plan.evaluated:
-        training.evaluate = lambda: Evaluation(sums=(plan.evaluated[training.course.step - 1],), tokens=(1,))
+        training.evaluate = lambda: Evaluation(sums=(plan.evaluated[training.trainer_state.step - 1],), tokens=(1,))
     if plan.scaled:
         training.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
     return training

@@ -14,12 +14,12 @@ from typing import Any
 import peft  # noqa: F401 - what the stages would import
 import transformers.models.llama.modeling_llama  # noqa: F401 - as above
 
-import lora_trainer.recipe.train
+import lora_trainer.recipe.run
 import lora_trainer.result.merge_stage
 import lora_trainer.result.verify  # noqa: F401 - as above
 from lora_trainer import stage
-from lora_trainer.places.lock import held
-from lora_trainer.ranks import logs
+from lora_trainer.distributed import logs
+from lora_trainer.storage.lock import held
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])

@@ -7,8 +7,8 @@ from typing import Any
 from tests.trainer import tiny
 from tokenizers import Regex, pre_tokenizers, processors, trainers
 
-from lora_trainer.contract.config import LossOn
 from lora_trainer.data.tokens import Encoder
+from lora_trainer.spec.config import LossOn
 
 LLAMA3 = (
     "{{ bos_token }}{% for message in messages %}"

@@ -15,14 +15,6 @@ from tests.trainer.conftest import make_config
 from tests.trainer.families import COUNTED, make_family
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from lora_trainer.contract.config import (
-    ActivationCheckpointing,
-    Init,
-    LoraConfig,
-    Quantization,
-    Scaling,
-    Variant,
-)
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.adapter import adapted_names, check_on, plan_adapter
 from lora_trainer.model.device import Device
@@ -30,8 +22,16 @@ from lora_trainer.model.linear import linear_modules
 from lora_trainer.model.loading import Loaded, adapt, load_model, skeleton
 from lora_trainer.model.options import check_options
 from lora_trainer.model.recompute import is_recomputed
-from lora_trainer.places.base import Base, open_folder
 from lora_trainer.plan.hint_checks import LeftAlone
+from lora_trainer.spec.config import (
+    ActivationCheckpointing,
+    Init,
+    LoraConfig,
+    Quantization,
+    Scaling,
+    Variant,
+)
+from lora_trainer.storage.base import Base, open_folder
 
 LORA = LoraConfig(rank=4, alpha=8)
 AUTO, NONE, SELECTIVE, FULL = ActivationCheckpointing

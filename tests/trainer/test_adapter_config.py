@@ -8,13 +8,13 @@ import pytest
 from tests.trainer.conftest import make_config
 from tests.trainer.families import make_family
 
-from lora_trainer.contract.config import Quantization
 from lora_trainer.model.convert import copy_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import adapt, load_model
-from lora_trainer.places.base import open_folder
 from lora_trainer.result.adapter_config import check_config
 from lora_trainer.result.export import write_adapter
+from lora_trainer.spec.config import Quantization
+from lora_trainer.storage.base import open_folder
 
 
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match")

@@ -16,19 +16,18 @@ from tests.trainer.conftest import make_config
 from tests.trainer.runs import prepared
 from tests.trainer.test_held_out import REWRITES
 
-from lora_trainer.artifact.manifest import Manifest, read_manifest
-from lora_trainer.contract.advice import Code
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.distributed.reports import Reporter
 from lora_trainer.errors import NonFiniteLossError
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.plan.hints import spoken
-from lora_trainer.ranks.reports import Reporter
-from lora_trainer.recipe import evaluator
-from lora_trainer.recipe.train import Workshop, run_training
-from lora_trainer.training import loop
-from lora_trainer.training.evaluate import Evaluation, evaluate
-from lora_trainer.training.step import run_step
+from lora_trainer.recipe.run import RunContext, run_training
+from lora_trainer.spec.advice import Code
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.manifest import Manifest, read_manifest
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train import evaluator, loop
+from lora_trainer.train.evaluate import Evaluation, evaluate
+from lora_trainer.train.step import run_step
 
 
 def trained(folder: Path, model: Path, rows: int, turns: int = 1, **sections: Any) -> Manifest:
@@ -43,7 +42,7 @@ def trained(folder: Path, model: Path, rows: int, turns: int = 1, **sections: An
     config, volumes = make_config(**sections), Volumes(claims=claims)
     data = prepared(config, volumes, folder / "prepared")
     where = folder / "adapter"
-    run_training(config, data, volumes, Hub(), folder=where, reporter=Reporter(None), workshop=Workshop())
+    run_training(config, data, volumes, Hub(), folder=where, reporter=Reporter(None), run_context=RunContext())
     return read_manifest(where)
 
 

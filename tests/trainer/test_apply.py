@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from tests.trainer import variants
 from tests.trainer.families import make_family
 
-from lora_trainer.contract.config import Init, Layers, LoraConfig, Quantization, Scaling, Variant
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.apply import apply_adapter
 from lora_trainer.model.convert import copy_adapter, save_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import load_model
-from lora_trainer.places.base import Base, open_folder
+from lora_trainer.spec.config import Init, Layers, LoraConfig, Quantization, Scaling, Variant
+from lora_trainer.storage.base import Base, open_folder
 
 LORA = LoraConfig(rank=4, alpha=8)
 VARIANTS = {

@@ -11,7 +11,7 @@ from tests.trainer.test_merge import adapter_of
 from lora_trainer import ask
 from lora_trainer.ask import Answer, Pair
 from lora_trainer.errors import ConfigError
-from lora_trainer.places.volumes import Volumes
+from lora_trainer.storage.volumes import Volumes
 
 POSITIONS = 256
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.attention import varlen
 
 from lora_trainer.model import attention
-from lora_trainer.model.attention import ROWS, attend, has_kernel, positions, segments_of
+from lora_trainer.model.attention import ROWS, attend, has_kernel, positions, sequence_lengths
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast import compute_with, isolate, usable
 
@@ -55,7 +55,7 @@ def packed(model: Any, ids: torch.Tensor) -> torch.Tensor:
     found: torch.Tensor = model(
         input_ids=ids,
         position_ids=positions(LENGTHS, CPU),
-        segments=segments_of(LENGTHS, CPU),
+        segments=sequence_lengths(LENGTHS, CPU),
         use_cache=False,
     ).logits[0]
     return found
@@ -81,7 +81,7 @@ def test_positions_that_do_not_restart_are_caught_too() -> None:
     """Learned positions of GPT-2 must begin anew with each row."""
     model, ids = make("GPT2", **GPT2), tokens()
     assert isolate(model)
-    found = model(input_ids=ids, segments=segments_of(LENGTHS, CPU), use_cache=False).logits[0]
+    found = model(input_ids=ids, segments=sequence_lengths(LENGTHS, CPU), use_cache=False).logits[0]
     assert (found - alone(model, ids)).abs().max() > 0.5
 
 

@@ -9,11 +9,11 @@ import pytest
 
 from lora_trainer.data.tokenizer import check_tokenizer
 from lora_trainer.errors import ConfigError
-from lora_trainer.places import base as bases
-from lora_trainer.places.base import Base, find_base, open_folder
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.model_folder import is_terms, model_files
-from lora_trainer.places.volumes import Volumes
+from lora_trainer.storage import base as bases
+from lora_trainer.storage.base import Base, find_base, open_folder
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.model_folder import is_terms, model_files
+from lora_trainer.storage.volumes import Volumes
 
 WEIGHTS = "model.safetensors"
 

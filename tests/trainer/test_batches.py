@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.contract.config import TrainingConfig
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.model.rope import STEADY
-from lora_trainer.training.batches import Budget, collate, evaluation_budget, micro_batches, step_rows, token_budget
-from lora_trainer.training.packs import accumulation
-from lora_trainer.training.schedule import total_steps, wanted_rows
+from lora_trainer.spec.config import TrainingConfig
+from lora_trainer.train.batches import MicroBatchLimit, collate, evaluation_limit, micro_batches, step_rows, token_limit
+from lora_trainer.train.packs import accumulation
+from lora_trainer.train.schedule import total_steps, wanted_rows
 
 CPU = torch.device("cpu")
 
@@ -111,34 +111,34 @@ def test_a_micro_batch_holds_as_many_tokens_as_the_user_allowed(
     micro: int | None, longest: int, tokens: int, rows: int
 ) -> None:
     """The number of rows that the user gave, at the longest length; else the documented number of tokens."""
-    budget = Budget.of(micro, longest)
-    assert (budget.tokens, budget.rows) == (tokens, rows)
+    limit = MicroBatchLimit.of(micro, longest)
+    assert (limit.tokens, limit.rows) == (tokens, rows)
 
 
 def test_a_budget_is_halved_until_a_single_row_is_left() -> None:
     """Below that nothing can be saved by smaller micro-batches."""
-    budget: Budget | None = Budget.of(4, 1000)
+    limit: MicroBatchLimit | None = MicroBatchLimit.of(4, 1000)
     sizes = []
-    while budget is not None:
-        sizes.append(budget.tokens)
-        budget = budget.halved()
+    while limit is not None:
+        sizes.append(limit.tokens)
+        limit = limit.halved()
     assert sizes == [4000, 2000, 1000]
 
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_pack_of_short_rows_shrinks_to_the_longest_row(*, packed: bool) -> None:
     """Although no second row of the longest length had room in it."""
-    halved = Budget(tokens=4096, longest=3000, packed=packed).halved()
+    halved = MicroBatchLimit(tokens=4096, longest=3000, packed=packed).halved()
     assert halved is not None
     assert halved.tokens == 3000
     assert halved.halved() is None
-    assert Budget(tokens=4096, longest=5000, packed=packed).halved() is None
+    assert MicroBatchLimit(tokens=4096, longest=5000, packed=packed).halved() is None
 
 
 def test_rows_of_like_length_share_a_micro_batch() -> None:
     """The longest first, nothing lost, padding within the budget; a row that is longer comes alone."""
     lengths = [10, 50, 20, 200, 30, 11, 12]
-    parts = list(micro_batches(lengths, Budget(tokens=100, longest=200)))
+    parts = list(micro_batches(lengths, MicroBatchLimit(tokens=100, longest=200)))
     in_order = [lengths[row] for part in parts for row in part]
     assert all(first >= second for first, second in pairwise(in_order))
     assert sorted(in_order) == sorted(lengths)
@@ -149,7 +149,7 @@ def test_rows_of_like_length_share_a_micro_batch() -> None:
 def test_packs_are_filled_best_fit() -> None:
     """Nothing lost, no pack above the budget but a row that is longer, the fullest first, and few of them."""
     lengths = [10, 50, 20, 200, 30, 11, 12, 70, 60]
-    parts = micro_batches(lengths, Budget(tokens=100, longest=200, packed=True))
+    parts = micro_batches(lengths, MicroBatchLimit(tokens=100, longest=200, packed=True))
     assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
     sizes = [sum(lengths[row] for row in part) for part in parts]
     assert sizes == [200, 100, 92, 71]
@@ -167,8 +167,8 @@ def test_a_pack_restarts_positions_and_learns_nothing_across_rows() -> None:
     assert batch.position_ids is not None
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]]
     assert batch.segments is not None
-    assert (batch.segments.lengths, batch.segments.bounds.tolist()) == ((3, 2), [0, 3, 5])
-    assert batch.learned.tolist() == [1, 3]
+    assert (batch.segments.lengths, batch.segments.cu_seqlens.tolist()) == ((3, 2), [0, 3, 5])
+    assert batch.target_positions.tolist() == [1, 3]
     assert (batch.targets.tolist(), batch.rows.tolist()) == ([7, 9], [0, 1])
 
 
@@ -208,14 +208,14 @@ def test_the_micro_batches_of_a_step_are_counted_from_its_rows(
     lengths: list[int], *, packed: bool, processes: int, micro_batches_of_a_step: int
 ) -> None:
     """And not as if each row were as long as the longest: packs hold more of the others."""
-    budget = Budget(tokens=1000, longest=max(lengths), packed=packed)
-    found = accumulation(np.array(lengths), budget, 16, seed=3, processes=processes)
+    limit = MicroBatchLimit(tokens=1000, longest=max(lengths), packed=packed)
+    found = accumulation(np.array(lengths), limit, 16, seed=3, processes=processes)
     assert found == micro_batches_of_a_step
 
 
 def test_a_cpu_takes_smaller_micro_batches_than_a_gpu() -> None:
     """Its speed does not grow with them, its memory does."""
-    assert token_budget(CPU) < token_budget(torch.device("cuda"))
+    assert token_limit(CPU) < token_limit(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(
@@ -232,4 +232,4 @@ def test_an_evaluation_on_a_gpu_takes_no_more_tokens_than_the_training(
     device: str, rows: int | None, trained: int, tokens: int
 ) -> None:
     """The plan counts no more; a CPU evaluates with as many as are fast."""
-    assert evaluation_budget(rows, 100, STEADY, torch.device(device), trained=trained).tokens == tokens
+    assert evaluation_limit(rows, 100, STEADY, torch.device(device), trained=trained).tokens == tokens

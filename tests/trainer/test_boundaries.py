@@ -14,11 +14,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from hub.model import cache_root, ensure_model
-from lora_trainer.contract.config import LossOn
-from lora_trainer.data.boundaries import Boundaries, Tokens
-from lora_trainer.data.stretches import Text
+from lora_trainer.data.assistant_spans import Text
+from lora_trainer.data.completion_mask import CompletionTokenizer, Tokens
 from lora_trainer.data.tokenizer import load_encoder
-from lora_trainer.places.base import open_folder
+from lora_trainer.spec.config import LossOn
+from lora_trainer.storage.base import open_folder
 
 MARK = "<|im_end|>"
 CORPUS = ["Where is my parcel?\n\nHere  it is, 12,500 times.", "It's a naïve e\u0301tude\t\n", *tiny.QUESTIONS]
@@ -115,9 +115,9 @@ def alone(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def stretches(tokens: Tokens) -> list[tuple[int, int]]:
+def spans(tokens: Tokens) -> list[tuple[int, int]]:
     """Where what is learned begins and ends."""
-    learned = [False, *tokens.learned.tolist(), False]
+    learned = [False, *tokens.completion_mask.tolist(), False]
     changes = [i for i in range(1, len(learned)) if learned[i] != learned[i - 1]]
     return [(start - 1, end - 1) for start, end in zip(changes[::2], changes[1::2], strict=True)]
 
@@ -133,12 +133,12 @@ def stretches(tokens: Tokens) -> list[tuple[int, int]]:
 def test_an_answer_follows_the_tokens_of_its_prompt(kind: Callable[[], Any], prompt: str, answer: str) -> None:
     """With nothing between them that keeps them apart, and nothing lost on either side."""
     tokenizer = kind()
-    text = Text(text=prompt + answer, learned=((len(prompt), len(prompt + answer)),), templated=False)
-    (tokens,) = Boundaries(tokenizer).tokenize([text])
+    text = Text(text=prompt + answer, assistant_spans=((len(prompt), len(prompt + answer)),), templated=False)
+    (tokens,) = CompletionTokenizer(tokenizer).tokenize([text])
     ids = tokens.ids.tolist()
     start = len(alone(tokenizer, prompt))
     assert ids[:start] == alone(tokenizer, prompt)
-    assert tokens.learned.tolist() == [False] * start + [True] * (len(ids) - start)
+    assert tokens.completion_mask.tolist() == [False] * start + [True] * (len(ids) - start)
     assert tokens.apart == (alone(tokenizer, prompt + answer) != ids)
     if kind is not poor:
         said = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
@@ -159,10 +159,12 @@ def test_every_answer_of_several_follows_the_tokens_of_its_prompt(
         text += question + marks[0]
         learned.append((len(text), len(text) + len(answer + marks[1].rstrip())))
         text += answer + marks[1]
-    (tokens,) = Boundaries(tokenizer).tokenize([Text(text=text, learned=tuple(learned), templated=True)])
+    (tokens,) = CompletionTokenizer(tokenizer).tokenize(
+        [Text(text=text, assistant_spans=tuple(learned), templated=True)]
+    )
     ids = tokens.ids.tolist()
     said: list[int] = []
-    for (place, _), (start, end) in zip(learned, stretches(tokens), strict=True):
+    for (place, _), (start, end) in zip(learned, spans(tokens), strict=True):
         prompt = alone(tokenizer, text[:place])
         if prompt[: len(said)] != said:
             assert tokens.apart
@@ -174,12 +176,12 @@ def test_every_answer_of_several_follows_the_tokens_of_its_prompt(
 def test_what_two_texts_share_does_not_join_them() -> None:
     """Texts are tokenized many at a time, and their pieces together."""
     texts = [
-        Text(text=text, learned=((place, len(text)),), templated=False)
+        Text(text=text, assistant_spans=((place, len(text)),), templated=False)
         for text, place in (("Q?\n\nA", 4), ("Q?\n\n\nB", 5), (f"x{MARK}y\n\nC", len(MARK) + 4), ("Q?\n\nA", 4))
     ]
-    boundaries = Boundaries(smollm2())
-    together = boundaries.tokenize(texts)
+    completion_tokenizer = CompletionTokenizer(smollm2())
+    together = completion_tokenizer.tokenize(texts)
     for text, tokens in zip(texts, together, strict=True):
-        (single,) = boundaries.tokenize([text])
+        (single,) = completion_tokenizer.tokenize([text])
         assert tokens.ids.tolist() == single.ids.tolist()
         assert tokens.apart

@@ -11,14 +11,14 @@ from huggingface_hub import ModelCard
 from tests.trainer.conftest import make_config
 from tests.trainer.test_artifact import make_manifest
 
-from lora_trainer.artifact.manifest import Form, Manifest, MergedModel, Serving
-from lora_trainer.contract import codec
-from lora_trainer.contract.config import Init, TrainConfig
-from lora_trainer.contract.summary import Results, Verification
 from lora_trainer.host.success import success_sentence
 from lora_trainer.result.card import model_card as card_of
 from lora_trainer.result.hyperparameters import camel_case, cell, leaves
 from lora_trainer.result.serving import TEMPLATE
+from lora_trainer.spec import codec
+from lora_trainer.spec.config import Init, TrainConfig
+from lora_trainer.spec.summary import Results, Verification
+from lora_trainer.storage.manifest import Form, Manifest, MergedModel, Serving
 
 SERVING = Serving(servable=True, text="--enable-lora --max-lora-rank 16", rank=9)
 

@@ -9,13 +9,13 @@ import urllib3
 from tests.certificates import make_certificate
 from tests.trainer.servers import Proxy
 
-from lora_trainer.contract.uri import HubUri, OciUri, S3Uri
 from lora_trainer.errors import TransientError
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.network import refused_certificate
-from lora_trainer.places.oci import Registry
-from lora_trainer.places.roles import Role
-from lora_trainer.places.s3 import connect
+from lora_trainer.spec.uri import HubUri, OciUri, S3Uri
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.network import refused_certificate
+from lora_trainer.storage.oci import Registry
+from lora_trainer.storage.roles import Role
+from lora_trainer.storage.s3 import connect
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import pytest
 from tests.trainer import templates, tiny
 from tokenizers import processors
 
-from lora_trainer.contract.config import LossOn
 from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.formats import Conversation, PlainText, Sample
 from lora_trainer.data.messages import Message, parse_messages, parse_tools
 from lora_trainer.data.tokens import IGNORED, Encoder, Example
 from lora_trainer.errors import DatasetError
+from lora_trainer.spec.config import LossOn
 
 TURNS = [
     {"role": "user", "content": "Who are you"},
@@ -55,12 +55,12 @@ def talk(turns: list[dict[str, Any]], *, tools: Any = None, verbatim: bool = Fal
 
 def learned(encoder: Encoder, example: Example) -> list[str]:
     """The learned stretches as text."""
-    stretches: list[list[int]] = []
+    spans: list[list[int]] = []
     for before, label in pairwise([IGNORED, *example.labels.tolist()]):
         if label != IGNORED:
-            stretches = [*stretches, []] if before == IGNORED else stretches
-            stretches[-1].append(label)
-    return [encoder.tokenizer.decode(ids) for ids in stretches]
+            spans = [*spans, []] if before == IGNORED else spans
+            spans[-1].append(label)
+    return [encoder.tokenizer.decode(ids) for ids in spans]
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_trainer.artifact import sealed
-from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import CheckpointError, StorageError, TransientError
-from lora_trainer.training import checkpoint
-from lora_trainer.training.checkpoint import Checkpoints, newest_in, newest_of, read_checkpoint
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.storage import sealed
+from lora_trainer.train import checkpoint
+from lora_trainer.train.checkpoint import Checkpoints, newest_in, newest_of, read_checkpoint
 
 KIB = 1024
 

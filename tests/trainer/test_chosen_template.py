@@ -10,13 +10,13 @@ from tests.trainer.conftest import make_config
 from tests.trainer.test_learned import BRIEF, LONGER, marked, talk
 from tokenizers import processors
 
-from lora_trainer.contract.config import LossOn
-from lora_trainer.contract.template_fields import BUILT_IN
 from lora_trainer.data import chat
 from lora_trainer.data.chosen_template import LARGEST_BYTES, TEMPLATES, Chosen, chosen_template
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import DatasetError, TrainerError
-from lora_trainer.places.volumes import Volumes
+from lora_trainer.spec.config import LossOn
+from lora_trainer.spec.template_fields import BUILT_IN
+from lora_trainer.storage.volumes import Volumes
 
 ENDS = {
     "ChatML": "<|im_end|>",

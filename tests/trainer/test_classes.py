@@ -8,14 +8,14 @@ import torch
 from tests.trainer.families import make_family
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from lora_trainer.contract.config import LoraConfig, Quantization
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.adapter import adapted_names
 from lora_trainer.model.classes import CAUSAL, SEEING, class_name
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import adapt, load_model, skeleton
-from lora_trainer.places.base import open_folder
 from lora_trainer.plan.hint_checks import LeftAlone
+from lora_trainer.spec.config import LoraConfig, Quantization
+from lora_trainer.storage.base import open_folder
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "mistral3", "qwen2_5_vl"])

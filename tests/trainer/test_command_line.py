@@ -17,15 +17,15 @@ from tests.trainer.runs import PATIENCE_S, TRAINER, Workplace
 from tests.trainer.test_artifact import make_manifest
 
 from lora_trainer import cli
-from lora_trainer.artifact.manifest import write_sealed
-from lora_trainer.artifact.sealed import MANIFEST
+from lora_trainer.distributed.reports import Reporter
 from lora_trainer.errors import DatasetError, TerminatedError, TrainerError
 from lora_trainer.host.child import STOPPED
 from lora_trainer.host.guard import guarded
 from lora_trainer.host.supervisor import Settings, Supervisor
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks.reports import Reporter
-from lora_trainer.training.checkpoint import RUN_FILE
+from lora_trainer.storage.manifest import write_sealed
+from lora_trainer.storage.sealed import MANIFEST
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.checkpoint import RUN_FILE
 
 WITHOUT_LIBRARIES = (
     "import json, sys\nfrom lora_trainer.cli import main\n"

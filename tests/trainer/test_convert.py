@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 from tests.trainer import variants
 
-from lora_trainer.contract.config import Init, LoraConfig, Quantization, Scaling
-from lora_trainer.contract.serving import traits_of
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.model.convert import PREFIX, Start, copy_adapter, plain_settings, plain_tensors, save_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import adapt, load_model
-from lora_trainer.places.base import Base
+from lora_trainer.spec.config import Init, LoraConfig, Quantization, Scaling
+from lora_trainer.spec.serving import traits_of
+from lora_trainer.storage.base import Base
 
 INITS = [Init.PISSA, Init.OLORA]
 LORA = LoraConfig(rank=4, alpha=8)
@@ -49,7 +49,7 @@ def test_pissa_takes_the_largest_directions(tiny_base: Base, cpu: Device) -> Non
     weight = load_model(tiny_base, Quantization.NONE, cpu).model.get_parameter("model.layers.1.mlp.up_proj.weight")
     adapted = variants.fresh(tiny_base, cpu, dataclasses.replace(LORA, init=Init.PISSA))
     start = adapted.starts["model.layers.1.mlp.up_proj"]
-    taken = torch.linalg.svdvals(start.scale * start.up @ start.down)[:4]
+    taken = torch.linalg.svdvals(start.scale * start.lora_b @ start.lora_a)[:4]
     torch.testing.assert_close(taken, torch.linalg.svdvals(weight.float())[:4], rtol=1e-3, atol=1e-3)
 
 
@@ -72,7 +72,7 @@ def test_the_same_start_is_made_again_bit_for_bit(
     for other in (again, kept):
         state = other.model.state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in first.model.state_dict().items())
-        assert all(torch.equal(start.down, other.starts[name].down) for name, start in first.starts.items())
+        assert all(torch.equal(start.lora_a, other.starts[name].lora_a) for name, start in first.starts.items())
 
 
 @pytest.mark.parametrize("init", INITS)
@@ -96,24 +96,24 @@ def test_what_is_written_is_plain_and_of_twice_the_rank(
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     pristine = load_model(tiny_base, Quantization.NONE, cpu).model
     for name in adapted.starts:
-        down, up = tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"]
-        assert (down.shape[0], up.shape[1]) == (12, 12)
+        lora_a, lora_b = tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"]
+        assert (lora_a.shape[0], lora_b.shape[1]) == (12, 12)
         layer = adapted.model.get_submodule(f"base_model.model.{name}")
         trained = layer.base_layer.weight + layer.get_delta_weight("default")
         change = trained.detach() - pristine.get_submodule(name).weight
-        torch.testing.assert_close(up @ down, change, rtol=0, atol=2e-6)
+        torch.testing.assert_close(lora_b @ lora_a, change, rtol=0, atol=2e-6)
 
 
 def test_factors_of_a_small_difference_are_small() -> None:
     """B A and B0 A0 are large and nearly equal: rounded to 16 bits as they are, their difference would be noise."""
     generator = torch.Generator().manual_seed(1)
-    down, up = torch.randn(4, 50, generator=generator), torch.randn(30, 4, generator=generator)
-    moved = up + 1e-3 * torch.randn(30, 4, generator=generator)
-    start = {"m": Start(down=down, up=up, scale=0.5)}
-    key_down, key_up = f"{PREFIX}m.lora_A.weight", f"{PREFIX}m.lora_B.weight"
-    plain = plain_tensors({key_down: down, key_up: moved}, start)
-    wanted = 0.5 * (moved.double() - up.double()) @ down.double()
-    found = plain[key_up].bfloat16().double() @ plain[key_down].bfloat16().double()
+    lora_a, lora_b = torch.randn(4, 50, generator=generator), torch.randn(30, 4, generator=generator)
+    moved = lora_b + 1e-3 * torch.randn(30, 4, generator=generator)
+    start = {"m": Start(lora_a=lora_a, lora_b=lora_b, scale=0.5)}
+    key_a, key_b = f"{PREFIX}m.lora_A.weight", f"{PREFIX}m.lora_B.weight"
+    plain = plain_tensors({key_a: lora_a, key_b: moved}, start)
+    wanted = 0.5 * (moved.double() - lora_b.double()) @ lora_a.double()
+    found = plain[key_b].bfloat16().double() @ plain[key_a].bfloat16().double()
     assert float((found - wanted).norm() / wanted.norm()) < 0.01
-    naive = 0.5 * (moved.bfloat16().double() - up.bfloat16().double()) @ down.bfloat16().double()
+    naive = 0.5 * (moved.bfloat16().double() - lora_b.bfloat16().double()) @ lora_a.bfloat16().double()
     assert float((naive - wanted).norm() / wanted.norm()) > 0.5

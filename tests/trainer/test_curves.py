@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
-from lora_trainer.artifact.curve_records import METRICS, MetricsFile, parse, read_records
 from lora_trainer.result.curves import draw, loss_figure, write_curves
+from lora_trainer.storage.curve_records import METRICS, MetricsFile, parse, read_records
 
 
 def trained(path: Path, first: int, last: int, *, mark: float = 0.0) -> None:

@@ -12,20 +12,20 @@ import pytest
 from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 
-from lora_trainer.contract.config import DatasetFormat, LossOn, TrainConfig
 from lora_trainer.data.dataset import encode, log_data
 from lora_trainer.data.row_facts import count_rows
 from lora_trainer.data.store import Examples
-from lora_trainer.data.survey import load_samples
+from lora_trainer.data.survey import load_index
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import IGNORED, Encoder
 from lora_trainer.errors import DatasetError, TrainerError
-from lora_trainer.places.base import Base
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
+from lora_trainer.spec.config import DatasetFormat, LossOn, TrainConfig
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.volumes import Volumes
 
 if TYPE_CHECKING:
-    from lora_trainer.contract.summary import DatasetStats
+    from lora_trainer.spec.summary import DatasetStats
 
 
 def ids(examples: Examples) -> list[tuple[list[int], list[int]]]:
@@ -46,7 +46,7 @@ def test_the_counts_are_exact(tmp_path: Path, encoder: Encoder) -> None:
     config, volumes = on_claim(tmp_path, rows, dataset={"validationFraction": "0"})
     whole = len(encoder.tokenizer("winds " * 80 + "<|im_end|>")["input_ids"])
     encoder.max_length = 50
-    data = encode(load_samples(config, volumes, Hub()), encoder)
+    data = encode(load_index(config, volumes, Hub()), encoder)
     lengths = [len(encoder.tokenizer(f"Ahoy {i}<|im_end|>")["input_ids"]) for i in [*range(8), 0]]
     stats = data.stats
     assert (stats.train_samples, stats.validation_samples) == (10, 0)
@@ -66,7 +66,7 @@ def test_cut_tokens_are_those_of_rows_that_are_cut_not_of_skipped_ones(tmp_path:
     for given in (rows, [*rows, skipped]):
         config, volumes = on_claim(tmp_path / str(len(given)), given, dataset={"validationFraction": "0"})
         encoder = load_encoder(tiny_base, LossOn.COMPLETION, 60)
-        found.append(encode(load_samples(config, volumes, Hub()), encoder).stats)
+        found.append(encode(load_index(config, volumes, Hub()), encoder).stats)
     assert [(stats.truncated_samples, stats.skipped_samples) for stats in found] == [(1, 0), (1, 1)]
     assert found[0].truncated_tokens == found[1].truncated_tokens > 0
 
@@ -80,7 +80,7 @@ def test_rows_whose_prompt_has_other_tokens_at_inference_are_counted(
     rows = [{"prompt": f"Where is my parc{cut}", "completion": f"{rest}?"} for cut, rest in (("", "el"), ("el", ""))]
     config, volumes = on_claim(tmp_path, [*rows, rows[0]], dataset={"validationFraction": "0"})
     caplog.set_level(logging.INFO)
-    encode(load_samples(config, volumes, Hub()), encoder)
+    encode(load_index(config, volumes, Hub()), encoder)
     assert any(
         line.startswith("2 samples of 3 rows: prompt and answer are tokenized apart") for line in caplog.messages
     )
@@ -90,8 +90,8 @@ def test_a_tiny_data_set_is_evaluated_on_training_rows_and_says_so(tmp_path: Pat
     """None are held out; of many rows 64 suffice."""
     for count in (10, 80):
         config, volumes = on_claim(tmp_path, tiny.chats(count), dataset={"validationFraction": "0.0"})
-        samples = load_samples(config, volumes, Hub())
-        data = encode(samples, encoder)
+        index = load_index(config, volumes, Hub())
+        data = encode(index, encoder)
         assert not data.held_out
         assert ids(data.evaluation) == ids(data.training)[:64]
 
@@ -99,7 +99,7 @@ def test_a_tiny_data_set_is_evaluated_on_training_rows_and_says_so(tmp_path: Pat
 def test_counts_are_logged(tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
     """Of all rows, before the first one."""
     config, volumes = on_claim(tmp_path, tiny.chats(40))
-    data = encode(load_samples(config, volumes, Hub()), encoder)
+    data = encode(load_index(config, volumes, Hub()), encoder)
     with caplog.at_level(logging.INFO):
         log_data(data)
     assert caplog.messages[0].startswith(f"Messages: {len(data.training)} training samples")
@@ -114,7 +114,7 @@ def test_the_first_row_is_logged_with_what_is_learned_of_it(
     encoder.max_length = 2**20
     config, volumes = on_claim(tmp_path, [{"messages": turns}])
     with caplog.at_level(logging.INFO):
-        log_data(encode(load_samples(config, volumes, Hub()), encoder))
+        log_data(encode(load_index(config, volumes, Hub()), encoder))
     (line,) = [message for message in caplog.messages if message.startswith("the first row")]
     shown = json.loads(line.partition(": ")[2])
     answer = f"Ahoy\n{'🙂' * 195} […] {'🙂' * 190}<|im_end|>"
@@ -144,8 +144,8 @@ def test_every_answer_of_a_rewritten_conversation_is_learned_and_counted(tmp_pat
     config, volumes = on_claim(tmp_path, rows)
     encoder = load_encoder(tiny_base, LossOn.COMPLETION, 512)
     encoder = Encoder(_with_template(encoder.tokenizer, REWRITES), LossOn.COMPLETION, 512, tuple(encoder.stop_ids))
-    samples = load_samples(config, volumes, Hub())
-    data = encode(samples, encoder)
+    index = load_index(config, volumes, Hub())
+    data = encode(index, encoder)
     stats = data.stats
     assert (stats.learned_answers, stats.skipped_answers, stats.unended_answers) == (26, 1, 0)
     assert (stats.train_samples + stats.validation_samples, stats.split_samples) == (26, 8)
@@ -155,7 +155,7 @@ def test_every_answer_of_a_rewritten_conversation_is_learned_and_counted(tmp_pat
         assert texts == sorted(texts, key=lambda text: [int(n) for n in re.findall(r"\d+", text)] or [9])
         sides.append({text.partition(".")[0] for text in texts})
     assert not sides[0] & {text for text in sides[1] if "assistant" in text}
-    assert ids(encode(samples, encoder).training) == ids(data.training)
+    assert ids(encode(index, encoder).training) == ids(data.training)
 
 
 def _with_template(tokenizer: Any, template: str) -> Any:
@@ -170,7 +170,7 @@ def test_an_answer_whose_prompt_is_too_long_is_skipped_and_counted(tmp_path: Pat
     config, volumes = on_claim(tmp_path, rows, dataset={"validationFraction": "0"})
     encoder = load_encoder(tiny_base, LossOn.COMPLETION, 64)
     encoder = Encoder(_with_template(encoder.tokenizer, REWRITES), LossOn.COMPLETION, 64, tuple(encoder.stop_ids))
-    stats = encode(load_samples(config, volumes, Hub()), encoder).stats
+    stats = encode(load_index(config, volumes, Hub()), encoder).stats
     assert (stats.train_samples, stats.learned_answers, stats.skipped_answers, stats.skipped_samples) == (1, 1, 1, 0)
 
 
@@ -178,7 +178,7 @@ def test_prompts_longer_than_the_longest_row_are_refused(tmp_path: Path, tiny_ba
     """All labels masked: the run would learn nothing and report a loss of nothing."""
     config, volumes = on_claim(tmp_path, tiny.chats(10))
     with pytest.raises(DatasetError, match=r"10 of 10 rows have no answer left .*maxSequenceLength \(8\)"):
-        encode(load_samples(config, volumes, Hub()), load_encoder(tiny_base, LossOn.COMPLETION, 8))
+        encode(load_index(config, volumes, Hub()), load_encoder(tiny_base, LossOn.COMPLETION, 8))
 
 
 def test_a_data_set_that_never_teaches_to_stop_is_refused(tmp_path: Path, encoder: Encoder) -> None:
@@ -187,7 +187,7 @@ def test_a_data_set_that_never_teaches_to_stop_is_refused(tmp_path: Path, encode
     encoder.stop_ids = frozenset({399})
     encoder.tokenizer.eos_token = None
     with pytest.raises(DatasetError, match="no end-of-sequence token is learned"):
-        encode(load_samples(config, volumes, Hub()), encoder)
+        encode(load_index(config, volumes, Hub()), encoder)
 
 
 def test_rows_that_are_all_cut_teach_no_end_and_are_refused(tmp_path: Path, tiny_base: Base) -> None:
@@ -195,17 +195,17 @@ def test_rows_that_are_all_cut_teach_no_end_and_are_refused(tmp_path: Path, tiny
     rows = [{"prompt": "Hi?", "completion": f"{'a long answer ' * 40}{n}"} for n in range(10)]
     config, volumes = on_claim(tmp_path, rows)
     with pytest.raises(DatasetError, match=r"all 8 rows are longer than training\.maxSequenceLength \(48\)"):
-        encode(load_samples(config, volumes, Hub()), load_encoder(tiny_base, LossOn.COMPLETION, 48))
+        encode(load_index(config, volumes, Hub()), load_encoder(tiny_base, LossOn.COMPLETION, 48))
 
 
 def test_a_run_that_would_cut_most_of_what_is_to_be_learned_is_refused(tmp_path: Path, tiny_base: Base) -> None:
     """More than half: some rows fit, so that it would run, and learn from the beginnings of the others."""
     rows = [{"text": "Fair winds, captain! " * (20 if i % 2 else 1) + str(i)} for i in range(20)]
     config, volumes = on_claim(tmp_path, rows)
-    samples = load_samples(config, volumes, Hub())
+    index = load_index(config, volumes, Hub())
     with pytest.raises(DatasetError, match=r"\d\d% of the tokens to be learned are beyond .* \(40\) .* split the rows"):
-        encode(samples, load_encoder(tiny_base, LossOn.COMPLETION, 40))
-    stats = encode(samples, load_encoder(tiny_base, LossOn.COMPLETION, 80)).stats
+        encode(index, load_encoder(tiny_base, LossOn.COMPLETION, 40))
+    stats = encode(index, load_encoder(tiny_base, LossOn.COMPLETION, 80)).stats
     assert stats.truncated_samples == 10
     assert 0 < stats.truncated_tokens < stats.train_tokens
 
@@ -216,7 +216,7 @@ def test_a_misspelt_column_of_the_input_is_refused(tmp_path: Path) -> None:
     columns = {"instruction": "instruction", "input": "tikcet", "output": "output"}
     config, volumes = on_claim(tmp_path, rows, dataset={"columns": columns})
     with pytest.raises(DatasetError, match='maps input to "tikcet"'):
-        load_samples(config, volumes, Hub())
+        load_index(config, volumes, Hub())
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_columns_that_are_not_read_are_logged_and_kept_for_advice(
     """Nobody is to learn an article without its summary, and not know."""
     config, volumes = on_claim(tmp_path, [row])
     with caplog.at_level(logging.INFO):
-        columns = load_samples(config, volumes, Hub()).columns
+        columns = load_index(config, volumes, Hub()).columns
     assert (columns.read, columns.unread) == (read, unread)
     logged = [message for message in caplog.messages if "not read: " in message]
     assert logged == (
@@ -255,7 +255,7 @@ def test_only_empty_rows_are_refused(tmp_path: Path) -> None:
     """Rows are there, but nothing in them."""
     config, volumes = on_claim(tmp_path, [{"text": ""}, {"text": " "}])
     with pytest.raises(DatasetError, match=r"train\.jsonl, line 1: this row is empty, and so are all others"):
-        load_samples(config, volumes, Hub())
+        load_index(config, volumes, Hub())
 
 
 def test_rows_of_a_file_of_their_own_are_held_out(tmp_path: Path, encoder: Encoder) -> None:
@@ -265,8 +265,8 @@ def test_rows_of_a_file_of_their_own_are_held_out(tmp_path: Path, encoder: Encod
     )
     dataset = {"validationUri": "pvc://data/held.jsonl", "validationFraction": None}
     config, volumes = on_claim(tmp_path, [{"text": f"Ahoy {i}"} for i in range(8)], dataset=dataset)
-    samples = load_samples(config, volumes, Hub())
-    data = encode(samples, encoder)
+    index = load_index(config, volumes, Hub())
+    data = encode(index, encoder)
     assert [encoder.tokenizer.decode(e.input_ids) for e in data.evaluation] == [
         f"{text}<|im_end|>" for text in ("Ahoy 3", "winds", "winds")
     ]
@@ -275,17 +275,17 @@ def test_rows_of_a_file_of_their_own_are_held_out(tmp_path: Path, encoder: Encod
     ]
     assert (data.held_out, data.stats.train_samples, data.stats.validation_samples) == (True, 7, 3)
     assert (data.stats.skipped_samples, data.stats.duplicate_samples) == (1, 1)
-    assert samples.shared == count_rows(samples, encoder, 0).shared_samples == 1
+    assert index.shared == count_rows(index, encoder, 0).shared_samples == 1
 
     on_claim(tmp_path, [{"text": f"Ahoy {i}"} for i in range(4)], dataset=dataset)
-    fewer = load_samples(config, volumes, Hub())
-    assert (fewer.held_out_digest, fewer.sources.fingerprint != samples.sources.fingerprint) == (
-        samples.held_out_digest,
+    fewer = load_index(config, volumes, Hub())
+    assert (fewer.held_out_digest, fewer.sources.fingerprint != index.sources.fingerprint) == (
+        index.held_out_digest,
         True,
     )
     tiny.write_jsonl(tmp_path / "data/held.jsonl", [{"text": "Ahoy 3"}])
-    others = load_samples(config, volumes, Hub())
-    assert others.held_out_digest != samples.held_out_digest
+    others = load_index(config, volumes, Hub())
+    assert others.held_out_digest != index.held_out_digest
     assert others.sources.fingerprint != fewer.sources.fingerprint
 
 
@@ -295,20 +295,20 @@ def test_rows_that_are_all_held_out_are_refused(tmp_path: Path) -> None:
     config, volumes = on_claim(tmp_path, tiny.chats(8), dataset=dataset)
     sentence = r"dataset\.validationUri is pvc://data/train\.jsonl: all 8 rows of dataset\.uri .* name other rows"
     with pytest.raises(DatasetError, match=sentence):
-        load_samples(config, volumes, Hub())
+        load_index(config, volumes, Hub())
 
 
 def test_the_same_rows_in_other_files_are_split_the_same(tmp_path: Path, encoder: Encoder) -> None:
     """In one file of JSONL, or in two of JSON and Parquet in another order: the same rows are held out."""
     rows = tiny.chats(40)
     config, volumes = on_claim(tmp_path, rows)
-    first = encode(load_samples(config, volumes, Hub()), encoder)
+    first = encode(load_index(config, volumes, Hub()), encoder)
     folder = tmp_path / "data/set"
     folder.mkdir()
     (folder / "a.json").write_text(json.dumps(rows[::-2]), encoding="utf-8")
     pq.write_table(pa.Table.from_pylist(rows[::2]), folder / "b.parquet")
     other = make_config(dataset={"uri": "pvc://data/set"})
-    second = encode(load_samples(other, volumes, Hub()), encoder)
+    second = encode(load_index(other, volumes, Hub()), encoder)
     assert sorted(ids(first.evaluation)) == sorted(ids(second.evaluation))
     assert sorted(ids(first.training)) == sorted(ids(second.training))
     assert len(first.training) == 32
@@ -317,7 +317,7 @@ def test_the_same_rows_in_other_files_are_split_the_same(tmp_path: Path, encoder
 def test_a_second_reading_gives_the_very_same_examples(tmp_path: Path, encoder: Encoder) -> None:
     """As a run that goes on after an interruption needs it."""
     config, volumes = on_claim(tmp_path, tiny.chats(40))
-    first, second = (encode(load_samples(config, volumes, Hub()), encoder) for _ in range(2))
+    first, second = (encode(load_index(config, volumes, Hub()), encoder) for _ in range(2))
     assert ids(first.training) == ids(second.training)
     assert ids(first.evaluation) == ids(second.evaluation)
     assert (first.fingerprint, first.stats) == (second.fingerprint, second.stats)
@@ -326,13 +326,13 @@ def test_a_second_reading_gives_the_very_same_examples(tmp_path: Path, encoder: 
 def test_rows_that_change_during_a_run_are_reported(tmp_path: Path, encoder: Encoder) -> None:
     """Files are read twice; a row that has become empty in between was neither checked nor counted."""
     config, volumes = on_claim(tmp_path, [{"text": "Ahoy"}, {"text": "winds"}])
-    samples = load_samples(config, volumes, Hub())
+    index = load_index(config, volumes, Hub())
     tiny.write_jsonl(tmp_path / "data/train.jsonl", [{"text": "Ahoy"}, {"text": ""}])
     with pytest.raises(DatasetError, match=r"train\.jsonl, line 2: the row changed while it was read"):
-        encode(samples, encoder)
+        encode(index, encoder)
     tiny.write_jsonl(tmp_path / "data/train.jsonl", [{"text": "Ahoy"}])
     with pytest.raises(DatasetError, match=r"train\.jsonl: 1 rows are gone since the first reading"):
-        encode(samples, encoder)
+        encode(index, encoder)
 
 
 def _rows(rows: list[Any], **dataset: Any) -> Any:
@@ -423,7 +423,7 @@ def test_bad_input_gets_its_code_and_one_sentence(tmp_path: Path, prepare: Any, 
     """Before a model is looked for, with file, line or row, field and remedy."""
     dataset = prepare(tmp_path) or {}
     with pytest.raises(TrainerError) as caught:
-        load_samples(make_config(dataset=dataset), Volumes(claims=tmp_path), Hub())
+        load_index(make_config(dataset=dataset), Volumes(claims=tmp_path), Hub())
     assert str(caught.value).startswith(sentence)
     assert int(caught.value.code) == code
     assert "\n" not in str(caught.value)

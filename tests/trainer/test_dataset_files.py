@@ -15,8 +15,8 @@ from hub.server import HubServer
 from lora_trainer.data.dataset_files import choose_split, locate, locate_validation
 from lora_trainer.data.file_kinds import ENDINGS
 from lora_trainer.errors import ConfigError, DatasetError, NotFoundError, TrainerError
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.volumes import Volumes
 
 
 @pytest.fixture

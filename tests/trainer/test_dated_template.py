@@ -9,23 +9,23 @@ from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace, prepared
 
-from lora_trainer.artifact.manifest import Manifest, read_manifest
-from lora_trainer.contract import codec
-from lora_trainer.contract.config import LossOn, Merge, TrainConfig
-from lora_trainer.contract.names import run_suffix
 from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.formats import Conversation
 from lora_trainer.data.messages import Message
 from lora_trainer.data.tokens import Encoder
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.run_folders import FOLDER
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks.reports import Reporter
-from lora_trainer.recipe.train import Workshop, run_training
+from lora_trainer.distributed.reports import Reporter
+from lora_trainer.recipe.run import RunContext, run_training
 from lora_trainer.result.export_checkpoint import export_checkpoint
 from lora_trainer.result.inputs import base_and_rows
 from lora_trainer.result.merge_stage import merge_result
 from lora_trainer.result.verify import verify
+from lora_trainer.spec import codec
+from lora_trainer.spec.config import LossOn, Merge, TrainConfig
+from lora_trainer.spec.names import run_suffix
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.manifest import Manifest, read_manifest
+from lora_trainer.storage.run_folders import FOLDER
+from lora_trainer.storage.volumes import Volumes
 
 FIRST, NEXT = date(2026, 7, 26), date(2026, 8, 3)
 DATED = (
@@ -81,7 +81,7 @@ class Runs:
             Hub(),
             folder=result,
             reporter=Reporter(None),
-            workshop=Workshop(folder=self.checkpoints(name)),
+            run_context=RunContext(folder=self.checkpoints(name)),
         )
         return result
 

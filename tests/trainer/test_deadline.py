@@ -10,10 +10,10 @@ import pytest
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import PATIENCE_S
 
-from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.ranks.deadline import connecting
-from lora_trainer.ranks.reports import Report
+from lora_trainer.distributed.deadline import connecting
+from lora_trainer.distributed.reports import Report
+from lora_trainer.spec.exit_codes import ExitCode
+from lora_trainer.spec.reasons import Reason
 
 if TYPE_CHECKING:
     from lora_trainer.errors import TrainerError
@@ -26,8 +26,8 @@ from torch.distributed import device_mesh
 from lora_trainer import stage
 from lora_trainer.model.device import Device
 from lora_trainer.model.sharding import mesh_over
-from lora_trainer.ranks import deadline
-from lora_trainer.ranks.group import Group, join
+from lora_trainer.distributed import deadline
+from lora_trainer.distributed.group import Group, join
 deadline._LEAST_S = 0.1
 dist.init_process_group = device_mesh.init_device_mesh = lambda *_, **__: time.sleep(3600)
 cpu = torch.device("cpu")
@@ -69,7 +69,7 @@ def test_a_process_that_loads_for_long_before_it_connects_has_the_time_for_it(
 ) -> None:
     """Else it would be ended again and again; the sentence names the setting for more."""
     given: list[tuple[float, TrainerError]] = []
-    monkeypatch.setattr("lora_trainer.ranks.deadline.within", lambda *limit: given.append(limit))
+    monkeypatch.setattr("lora_trainer.distributed.deadline.within", lambda *limit: given.append(limit))
     connecting(timeout_s)
     ((seconds, error),) = given
     assert seconds == limit_s
@@ -81,8 +81,8 @@ def test_a_process_that_is_too_late_ends_also_where_nobody_reads_its_report() ->
     program = """
 import os, time
 from lora_trainer.errors import PeerFailedError
-from lora_trainer.ranks.deadline import reported_by, within
-from lora_trainer.ranks.reports import Reporter
+from lora_trainer.distributed.deadline import reported_by, within
+from lora_trainer.distributed.reports import Reporter
 reads, writes = os.pipe()
 os.close(reads)
 with reported_by(Reporter(writes).failure), within(0.1, PeerFailedError("late")):
@@ -97,7 +97,7 @@ def test_work_that_is_done_in_time_is_left_alone() -> None:
     program = """
 import time
 from lora_trainer.errors import PeerFailedError
-from lora_trainer.ranks.deadline import within
+from lora_trainer.distributed.deadline import within
 with within(0.2, PeerFailedError("late")):
     pass
 time.sleep(1)

@@ -8,13 +8,13 @@ import pytest
 from tests.trainer.servers import Proxy
 
 from hub.faults import Fault
-from lora_trainer.contract.uri import HubUri, OciUri, S3Uri
 from lora_trainer.errors import TrainerError, TransientError
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.oci import Registry
-from lora_trainer.places.roles import Role
-from lora_trainer.places.s3 import connect
-from lora_trainer.places.sink_hub import HubSink
+from lora_trainer.spec.uri import HubUri, OciUri, S3Uri
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.oci import Registry
+from lora_trainer.storage.publisher_hub import HubPublisher
+from lora_trainer.storage.roles import Role
+from lora_trainer.storage.s3 import connect
 
 Ask = Callable[[str, Path], object]
 REPOSITORY = HubUri(repo="org/tiny")
@@ -32,7 +32,7 @@ def ask_hub(address: str, home: Path) -> object:
 
 def publish_there(address: str, home: Path) -> None:
     """Whether a result may be."""
-    HubSink(hub=hub(address, home), uri=REPOSITORY, uid="uid-1", run_name="run").check()
+    HubPublisher(hub=hub(address, home), uri=REPOSITORY, uid="uid-1", run_name="run").check()
 
 
 def ask_with_two_words(_address: str, home: Path) -> object:
@@ -47,7 +47,7 @@ def publish_as(who: Mapping[str, Any]) -> Ask:
         known = Hub(environment={"HF_TOKEN": "hf_a"}, cache=home, sleep=lambda seconds: None)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Hub, "call", lambda *_, **__: who)
-            HubSink(hub=known, uri=REPOSITORY, uid="uid-1", run_name="run").check()
+            HubPublisher(hub=known, uri=REPOSITORY, uid="uid-1", run_name="run").check()
         return None
 
     return ask

@@ -11,15 +11,15 @@ import torch
 from tests.trainer.conftest import make_config
 from torch.nn.attention import varlen
 
-from lora_trainer.contract.config import DeviceConfig, Planned, Precision, TrainConfig
-from lora_trainer.contract.exit_codes import FINAL
-from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import ConfigError, GpuFaultError, TrainerError
 from lora_trainer.model import device_check
 from lora_trainer.model.device import choose_device
 from lora_trainer.model.device_check import driver_version, without_kernels
-from lora_trainer.places.volumes import Volumes
+from lora_trainer.spec.config import DeviceConfig, Planned, Precision, TrainConfig
+from lora_trainer.spec.exit_codes import FINAL
+from lora_trainer.spec.reasons import Reason
 from lora_trainer.stage import _STAGES, check_gpus
+from lora_trainer.storage.volumes import Volumes
 
 GIB = 2**30
 OLD_DRIVER = (

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from lora_trainer.contract.config import LossOn
 from lora_trainer.data import encoding, tokens
-from lora_trainer.data.boundaries import Boundaries, Tokens
+from lora_trainer.data.assistant_spans import Text
 from lora_trainer.data.chosen_template import Chosen
+from lora_trainer.data.completion_mask import CompletionTokenizer, Tokens
 from lora_trainer.data.encoding import Batch, batches, encode_batches
 from lora_trainer.data.formats import Conversation, PlainText, Sample, rendered_size, size
 from lora_trainer.data.messages import Message
 from lora_trainer.data.store import Block
-from lora_trainer.data.stretches import Text
 from lora_trainer.data.tokens import Encoded, Encoder
 from lora_trainer.errors import DatasetError, KernelOutOfMemoryError
+from lora_trainer.spec.config import LossOn
 
 REWRITES = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -78,13 +78,13 @@ def test_what_is_tokenized_at_once_is_bounded(encoder: Encoder, monkeypatch: pyt
     samples: list[Sample] = [talk(6), talk(1), PlainText(where="y", text="winds " * 80), talk(3)]
     whole = Block.of(encoder.encode_all(samples))
     groups: list[tuple[int, int]] = []
-    tokenize = Boundaries.tokenize
+    tokenize = CompletionTokenizer.tokenize
 
-    def noted(given: Boundaries, texts: Sequence[Text]) -> list[Tokens]:
+    def noted(given: CompletionTokenizer, texts: Sequence[Text]) -> list[Tokens]:
         groups.append((len(texts), sum(len(text.text) for text in texts)))
         return tokenize(given, texts)
 
-    monkeypatch.setattr(Boundaries, "tokenize", noted)
+    monkeypatch.setattr(CompletionTokenizer, "tokenize", noted)
     monkeypatch.setattr(tokens, "TOKENIZED_AT_ONCE", 900)
     found = encoder.encode_all(samples)
     assert [len(several) for several in found] == [6, 1, 1, 3]

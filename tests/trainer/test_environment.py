@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lora_trainer.distributed.cpus import cpu_threads
 from lora_trainer.host.child import stage_environment
-from lora_trainer.ranks.cpus import cpu_threads
 
 
 @pytest.mark.parametrize(

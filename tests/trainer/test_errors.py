@@ -11,9 +11,9 @@ import torch.distributed
 import urllib3
 
 from lora_trainer.command_options import by_hand
-from lora_trainer.contract.exit_codes import FINAL, ExitCode
-from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import discreet, explain, explain_abort, explain_exit, one_sentence, out_of_memory
+from lora_trainer.spec.exit_codes import FINAL, ExitCode
+from lora_trainer.spec.reasons import Reason
 
 
 @pytest.mark.parametrize(

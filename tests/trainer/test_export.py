@@ -9,14 +9,14 @@ from tests.trainer.conftest import make_config
 from tests.trainer.test_artifact import make_manifest
 from tests.unit.reports import make_plan
 
-from lora_trainer.artifact.manifest import read_manifest, write_sealed
-from lora_trainer.artifact.sealed import MANIFEST
-from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.model.device import Device
 from lora_trainer.result.export import measurable_peak, measured_by
-from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.guards import LossGuard
-from lora_trainer.training.state import Course, StepLoss
+from lora_trainer.spec.config import DeviceConfig
+from lora_trainer.storage.manifest import read_manifest, write_sealed
+from lora_trainer.storage.sealed import MANIFEST
+from lora_trainer.train.evaluate import Evaluation
+from lora_trainer.train.guards import LossGuard
+from lora_trainer.train.state import StepLoss, TrainerState
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,11 @@ def test_estimates_are_in_the_manifest_where_there_was_a_plan(tmp_path: Path, cp
     row = Evaluation(sums=(2.0,), tokens=(1,))
     found = []
     for plan in (make_plan(peak_bytes=10_000_000_000, seconds=3600), None):
-        course = Course(step=1, tokens=1, seconds=1.0, losses=(StepLoss(loss=1.0, weight=1),), guard=LossGuard())
+        trainer_state = TrainerState(
+            step=1, tokens=1, seconds=1.0, losses=(StepLoss(loss=1.0, weight=1),), guard=LossGuard()
+        )
         measured = measured_by(
-            course, row, row, cpu, config=make_config(), plan=plan, held_out=True, seconds=1.0, resumed=None
+            trainer_state, row, row, cpu, config=make_config(), plan=plan, held_out=True, seconds=1.0, resumed=None
         )
         write_sealed(tmp_path, dataclasses.replace(make_manifest("uid-1"), measured=measured))
         assert read_manifest(tmp_path).measured == measured

@@ -19,13 +19,13 @@ from tests.trainer.families import FAMILIES as TESTED
 from tests.trainer.families import MORE, adapted_family, numbers, rows_of
 from torch import nn
 
-from lora_trainer.contract.config import Quantization
 from lora_trainer.model import liger
-from lora_trainer.model.attention import positions, segments_of
+from lora_trainer.model.attention import positions, sequence_lengths
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast import CPU_GATE, FAMILIES, GATE, NORM, ROTATION, Entry, compute_with, isolate, usable
 from lora_trainer.model.loading import Adapted, load_model
-from lora_trainer.places.base import Base
+from lora_trainer.spec.config import Quantization
+from lora_trainer.storage.base import Base
 
 REPOSITORY = Path(__file__).parents[2]
 LIGER = (NORM, ROTATION, GATE)
@@ -69,7 +69,7 @@ def sees_nothing_of_others(model: Adapted, rows: Any) -> bool:
         return seen[-1].clone()
 
     handle = model.model.get_input_embeddings().register_forward_hook(keep)
-    given = {"position_ids": positions(lengths, cpu), "segments": segments_of(lengths, cpu), "use_cache": False}
+    given = {"position_ids": positions(lengths, cpu), "segments": sequence_lengths(lengths, cpu), "use_cache": False}
     logits = model.model(input_ids=ids, **given).logits[0]
     handle.remove()
     own = torch.zeros(sum(lengths), dtype=torch.bool)
@@ -111,15 +111,15 @@ def test_a_family_gives_with_ligers_kernels_what_it_gives_without(answers: Any, 
 
 
 @pytest.mark.parametrize("manner", ["Selective", "Full"])
-def test_kernels_are_recomputed_with_their_modules(answers: Any, manner: str) -> None:
+def test_kernels_are_recomputed_with_their_modules(answers: Any, checkpointing: str) -> None:
     """One in the forward pass alone runs once a module, recomputed once more."""
-    found = answers["manners"][manner]
+    found = answers["manners"][checkpointing]
     assert {name: one["modules"] for name, one in found.items()} == {
         "liger-rms-norm": 5,
         "liger-rope": 2,
         "liger-swiglu": 2,
     }
-    again = {"Selective": (0, 0, 2), "Full": (4, 2, 2)}[manner]
+    again = {"Selective": (0, 0, 2), "Full": (4, 2, 2)}[checkpointing]
     assert tuple(one["calls"] for one in found.values()) == (5 + again[0], 2 + again[1], 2 + again[2])
     assert max(one["apart"] for one in found.values()) < 2e-5
     assert all(one["removed"] for one in found.values())

@@ -12,11 +12,11 @@ from tests.trainer.runs import Workplace, read_json
 from tests.trainer.tiny import in_16_bits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_trainer.artifact.curve_records import read_records
-from lora_trainer.artifact.manifest import Form, check_digests, read_manifest
-from lora_trainer.artifact.tensor_files import read_entries
-from lora_trainer.contract.names import run_suffix
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.names import run_suffix
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.storage.curve_records import read_records
+from lora_trainer.storage.manifest import Form, check_digests, read_manifest
+from lora_trainer.storage.tensor_files import read_entries
 
 
 def test_a_run_publishes_the_merged_model_with_its_curves_and_its_log(workplace: Workplace, tiny_folder: Path) -> None:

@@ -11,17 +11,17 @@ import transformers
 from peft.helpers import disable_input_dtype_casting
 from tests.unit.fit_models import Config
 
-from lora_trainer.contract.config import Layers, LoraConfig, Quantization, Variant
 from lora_trainer.data.tokens import Example
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import adapt, load_model, set_training
-from lora_trainer.places.base import Base
 from lora_trainer.plan import adapter as fit
-from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.families import architecture_of
 from lora_trainer.plan.memory import Setting, kept_bytes
-from lora_trainer.training.batches import collate
-from lora_trainer.training.loss import token_losses
+from lora_trainer.spec.config import Layers, LoraConfig, Quantization, Variant
+from lora_trainer.storage.base import Base
+from lora_trainer.train.batches import collate
+from lora_trainer.train.loss import token_losses
 
 TOKENS = 97
 """No width of a model, so that a tensor with that many rows is an activation."""
@@ -41,7 +41,7 @@ LLAMA: Config = {
 CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 NEOX = {"model_type": "gpt_neox", "hidden_act": "gelu", "num_key_value_heads": 4}
 GPT_2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "vocab_size": 300, "bos_token_id": 1, "eos_token_id": 2}
-MANNERS: dict[str, dict[str, Any]] = {
+CHECKPOINTING_MODES: dict[str, dict[str, Any]] = {
     "recomputed": {"recompute": True},
     "MLPs recomputed": {"recompute": True, "selective": True},
 }
@@ -63,8 +63,8 @@ CASES: dict[str, tuple[Config, LoraConfig, dict[str, Any]]] = {
     "norms side by side": (LLAMA | NEOX, LoraConfig(rank=4), {}),
     "a written activation": (LLAMA | {"model_type": "phi", "hidden_act": "gelu_new"}, LoraConfig(rank=4), {}),
     **{
-        f"{manner}{kind}": (LLAMA, LoraConfig(rank=4), {**recomputed, **changes})
-        for manner, recomputed in MANNERS.items()
+        f"{checkpointing}{kind}": (LLAMA, LoraConfig(rank=4), {**recomputed, **changes})
+        for checkpointing, recomputed in CHECKPOINTING_MODES.items()
         for kind, changes in PRECISIONS.items()
     },
     "own dropout": (GPT_2, LoraConfig(rank=4), {}),
@@ -83,7 +83,9 @@ def kept_in_a_step(folder: Path, config: Config, lora: LoraConfig, setting: Sett
     base = Base(folder=folder, name="base", revision="none", model_type=config["model_type"])
     dtype = torch.float32 if setting.fp32 else torch.bfloat16
     device = Device(torch_device=torch.device("cpu"), name="cpu", dtype=dtype)
-    adapted = adapt(load_model(base, setting.quantization, device), lora, base, device, 1, checkpointing=setting.manner)
+    adapted = adapt(
+        load_model(base, setting.quantization, device), lora, base, device, 1, checkpointing=setting.checkpointing
+    )
     packed = isolate(adapted.model)
     set_training(adapted.model, on=True)
     ids = np.arange(TOKENS) % 200
@@ -120,6 +122,6 @@ def test_a_layer_keeps_the_bytes_of_the_formula(case: str, tmp_path: Path) -> No
         kept_in_a_step(tmp_path / str(layers), config | {"num_hidden_layers": layers}, lora, setting)
         for layers in (2, 4)
     ]
-    shape = shape_of(json.loads((tmp_path / "2" / "config.json").read_text(encoding="utf-8")))
+    shape = architecture_of(json.loads((tmp_path / "2" / "config.json").read_text(encoding="utf-8")))
     ranks = fit.plan_adapter(lora, shape).ranks[0]
     assert (kept[1] - kept[0]) / 2 / TOKENS == pytest.approx(kept_bytes(shape.layers[0], ranks, setting), abs=0.5)

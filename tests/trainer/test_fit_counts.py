@@ -19,20 +19,20 @@ from tests.unit.fit_models import (
 )
 from torch import nn
 
-from lora_trainer.artifact.tensor_files import read_entries
-from lora_trainer.contract.config import Layers, LoraConfig, Quantization, Variant
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.adapter import plan_adapter, put_on
 from lora_trainer.model.convert import copy_adapter, save_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Loaded, skeleton
-from lora_trainer.places.base import Base
-from lora_trainer.places.base_shape import shape_in
 from lora_trainer.plan import adapter as fit
 from lora_trainer.plan.adapter import kinds
-from lora_trainer.plan.families import DEFAULTS, shape_of
-from lora_trainer.plan.shapes import Shape
+from lora_trainer.plan.architecture import ModelArchitecture
+from lora_trainer.plan.families import DEFAULTS, architecture_of
 from lora_trainer.recipe.preflight import target_names
+from lora_trainer.spec.config import Layers, LoraConfig, Quantization, Variant
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.base_architecture import architecture_in
+from lora_trainer.storage.tensor_files import read_entries
 
 SMALLER = {"num_hidden_layers": 2, "n_layer": 2}
 """Layers beyond the second repeat it; whole public models are counted by their files in the unit tests."""
@@ -83,7 +83,7 @@ def presets() -> Iterator[LoraConfig]:
     yield LoraConfig(rank=3, variant=Variant.DORA)
 
 
-def named(shape: Shape) -> Iterator[LoraConfig]:
+def named(shape: ModelArchitecture) -> Iterator[LoraConfig]:
     """Each other way to say what is trained, with names of the model's."""
     modules = [(name, module.name) for _, _, name, module in shape.modules() if not module.reserved]
     full, (first, *_, last) = modules[-1][0], kinds(name for name, _ in modules)
@@ -103,7 +103,7 @@ def named(shape: Shape) -> Iterator[LoraConfig]:
         yield LoraConfig(rank=3, target_parameters=EXPERTS, layer_indices=(1,))
 
 
-def none_left(lora: LoraConfig, shape: Shape) -> bool:
+def none_left(lora: LoraConfig, shape: ModelArchitecture) -> bool:
     """Presets that find nothing: queries of fewer numbers are named otherwise, and most mixtures' experts are no linear
     modules, or have names that PEFT takes for such."""
     if lora.layers is Layers.QUERY_VALUE:
@@ -134,7 +134,7 @@ def of_two_layers(name: str, folder: Path) -> tuple[Base, Config]:
 def test_names_sizes_and_trained_parameters_are_those_of_the_model(name: str, tmp_path: Path) -> None:
     """Of Transformers' model and PEFT's adapters on it."""
     base, config = of_two_layers(name, tmp_path)
-    shape = shape_of(config)
+    shape = architecture_of(config)
     loaded = skeleton(base)
     assert {full: (module.inputs, module.outputs) for _, _, full, module in shape.modules()} == loaded.linear
     assert shape.parameters == sum(parameter.numel() for parameter in loaded.model.parameters())
@@ -179,7 +179,7 @@ def test_a_matrix_that_the_model_lacks_is_refused_in_the_trainers_words(
     with pytest.raises(ConfigError) as trainers:
         plan_adapter(lora, model.model, model.linear, Quantization.NONE)
     with pytest.raises(fit.AdapterError) as found:
-        fit.plan_adapter(lora, shape_of(config))
+        fit.plan_adapter(lora, architecture_of(config))
     assert str(found.value) == str(trainers.value)
 
 
@@ -190,7 +190,7 @@ def test_the_weight_of_a_module_without_an_adapter_may_have_one_of_its_own(tmp_p
     model = skeleton(base)
     adapted = put_on(model.model, plan_adapter(lora, model.model, model.linear, Quantization.NONE), empty=True)
     trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-    assert fit.plan_adapter(lora, shape_of(config)).parameters == trained
+    assert fit.plan_adapter(lora, architecture_of(config)).parameters == trained
 
 
 @pytest.mark.parametrize("names", [("lm_head",), ("embed_tokens",), ("embed_tokens", "lm_head")])
@@ -199,7 +199,7 @@ def test_tied_embeddings_are_trained_once_whatever_they_are_called_and_written_t
 ) -> None:
     """By the model in memory, and by the file that it leaves."""
     lora = LoraConfig(rank=3, modules_to_save=names)
-    expected = fit.plan_adapter(lora, shape_in(tiny_base.folder, "tiny"))
+    expected = fit.plan_adapter(lora, architecture_in(tiny_base.folder, "tiny"))
     adapted = variants.fresh(tiny_base, cpu, lora)
     assert expected.parameters == adapted.trainable_parameters
     save_adapter(copy_adapter(adapted.model, adapted.starts), tmp_path)

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from lora_trainer.contract.column_roles import COLUMN_ROLES, ROLES_GO_TOGETHER
-from lora_trainer.contract.config import DatasetConfig, DatasetFormat
 from lora_trainer.data.formats import Conversation, Layout, PlainText, Sample, content_key, detect, is_verbatim, parse
 from lora_trainer.data.messages import Message
 from lora_trainer.data.rows import Row
 from lora_trainer.errors import DatasetError
+from lora_trainer.spec.column_roles import COLUMN_ROLES, ROLES_GO_TOGETHER
+from lora_trainer.spec.config import DatasetConfig, DatasetFormat
 
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 

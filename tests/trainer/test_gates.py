@@ -8,15 +8,15 @@ from tests.trainer.test_kernels import CONFIG, PADDED, adapted, step
 from tests.trainer.tiny import MLP
 from tests.trainer.variants import rows
 
-from lora_trainer.contract.config import Quantization
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast import CPU_GATE, GATE
 from lora_trainer.model.loading import Adapted, load_model, set_training
 from lora_trainer.model.recompute import recompute_mlps
-from lora_trainer.places.base import Base
-from lora_trainer.training.batches import Batch, collate
-from lora_trainer.training.loss import token_losses
+from lora_trainer.spec.config import Quantization
+from lora_trainer.storage.base import Base
+from lora_trainer.train.batches import Batch, collate
+from lora_trainer.train.loss import token_losses
 
 
 def kept_bytes(model: Adapted, batch: Batch, device: Device) -> int:

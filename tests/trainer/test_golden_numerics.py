@@ -14,16 +14,16 @@ import pytest
 import torch
 from tests.trainer import variants
 
-from lora_trainer.contract.config import Init, LoraConfig, Optimizer, Quantization, Scaling, TrainingConfig, Variant
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.lora_kernel import fuse
-from lora_trainer.places.base import Base, open_folder
-from lora_trainer.training.batches import Budget
-from lora_trainer.training.listener import Listener, Step
-from lora_trainer.training.loop import Training
+from lora_trainer.spec.config import Init, LoraConfig, Optimizer, Quantization, Scaling, TrainingConfig, Variant
+from lora_trainer.storage.base import Base, open_folder
+from lora_trainer.train.batches import MicroBatchLimit
+from lora_trainer.train.callbacks import Step, TrainerCallback
+from lora_trainer.train.loop import Training
 
 FILE = Path(__file__).parents[1] / "golden/trainer_losses.json"
 UPDATE = "UPDATE_GOLDEN" in os.environ
@@ -71,7 +71,7 @@ CASES = {
 }
 
 
-class Losses(Listener):
+class Losses(TrainerCallback):
     """Keeps the loss of each step."""
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ def test_a_kind_of_training_has_its_golden_losses(
 
 def train(case: Case, base: Base, encoder: Encoder, cpu: Device) -> list[float]:
     """The losses of a training."""
-    device, rows, listener = variants.with_type(cpu, case.dtype), variants.rows(encoder, 12), Losses()
+    device, rows, callback = variants.with_type(cpu, case.dtype), variants.rows(encoder, 12), Losses()
     adapted = adapt(load_model(base, case.quantization, device), case.lora, base, device, variants.SEED)
     assert isolate(adapted.model) or not case.packed
     fuse(adapted.model)
@@ -120,11 +120,11 @@ def train(case: Case, base: Base, encoder: Encoder, cpu: Device) -> list[float]:
         adapted=adapted,
         examples=rows,
         config=case.training,
-        budget=Budget.of(3, int(rows.lengths.max()), packed=case.packed),
+        limit=MicroBatchLimit.of(3, int(rows.lengths.max()), packed=case.packed),
         device=device,
-        listener=listener,
+        callback=callback,
     ).run()
-    return listener.found
+    return callback.found
 
 
 def test_every_stored_number_is_of_a_case(golden: dict[str, list[float]]) -> None:

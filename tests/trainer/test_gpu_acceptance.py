@@ -33,11 +33,11 @@ from tests.trainer.processes import together
 from tests.trainer.test_self_check import changed, failing, no_number_in_one_row
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lora_trainer.contract.config import Optimizer, Quantization
 from lora_trainer.model import attention, fast
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast import Family
-from lora_trainer.training.loop import Training
+from lora_trainer.spec.config import Optimizer, Quantization
+from lora_trainer.train.loop import Training
 
 REPOSITORY = Path(__file__).parents[2]
 ONE_OF_EACH = (
@@ -122,8 +122,8 @@ def test_two_gpus_are_asked_for_and_never_made_do_without(bench: Bench, monkeypa
 def test_rows_that_see_each_other_fail_the_acceptance(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel for packs that takes all rows for one."""
     part = importlib.import_module("benchmarks.acceptance.attention")
-    whole = lambda lengths, device: attention.segments_of((sum(lengths),), device)  # noqa: E731
-    monkeypatch.setattr(part, "segments_of", whole)
+    whole = lambda lengths, device: attention.sequence_lengths((sum(lengths),), device)  # noqa: E731
+    monkeypatch.setattr(part, "sequence_lengths", whole)
     checks = [check for check in part.checks(bench) if check.name.startswith("llama")]
     assert [finding.state for finding in run_checks("attention", checks, bench)] == [State.FAILED, State.FAILED]
 

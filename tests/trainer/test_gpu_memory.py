@@ -11,10 +11,10 @@ from benchmarks.acceptance.shapes import LLAMA_3_8B
 from benchmarks.memory_estimate import estimate
 from benchmarks.memory_simulation import Step
 
-from lora_trainer.contract.config import LoraConfig
 from lora_trainer.model.device import Device
-from lora_trainer.training import step
-from lora_trainer.training.loss import token_losses
+from lora_trainer.spec.config import LoraConfig
+from lora_trainer.train import step
+from lora_trainer.train.loss import token_losses
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

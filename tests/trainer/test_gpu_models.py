@@ -11,9 +11,9 @@ from benchmarks.acceptance.bench import Bench
 from benchmarks.acceptance.models import adapted_on, random_model
 from torch import nn
 
-from lora_trainer.contract.config import LoraConfig, Quantization
 from lora_trainer.model.device import Device
 from lora_trainer.model.quantize import full_weight, is_4bit
+from lora_trainer.spec.config import LoraConfig, Quantization
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 WIDTH, MLP = 96, 160

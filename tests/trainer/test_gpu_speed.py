@@ -11,18 +11,18 @@ from benchmarks.acceptance import speed
 from benchmarks.acceptance.bench import Bench
 from benchmarks.acceptance.findings import Outcome, State
 from benchmarks.acceptance.models import adapted_on
-from benchmarks.acceptance.shapes import LLAMA_3_2_1B, LLAMA_3_8B, MIXTURE_24_LAYERS, Shape
+from benchmarks.acceptance.shapes import LLAMA_3_2_1B, LLAMA_3_8B, MIXTURE_24_LAYERS, ModelArchitecture
 from tests.unit.test_fit_choice import run
 
-from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization
-from lora_trainer.contract.gpus import KNOWN, Gpu, by_product
 from lora_trainer.model.device import Device
 from lora_trainer.plan.adapter import plan_adapter
 from lora_trainer.plan.choice import Fit, choose
-from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.families import architecture_of
 from lora_trainer.plan.memory import Setting
 from lora_trainer.plan.speed import flops_per_token
-from lora_trainer.recipe.settling import gpu_of
+from lora_trainer.spec.config import ActivationCheckpointing, LoraConfig, Quantization
+from lora_trainer.spec.gpus import KNOWN, Gpu, by_product
+from lora_trainer.train.resolve_auto import gpu_of
 
 H100 = Device(
     torch_device=torch.device("cuda", 0), name="NVIDIA H100 80GB HBM3", dtype=torch.bfloat16, capability=(9, 0)
@@ -52,7 +52,7 @@ def test_an_h100_keeps_the_activations_of_llama_3_8b(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     gpu = gpu_of(H100)
     assert gpu is not None
-    found = speed.manners(gpu, LLAMA_3_8B, Quantization.NONE, 4096)
+    found = speed.modes(gpu, LLAMA_3_8B, Quantization.NONE, 4096)
     assert found[0] is ActivationCheckpointing.NONE
 
 
@@ -67,19 +67,21 @@ def test_the_manner_is_the_one_that_a_run_would_choose(gpu: Gpu) -> None:
             continue
         chosen = planned(shape, gpu, quantization, tokens)
         if chosen is not None:
-            assert speed.manners(gpu, shape, quantization, tokens)[0] is chosen, (name, quantization, tokens)
+            assert speed.modes(gpu, shape, quantization, tokens)[0] is chosen, (name, quantization, tokens)
             compared += 1
     assert compared
 
 
-def planned(shape: Shape, gpu: Gpu, quantization: Quantization, tokens: int) -> ActivationCheckpointing | None:
+def planned(
+    shape: ModelArchitecture, gpu: Gpu, quantization: Quantization, tokens: int
+) -> ActivationCheckpointing | None:
     """By the plan of a run with one such row in a micro-batch; None where none fits."""
     config = run()
     training = replace(config.training, max_sequence_length=tokens, micro_batch_size=1)
     config = replace(config, quantization=quantization, lora=LORA, training=training)
-    counted = shape_of(shape)
+    counted = architecture_of(shape)
     found = choose(config, counted, plan_adapter(LORA, counted), gpu)
-    return found.option.manner if found.option.fit is Fit.FITS else None
+    return found.option.checkpointing if found.option.fit is Fit.FITS else None
 
 
 @pytest.mark.parametrize("wanted", speed.WANTED, ids=str)
@@ -88,12 +90,12 @@ def test_a_sound_gpu_can_reach_what_is_wanted(wanted: tuple[str, Quantization, i
     name, quantization, tokens = wanted
     gpu = by_product(H100.name)
     assert gpu is not None
-    manner = speed.manners(gpu, SHAPES[name], quantization, tokens)[0]
-    shape = shape_of(SHAPES[name])
+    checkpointing = speed.modes(gpu, SHAPES[name], quantization, tokens)[0]
+    shape = architecture_of(SHAPES[name])
     setting = Setting(
         quantization=quantization,
-        recompute=manner.recomputes,
-        selective=manner is ActivationCheckpointing.SELECTIVE,
+        recompute=checkpointing.recomputes,
+        selective=checkpointing is ActivationCheckpointing.SELECTIVE,
         tokens=tokens,
         row=tokens,
     )

@@ -9,10 +9,10 @@ from tests.trainer import rank_programs
 from tests.trainer.processes import together
 from tests.trainer.runs import PATIENCE_S, Workplace, read_json
 
-from lora_trainer.artifact.manifest import read_manifest
-from lora_trainer.artifact.sealed import MANIFEST
-from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.exit_codes import ExitCode
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.storage.manifest import read_manifest
+from lora_trainer.storage.sealed import MANIFEST
 
 STEPS = 80
 

@@ -11,9 +11,9 @@ from tests.trainer.conftest import make_config
 from tests.trainer.processes import together
 from tests.trainer.rank_programs import Given, Outcome, Plan, Stopped
 
-from lora_trainer.contract.config import Quantization, TrainingConfig
-from lora_trainer.training.checkpoint import Checkpoints
-from lora_trainer.training.evaluate import ASK_EVERY
+from lora_trainer.spec.config import Quantization, TrainingConfig
+from lora_trainer.train.checkpoint import Checkpoints
+from lora_trainer.train.evaluate import ASK_EVERY
 
 CONFIG = TrainingConfig(epochs=None, max_steps=4, learning_rate=0.01, effective_batch_size=6, seed=5)
 SAME = 2e-5
@@ -62,7 +62,7 @@ def close(found: Outcome, wanted: Outcome) -> None:
 def test_any_number_of_processes_and_micro_batches_gives_the_same_losses(
     plan: Plan, alone: Outcome, world: int, changes: dict[str, Any]
 ) -> None:
-    """The effective batch counts examples, and the loss is a mean over the learned tokens of all of them."""
+    """The effective batch counts examples, and the loss is a mean over the target tokens of all of them."""
     found = outcomes(world, dataclasses.replace(plan, **changes))
     close(found[0], alone)
     assert found[0].rows == alone.rows == [6, 6, 6, 6]
@@ -144,7 +144,7 @@ def test_one_process_without_memory_makes_all_repeat_the_step_with_smaller_micro
     """The effective batch stays, and nothing of the failed attempt counts."""
     found = outcomes(2, dataclasses.replace(plan, short_of_memory_at=3))
     close(found[0], alone)
-    assert [one.budget_tokens for one in found] == [alone.budget_tokens // 2] * 2
+    assert [one.limit_tokens for one in found] == [alone.limit_tokens // 2] * 2
 
 
 def test_memory_that_does_not_suffice_for_one_row_is_reported_by_the_process_that_lacks_it(plan: Plan) -> None:
@@ -176,10 +176,10 @@ def test_all_processes_take_the_directions_that_the_first_one_found(tiny_folder:
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_sharded_base_gives_the_losses_of_a_whole_one(plan: Plan, alone: Outcome, recompute: bool) -> None:
     """Each process holds half of the layers' weights and all of the adapter; packed, too, in as many packs on each."""
-    manner: dict[str, Any] = (
+    checkpointing: dict[str, Any] = (
         {"recompute": True, "micro": 1} if recompute else {"selective": True, "fused": True, "packed": True, "micro": 2}
     )
-    found = outcomes(2, dataclasses.replace(plan, sharded_over=2, **manner))
+    found = outcomes(2, dataclasses.replace(plan, sharded_over=2, **checkpointing))
     close(found[0], alone)
     assert all(one.adapter == found[0].adapter for one in found)
     assert [one.layer_weights for one in found] == [alone.layer_weights // 2] * 2
@@ -187,11 +187,13 @@ def test_a_sharded_base_gives_the_losses_of_a_whole_one(plan: Plan, alone: Outco
 
 @pytest.mark.parametrize("kind", [Quantization.NF4, Quantization.FP4])
 @pytest.mark.parametrize("manner", [{}, {"recompute": True}, {"selective": True, "fused": True, "packed": True}])
-def test_a_base_in_4_bits_is_divided_as_it_is_packed(plan: Plan, kind: Quantization, manner: dict[str, Any]) -> None:
+def test_a_base_in_4_bits_is_divided_as_it_is_packed(
+    plan: Plan, kind: Quantization, checkpointing: dict[str, Any]
+) -> None:
     """Each process holds half of the bytes; kept, recomputed, and read by the fused adapter past the module itself."""
     in_4_bits = dataclasses.replace(plan, quantization=kind)
     whole = outcomes(1, in_4_bits)[0]
-    found = outcomes(2, dataclasses.replace(in_4_bits, sharded_over=2, micro=2, **manner))
+    found = outcomes(2, dataclasses.replace(in_4_bits, sharded_over=2, micro=2, **checkpointing))
     close(found[0], whole)
     assert all(one.adapter == found[0].adapter for one in found)
     assert [one.layer_weights for one in found] == [whole.layer_weights // 2] * 2

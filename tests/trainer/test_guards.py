@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 from tests.trainer.conftest import make_config
 
-from lora_trainer.contract.progress import Phase, Progress
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.distributed.reports import Counters, Report
 from lora_trainer.errors import NonFiniteLossError
 from lora_trainer.host.stall import StallWatch
-from lora_trainer.ranks.reports import Counters, Report
-from lora_trainer.training.guards import DIVERGED_STEPS, LossGuard
-from lora_trainer.training.identity import (
+from lora_trainer.spec.progress import Phase, Progress
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.train.guards import DIVERGED_STEPS, LossGuard
+from lora_trainer.train.identity import (
     Identity,
     day_of,
     difference,
     identity,
-    same_course,
+    same_training,
     weights_difference,
 )
 
@@ -174,7 +174,7 @@ def test_what_does_not_decide_the_result_may_change(same: dict[str, Any]) -> Non
 def test_rows_of_another_date_are_other_rows() -> None:
     """An attempt keeps the day of its run; another run's state is gone on from where it has the same."""
     noted, later = (identity(make_config(), "sha256:1", "sha256:2", day=date(2026, 7, day)) for day in (26, 27))
-    assert not same_course(later, noted)
+    assert not same_training(later, noted)
     assert (day_of(noted), day_of(identity_of())) == (date(2026, 7, 26), None)
 
 
@@ -187,7 +187,7 @@ def test_the_limit_of_held_out_rows_counts_where_it_decides_anything() -> None:
     limited = identity(make_config(dataset={"maxValidationRows": 7}), "sha256:1", "sha256:2", capped=True)
     assert difference(ours, limited) == "dataset.maxValidationRows absent, this run has 7"
     assert difference(limited, ours) == "dataset.maxValidationRows 7, this run has absent"
-    assert not same_course(ours, limited)
+    assert not same_training(ours, limited)
     assert weights_difference(ours, limited) is None
 
 
@@ -195,12 +195,12 @@ def test_another_runs_state_is_gone_on_from_where_only_length_and_manner_differ(
     """Its weights alone count where the data or the batch differ; nothing where the adapter does."""
     ours = identity_of()
     longer = identity_of(training={"maxSteps": 60, "learningRate": "0.1", "schedule": "Constant", "evalSteps": 2})
-    assert same_course(longer, ours)
+    assert same_training(longer, ours)
     for other in ({"training": {"effectiveBatchSize": 4}}, {"training": {"seed": 1}}, {"lora": {"dropout": "0.1"}}):
         theirs = identity_of(**other)
-        assert not same_course(theirs, ours)
+        assert not same_training(theirs, ours)
         assert weights_difference(theirs, ours) is None
-    assert not same_course(identity_of(data="sha256:9"), ours)
+    assert not same_training(identity_of(data="sha256:9"), ours)
     assert weights_difference(identity_of(data="sha256:9"), ours) is None
     assert weights_difference(identity_of(lora={"layers": "Attention"}), ours) is not None
     assert weights_difference(identity_of(revision="sha256:9"), ours) is not None

@@ -15,17 +15,17 @@ import pytest
 from tests.trainer import rule_of_the_split, tiny
 from tests.trainer.conftest import make_config
 
-from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS
-from lora_trainer.contract.config import LossOn
 from lora_trainer.data.dataset import encode
 from lora_trainer.data.held_out import held_out_rows, write_held_out_rows
 from lora_trainer.data.row_facts import count_rows
-from lora_trainer.data.survey import Samples, load_samples
+from lora_trainer.data.survey import DatasetIndex, load_index
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import IGNORED, Encoder
-from lora_trainer.places.base import Base
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
+from lora_trainer.spec.config import LossOn
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.held_out_rows import HELD_OUT_ROWS
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.volumes import Volumes
 
 Places = list[tuple[str, str, int]]
 """File, unit and number of rows."""
@@ -34,12 +34,12 @@ Places = list[tuple[str, str, int]]
 def document(path: Path, **dataset: Any) -> Any:
     """The file that a run on `data` below this path leaves."""
     config = make_config(dataset={"uri": "pvc://data/set", **dataset})
-    return document_of(load_samples(config, Volumes(claims=path), Hub()))
+    return document_of(load_index(config, Volumes(claims=path), Hub()))
 
 
-def document_of(samples: Samples) -> Any:
+def document_of(index: DatasetIndex) -> Any:
     """The file that a run on these samples leaves."""
-    return json.loads(held_out_rows(samples).to_json())
+    return json.loads(held_out_rows(index).to_json())
 
 
 def listed(found: Any) -> Places:
@@ -207,9 +207,9 @@ def test_copies_that_do_not_fit_leave_room_for_what_comes_after_them(tmp_path: P
     assert set(listed(narrow)) < set(listed(wide))
     assert 0 < narrow["held_out"] <= 6
     config = make_config(dataset={"uri": "pvc://data/set", "validationFraction": "0.4", "maxValidationRows": 6})
-    samples = load_samples(config, Volumes(claims=tmp_path), Hub())
-    assert sum(int(part.training.sum()) for part in samples.parts) == 67 - narrow["held_out"]
-    assert samples.capped
+    index = load_index(config, Volumes(claims=tmp_path), Hub())
+    assert sum(int(part.training.sum()) for part in index.parts) == 67 - narrow["held_out"]
+    assert index.capped
 
 
 REWRITES = (
@@ -228,18 +228,18 @@ def test_the_samples_of_the_listed_rows_are_what_is_evaluated(tmp_path: Path, ti
     tiny.write_jsonl(tmp_path / "data/set/a.jsonl", rows[:8])
     tiny.write_jsonl(tmp_path / "data/set/b.jsonl", rows[8:])
     config = make_config(dataset={"uri": "pvc://data/set", "validationFraction": "0.5", "maxValidationRows": 7})
-    samples = load_samples(config, Volumes(claims=tmp_path), Hub())
+    index = load_index(config, Volumes(claims=tmp_path), Hub())
     tokenizer = load_encoder(tiny_base, LossOn.COMPLETION, 512).tokenizer
     tokenizer.chat_template = REWRITES
     encoder = Encoder(tokenizer, LossOn.COMPLETION, 512, [tokenizer.eos_token_id])
-    data = encode(samples, encoder)
+    data = encode(index, encoder)
     numbers = {"a.jsonl": 0, "b.jsonl": 8}
-    chosen = [rows[numbers[file] + number - 1] for file, _, number in listed(document_of(samples))]
+    chosen = [rows[numbers[file] + number - 1] for file, _, number in listed(document_of(index))]
     answers = [turn["content"] for row in chosen for turn in row["messages"] if turn["role"] == "assistant"]
     learned = [tokenizer.decode(example.labels[example.labels != IGNORED]) for example in data.evaluation]
     assert [text.removeprefix("<think>\n\n</think>\n\n").removesuffix("<|im_end|>") for text in learned] == answers
     assert data.stats.validation_samples == len(answers) > len(chosen) == 7
-    assert data.evaluation.row_count == count_rows(samples, encoder, 0).validation_rows == 7
+    assert data.evaluation.row_count == count_rows(index, encoder, 0).validation_rows == 7
     assert data.stats.train_samples == sum(len(row["messages"]) // 2 for row in rows) - len(answers)
 
 
@@ -259,9 +259,9 @@ def test_a_set_for_validation_is_evaluated_whole_unless_a_number_is_given(tmp_pa
     assert listed(some) == [("held.jsonl", "line", row + (2 if row else 1)) for row in sorted(order[:4])]
     assert (some["evaluated"], some["rows"], some["held_out"]) == ("rows of pvc://data/held.jsonl", 15, 4)
     config = make_config(dataset={"uri": "pvc://data/set", **dataset, "maxValidationRows": 4})
-    samples = load_samples(config, Volumes(claims=tmp_path), Hub())
-    used = [(int(part.training.sum()), int(part.held_out.sum())) for part in samples.parts]
-    assert (used, samples.skipped, samples.capped) == ([(20, 0), (0, 4)], 1, True)
+    index = load_index(config, Volumes(claims=tmp_path), Hub())
+    used = [(int(part.training.sum()), int(part.held_out.sum())) for part in index.parts]
+    assert (used, index.skipped, index.capped) == ([(20, 0), (0, 4)], 1, True)
 
 
 def test_where_no_row_is_held_out_the_file_says_what_is_evaluated(tmp_path: Path) -> None:
@@ -279,6 +279,6 @@ def test_a_file_whose_name_is_no_utf_8_is_listed_under_it(tmp_path: Path) -> Non
     folder.mkdir(parents=True)
     (folder / name).write_text("\n".join(json.dumps(row) for row in tiny.chats(30)), encoding="utf-8")
     config = make_config(dataset={"uri": "pvc://data/set", "validationFraction": "0.2"})
-    write_held_out_rows(tmp_path, load_samples(config, Volumes(claims=tmp_path), Hub()))
+    write_held_out_rows(tmp_path, load_index(config, Volumes(claims=tmp_path), Hub()))
     found = json.loads((tmp_path / HELD_OUT_ROWS).read_text(encoding="utf-8"))
     assert [file["file"] for file in found["files"]] == [name]

@@ -13,23 +13,17 @@ from tests.trainer import tiny
 from hub.access import Restriction
 from hub.faults import Fault
 from hub.server import HubServer
-from lora_trainer.contract.config import LossOn
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.uri import HubUri
 from lora_trainer.data.tokenizer import load_encoder
-from lora_trainer.errors import (
-    AccessDeniedError,
-    ConfigError,
-    NotFoundError,
-    TrainerError,
-    TransientError,
-)
-from lora_trainer.places import network
-from lora_trainer.places.base import find_base
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.model_headers import read_headers
-from lora_trainer.places.roles import Role
-from lora_trainer.places.volumes import Volumes
+from lora_trainer.errors import AccessDeniedError, ConfigError, NotFoundError, TrainerError, TransientError
+from lora_trainer.spec.config import LossOn
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.uri import HubUri
+from lora_trainer.storage import network
+from lora_trainer.storage.base import find_base
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.model_headers import read_headers
+from lora_trainer.storage.roles import Role
+from lora_trainer.storage.volumes import Volumes
 
 TOKEN = "hf_allowed"
 

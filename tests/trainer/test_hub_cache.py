@@ -21,17 +21,17 @@ from tests.trainer.servers import Proxy
 from hub.access import Restriction
 from hub.faults import Fault
 from hub.server import HubServer
-from lora_trainer.artifact.tensor_files import header_bytes
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.uri import HubUri
 from lora_trainer.errors import AccessDeniedError, NotFoundError, StorageError, TransientError
-from lora_trainer.places.base import find_base
-from lora_trainer.places.downloads import fetch_whole
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.lock import Lock
-from lora_trainer.places.network import ATTEMPTS, is_own
-from lora_trainer.places.roles import Role
-from lora_trainer.places.volumes import Volumes
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.uri import HubUri
+from lora_trainer.storage.base import find_base
+from lora_trainer.storage.downloads import fetch_whole
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.lock import Lock
+from lora_trainer.storage.network import ATTEMPTS, is_own
+from lora_trainer.storage.roles import Role
+from lora_trainer.storage.tensor_files import header_bytes
+from lora_trainer.storage.volumes import Volumes
 
 WEIGHTS = "model.safetensors"
 TOKEN = "hf_allowed"
@@ -204,9 +204,9 @@ def test_a_killed_filler_leaves_neither_its_lock_nor_a_false_file(
 ) -> None:
     """SIGKILL in the middle of a download: the next run goes on from what had arrived."""
     program = (
-        "import sys, os\nfrom lora_trainer.places import downloads, hub_cache\n"
-        "from lora_trainer.places.base import find_base\nfrom lora_trainer.places.hub import Hub\n"
-        "from lora_trainer.places.volumes import Volumes\nfrom pathlib import Path\n"
+        "import sys, os\nfrom lora_trainer.storage import downloads, hub_cache\n"
+        "from lora_trainer.storage.base import find_base\nfrom lora_trainer.storage.hub import Hub\n"
+        "from lora_trainer.storage.volumes import Volumes\nfrom pathlib import Path\n"
         "def stop(partial, size, open_at, what, may_write):\n"
         "    partial.write_bytes(open_at(0).read(150_000))\n    print('half', flush=True)\n    sys.stdin.read()\n"
         "hub_cache.fetch_whole = stop\n"
@@ -255,13 +255,13 @@ def test_a_cache_without_room_is_noticed_before_a_byte_is_fetched(
     free = needed - 1000
     find(hub)
     free = 0
-    monkeypatch.setattr("lora_trainer.places.hub_cache.held", None)  # its lock takes room, too
+    monkeypatch.setattr("lora_trainer.storage.hub_cache.held", None)  # its lock takes room, too
     assert find(hub).stat().st_size == needed
 
 
 def test_a_full_cache_is_reported(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """74, and no half file under a whole one's name, where others have filled it meanwhile."""
-    monkeypatch.setattr("lora_trainer.places.hub.check_room", lambda *_: None)
+    monkeypatch.setattr("lora_trainer.storage.hub.check_room", lambda *_: None)
     with servers.full_disk(tmp_path / "small", 200) as small:
         with pytest.raises(
             StorageError, match=r"the Hub's cache \(HF_HOME\) cannot be written: the volume is full"
@@ -344,7 +344,7 @@ def test_a_download_whose_lock_was_taken_writes_no_more(
     server: HubServer, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who took it goes on with the same file; and what is complete does not get its name."""
-    monkeypatch.setattr("lora_trainer.places.downloads._CHUNK_BYTES", 1000)
+    monkeypatch.setattr("lora_trainer.storage.downloads._CHUNK_BYTES", 1000)
     for taken_at in (5000, size(tiny_folder)):
 
         def check(_lock: Lock, most: int = taken_at) -> None:

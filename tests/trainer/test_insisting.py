@@ -10,15 +10,15 @@ import pytest
 from tests.trainer.conftest import make_config
 from tests.trainer.test_artifact import write_adapter
 
-from lora_trainer.artifact.manifest import read_manifest
-from lora_trainer.contract.exit_codes import ExitCode, reason_of
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.distributed.reports import Failure
 from lora_trainer.host import child
 from lora_trainer.host.child import STOPPED, StageFailedError, Stages
 from lora_trainer.host.supervisor import Settings, Supervisor
 from lora_trainer.host.workspace import Workspace
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks.reports import Failure
+from lora_trainer.spec.exit_codes import ExitCode, reason_of
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.storage.manifest import read_manifest
+from lora_trainer.storage.volumes import Volumes
 
 
 def failure(code: ExitCode) -> Failure:

@@ -16,32 +16,32 @@ from tests.trainer.attempts import READ_AGAIN, Attempts, make_encoder, samples_o
 from tests.trainer.stages import CONTEXT
 from tests.trainer.test_data import ids
 
-from lora_trainer.artifact import sealed
-from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.data import kept_rows
 from lora_trainer.data.dataset import read_or_encode, row_key
 from lora_trainer.data.kept_rows import UNUSED_S, folder_name
-from lora_trainer.data.survey import Samples
+from lora_trainer.data.survey import DatasetIndex
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import TransientError
-from lora_trainer.places.base import Base
-from lora_trainer.training.checkpoint import Checkpoints
-from lora_trainer.training.stopping import Stop
+from lora_trainer.storage import sealed
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.sealed import MANIFEST
+from lora_trainer.train.checkpoint import Checkpoints
+from lora_trainer.train.stopping import Stop
 
 KEY = "ab" * 32
 NAME = folder_name(KEY, shared=False)
 
 
 @pytest.fixture
-def samples(tmp_path: Path) -> Samples:
+def index(tmp_path: Path) -> DatasetIndex:
     """Forty chats, eight of them held out."""
     return samples_of(tmp_path)
 
 
 @pytest.fixture
-def unkept(tmp_path: Path, samples: Samples, encoder: Encoder) -> Attempts:
+def unkept(tmp_path: Path, index: DatasetIndex, encoder: Encoder) -> Attempts:
     """Attempts of a run that has encoded nothing."""
-    return Attempts(tmp_path, samples, encoder)
+    return Attempts(tmp_path, index, encoder)
 
 
 @pytest.fixture
@@ -52,11 +52,11 @@ def attempts(unkept: Attempts) -> Attempts:
 
 
 def test_what_was_encoded_is_read_and_is_the_same(
-    tmp_path: Path, samples: Samples, encoder: Encoder, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, index: DatasetIndex, encoder: Encoder, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Tokens, what is learned, what is held out, and counts; nothing is encoded, and the log says so."""
     caplog.set_level(logging.INFO)
-    attempts = Attempts(tmp_path, samples, encoder)
+    attempts = Attempts(tmp_path, index, encoder)
     first = attempts.run()
     assert not any(READ_AGAIN.fullmatch(line) for line in caplog.messages)
     encoder.encode_all = None  # type: ignore[method-assign, assignment]  # an encoding would call it
@@ -168,13 +168,13 @@ def test_a_folder_of_rows_that_is_a_link_is_not_followed(attempts: Attempts, tmp
 
 
 def test_a_process_that_is_killed_while_it_writes_leaves_nothing_that_is_read(
-    tmp_path: Path, samples: Samples, encoder: Encoder
+    tmp_path: Path, index: DatasetIndex, encoder: Encoder
 ) -> None:
     """Whichever file is the last one: the next attempt encodes, and removes what is half written."""
-    attempts = Attempts(tmp_path, samples, encoder)
+    attempts = Attempts(tmp_path, index, encoder)
     for last in (1, 9, 12, 14):
         # Not forked from here: threads that other tests began would be missing there, with their locks held.
-        child = CONTEXT.Process(target=_run_and_die_at, args=(tmp_path, samples, encoder, attempts.count, last))
+        child = CONTEXT.Process(target=_run_and_die_at, args=(tmp_path, index, encoder, attempts.count, last))
         child.start()
         child.join()
         assert child.exitcode == -signal.SIGKILL
@@ -185,8 +185,8 @@ def test_a_process_that_is_killed_while_it_writes_leaves_nothing_that_is_read(
     assert not attempts.encoded()
 
 
-def _run_and_die_at(place: Path, samples: Samples, encoder: Encoder, count: int, call: int) -> None:
-    attempts = Attempts(place, samples, encoder)
+def _run_and_die_at(place: Path, index: DatasetIndex, encoder: Encoder, count: int, call: int) -> None:
+    attempts = Attempts(place, index, encoder)
     attempts.count = count
     _die_at(call)
     attempts.run()
@@ -246,10 +246,10 @@ def test_a_volume_without_space_costs_the_copy_and_not_the_run(
     assert unkept.encoded()
 
 
-def test_a_request_to_stop_waits_for_the_copy(tmp_path: Path, samples: Samples, encoder: Encoder) -> None:
+def test_a_request_to_stop_waits_for_the_copy(tmp_path: Path, index: DatasetIndex, encoder: Encoder) -> None:
     """And ends the attempt after it, whose rows the next one reads."""
     stop = Stop()
-    attempts = Attempts(tmp_path, samples, encoder, undisturbed=stop.deferred)
+    attempts = Attempts(tmp_path, index, encoder, undisturbed=stop.deferred)
 
     def asked(*arguments: Any) -> Any:
         stop.handle(signal.SIGTERM, None)
@@ -278,14 +278,14 @@ def test_rows_give_way_to_a_checkpoint(
 
 
 def test_nobody_writes_where_another_trainer_took_the_run_over(
-    tmp_path: Path, samples: Samples, encoder: Encoder
+    tmp_path: Path, index: DatasetIndex, encoder: Encoder
 ) -> None:
     """The sentence of that ends this attempt."""
 
     def lost() -> None:
         raise TransientError("taken over")
 
-    attempts = Attempts(tmp_path, samples, encoder, may_write=lost)
+    attempts = Attempts(tmp_path, index, encoder, may_write=lost)
     (attempts.own / NAME).mkdir()
     with pytest.raises(TransientError, match="taken over"):
         attempts.run()
@@ -308,10 +308,10 @@ def test_only_our_own_folders_are_removed(attempts: Attempts) -> None:
 
 
 def test_in_a_shared_place_rows_leave_that_nobody_reads(
-    tmp_path: Path, samples: Samples, encoder: Encoder, tiny_base: Base
+    tmp_path: Path, index: DatasetIndex, encoder: Encoder, tiny_base: Base
 ) -> None:
     """After a week; reading makes them young again, and those of other runs stay."""
-    attempts = Attempts(tmp_path, samples, encoder, shared=True)
+    attempts = Attempts(tmp_path, index, encoder, shared=True)
     attempts.run()
     own = attempts.folder()
     other = make_encoder(tiny_base, max_length=99)
@@ -322,7 +322,7 @@ def test_in_a_shared_place_rows_leave_that_nobody_reads(
 
     def encode_other(length: int) -> None:
         other.max_length = length
-        read_or_encode(samples.sources, samples, other, tmp_path / f"other-{length}", attempts.kept)
+        read_or_encode(index.sources, index, other, tmp_path / f"other-{length}", attempts.kept)
 
     age(UNUSED_S - 3600)
     encode_other(99)

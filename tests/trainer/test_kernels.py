@@ -10,23 +10,23 @@ import torch
 import transformers
 from torch import nn
 
-from lora_trainer.contract.config import LoraConfig, Quantization, Variant
 from lora_trainer.data.tokens import IGNORED, Example
+from lora_trainer.distributed.collectives import Ranks
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import Adapted, adapt, load_model, set_input_casts, set_training
 from lora_trainer.model.lora_kernel import fuse, install
 from lora_trainer.model.products import product
 from lora_trainer.model.recompute import recompute_activations
-from lora_trainer.places.base import Base
 from lora_trainer.plan import limits
-from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.training import loss as losses
-from lora_trainer.training.batches import Budget, collate
-from lora_trainer.training.evaluate import evaluate
-from lora_trainer.training.loss import token_losses
-from lora_trainer.training.objective import SFT
-from lora_trainer.training.step import run_step
+from lora_trainer.spec.config import LoraConfig, Quantization, Variant
+from lora_trainer.storage.base import Base
+from lora_trainer.train import loss as losses
+from lora_trainer.train.batches import MicroBatchLimit, collate
+from lora_trainer.train.evaluate import evaluate
+from lora_trainer.train.loss import token_losses
+from lora_trainer.train.objective import SFT
+from lora_trainer.train.step import run_step
 
 
 def rows(count: int = 7, seed: int = 1) -> list[Example]:
@@ -51,7 +51,7 @@ def adapted(base: Base, device: Device, config: LoraConfig, quantization: Quanti
     return found
 
 
-def step(model: Adapted, device: Device, budget: Budget) -> tuple[float, list[torch.Tensor]]:
+def step(model: Adapted, device: Device, limit: MicroBatchLimit) -> tuple[float, list[torch.Tensor]]:
     """Loss and gradients of one step."""
     examples = rows()
     targets = sum(example.targets for example in examples)
@@ -65,7 +65,7 @@ def step(model: Adapted, device: Device, budget: Budget) -> tuple[float, list[to
         examples,
         objective=SFT,
         weights={"loss": targets},
-        budget=budget,
+        limit=limit,
         device=device,
         scaler=scaler,
         ranks=Ranks(),
@@ -75,7 +75,7 @@ def step(model: Adapted, device: Device, budget: Budget) -> tuple[float, list[to
 
 
 CONFIG = LoraConfig(rank=4, alpha=8)
-PADDED, PACKED = Budget(tokens=100, longest=40), Budget(tokens=100, longest=40, packed=True)
+PADDED, PACKED = MicroBatchLimit(tokens=100, longest=40), MicroBatchLimit(tokens=100, longest=40, packed=True)
 
 
 ODD_RANKS = [
@@ -101,14 +101,14 @@ def test_packed_and_padded_steps_have_the_same_loss_and_gradients(tiny_base: Bas
     """So packing changes nothing but speed; nor does it change the loss of an evaluation."""
     model = adapted(tiny_base, cpu, CONFIG)
     loss, gradients = step(model, cpu, PADDED)
-    before = evaluate(model.model, model.head, rows(), cpu, lambda count: None, budget=PADDED)
+    before = evaluate(model.model, model.head, rows(), cpu, lambda count: None, limit=PADDED)
     assert isolate(model.model)
     set_training(model.model, on=True)
     packed_loss, packed = step(model, cpu, PACKED)
     assert packed_loss == pytest.approx(loss, abs=1e-6)
     for ours, theirs in zip(packed, gradients, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
-    after = evaluate(model.model, model.head, rows(), cpu, lambda count: None, budget=PACKED)
+    after = evaluate(model.model, model.head, rows(), cpu, lambda count: None, limit=PACKED)
     assert after.sums == pytest.approx(before.sums, abs=1e-4)
 
 
@@ -293,7 +293,7 @@ def test_what_a_model_does_to_its_logits_is_part_of_the_loss(cpu: Device, kind: 
     examples = rows(3)
     batch = collate(examples, cpu.torch_device)
     found = token_losses(model, model.get_output_embeddings(), batch, cpu)
-    logits = model(input_ids=batch.input_ids).logits.flatten(0, 1)[batch.learned]
+    logits = model(input_ids=batch.input_ids).logits.flatten(0, 1)[batch.target_positions]
     torch.testing.assert_close(found, nn.functional.cross_entropy(logits, batch.targets, reduction="none"))
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.trainer.runs import PATIENCE_S, Workplace
 from tests.trainer.stages import Place, finish, start, warm_up
 
-from lora_trainer.training.checkpoint import newest_of
+from lora_trainer.train.checkpoint import newest_of
 
 ROUNDS = {"soak": 100}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 8)
 INTERVAL = 3

@@ -15,18 +15,18 @@ from tests.trainer import failing_stage
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import PATIENCE_S
 
-from lora_trainer.contract.config import DeviceConfig, TrainConfig
-from lora_trainer.contract.exit_codes import ExitCode, reason_of
-from lora_trainer.contract.progress import Phase
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.distributed.cpus import cpu_threads
+from lora_trainer.distributed.reports import Failure, Report, failure_of_status, first_cause
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError, explain_exit
 from lora_trainer.host.child import StageFailedError, Stages
 from lora_trainer.host.launch import ONE_PROCESS, Node, Program, grace_s, this_node, training_program
 from lora_trainer.host.passed_log import PassedLog, pass_on
 from lora_trainer.host.supervisor import Settings, Supervisor
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks.cpus import cpu_threads
-from lora_trainer.ranks.reports import Failure, Report, failure_of_status, first_cause
+from lora_trainer.spec.config import DeviceConfig, TrainConfig
+from lora_trainer.spec.exit_codes import ExitCode, reason_of
+from lora_trainer.spec.progress import Phase
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.storage.volumes import Volumes
 
 POD = {"JOB_COMPLETION_INDEX": "1", "LORA_RENDEZVOUS": "tune-x-1-0.tune-x-1:29400"}
 

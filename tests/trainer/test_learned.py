@@ -14,11 +14,11 @@ from tests.trainer import templates
 from tests.trainer.learning import assert_exactly_the_answers_are_learned, bounds
 from tests.trainer.templates import FAMILIES, Family
 
-from lora_trainer.contract.config import LossOn
 from lora_trainer.data.formats import Conversation
 from lora_trainer.data.messages import Message
 from lora_trainer.data.tokens import IGNORED, Encoder, Example
 from lora_trainer.errors import DatasetError
+from lora_trainer.spec.config import LossOn
 
 USER, ASSISTANT = "user", "assistant"
 BRIEF = ((USER, "Who are you"), (ASSISTANT, "Ahoy!"))
@@ -235,7 +235,7 @@ def test_an_answer_that_begins_its_conversation_is_learned_without_its_heading(n
     """There is no prompt before it, and yet no model generates the heading."""
     encoder = encoder_of(name)
     (encoded,) = encoder.encode_all([talk((ASSISTANT, "Ahoy!"), *LONGER[2:])])
-    learned = [stretch for one in encoded for stretch in re.findall("⟦(.*?)⟧", marked(encoder, one.example), re.DOTALL)]
+    learned = [span for one in encoded for span in re.findall("⟦(.*?)⟧", marked(encoder, one.example), re.DOTALL)]
     ends = {"GLM-4": ["\nAhoy!<|user|>", "\nFair winds.</s>"]}
     family = FAMILIES.get(name, GLM4)
     assert learned == ends.get(name, [family.said("Ahoy!"), family.said("Fair winds.")])

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.trainer.learning import assert_exactly_the_answers_are_learned, stretches
+from tests.trainer.learning import assert_exactly_the_answers_are_learned, spans
 from tests.trainer.templates import FAMILIES, Family
 from tests.trainer.test_learned import ASSISTANT, CONTENTS, USER, conversations, encoder_of
 
-from lora_trainer.contract.config import DatasetConfig
 from lora_trainer.data.formats import Conversation, detect, parse
 from lora_trainer.data.messages import ROLES, Message
 from lora_trainer.data.rows import Row
+from lora_trainer.spec.config import DatasetConfig
 
 Turns = Sequence[Message]
 COLUMNS: Mapping[str, Sequence[tuple[str, ...]]] = {
@@ -108,7 +108,7 @@ def test_a_row_of_any_format_is_learned_as_what_it_means(*, name: str, data: st.
     if meant.verbatim and not encoder.has_template:
         asked, answer = meant.messages
         example = encoder.encode(meant)
-        assert stretches(encoder, example) == [(asked.content, answer.content + family.after)]
+        assert spans(encoder, example) == [(asked.content, answer.content + family.after)]
     else:
         assert_exactly_the_answers_are_learned(encoder, family, meant)
 

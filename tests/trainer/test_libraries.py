@@ -21,16 +21,16 @@ from tests.trainer.trainings import RESOLVED
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from lora_trainer.contract.config import LoraConfig as AdapterConfig
-from lora_trainer.contract.config import Optimizer, Quantization, TrainingConfig
 from lora_trainer.model.adapter import plan_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import load_model, set_input_casts, skeleton
 from lora_trainer.model.quantize import quantization_settings
-from lora_trainer.places.base import Base
 from lora_trainer.result.export import versions
+from lora_trainer.spec.config import LoraConfig as AdapterConfig
+from lora_trainer.spec.config import Optimizer, Quantization, TrainingConfig
 from lora_trainer.stage import expected_quantization
-from lora_trainer.training.optimizers import make_optimizer
+from lora_trainer.storage.base import Base
+from lora_trainer.train.optimizers import make_optimizer
 
 
 def test_peft_knows_the_options_of_the_adapter(tiny_base: Base) -> None:
@@ -145,8 +145,8 @@ def test_a_run_that_quantizes_nothing_does_not_import_bitsandbytes_with_peft() -
     there is none, and to look for it takes a third of the time."""
     program = (
         "import gc, sys\n"
-        "from lora_trainer.contract.config import TrainConfig\n"
-        "from lora_trainer.ranks.libraries import importing_libraries\n"
+        "from lora_trainer.spec.config import TrainConfig\n"
+        "from lora_trainer.distributed.libraries import importing_libraries\n"
         "from lora_trainer.stage import expected_quantization, import_peft\n"
         "collections = []\n"
         "gc.callbacks.append(lambda phase, _: collections.append(phase))\n"

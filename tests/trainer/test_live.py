@@ -19,12 +19,11 @@ from tests.trainer.runs import TRAINER, Workplace
 from tests.trainer.stages import Place, finish
 from tests.trainer.test_artifact import filled
 
-from lora_trainer.contract.config import Quantization
-from lora_trainer.contract.progress import Phase, Progress
-from lora_trainer.contract.summary import DatasetStats
 from lora_trainer.data.dataset import encode
-from lora_trainer.data.survey import load_samples
+from lora_trainer.data.survey import load_index
 from lora_trainer.data.tokens import Encoder
+from lora_trainer.distributed.activity import REPORT_EVERY_S, Activity, Counter, begun, heard_by
+from lora_trainer.distributed.reports import Report
 from lora_trainer.errors import DatasetError
 from lora_trainer.host import live as live_view
 from lora_trainer.host.child import Stages
@@ -35,20 +34,21 @@ from lora_trainer.host.view import LiveView
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import load_model
 from lora_trainer.model.rope import STEADY
-from lora_trainer.places.base import Base
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks.activity import REPORT_EVERY_S, Activity, Counter, begun, heard_by
-from lora_trainer.ranks.reports import Report
-from lora_trainer.training.batches import evaluation_budget
-from lora_trainer.training.evaluate import evaluate
+from lora_trainer.spec.config import Quantization
+from lora_trainer.spec.progress import Phase, Progress
+from lora_trainer.spec.summary import DatasetStats
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.batches import evaluation_limit
+from lora_trainer.train.evaluate import evaluate
 
 PROGRAM = """
 import logging, os, subprocess, sys, time
-from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.spec.progress import Phase, Progress
 from lora_trainer.host.live import is_live, shown
-from lora_trainer.ranks import logs
-from lora_trainer.ranks.reports import Report
+from lora_trainer.distributed import logs
+from lora_trainer.distributed.reports import Report
 
 logs.set_up()
 terminal = os.dup(2)
@@ -330,11 +330,11 @@ def test_rows_that_are_read_encoded_and_evaluated_are_reported(
     """In this order, each to its end."""
     heard: list[Activity] = []
     with heard_by(heard.append):
-        samples = load_samples(make_config(), Volumes(claims=workplace.claims), Hub())
-        data = encode(samples, encoder)
+        index = load_index(make_config(), Volumes(claims=workplace.claims), Hub())
+        data = encode(index, encoder)
         loaded = load_model(tiny_base, Quantization.NONE, cpu)
-        budget = evaluation_budget(None, 64, STEADY, cpu.torch_device, trained=4096)
-        evaluate(loaded.model, loaded.head, data.evaluation, cpu, lambda _rows: None, budget=budget)
+        limit = evaluation_limit(None, 64, STEADY, cpu.torch_device, trained=4096)
+        evaluate(loaded.model, loaded.head, data.evaluation, cpu, lambda _rows: None, limit=limit)
     last = {activity.what: (activity.done, activity.total) for activity in heard}
     assert list(last) == ["reading rows", "encoding rows", "evaluating rows"]
     assert last["reading rows"][1] is None

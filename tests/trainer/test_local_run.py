@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from tests.trainer.test_artifact import filled
 
-from lora_trainer.contract.advice import Advice
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import Artifact, ResolvedRun, Results, SavedState, Summary, Verification
 from lora_trainer.host.supervisor import Ending
 from lora_trainer.local_run import show_summary
 from lora_trainer.result.serving import TEMPLATE
+from lora_trainer.spec.advice import Advice
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.summary import Artifact, ResolvedRun, Results, SavedState, Summary, Verification
 
 
 def ending(*, folder: Path | None = Path("/c/out"), **values: Any) -> Ending:

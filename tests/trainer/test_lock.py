@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 from tests.trainer.runs import TRAINER
 
-from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import TransientError
-from lora_trainer.places import lock
-from lora_trainer.places.lock import check_ticket, held, is_abandoned, is_released
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.storage import lock
+from lora_trainer.storage.lock import check_ticket, held, is_abandoned, is_released
 
 WHAT = "the run's folder tone"
 HOLDER = """
 import sys
 from pathlib import Path
-from lora_trainer.places import lock
+from lora_trainer.storage import lock
 machine, beat_s = sys.argv[2:]
 lock.BEAT_S = float(beat_s)
 if machine:

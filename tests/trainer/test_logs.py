@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.ranks.logs import JSON, TEXT, copied_to, duration, fields, inherited, set_up, variables
+from lora_trainer.distributed.logs import JSON, TEXT, copied_to, duration, fields, inherited, set_up, variables
 
 log = logging.getLogger("lora_trainer.test")
 

@@ -6,7 +6,13 @@ import math
 import pytest
 import torch
 
-from lora_trainer.contract.config import (
+from lora_trainer.data.formats import PlainText
+from lora_trainer.data.store import Examples
+from lora_trainer.data.tokens import Encoder
+from lora_trainer.model.device import Device
+from lora_trainer.model.loading import Adapted, adapt, load_model
+from lora_trainer.model.recompute import recompute_activations
+from lora_trainer.spec.config import (
     ActivationCheckpointing,
     LoraConfig,
     Quantization,
@@ -14,22 +20,16 @@ from lora_trainer.contract.config import (
     TrainingConfig,
     Variant,
 )
-from lora_trainer.data.formats import PlainText
-from lora_trainer.data.store import Examples
-from lora_trainer.data.tokens import Encoder
-from lora_trainer.model.device import Device
-from lora_trainer.model.loading import Adapted, adapt, load_model
-from lora_trainer.model.recompute import recompute_activations
-from lora_trainer.places.base import Base
-from lora_trainer.training.batches import Budget, collate
-from lora_trainer.training.evaluate import Evaluation, evaluate, improvement_standard_error
-from lora_trainer.training.listener import Listener, Step
-from lora_trainer.training.loop import Training
-from lora_trainer.training.loss import token_losses
-from lora_trainer.training.noise import noise_of
-from lora_trainer.training.schedule import learning_rate_factor
-from lora_trainer.training.standard_error import ratio_standard_error
-from lora_trainer.training.state import trainable
+from lora_trainer.storage.base import Base
+from lora_trainer.train.batches import MicroBatchLimit, collate
+from lora_trainer.train.callbacks import Step, TrainerCallback
+from lora_trainer.train.evaluate import Evaluation, evaluate, improvement_standard_error
+from lora_trainer.train.loop import Training
+from lora_trainer.train.loss import token_losses
+from lora_trainer.train.noise import noise_of
+from lora_trainer.train.schedule import learning_rate_factor
+from lora_trainer.train.standard_error import ratio_standard_error
+from lora_trainer.train.state import trainable
 
 GOLDEN_LOSSES = (5.83390, 5.73794, 5.51850, 5.43696, 5.38098, 5.36081)
 
@@ -52,7 +52,7 @@ def fresh(
     return adapt(load_model(base, Quantization.NONE, device), config, base, device, 3, checkpointing=checkpointing)
 
 
-class Taken(Listener):
+class Taken(TrainerCallback):
     """Keeps the steps."""
 
     def __init__(self) -> None:
@@ -66,9 +66,9 @@ class Taken(Listener):
 def run(base: Base, encoder: Encoder, device: Device, micro: int, config: TrainingConfig) -> list[Step]:
     """The steps of a training."""
     rows, taken = examples(encoder), Taken()
-    budget = Budget.of(micro, int(rows.lengths.max()))
+    limit = MicroBatchLimit.of(micro, int(rows.lengths.max()))
     Training(
-        adapted=fresh(base, device), examples=rows, config=config, budget=budget, device=device, listener=taken
+        adapted=fresh(base, device), examples=rows, config=config, limit=limit, device=device, callback=taken
     ).run()
     return taken.steps
 
@@ -83,7 +83,7 @@ def test_the_tiny_model_learns_with_the_golden_losses(tiny_base: Base, encoder: 
 
 
 def test_micro_batches_change_nothing_but_memory(tiny_base: Base, encoder: Encoder, cpu: Device) -> None:
-    """Normalised by the learned tokens of the whole step: 1, 2 or 6 rows at a time give the same losses."""
+    """Normalised by the target tokens of the whole step: 1, 2 or 6 rows at a time give the same losses."""
     whole = [step.loss for step in run(tiny_base, encoder, cpu, 6, CONFIG)]
     for micro in (1, 2):
         assert [step.loss for step in run(tiny_base, encoder, cpu, micro, CONFIG)] == pytest.approx(whole, abs=1e-5)
@@ -97,15 +97,19 @@ def test_recomputing_activations_changes_nothing_but_memory(
     device = dataclasses.replace(cpu, dtype=dtype)
     losses: list[list[float]] = []
     weights: list[list[torch.Tensor]] = []
-    for manner in (ActivationCheckpointing.NONE, ActivationCheckpointing.SELECTIVE, ActivationCheckpointing.FULL):
-        adapted, taken = fresh(tiny_base, device, dropout=0.1, checkpointing=manner), Taken()
+    for checkpointing in (
+        ActivationCheckpointing.NONE,
+        ActivationCheckpointing.SELECTIVE,
+        ActivationCheckpointing.FULL,
+    ):
+        adapted, taken = fresh(tiny_base, device, dropout=0.1, checkpointing=checkpointing), Taken()
         Training(
             adapted=adapted,
             examples=examples(encoder),
             config=CONFIG,
-            budget=Budget.of(3, 64),
+            limit=MicroBatchLimit.of(3, 64),
             device=device,
-            listener=taken,
+            callback=taken,
         ).run()
         losses.append([step.loss for step in taken.steps])
         weights.append(list(trainable(adapted.model).values()))
@@ -151,17 +155,17 @@ def test_evaluations_of_a_training_compute_as_those_after_it(tiny_base: Base, en
     dora = LoraConfig(rank=4, variant=Variant.DORA)
     adapted = adapt(load_model(tiny_base, Quantization.NONE, device), dora, tiny_base, device, 3)
     module = adapted.model.get_base_model().model.layers[0].mlp.up_proj
-    budget = Budget.of(3, int(rows.lengths.max()))
+    limit = MicroBatchLimit.of(3, int(rows.lengths.max()))
 
     found: list[Evaluation] = []
 
     def evaluation() -> Evaluation:
-        found.append(evaluate(adapted.model, adapted.head, rows, device, lambda _rows: None, budget=budget))
+        found.append(evaluate(adapted.model, adapted.head, rows, device, lambda _rows: None, limit=limit))
         return found[-1]
 
     module.lora_A["default"].register_forward_pre_hook(lambda a, given: seen.add((a.training, given[0].dtype)))
     config = dataclasses.replace(CONFIG, max_steps=2, early_stopping_patience=1, eval_steps=2)
-    training = Training(adapted=adapted, examples=rows, config=config, budget=budget, device=device)
+    training = Training(adapted=adapted, examples=rows, config=config, limit=limit, device=device)
     training.evaluate = evaluation
     training.run()
     evaluation()
@@ -185,16 +189,16 @@ def test_a_step_reports_how_full_its_micro_batches_were(tiny_base: Base, encoder
     """Nine rows of one length, two of which fill four fifths of a pack: six in three packs, then three in two. The
     result has the mean over all packs."""
     row, taken = examples(encoder, 1)[0], Taken()
-    budget = Budget(tokens=5 * row.length // 2, longest=row.length, packed=True)
+    limit = MicroBatchLimit(tokens=5 * row.length // 2, longest=row.length, packed=True)
     trained = Training(
         adapted=fresh(tiny_base, cpu),
         examples=Examples.of([row] * 9),
         config=TrainingConfig(epochs=1.0, effective_batch_size=6),
-        budget=budget,
+        limit=limit,
         device=cpu,
-        listener=taken,
+        callback=taken,
     ).run()
-    pack = budget.tokens / row.length
+    pack = limit.tokens / row.length
     assert [step.fill for step in taken.steps] == pytest.approx([6 / (3 * pack), 3 / (2 * pack)])
     assert trained.fill == pytest.approx(9 / (5 * pack))
 
@@ -203,17 +207,17 @@ def test_a_step_reports_how_full_its_micro_batches_were(tiny_base: Base, encoder
 def test_the_reported_loss_is_the_mean_over_the_last_tenth_of_the_steps(
     *, tiny_base: Base, encoder: Encoder, cpu: Device, monkeypatch: pytest.MonkeyPatch, most: int, last: int
 ) -> None:
-    """Per learned token, and of so many steps at most: that over all steps would tell of the beginning."""
-    monkeypatch.setattr("lora_trainer.training.loop.MOST_LOSSES", most)
+    """Per target token, and of so many steps at most: that over all steps would tell of the beginning."""
+    monkeypatch.setattr("lora_trainer.train.loop.MOST_LOSSES", most)
     taken = Taken()
     config = dataclasses.replace(CONFIG, max_steps=20, effective_batch_size=5)
     trained = Training(
         adapted=fresh(tiny_base, cpu),
         examples=examples(encoder),
         config=config,
-        budget=Budget.of(5, 64),
+        limit=MicroBatchLimit.of(5, 64),
         device=cpu,
-        listener=taken,
+        callback=taken,
     ).run()
     # The first token of a row is never learned.
     targets = [step.tokens - step.rows for step in taken.steps[-last:]]

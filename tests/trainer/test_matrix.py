@@ -18,7 +18,7 @@ from tests.trainer.matrix import (
     single_changes,
 )
 
-from lora_trainer.contract.manifest import ManifestError
+from lora_trainer.spec.manifest import ManifestError
 
 CELLS = 60
 """How many are run outside of the soak: all families and all values of options are among them."""

@@ -13,7 +13,7 @@ from benchmarks.memory_simulation import Living, Step, simulate, simulate_deep
 from tests.trainer.memory_cells import FEW, FURTHER_FEW, MORE, PUBLIC, WHOLE, Cell, array
 from tests.unit.fit_models import llama
 
-from lora_trainer.contract.config import LoraConfig, Quantization
+from lora_trainer.spec.config import LoraConfig, Quantization
 
 MOST = 0.03
 """By how much the formulas may differ."""

@@ -26,13 +26,13 @@ from transformers import (
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.processing_utils import ProcessorMixin
 
-from lora_trainer.artifact.tensor_files import read_entries
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.classes import auto_class
 from lora_trainer.model.linear import linear_modules
 from lora_trainer.plan.families import CONVERTED
 from lora_trainer.result.merge import merge_into
 from lora_trainer.result.tensor_names import parameters_of
+from lora_trainer.storage.tensor_files import read_entries
 
 IDS = torch.arange(24).reshape(2, 12)
 
@@ -161,10 +161,10 @@ def test_files_names_and_types_stay_those_of_the_base(tmp_path: Path) -> None:
         before, after = load_file(one), load_file(other)
         for key, weight in before.items():
             if "q_proj" in key:
-                down, up = (
+                lora_a, lora_b = (
                     tensors[f"base_model.model.{key.removesuffix('.weight')}.lora_{kind}.weight"] for kind in "AB"
                 )
-                weight = (weight.double() + 2 * up.double() @ down.double()).bfloat16()  # noqa: PLW2901 - the one wanted
+                weight = (weight.double() + 2 * lora_b.double() @ lora_a.double()).bfloat16()  # noqa: PLW2901 - the one wanted
             assert torch.equal(after[key], weight), key
 
 

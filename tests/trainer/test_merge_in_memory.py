@@ -13,13 +13,13 @@ from tests.trainer.servers import full_disk
 from tests.trainer.test_merge import adapter_of, llama, mixtral
 from tests.trainer.tiny import in_16_bits
 
-from lora_trainer.artifact.tensor_files import read_entries
-from lora_trainer.contract.config import LoraConfig
-from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import StorageError, VerificationError
-from lora_trainer.places.base import open_folder
 from lora_trainer.result.merge import merge_into
 from lora_trainer.result.merged_weights import check_weights
+from lora_trainer.spec.config import LoraConfig
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.storage.base import open_folder
+from lora_trainer.storage.tensor_files import read_entries
 
 INDEX = "model.safetensors.index.json"
 EXPERTS: dict[str, Any] = {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj"]}

@@ -16,13 +16,13 @@ from tests.trainer.test_verify import trained
 from tests.trainer.tiny import in_16_bits
 from transformers import AutoModelForCausalLM
 
-from lora_trainer.artifact.manifest import read_manifest
-from lora_trainer.artifact.tensor_files import read_entries
-from lora_trainer.contract.config import Merge, MergePrecision
-from lora_trainer.places.hub import Hub
 from lora_trainer.result.merge import merge_into
 from lora_trainer.result.merge_stage import merge_by_hand, merge_result
 from lora_trainer.result.merged_config import say_fp32
+from lora_trainer.spec.config import Merge, MergePrecision
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.manifest import read_manifest
+from lora_trainer.storage.tensor_files import read_entries
 
 INDEX = "model.safetensors.index.json"
 KINDS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {

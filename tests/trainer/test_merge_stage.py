@@ -17,21 +17,21 @@ from tests.trainer.tiny import in_16_bits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_trainer import cli
-from lora_trainer.artifact.manifest import Form, check_digests, describe, read_manifest
-from lora_trainer.contract.config import Merge, MergePrecision
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Example
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.device import Device
-from lora_trainer.places.base import open_folder
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.result import merge_stage, merged
 from lora_trainer.result.merge import merge_into
 from lora_trainer.result.merge_stage import merge_result
 from lora_trainer.result.merged import bench_for, first_rows, rounding
 from lora_trainer.result.verify import verify
-from lora_trainer.training.noise import TOLERANCES
+from lora_trainer.spec.config import Merge, MergePrecision
+from lora_trainer.storage.base import open_folder
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.manifest import Form, check_digests, describe, read_manifest
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.noise import TOLERANCES
 
 CURVES = {"README.md", "held_out_rows.json", "loss.png", "metrics.jsonl"}
 MODEL = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -144,7 +144,7 @@ def test_what_rounding_costs_is_reported_and_fails_no_merge(
     """Whole modules of a base with large weights: 0.05 nats, as PEFT's own merge, in manifest, card and log; what is
     much of the improvement with the remedy."""
     # It has either sign.
-    monkeypatch.setattr("lora_trainer.artifact.manifest._MUCH", -1.0)
+    monkeypatch.setattr("lora_trainer.storage.manifest._MUCH", -1.0)
     large = tmp_path / "large"
     shutil.copytree(tiny_folder, large)
     tensors = load_file(large / "model.safetensors")

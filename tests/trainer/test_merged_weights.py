@@ -13,15 +13,15 @@ from tests.trainer.families import make_family
 from tests.trainer.tiny import in_16_bits
 from tests.trainer.variants import make_gpt2, make_mixture
 
-from lora_trainer.contract.config import Init, Layers, LoraConfig, Scaling, Variant
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.convert import copy_adapter, save_adapter
 from lora_trainer.model.device import Device
-from lora_trainer.places.base import Base, open_folder
 from lora_trainer.result import merge, merged_weights
 from lora_trainer.result.merged_weights import check_weights
 from lora_trainer.result.serving import scale
+from lora_trainer.spec.config import Init, Layers, LoraConfig, Scaling, Variant
+from lora_trainer.storage.base import Base, open_folder
 
 LORA = LoraConfig(rank=4, alpha=8)
 EXPERTS = dataclasses.replace(LORA, target_parameters=("experts.gate_up_proj", "experts.down_proj"))

@@ -16,18 +16,18 @@ from tests.trainer.test_narrator import step
 from tests.unit.builders import make_resolved
 from tests.unit.fit_models import LLAMA_2_7B
 
-from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.distributed.activity import Activity
+from lora_trainer.distributed.collectives import Ranks
+from lora_trainer.distributed.reports import Counters, GpuMemory, Report, Reporter
 from lora_trainer.host.metrics import TrainingMetrics
 from lora_trainer.host.pulse import Pulse, ticks_of
 from lora_trainer.host.supervisor import Settings, Supervisor
 from lora_trainer.model.device import Device
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.plan.families import shape_of
-from lora_trainer.ranks.activity import Activity
-from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.ranks.reports import Counters, GpuMemory, Report, Reporter
-from lora_trainer.recipe.settling import peak_share
-from lora_trainer.training.narrator import Narrator
+from lora_trainer.plan.families import architecture_of
+from lora_trainer.spec.progress import Phase, Progress
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.reporting import ReportingCallback
+from lora_trainer.train.resolve_auto import peak_share
 
 H100 = Device(torch_device=torch.device("cuda", 1), name="NVIDIA H100 80GB HBM3", dtype=torch.bfloat16)
 MEMORY = GpuMemory(gpu=1, allocated_bytes=5, reserved_bytes=7, peak_bytes=6)
@@ -274,7 +274,7 @@ def test_each_process_reports_the_memory_of_its_gpu_now_and_then(monkeypatch: py
         monkeypatch.setattr(torch.cuda, name, lambda _device, value=value: value)
     read_end, write_end = os.pipe()
     now = [0.0]
-    narrator = Narrator(Reporter(write_end, failures_only=True), H100, clock=lambda: now[0])
+    narrator = ReportingCallback(Reporter(write_end, failures_only=True), H100, clock=lambda: now[0])
     for number in range(1, 5):
         now[0] += 6
         narrator.stepped(step(number, 4))
@@ -286,7 +286,7 @@ def test_each_process_reports_the_memory_of_its_gpu_now_and_then(monkeypatch: py
 
 def test_the_share_of_the_peak_is_by_4n_operations_a_token(cpu: Device) -> None:
     """Llama-2-7B on two H100 at 10,000 tokens a second; nothing where the peak or the model is not known."""
-    shape = shape_of(LLAMA_2_7B)
+    shape = architecture_of(LLAMA_2_7B)
     two = dataclasses.replace(Ranks(), world=2)
     share = peak_share(shape, H100, two)
     assert share is not None
@@ -300,7 +300,7 @@ def test_the_share_of_the_peak_is_by_4n_operations_a_token(cpu: Device) -> None:
 def test_a_step_reports_the_share_that_its_speed_is(cpu: Device) -> None:
     """As a ratio from 0 to 1."""
     read_end, write_end = os.pipe()
-    narrator = Narrator(Reporter(write_end), cpu, peak_share=0.05)
+    narrator = ReportingCallback(Reporter(write_end), cpu, peak_share=0.05)
     narrator.stepped(step(1, 2))
     narrator.saved(1)
     os.close(write_end)

@@ -12,30 +12,30 @@ import torch
 from tests.trainer.tiny import HEADS, HIDDEN, KV_HEADS, LAYERS, MLP
 from torch import nn
 
-from lora_trainer.contract.config import Layers, LoraConfig, LossOn, Quantization, TrainingConfig
-from lora_trainer.contract.reasons import Reason
 from lora_trainer.data.formats import PlainText
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import Encoder
+from lora_trainer.distributed.collectives import ALONE, Ranks
 from lora_trainer.errors import ConfigError, NotFoundError, TrainerError
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.targets import choose_targets
-from lora_trainer.places.base import Base, find_base, open_folder
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.plan.adapter import short_names
-from lora_trainer.ranks.collectives import ALONE, Ranks
-from lora_trainer.training.batches import Batch, Budget, collate
-from lora_trainer.training.evaluate import evaluate
-from lora_trainer.training.loop import Training
-from lora_trainer.training.loss import token_losses
-from lora_trainer.training.stopping import Interrupted, Stop
+from lora_trainer.spec.config import Layers, LoraConfig, LossOn, Quantization, TrainingConfig
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.storage.base import Base, find_base, open_folder
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.batches import Batch, MicroBatchLimit, collate
+from lora_trainer.train.evaluate import evaluate
+from lora_trainer.train.loop import Training
+from lora_trainer.train.loss import token_losses
+from lora_trainer.train.stopping import Interrupted, Stop
 
 KV = HIDDEN // HEADS * KV_HEADS
-BUDGET = Budget.of(2, 64)
+LIMIT = MicroBatchLimit.of(2, 64)
 SIZES = {
     "q_proj": HIDDEN + HIDDEN,
     "k_proj": HIDDEN + KV,
@@ -134,17 +134,17 @@ def test_nf4_trains_the_adapter_and_leaves_4_bit_weights(tiny_base: Base, cpu: D
     weights: list[Any] = [m.weight for m in packed]
     assert all(weight.dtype == torch.uint8 and weight.quant_state.nested for weight in weights)
     rows = Examples.of(encoder.encode(PlainText(where="x", text=f"Ahoy, captain {i}! Fair winds.")) for i in range(4))
-    before = evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None, budget=BUDGET).loss
+    before = evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None, limit=LIMIT).loss
     config = TrainingConfig(epochs=None, max_steps=5, learning_rate=0.01, effective_batch_size=4)
-    Training(adapted=adapted, examples=rows, config=config, budget=BUDGET, device=cpu).run()
-    after = evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None, budget=BUDGET).loss
+    Training(adapted=adapted, examples=rows, config=config, limit=LIMIT, device=cpu).run()
+    after = evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None, limit=LIMIT).loss
     assert after < before - 0.1
     first = [p for n, p in adapted.model.named_parameters() if "layers.0.self_attn.q_proj.lora_B" in n]
     assert all(p.abs().max() > 0.01 for p in first), (
         "the lowest layer learned nothing: gradients were lost on their way"
     )
     with adapted.model.disable_adapter():
-        without = evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None, budget=BUDGET).loss
+        without = evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None, limit=LIMIT).loss
     assert without == pytest.approx(before, abs=1e-6)
 
 
@@ -157,7 +157,7 @@ def test_an_interrupted_evaluation_leaves_the_model_as_it_was(tiny_base: Base, c
     stop = Stop()
     stop.requested = True
     with pytest.raises(Interrupted):
-        evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None, budget=BUDGET, stop=stop)
+        evaluate(adapted.model, adapted.head, rows, cpu, lambda count: None, limit=LIMIT, stop=stop)
     assert adapted.model.training
 
 
@@ -169,7 +169,7 @@ def test_an_evaluation_that_runs_out_of_memory_goes_on_with_fewer_rows_at_once(
     loaded = load_model(tiny_base, Quantization.NONE, cpu)
     assert isolate(loaded.model)
     rows = Examples.of(encoder.encode(PlainText(where="x", text="Ahoy! " * (1 + i % 4))) for i in range(9))
-    budget = Budget(tokens=4096, longest=int(rows.lengths.max()), packed=packed)
+    limit = MicroBatchLimit(tokens=4096, longest=int(rows.lengths.max()), packed=packed)
     most = int(rows.lengths.max()) * 2
     taken: list[int] = []
 
@@ -180,16 +180,16 @@ def test_an_evaluation_that_runs_out_of_memory_goes_on_with_fewer_rows_at_once(
         return token_losses(model, head, batch, device)
 
     def found(ranks: Ranks = ALONE) -> tuple[float, ...]:
-        return evaluate(loaded.model, loaded.head, rows, cpu, lambda _: None, budget=budget, ranks=ranks).sums
+        return evaluate(loaded.model, loaded.head, rows, cpu, lambda _: None, limit=limit, ranks=ranks).sums
 
     wanted = found()
-    monkeypatch.setattr("lora_trainer.training.evaluate.token_losses", limited)
+    monkeypatch.setattr("lora_trainer.train.evaluate.token_losses", limited)
     assert found() == pytest.approx(wanted, abs=1e-4)
     failed = [tokens for tokens in taken if tokens > most]
     assert failed == sorted(failed, reverse=True)
     assert len(failed) < len(taken)
     with pytest.raises(torch.OutOfMemoryError):
-        found(Ranks(lockstep=True))
+        found(Ranks(fsdp=True))
     most = 1
     with pytest.raises(torch.OutOfMemoryError):
         found()

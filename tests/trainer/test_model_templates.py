@@ -14,12 +14,12 @@ import pytest
 from tests.trainer import tiny
 from tests.trainer.test_learned import marked
 
-from lora_trainer.contract.config import LossOn
 from lora_trainer.data.chosen_template import TEMPLATES, Chosen
 from lora_trainer.data.formats import Conversation
 from lora_trainer.data.messages import parse_messages, parse_tools
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import DatasetError
+from lora_trainer.spec.config import LossOn
 
 _FOUND = importlib.util.find_spec("trl")
 assert _FOUND is not None
@@ -172,11 +172,11 @@ def test_all_of_a_conversation_is_seen_and_each_answer_learned_once_or_it_is_ref
     if not found:
         return
     words = re.findall(r"(?:said|seen)\w+", str(TALKS[talk][0]))
-    learned = [stretch for text in found for stretch in re.findall("⟦(.*?)⟧", text, re.DOTALL)]
+    learned = [span for text in found for span in re.findall("⟦(.*?)⟧", text, re.DOTALL)]
     whole = "".join(found)
     for word in words:
         assert word in whole or word in ("seencity", "seenbefore")
-        assert sum(stretch.count(word) for stretch in learned) == word.startswith("said")
+        assert sum(span.count(word) for span in learned) == word.startswith("said")
 
 
 @pytest.mark.parametrize("talk", tuple(TALKS))
@@ -229,7 +229,7 @@ def test_a_thought_that_later_turns_take_away_is_learned_from_a_text_of_its_own(
     """With the template's own marks (`{% generation %}`), too."""
     for talk in ("thoughts in a field", "thoughts in the content"):
         learned = [re.findall("⟦(.*?)⟧", text, re.DOTALL) for text in made(name, talk)]
-        assert [len(stretches) for stretches in learned] == [1, 1]
+        assert [len(spans) for spans in learned] == [1, 1]
         assert "saidthought" in learned[0][0]
         assert "saidanother" in learned[1][0]
 

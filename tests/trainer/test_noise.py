@@ -23,25 +23,25 @@ from tests.trainer.tiny import QUESTIONS, enlarged, in_16_bits
 from tests.trainer.tiny import chats as tiny_chats
 from torch import nn
 
-from lora_trainer.artifact.manifest import Manifest, read_manifest
-from lora_trainer.artifact.sealed import MANIFEST
-from lora_trainer.contract.config import Quantization, TrainConfig
-from lora_trainer.contract.names import run_suffix
-from lora_trainer.contract.reasons import Reason
 from lora_trainer.data.dataset import Data
 from lora_trainer.data.store import Examples
 from lora_trainer.data.survey import Sources
 from lora_trainer.data.tokens import IGNORED, Example
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.device import Device
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.result import inputs
 from lora_trainer.result import verify as verification
 from lora_trainer.result.verify import judge, verify
-from lora_trainer.training.batches import Batch, Budget
-from lora_trainer.training.evaluate import Evaluation, evaluate
-from lora_trainer.training.noise import DRAWS, FLOORS, TOLERANCES, measure_noise, noise_of, tolerance_of
+from lora_trainer.spec.config import Quantization, TrainConfig
+from lora_trainer.spec.names import run_suffix
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.manifest import Manifest, read_manifest
+from lora_trainer.storage.sealed import MANIFEST
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.batches import Batch, MicroBatchLimit
+from lora_trainer.train.evaluate import Evaluation, evaluate
+from lora_trainer.train.noise import DRAWS, FLOORS, TOLERANCES, measure_noise, noise_of, tolerance_of
 
 # What is allowed.
 
@@ -105,7 +105,7 @@ def test_what_is_no_number_agrees_with_nothing(loss: float, claimed: float) -> N
 
 
 def test_the_noise_is_the_shift_and_two_standard_errors_of_it() -> None:
-    """Per learned token; rows that were not evaluated again do not count."""
+    """Per target token; rows that were not evaluated again do not count."""
     first = Evaluation(sums=(4.0, 6.0, 8.0, 50.0), tokens=(2, 2, 2, 9))
     assert noise_of(first, Evaluation(sums=(4.0, 6.0, 8.0), tokens=(2, 2, 2))) == 0
     assert noise_of(first, Evaluation(sums=(4.2, 6.2, 8.2), tokens=(2, 2, 2))) == pytest.approx(0.1)
@@ -168,13 +168,13 @@ def test_some_rows_come_again_in_batches_of_half_the_size(
         # Each token of a row loses by how many rows are computed together.
         return torch.full((len(batch.rows),), 1.0 + 0.001 * seen[-1])
 
-    monkeypatch.setattr("lora_trainer.training.evaluate.token_losses", losses)
+    monkeypatch.setattr("lora_trainer.train.evaluate.token_losses", losses)
     rows = Examples.of(row(length) for length in lengths)
     first = Evaluation(sums=(4.0,) * len(lengths), tokens=(4,) * len(lengths))
     heard: list[int] = []
-    budget = Budget(tokens=tokens, longest=max(lengths), packed=True)
+    limit = MicroBatchLimit(tokens=tokens, longest=max(lengths), packed=True)
     model = Mixture()
-    noise = measure_noise(model, model.head, rows, cpu, heard.append, first=first, budget=budget)
+    noise = measure_noise(model, model.head, rows, cpu, heard.append, first=first, limit=limit)
     assert seen == batches
     assert len(heard) == len(batches)
     assert noise == pytest.approx(0.001 * batches[0], abs=1e-6)
@@ -185,14 +185,14 @@ def test_the_noise_contains_the_choice_of_a_router_near_a_tie(cpu: Device) -> No
     do not show that on a CPU, which computes each row alike in all of them."""
     device = dataclasses.replace(cpu, dtype=torch.bfloat16)
     rows = Examples.of([*(row(20, learned=18) for _ in range(7)), row(20, learned=1, token=2)])
-    budget, model = Budget(tokens=400, longest=20), Mixture()
+    limit, model = MicroBatchLimit(tokens=400, longest=20), Mixture()
 
     def loss() -> Evaluation:
-        return evaluate(model, model.head, rows, device, lambda _rows: None, budget=budget)
+        return evaluate(model, model.head, rows, device, lambda _rows: None, limit=limit)
 
     first = loss()
     noise = max(
-        measure_noise(model, model.head, rows, device, lambda _: None, first=first, budget=budget, draw=draw)
+        measure_noise(model, model.head, rows, device, lambda _: None, first=first, limit=limit, draw=draw)
         for draw in range(DRAWS)
     )
     up = torch.tensor([1.0, 1 + torch.finfo(torch.bfloat16).eps], dtype=torch.bfloat16)

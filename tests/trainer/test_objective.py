@@ -15,12 +15,12 @@ from tests.trainer.matrix import lay_out, train_cell
 from lora_trainer.data.formats import Sample
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import IGNORED, Encoded, Encoder, Example
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.verify import verify
-from lora_trainer.training import objective
-from lora_trainer.training.batches import Batch, Budget, collate, idle, micro_batches
-from lora_trainer.training.objective import Weights, by_sequence
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train import objective
+from lora_trainer.train.batches import Batch, MicroBatchLimit, collate, idle, micro_batches
+from lora_trainer.train.objective import Weights, by_sequence
 
 
 class Margins:
@@ -116,6 +116,6 @@ def test_sequences_of_a_pair_are_rows_of_their_own(packed: bool) -> None:
 def test_pairs_stay_together() -> None:
     """In a micro-batch, a view of rows, a file and what an idle process computes."""
     room = Examples.of(pairs((3, 5), (4, 2), (1, 7))).room(packed=False)
-    assert micro_batches(room, Budget(tokens=20, longest=14)) == [[2], [0, 1]]
+    assert micro_batches(room, MicroBatchLimit(tokens=20, longest=14)) == [[2], [0, 1]]
     assert collate([idle(2)], torch.device("cpu")).sequences == 2
     assert [one.lengths for one in Examples.of(pairs((3, 5), (4, 2), (1, 7)))[1:]] == [(4, 2), (1, 7)]

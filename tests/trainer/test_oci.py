@@ -16,15 +16,15 @@ from tests.trainer.servers import Proxy
 from tests.trainer.test_artifact import write_adapter
 
 from hub.faults import Fault
-from lora_trainer.artifact.manifest import check_digests, read_manifest
-from lora_trainer.artifact.sealed import MANIFEST
-from lora_trainer.contract.names import run_suffix
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.uri import OciUri
 from lora_trainer.errors import AccessDeniedError, ConfigError, DamagedError, StorageError, TransientError
-from lora_trainer.places.network import READ_S
-from lora_trainer.places.oci import Registry
-from lora_trainer.places.sink_oci import OciSink
+from lora_trainer.spec.names import run_suffix
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.uri import OciUri
+from lora_trainer.storage.manifest import check_digests, read_manifest
+from lora_trainer.storage.network import READ_S
+from lora_trainer.storage.oci import Registry
+from lora_trainer.storage.publisher_oci import OciPublisher
+from lora_trainer.storage.sealed import MANIFEST
 
 PASSWORD = "PASSWORD-of-the-tests"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -44,15 +44,15 @@ def proxy(registry: str) -> Iterator[Proxy]:
         yield proxy
 
 
-def sink(proxy: Proxy, repository: str, uid: str = "uid-1", **environment: str) -> OciSink:
+def publisher(proxy: Proxy, repository: str, uid: str = "uid-1", **environment: str) -> OciPublisher:
     """The output of a run, which does not wait long."""
     host = proxy.url.removeprefix("http://")
     uri = OciUri(registry=host, repository=repository, tag="v1")
     variables = {"LORA_OCI_PLAIN_HTTP": f"other:1, {host}", **environment}
-    return OciSink(registry=Registry(uri, variables, backoff_s=0.01), uri=uri, uid=uid)
+    return OciPublisher(registry=Registry(uri, variables, backoff_s=0.01), uri=uri, uid=uid)
 
 
-def document(place: OciSink, reference: str) -> Any:
+def document(place: OciPublisher, reference: str) -> Any:
     """A manifest in the registry."""
     content = place.registry.manifest(reference)
     return None if content is None else json.loads(content)
@@ -60,7 +60,7 @@ def document(place: OciSink, reference: str) -> Any:
 
 def test_a_result_becomes_an_artefact_with_the_usual_media_types(proxy: Proxy, tmp_path: Path) -> None:
     """One layer for each file, titles for `oras pull`, pulled back whole by its digest."""
-    place = sink(proxy, "acme/tone")
+    place = publisher(proxy, "acme/tone")
     place.check()
     folder = write_adapter(tmp_path / "staged")
     assert place.published() is None
@@ -79,7 +79,7 @@ def test_a_result_becomes_an_artefact_with_the_usual_media_types(proxy: Proxy, t
         MANIFEST: "application/vnd.cncf.model.weight.config.v1.raw",
     }
     assert place.published() == published
-    assert sink(proxy, "acme/tone", "uid-2").published() is None
+    assert publisher(proxy, "acme/tone", "uid-2").published() is None
     place.fetch(published, tmp_path / "back")
     check_digests(tmp_path / "back", read_manifest(tmp_path / "back"))
     assert (tmp_path / "back" / MANIFEST).read_bytes() == (folder / MANIFEST).read_bytes()
@@ -88,23 +88,23 @@ def test_a_result_becomes_an_artefact_with_the_usual_media_types(proxy: Proxy, t
 def test_publishing_again_sends_no_file_again_and_gives_the_same_digest(proxy: Proxy, tmp_path: Path) -> None:
     """The blobs are there."""
     folder = write_adapter(tmp_path / "staged")
-    first = sink(proxy, "acme/again").publish(folder)
+    first = publisher(proxy, "acme/again").publish(folder)
     uploads = proxy.count("PUT", "/blobs/uploads/")
     assert uploads == 4
-    assert sink(proxy, "acme/again").publish(folder) == first
+    assert publisher(proxy, "acme/again").publish(folder) == first
     assert proxy.count("PUT", "/blobs/uploads/") == uploads
 
 
 def test_a_tag_of_another_is_not_moved(proxy: Proxy, tmp_path: Path) -> None:
     """A second run gets a tag of its own."""
-    first = sink(proxy, "acme/taken").publish(write_adapter(tmp_path / "a", "uid-1"))
-    second = sink(proxy, "acme/taken", "uid-2").publish(write_adapter(tmp_path / "b", "uid-2"))
+    first = publisher(proxy, "acme/taken").publish(write_adapter(tmp_path / "a", "uid-1"))
+    second = publisher(proxy, "acme/taken", "uid-2").publish(write_adapter(tmp_path / "b", "uid-2"))
     assert f":v1-{run_suffix('uid-2')}@sha256:" in second.uri
-    assert sink(proxy, "acme/taken", "uid-1").published() == first
-    assert sink(proxy, "acme/taken", "uid-2").published() == second
-    content = sink(proxy, "acme/taken").registry.manifest("v1")
+    assert publisher(proxy, "acme/taken", "uid-1").published() == first
+    assert publisher(proxy, "acme/taken", "uid-2").published() == second
+    content = publisher(proxy, "acme/taken").registry.manifest("v1")
     assert content is not None
-    third = sink(proxy, "acme/taken", "uid-3")
+    third = publisher(proxy, "acme/taken", "uid-3")
     third.registry.put_manifest(f"v1-{run_suffix('uid-3')}", content)
     with pytest.raises(StorageError, match="both hold something already: nothing is overwritten"):
         third.check()
@@ -112,7 +112,7 @@ def test_a_tag_of_another_is_not_moved(proxy: Proxy, tmp_path: Path) -> None:
 
 def test_a_tag_that_holds_an_image_for_several_architectures_is_not_moved(proxy: Proxy, tmp_path: Path) -> None:
     """To who accepts no index a registry says that there is no such tag."""
-    place = sink(proxy, "acme/image")
+    place = publisher(proxy, "acme/image")
     index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
     body = json.dumps(index).encode()
     assert place.registry._request("PUT", "manifests/v1", headers={"Content-Type": INDEX}, body=body).status == 201
@@ -126,14 +126,14 @@ def test_a_registry_that_fails_for_a_moment_is_asked_again(proxy: Proxy, tmp_pat
     """Blobs and manifests alike."""
     proxy.inject(Fault(path=path, method="PUT", status=503, headers={"Retry-After": "0"}, times=2))
     folder = write_adapter(tmp_path / "staged", path)
-    assert sink(proxy, "acme/flaky", path).publish(folder).digest
+    assert publisher(proxy, "acme/flaky", path).publish(folder).digest
     assert proxy.faults.pending() == []
 
 
 def test_a_tag_is_written_after_everything_else(proxy: Proxy, tmp_path: Path) -> None:
     """Where the upload fails for good there is none; nothing is lost, the next attempt publishes."""
     folder = write_adapter(tmp_path / "staged", "uid-last")
-    place = sink(proxy, "acme/last", "uid-last")
+    place = publisher(proxy, "acme/last", "uid-last")
     proxy.inject(Fault(path="*/blobs/uploads/*", method="PUT", status=500, skip=2, times=None))
     kept = "with a checkpoint claim nothing is lost: the next attempt uploads the same result"
     with pytest.raises(StorageError, match=kept) as caught:
@@ -146,7 +146,7 @@ def test_a_tag_is_written_after_everything_else(proxy: Proxy, tmp_path: Path) ->
 
 def test_a_blob_that_comes_back_wrong_is_not_tagged(proxy: Proxy, tmp_path: Path) -> None:
     """Everything is pulled back by digest before the tag."""
-    place = sink(proxy, "acme/wrong")
+    place = publisher(proxy, "acme/wrong")
     proxy.inject(Fault(path="*/blobs/sha256:*", method="GET", flip_byte=1, times=None))
     with pytest.raises(StorageError, match="comes back with other bytes") as caught:
         place.publish(write_adapter(tmp_path / "staged"))
@@ -157,7 +157,7 @@ def test_a_blob_that_comes_back_wrong_is_not_tagged(proxy: Proxy, tmp_path: Path
 def test_a_blob_whose_way_back_is_cut_is_pulled_again(proxy: Proxy, tmp_path: Path) -> None:
     """Nothing is sent again for that."""
     proxy.inject(Fault(path="*/blobs/sha256:*", method="GET", cut_after_bytes=3))
-    assert sink(proxy, "acme/cut").publish(write_adapter(tmp_path / "staged", "cut")).digest
+    assert publisher(proxy, "acme/cut").publish(write_adapter(tmp_path / "staged", "cut")).digest
     assert proxy.faults.pending() == []
     assert proxy.count("PUT", "acme/cut/blobs/uploads/") == 4
 
@@ -184,9 +184,9 @@ def test_an_upload_whose_answer_is_lost_is_asked_for_before_it_is_sent_again(
         raise urllib3.exceptions.ProtocolError("Connection aborted")
 
     monkeypatch.setattr(urllib3.HTTPConnectionPool, "_make_request", lose)
-    monkeypatch.setattr("lora_trainer.places.oci._STORED_BYTES_PER_S", 0.1)
+    monkeypatch.setattr("lora_trainer.storage.oci._STORED_BYTES_PER_S", 0.1)
     name = f"acme/lost-{arrived}".lower()
-    assert sink(proxy, name).publish(write_adapter(tmp_path / "staged", name)).digest
+    assert publisher(proxy, name).publish(write_adapter(tmp_path / "staged", name)).digest
     assert len(uploads) == len(set(uploads)) == (4 if arrived else 5)
     assert min(waits) > READ_S + 30
 
@@ -196,7 +196,7 @@ def test_a_file_that_changed_after_the_verification_is_not_published(proxy: Prox
     folder = write_adapter(tmp_path / "staged", "changed")
     (folder / "adapter_model.safetensors").write_bytes(b"weights of changeD")
     with pytest.raises(DamagedError, match=r"adapter_model\.safetensors has sha256"):
-        sink(proxy, "acme/changed", "changed").publish(folder)
+        publisher(proxy, "acme/changed", "changed").publish(folder)
     assert proxy.count("PUT", "acme/changed/") == 0
 
 
@@ -214,14 +214,14 @@ def test_a_refusal_is_reported_before_the_training(proxy: Proxy, status: int, re
     """In the place's test, with the remedy."""
     proxy.inject(Fault(path="*/blobs/uploads/", method="POST", status=status))
     with pytest.raises((StorageError, AccessDeniedError), match=sentence) as caught:
-        sink(proxy, "acme/refused").check()
+        publisher(proxy, "acme/refused").check()
     assert caught.value.reason is reason
 
 
 def test_a_registry_that_is_not_there_is_transient() -> None:
     """Nobody listens, or TLS is spoken to a registry without it."""
     uri = OciUri(registry="127.0.0.1:9", repository="a/b", tag="v1")
-    place = OciSink(registry=Registry(uri, {}, backoff_s=0.01), uri=uri, uid="uid-1")
+    place = OciPublisher(registry=Registry(uri, {}, backoff_s=0.01), uri=uri, uid="uid-1")
     with pytest.raises(TransientError, match=r"LORA_OCI_PLAIN_HTTP \(for a registry without TLS\)"):
         place.check()
 
@@ -237,7 +237,7 @@ def test_a_registry_with_accounts_takes_the_secrets_pair(tmp_path: Path) -> None
     closed = servers.registry_server(tmp_path / "closed", htpasswd=servers.HTPASSWD)
     with closed as host, Proxy(f"http://{host}") as proxy:
         own = proxy.url.removeprefix("http://")
-        right = sink(proxy, "acme/closed", OUTPUT_DOCKER_CONFIG_JSON=docker_config(own, PASSWORD))
+        right = publisher(proxy, "acme/closed", OUTPUT_DOCKER_CONFIG_JSON=docker_config(own, PASSWORD))
         right.check()
         assert right.publish(write_adapter(tmp_path / "staged")) == right.published()
         wrong = {
@@ -246,7 +246,7 @@ def test_a_registry_with_accounts_takes_the_secrets_pair(tmp_path: Path) -> None
         }
         for sentence, config in wrong.items():
             with pytest.raises(AccessDeniedError, match=sentence) as caught:
-                sink(proxy, "acme/closed", OUTPUT_DOCKER_CONFIG_JSON=config).check()
+                publisher(proxy, "acme/closed", OUTPUT_DOCKER_CONFIG_JSON=config).check()
             assert caught.value.reason is Reason.OUTPUT_ACCESS_DENIED
             assert "WRONG" not in str(caught.value)
             assert PASSWORD not in str(caught.value)
@@ -257,7 +257,7 @@ def test_a_secret_that_is_no_docker_configuration_is_reported(proxy: Proxy) -> N
     host = proxy.url.removeprefix("http://")
     for text in (json.dumps({"auths": {host: {"auth": "p@ssw*rd"}}}), '{"auths": ["SECRET"]}', "SECRET"):
         with pytest.raises(ConfigError, match=r"\.dockerconfigjson is not a Docker configuration") as caught:
-            sink(proxy, "acme/tone", OUTPUT_DOCKER_CONFIG_JSON=text)
+            publisher(proxy, "acme/tone", OUTPUT_DOCKER_CONFIG_JSON=text)
         assert "SECRET" not in str(caught.value)
         assert "p@ssw" not in str(caught.value)
 
@@ -268,7 +268,7 @@ def test_a_bearer_challenge_is_answered_with_a_token(proxy: Proxy) -> None:
         challenge = {"WWW-Authenticate": f'Bearer realm="{tokens.url}/token",service="registry.test"'}
         proxy.inject(Fault(path="/v2/acme/bearer/manifests/v1", method="GET", status=401, headers=challenge))
         host = proxy.url.removeprefix("http://")
-        place = sink(proxy, "acme/bearer", OUTPUT_DOCKER_CONFIG_JSON=docker_config(host, PASSWORD))
+        place = publisher(proxy, "acme/bearer", OUTPUT_DOCKER_CONFIG_JSON=docker_config(host, PASSWORD))
         place.check()
         (request,) = tokens.requests
     assert request.path == "/token?scope=repository%3Aacme%2Fbearer%3Apull%2Cpush&service=registry.test"

@@ -9,11 +9,11 @@ import torch
 from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
 from tests.trainer import variants
 
-from lora_trainer.contract.config import LoraConfig, Optimizer, TrainingConfig
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.model.device import Device
-from lora_trainer.places.base import Base
-from lora_trainer.training.optimizers import load_state, make_optimizer
+from lora_trainer.spec.config import LoraConfig, Optimizer, TrainingConfig
+from lora_trainer.storage.base import Base
+from lora_trainer.train.optimizers import load_state, make_optimizer
 
 KINDS = {
     Optimizer.ADAMW: torch.optim.AdamW,

@@ -18,17 +18,17 @@ from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace, prepared
 from transformers import LlamaForCausalLM
 
-from lora_trainer.contract.config import LoraConfig, TrainingConfig
+from lora_trainer.distributed.reports import Reporter
 from lora_trainer.model.loading import Adapted, adapt
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks.reports import Reporter
-from lora_trainer.recipe import account, evaluator, session
-from lora_trainer.recipe.train import Workshop, run_training
-from lora_trainer.training import loop, step
-from lora_trainer.training.batches import Batch, collate
-from lora_trainer.training.evaluate import Evaluation, evaluate
-from lora_trainer.training.optimizers import make_optimizer
+from lora_trainer.recipe import account
+from lora_trainer.recipe.run import RunContext, run_training
+from lora_trainer.spec.config import LoraConfig, TrainingConfig
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train import evaluator, loop, session, step
+from lora_trainer.train.batches import Batch, collate
+from lora_trainer.train.evaluate import Evaluation, evaluate
+from lora_trainer.train.optimizers import make_optimizer
 
 
 @dataclass(slots=True)
@@ -133,7 +133,7 @@ def observe(root: Path, model: Path, lora: Mapping[str, Any], training: Mapping[
             Hub(),
             folder=root / "adapter",
             reporter=Reporter(None),
-            workshop=Workshop(),
+            run_context=RunContext(),
         )
     return seen
 
@@ -231,7 +231,10 @@ TRAINING: Mapping[str, Probe] = {
         beside=ONE_STEP,
     ),
     "loss_on": Probe(
-        change={"lossOn": "All"}, look=lambda s: all(b.learned[0] == 0 for b in s.batches), want=True, beside=ONE_STEP
+        change={"lossOn": "All"},
+        look=lambda s: all(b.target_positions[0] == 0 for b in s.batches),
+        want=True,
+        beside=ONE_STEP,
     ),
     "optimizer": Probe(
         change={"optimizer": "AdamW8bit"}, look=lambda s: type(s.optimizers[0]), want=AdamW8bit, beside=ONE_STEP

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 import pytest
 
-from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.contract.reasons import Reason
 from lora_trainer.data import rows
 from lora_trainer.data.parquet import python_values, read_parquet
 from lora_trainer.data.readers import read_rows
 from lora_trainer.data.rows import Selection
 from lora_trainer.errors import DatasetError, explain
+from lora_trainer.spec.exit_codes import ExitCode
+from lora_trainer.spec.reasons import Reason
 
 CALL = {"function": {"name": "weather", "arguments": {"city": "Bern"}}}
 CHATS: list[dict[str, Any]] = [

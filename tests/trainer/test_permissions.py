@@ -14,9 +14,9 @@ from tests.trainer.conftest import make_config
 
 from lora_trainer.data.dataset_files import locate, locate_validation
 from lora_trainer.errors import StorageError, storage_error
-from lora_trainer.places.base import find_base
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
+from lora_trainer.storage.base import find_base
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.volumes import Volumes
 
 
 @pytest.fixture

@@ -21,25 +21,25 @@ from hub.access import Restriction
 from hub.faults import Fault
 from hub.server import HubServer
 from lora_trainer import commands
-from lora_trainer.contract.advice import Code
-from lora_trainer.contract.codec import encode
-from lora_trainer.contract.config import Quantization
-from lora_trainer.contract.preflight import OutputCheck
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.run_plan import Alternative, RunPlan
-from lora_trainer.contract.summary import Summary
-from lora_trainer.data.survey import load_samples
+from lora_trainer.data.survey import load_index
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.errors import AccessDeniedError, ConfigError, NotFoundError, TrainerError
 from lora_trainer.model.adapter import plan_adapter
 from lora_trainer.model.loading import skeleton
-from lora_trainer.places.base import open_folder
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.plan.answer import Asked
 from lora_trainer.plan.hints import spoken
 from lora_trainer.plan_run import plan_run
 from lora_trainer.recipe.preflight import preflight
+from lora_trainer.spec.advice import Code
+from lora_trainer.spec.codec import encode
+from lora_trainer.spec.config import Quantization
+from lora_trainer.spec.preflight import OutputCheck
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.run_plan import Alternative, RunPlan
+from lora_trainer.spec.summary import Summary
+from lora_trainer.storage.base import open_folder
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.volumes import Volumes
 
 WITHOUT_TORCH = (
     "import sys\n"
@@ -149,7 +149,7 @@ def test_every_row_is_counted_as_the_training_counts_it(workplace: Workplace) ->
     found = looked_at(workplace).preflight
     assert found is not None
     config, volumes = make_config(), Volumes(claims=workplace.claims)
-    samples = load_samples(config, volumes, Hub())
+    samples = load_index(config, volumes, Hub())
     assert found.dataset.validation_samples == sum(int(part.held_out.sum()) for part in samples.parts) == 8
     assert found.dataset.fingerprint == samples.sources.fingerprint
     encoder = load_encoder(open_folder(workplace.claims / "models/tiny"), config.training.loss_on, 2048)
@@ -398,7 +398,7 @@ def test_only_what_cannot_fit_a_known_device_is_refused(
     """With exit code 64, a reason of its own, and the plan that says what would fit."""
     plan = _plan(fits=fits, device=device)
     monkeypatch.setattr("lora_trainer.recipe.preflight.plan_of", lambda *_, **__: plan)
-    monkeypatch.setattr("lora_trainer.ranks.logs.set_up", lambda **_options: None)
+    monkeypatch.setattr("lora_trainer.distributed.logs.set_up", lambda **_options: None)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     manifest = workplace.root / "run.yaml"
     manifest.write_text(yaml.safe_dump(tiny.manifest()), encoding="utf-8")

@@ -12,14 +12,14 @@ from tests.trainer.runs import Workplace
 from tests.unit.advice_facts import make_plan
 
 from lora_trainer import commands
-from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.contract.reasons import Reason
 from lora_trainer.errors import StorageError
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.plan.shapes import GUESSED
+from lora_trainer.plan.architecture import GUESSED
 from lora_trainer.recipe.claim_room import check_claim, check_room
 from lora_trainer.recipe.preflight import preflight
+from lora_trainer.spec.exit_codes import ExitCode
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.volumes import Volumes
 
 ON_DATA = {"uri": "pvc://data/tone"}
 """The claim of the rows, which is mounted, is that of the checkpoints, too."""
@@ -64,7 +64,7 @@ def test_a_preflight_ends_where_the_claim_has_too_little_room(
 ) -> None:
     """By the command of the stage, which writes why into its summary."""
     free.free = room
-    monkeypatch.setattr("lora_trainer.ranks.logs.set_up", lambda **_options: None)
+    monkeypatch.setattr("lora_trainer.distributed.logs.set_up", lambda **_options: None)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     arguments = ["preflight", "-f", str(workplace.manifest_file(output=ON_DATA)), "--claims", str(workplace.claims)]
     status = commands.run_command([*arguments, "--termination-log", str(workplace.termination_log)])

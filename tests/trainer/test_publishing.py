@@ -14,13 +14,13 @@ from tests.trainer.servers import ACCESS, SECRET, Proxy
 from tests.trainer.test_artifact import make_manifest, write_adapter
 
 from hub.faults import Fault
-from lora_trainer.artifact.manifest import check_digests, read_manifest, write_sealed
-from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.cli import main
-from lora_trainer.contract.names import run_suffix
-from lora_trainer.contract.reasons import Reason
 from lora_trainer.host.supervisor import Supervisor
-from lora_trainer.places.network import ATTEMPTS
+from lora_trainer.spec.names import run_suffix
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.storage.manifest import check_digests, read_manifest, write_sealed
+from lora_trainer.storage.network import ATTEMPTS
+from lora_trainer.storage.sealed import MANIFEST
 
 KEYS = {"AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET}
 

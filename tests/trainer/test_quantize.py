@@ -12,7 +12,6 @@ from tests.trainer import variants
 from tests.trainer.conftest import make_config
 from torch import nn
 
-from lora_trainer.contract.config import DeviceConfig, LoraConfig, Precision, Quantization, Variant
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import ConfigError
 from lora_trainer.model import device_check
@@ -22,7 +21,8 @@ from lora_trainer.model.device import Device, choose_device
 from lora_trainer.model.loading import load_model
 from lora_trainer.model.options import check_options
 from lora_trainer.model.quantize import check_kernels, full_weight, quantization_settings
-from lora_trainer.places.base import Base
+from lora_trainer.spec.config import DeviceConfig, LoraConfig, Precision, Quantization, Variant
+from lora_trainer.storage.base import Base
 
 LORA = LoraConfig(rank=4, alpha=8)
 FOUR_BITS = [Quantization.NF4, Quantization.FP4]

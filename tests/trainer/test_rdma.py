@@ -12,7 +12,7 @@ from tests.trainer.conftest import make_config
 from lora_trainer.host import rdma
 from lora_trainer.host.rdma import obstacle
 from lora_trainer.host.supervisor import Settings, Supervisor
-from lora_trainer.places.volumes import Volumes
+from lora_trainer.storage.volumes import Volumes
 
 MOST, LITTLE = resource.RLIM_INFINITY, 8 * 2**20
 THERE, ABSENT = "libc.so.6", "libnowhere.so.1"

@@ -6,12 +6,12 @@ from itertools import product
 import pytest
 
 from hub.model import cache_root, ensure_model
-from lora_trainer.contract.config import LossOn
 from lora_trainer.data.formats import Conversation
 from lora_trainer.data.messages import Message
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import IGNORED, Encoder
-from lora_trainer.places.base import open_folder
+from lora_trainer.spec.config import LossOn
+from lora_trainer.storage.base import open_folder
 
 TEXTS = ("Bern", " Bern ", "\n\nBern\n", "", "12,5 %", "naïve 日本 👩‍👩‍👧 \u2028", "\t\tx", "</s> [INST]", "e" * 300)
 

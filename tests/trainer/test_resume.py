@@ -20,19 +20,19 @@ from tests.trainer.runs import PATIENCE_S, Workplace
 from tests.trainer.stages import Attempt, Place, finish
 
 from lora_trainer import ask
-from lora_trainer.artifact.manifest import read_manifest
-from lora_trainer.contract.config import LossOn, Quantization
-from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.contract.names import run_suffix
-from lora_trainer.contract.reasons import Reason
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.errors import CheckpointError, ConfigError, VerificationError
-from lora_trainer.places.base import open_folder
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.run_folders import FOLDER
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.export_checkpoint import export_checkpoint
 from lora_trainer.result.inputs import base_and_rows
+from lora_trainer.spec.config import LossOn, Quantization
+from lora_trainer.spec.exit_codes import ExitCode
+from lora_trainer.spec.names import run_suffix
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.storage.base import open_folder
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.manifest import read_manifest
+from lora_trainer.storage.run_folders import FOLDER
+from lora_trainer.storage.volumes import Volumes
 
 TRAINING = {"maxSteps": 6, "effectiveBatchSize": 4, "learningRate": "0.01"}
 OTHER_ROWS = "other rows are held out than in the run"
@@ -236,8 +236,8 @@ def test_any_checkpoint_becomes_a_verified_adapter(done: Place, tmp_path: Path) 
     assert (last / "adapter_model.safetensors").read_bytes() == weights(done)
     loss = read_manifest(done.staged).measured.eval_loss_after
     assert read_manifest(last).measured.eval_loss_after == pytest.approx(loss, abs=1e-6)
-    course = json.loads((done.workspace / "step-00000004/state.json").read_text(encoding="utf-8"))
-    rewrite(done.workspace / "step-00000004", "state.json", {**course, "stopped_early": True})
+    trainer_state = json.loads((done.workspace / "step-00000004/state.json").read_text(encoding="utf-8"))
+    rewrite(done.workspace / "step-00000004", "state.json", {**trainer_state, "stopped_early": True})
     verified = export_checkpoint(done.workspace / "step-00000004", earlier, volumes, Hub())
     measured = [read_manifest(folder).measured for folder in (earlier, last)]
     assert [(one.steps, one.stopped_early) for one in measured] == [(4, True), (6, False)]
@@ -330,7 +330,7 @@ def forked(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> ForkedRun
 @pytest.fixture
 def waiting() -> Iterator[threading.Event]:
     """Set once a trainer in this process waits for another one."""
-    event, lock = threading.Event(), logging.getLogger("lora_trainer.places.lock")
+    event, lock = threading.Event(), logging.getLogger("lora_trainer.storage.lock")
 
     def hear(record: logging.LogRecord) -> bool:
         if "is in use by process" in record.getMessage():

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lora_trainer.training.resume import Saved
+from lora_trainer.train.resume import Saved
 
 
 @pytest.mark.parametrize(

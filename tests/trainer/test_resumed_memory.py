@@ -11,14 +11,14 @@ from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import prepared
 
-from lora_trainer.artifact.manifest import read_manifest
+from lora_trainer.distributed.reports import Reporter
 from lora_trainer.errors import TerminatedError
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks.reports import Reporter
-from lora_trainer.recipe.train import Workshop, run_training
-from lora_trainer.training.loop import Training
-from lora_trainer.training.state import Course, State, read_state
+from lora_trainer.recipe.run import RunContext, run_training
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.manifest import read_manifest
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.loop import Training
+from lora_trainer.train.state import State, TrainerState, read_state
 
 TRAINING = {"maxSteps": 4, "effectiveBatchSize": 8, "learningRate": "0.01"}
 
@@ -38,8 +38,8 @@ def test_the_state_is_let_go_of_before_the_training(
     data = prepared(config, volumes, tmp_path / "prepared")
 
     def attempt() -> None:
-        workshop = Workshop(folder=tmp_path / "run")
-        run_training(config, data, volumes, Hub(), folder=adapter, reporter=Reporter(None), workshop=workshop)
+        run_context = RunContext(folder=tmp_path / "run")
+        run_training(config, data, volumes, Hub(), folder=adapter, reporter=Reporter(None), run_context=run_context)
 
     take, run = Training._take, Training.run
     read_tensors: list[weakref.ref[Any]] = []
@@ -51,11 +51,11 @@ def test_the_state_is_let_go_of_before_the_training(
 
     def watched_read(folder: Path) -> State:
         state = read_state(folder)
-        starts = [tensor for start in state.starts.values() for tensor in (start.down, start.up)]
+        starts = [tensor for start in state.starts.values() for tensor in (start.lora_a, start.lora_b)]
         read_tensors.extend(weakref.ref(tensor) for tensor in (*state.adapter.values(), *starts))
         return state
 
-    def watched_run(training: Training) -> Course:
+    def watched_run(training: Training) -> TrainerState:
         gc.collect()
         alive.append(sum(tensor() is not None for tensor in read_tensors))
         return run(training)
@@ -64,7 +64,7 @@ def test_the_state_is_let_go_of_before_the_training(
         patch.setattr(Training, "_take", stopped)
         with pytest.raises(TerminatedError):
             attempt()
-    monkeypatch.setattr("lora_trainer.training.resume.read_state", watched_read)
+    monkeypatch.setattr("lora_trainer.train.resume.read_state", watched_read)
     monkeypatch.setattr(Training, "run", watched_run)
     attempt()
     assert read_tensors

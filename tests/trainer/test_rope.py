@@ -14,21 +14,21 @@ from tests.trainer.conftest import make_config
 from tests.trainer.test_attention import SIZES
 from tests.trainer.test_way import some_rows
 
-from lora_trainer.contract.config import Quantization
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Example
+from lora_trainer.distributed.collectives import Ranks
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import load_model
 from lora_trainer.model.rope import STEADY, Frequencies, forget_lengths, frequencies_of
-from lora_trainer.places.base import open_folder
-from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.recipe import way
-from lora_trainer.training.batches import Budget
-from lora_trainer.training.evaluate import evaluate
-from lora_trainer.training.noise import measure_noise
-from lora_trainer.training.objective import SFT
-from lora_trainer.training.step import run_step
+from lora_trainer.spec.config import Quantization
+from lora_trainer.storage.base import open_folder
+from lora_trainer.train import execution_config
+from lora_trainer.train.batches import MicroBatchLimit
+from lora_trainer.train.evaluate import evaluate
+from lora_trainer.train.noise import measure_noise
+from lora_trainer.train.objective import SFT
+from lora_trainer.train.step import run_step
 
 LONG: Mapping[str, Any] = {
     "rope_type": "longrope",
@@ -80,16 +80,16 @@ def rows() -> Examples:
     return Examples.of(Example(input_ids=ids, labels=ids, truncated=False) for ids in drawn)
 
 
-def losses(model: Any, examples: Examples, cpu: Device, budget: Budget) -> tuple[float, ...]:
+def losses(model: Any, examples: Examples, cpu: Device, limit: MicroBatchLimit) -> tuple[float, ...]:
     """Of each row."""
     head = model.get_output_embeddings()
-    return evaluate(model, head, examples, cpu, lambda _rows: None, budget=budget).sums
+    return evaluate(model, head, examples, cpu, lambda _rows: None, limit=limit).sums
 
 
 def alone(kind: str, options: Mapping[str, Any], cpu: Device) -> list[float]:
     """Of each row by itself, in a model that has seen no other, with Transformers' own attention."""
-    budget = Budget(tokens=1, longest=max(LENGTHS))
-    return [losses(make(kind, options), rows()[at : at + 1], cpu, budget)[0] for at in range(len(LENGTHS))]
+    limit = MicroBatchLimit(tokens=1, longest=max(LENGTHS))
+    return [losses(make(kind, options), rows()[at : at + 1], cpu, limit)[0] for at in range(len(LENGTHS))]
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -100,17 +100,17 @@ def test_a_row_has_the_loss_that_it_has_alone(
     """In evaluations and in the steps of the training, in micro-batches of five rows; without the rule it has not."""
     model, wanted = make(kind, options), alone(kind, options, cpu)
     assert isolate(model)
-    budget = Budget(tokens=72, longest=max(LENGTHS), packed=packed, frequencies=frequencies_of(model))
-    assert losses(model, rows(), cpu, budget) == pytest.approx(wanted, rel=1e-5)
-    mixed = losses(model, rows(), cpu, replace(budget, frequencies=STEADY))
+    limit = MicroBatchLimit(tokens=72, longest=max(LENGTHS), packed=packed, frequencies=frequencies_of(model))
+    assert losses(model, rows(), cpu, limit) == pytest.approx(wanted, rel=1e-5)
+    mixed = losses(model, rows(), cpu, replace(limit, frequencies=STEADY))
     assert mixed != pytest.approx(wanted, rel=1e-4), "the comparison would catch it"
 
     head = model.get_output_embeddings()
     adapted: Any = SimpleNamespace(model=model, head=head)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     step: dict[str, Any] = {"device": cpu, "scaler": scaler, "ranks": Ranks(), "objective": SFT, "weights": {"loss": 1}}
-    assert float(run_step(adapted, list(rows()), budget=budget, **step)) == pytest.approx(sum(wanted), rel=1e-5)
-    assert float(run_step(adapted, list(rows()), budget=replace(budget, tokens=14), **step)) == pytest.approx(
+    assert float(run_step(adapted, list(rows()), limit=limit, **step)) == pytest.approx(sum(wanted), rel=1e-5)
+    assert float(run_step(adapted, list(rows()), limit=replace(limit, tokens=14), **step)) == pytest.approx(
         sum(wanted), rel=1e-5
     )
 
@@ -120,9 +120,9 @@ def test_the_noise_is_measured_within_the_same_frequencies(kind: str, options: M
     """It is rounding alone, and no excuse for a result that differs by more."""
     model = make(kind, options)
     head = model.get_output_embeddings()
-    budget = Budget(tokens=200, longest=max(LENGTHS), frequencies=frequencies_of(model))
-    first = evaluate(model, head, rows(), cpu, lambda _rows: None, budget=budget)
-    noise = measure_noise(model, head, rows(), cpu, lambda _rows: None, first=first, budget=budget)
+    limit = MicroBatchLimit(tokens=200, longest=max(LENGTHS), frequencies=frequencies_of(model))
+    first = evaluate(model, head, rows(), cpu, lambda _rows: None, limit=limit)
+    noise = measure_noise(model, head, rows(), cpu, lambda _rows: None, first=first, limit=limit)
     assert noise < 1e-5
 
 
@@ -195,12 +195,12 @@ def test_lengths_are_alike_up_to_where_frequencies_change() -> None:
 def test_a_run_cuts_micro_batches_by_its_model(cpu: Device, caplog: pytest.LogCaptureFixture) -> None:
     """And says so where it has rows of both kinds."""
     caplog.set_level("INFO")
-    settled: Any = SimpleNamespace(config=make_config(training={"kernels": "Reference"}), plan=None)
+    setup: Any = SimpleNamespace(config=make_config(training={"kernels": "Reference"}), plan=None)
     adapted: Any = SimpleNamespace(model=make(*PHI))
     for longest, said in ((8, False), (9, True)):
         caplog.clear()
         rows = some_rows(3)
         data: Any = SimpleNamespace(stats=SimpleNamespace(longest_tokens=longest), training=rows, evaluation=rows)
-        found = way.way_of(settled, adapted, data, cpu, Ranks())
-        assert found.budget.frequencies == Frequencies(switches=(8,))
+        found = execution_config.choose_execution(setup, adapted, data, cpu, Ranks())
+        assert found.limit.frequencies == Frequencies(switches=(8,))
         assert any("share no micro-batch" in message for message in caplog.messages) is said

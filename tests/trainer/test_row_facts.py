@@ -14,23 +14,23 @@ from hypothesis import strategies as st
 from tests.trainer import templates, tiny
 from tests.trainer.test_data import on_claim
 
-from lora_trainer.contract.config import LossOn
-from lora_trainer.contract.preflight import MOST_ROW_BYTES, RowFacts
 from lora_trainer.data import row_facts
 from lora_trainer.data.counts import surely_lost
 from lora_trainer.data.dataset import Data, encode, log_data
 from lora_trainer.data.first_row import show_row
 from lora_trainer.data.row_facts import count_rows
-from lora_trainer.data.survey import Samples, load_samples
+from lora_trainer.data.survey import DatasetIndex, load_index
 from lora_trainer.data.tokens import IGNORED, Encoder
 from lora_trainer.errors import DatasetError
-from lora_trainer.places.hub import Hub
+from lora_trainer.spec.config import LossOn
+from lora_trainer.spec.preflight import MOST_ROW_BYTES, RowFacts
+from lora_trainer.storage.hub import Hub
 
 
-def samples_of(root: Path, rows: list[dict[str, Any]], **dataset: Any) -> Samples:
+def samples_of(root: Path, rows: list[dict[str, Any]], **dataset: Any) -> DatasetIndex:
     """A data set on a claim, surveyed."""
     config, volumes = on_claim(root, rows, dataset=dataset)
-    return load_samples(config, volumes, Hub())
+    return load_index(config, volumes, Hub())
 
 
 def uneven(count: int) -> list[dict[str, Any]]:
@@ -39,9 +39,9 @@ def uneven(count: int) -> list[dict[str, Any]]:
     return [*rows, rows[3], {"prompt": "Who?", "completion": ""}]
 
 
-def counted_twice(samples: Samples, encoder: Encoder) -> tuple[RowFacts, Data]:
+def counted_twice(index: DatasetIndex, encoder: Encoder) -> tuple[RowFacts, Data]:
     """By preflight and by the training, which says of all rows what a preflight says."""
-    facts, data = count_rows(samples, encoder, 42), encode(samples, encoder)
+    facts, data = count_rows(index, encoder, 42), encode(index, encoder)
     assert data.rows == facts
     return facts, data
 
@@ -66,10 +66,10 @@ def test_the_counts_are_those_of_the_training(tmp_path: Path, encoder: Encoder) 
 
 def test_lengths_are_those_of_rows_before_the_cut(tmp_path: Path, encoder: Encoder) -> None:
     """Half of the rows are not longer than the median, 95 % not longer than the other; numpy says the same."""
-    samples = samples_of(tmp_path, uneven(97), validationFraction="0")
-    lengths = np.sort(encode(samples, encoder).training.lengths)
+    index = samples_of(tmp_path, uneven(97), validationFraction="0")
+    lengths = np.sort(encode(index, encoder).training.lengths)
     encoder.max_length = 30
-    facts = count_rows(samples, encoder, 42)
+    facts = count_rows(index, encoder, 42)
     expected = [int(np.percentile(lengths, percent, method="inverted_cdf")) for percent in (50, 95)]
     assert [facts.p50_tokens, facts.p95_tokens] == expected
     assert facts.longest_tokens == lengths[-1] > 30
@@ -87,10 +87,10 @@ def test_conversations_that_become_several_samples_count_as_in_the_training(tmp_
 
 def test_a_sample_comes_within_its_standard_error(tmp_path: Path, encoder: Encoder) -> None:
     """Over many seeds the totals scatter around the truth as the error says; the same seed draws the same rows."""
-    samples = samples_of(tmp_path, uneven(400))
+    index = samples_of(tmp_path, uneven(400))
     encoder.max_length = 40
-    whole = count_rows(samples, encoder, 0)
-    drawn = [count_rows(samples, encoder, seed, most_rows=240) for seed in range(40)]
+    whole = count_rows(index, encoder, 0)
+    drawn = [count_rows(index, encoder, seed, most_rows=240) for seed in range(40)]
     # The first row is always among them.
     assert {facts.sampled for facts in drawn} <= {240, 241}
     errors = [(facts.tokens - whole.tokens) / (facts.tokens_standard_error or 1) for facts in drawn]
@@ -101,19 +101,19 @@ def test_a_sample_comes_within_its_standard_error(tmp_path: Path, encoder: Encod
         assert (facts.train_samples, facts.validation_samples) == (whole.train_samples, whole.validation_samples)
         assert (facts.skipped_samples, facts.duplicate_samples) == (whole.skipped_samples, whole.duplicate_samples)
         assert facts.first_row == whole.first_row
-    assert count_rows(samples, encoder, 7, most_rows=240) == drawn[7]
+    assert count_rows(index, encoder, 7, most_rows=240) == drawn[7]
 
 
 def test_of_large_files_fewer_rows_are_counted(
     tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To tokenize gigabytes would take longer than to begin a training."""
-    samples = samples_of(tmp_path, uneven(200))
-    size = sum(path.stat().st_size for part in samples.parts for _, path in part.files)
+    index = samples_of(tmp_path, uneven(200))
+    size = sum(path.stat().st_size for part in index.parts for _, path in part.files)
     monkeypatch.setattr(row_facts, "MOST_BYTES", size // 4)
-    assert count_rows(samples, encoder, 42).sampled is None, "at least so many rows, whatever they take"
+    assert count_rows(index, encoder, 42).sampled is None, "at least so many rows, whatever they take"
     monkeypatch.setattr(row_facts, "FEWEST_ROWS", 1)
-    assert 45 <= (count_rows(samples, encoder, 42).sampled or 0) <= 55
+    assert 45 <= (count_rows(index, encoder, 42).sampled or 0) <= 55
 
 
 def test_rows_that_take_too_much_memory_are_left_out(
@@ -121,22 +121,22 @@ def test_rows_that_take_too_much_memory_are_left_out(
 ) -> None:
     """And extrapolated to; where all are so long, they are counted all the same."""
     rows = [{"prompt": "Who?", "completion": "winds " * (200 if n == 5 else 3)} for n in range(40)]
-    samples = samples_of(tmp_path, rows, validationFraction="0")
+    index = samples_of(tmp_path, rows, validationFraction="0")
     encoder.max_length = 1000
-    exact = count_rows(samples, encoder, 42)
+    exact = count_rows(index, encoder, 42)
     monkeypatch.setattr(row_facts, "LONGEST_CHARACTERS", 100)
-    facts = count_rows(samples, encoder, 42)
+    facts = count_rows(index, encoder, 42)
     assert (facts.sampled, facts.train_samples) == (39, 40)
     assert facts.tokens < exact.tokens
     assert "1 rows of more than 100 characters were not tokenized" in caplog.text
     monkeypatch.setattr(row_facts, "LONGEST_CHARACTERS", 1)
-    assert count_rows(samples, encoder, 42) == exact
+    assert count_rows(index, encoder, 42) == exact
     monkeypatch.setattr(row_facts, "MOST_CHARACTERS", 400)
-    count_rows(samples, encoder, 42)
+    count_rows(index, encoder, 42)
     assert "1 rows of more than 400 characters were not tokenized" in caplog.text
     monkeypatch.setattr(row_facts, "MOST_CHARACTERS", 4)
     with pytest.raises(DatasetError, match=r"^40 rows have more than 4 characters.*spec\.preflight to Skip$"):
-        count_rows(samples, encoder, 42)
+        count_rows(index, encoder, 42)
 
 
 def test_conversations_of_very_many_answers_are_left_out(
@@ -145,9 +145,9 @@ def test_conversations_of_very_many_answers_are_left_out(
     """All that comes before each answer is rendered once more."""
     turns = [{"role": role, "content": "winds"} for role in ("user", "assistant")]
     rows = [{"messages": turns * (90 if n == 5 else 2)} for n in range(40)]
-    samples = samples_of(tmp_path, rows, validationFraction="0")
+    index = samples_of(tmp_path, rows, validationFraction="0")
     monkeypatch.setattr(row_facts, "LONGEST_CHARACTERS", 1000)
-    facts = count_rows(samples, encoder, 42)
+    facts = count_rows(index, encoder, 42)
     assert facts.sampled == 39
     assert "1 rows of more than 1,000 characters were not tokenized" in caplog.text
 
@@ -164,12 +164,12 @@ def test_rows_that_no_training_would_take_are_refused_as_by_it(
     tmp_path: Path, encoder: Encoder, rows: list[dict[str, Any]], max_length: int, sentence: str
 ) -> None:
     """With the same sentence."""
-    samples = samples_of(tmp_path, rows * 4)
+    index = samples_of(tmp_path, rows * 4)
     encoder.max_length = max_length
     with pytest.raises(DatasetError, match=sentence) as ours:
-        count_rows(samples, encoder, 42)
+        count_rows(index, encoder, 42)
     with pytest.raises(DatasetError) as theirs:
-        encode(samples, encoder)
+        encode(index, encoder)
     assert str(ours.value) == str(theirs.value)
 
 
@@ -192,21 +192,21 @@ def test_a_sample_refuses_only_what_is_certain_of_all_rows(
 ) -> None:
     """The training has counted all of them when it refuses; a sample's sentence is a warning."""
     rows, sentence = SAMPLED[name]
-    samples = samples_of(tmp_path, rows * 50, validationFraction="0")
+    index = samples_of(tmp_path, rows * 50, validationFraction="0")
     encoder.max_length = 30
     with pytest.raises(DatasetError, match=sentence):
-        count_rows(samples, encoder, 42)
-    assert count_rows(samples, encoder, 42, most_rows=len(rows) * 25).sampled
+        count_rows(index, encoder, 42)
+    assert count_rows(index, encoder, 42, most_rows=len(rows) * 25).sampled
     assert "the training may say: " in caplog.text
     assert sentence in caplog.text
 
 
 def test_a_sample_that_leaves_no_doubt_refuses(tmp_path: Path, encoder: Encoder) -> None:
     """Each row that was drawn has no answer left, and they are half of all."""
-    samples = samples_of(tmp_path, [{"prompt": "winds " * 90, "completion": "a"}] * 100, validationFraction="0")
+    index = samples_of(tmp_path, [{"prompt": "winds " * 90, "completion": "a"}] * 100, validationFraction="0")
     encoder.max_length = 30
     with pytest.raises(DatasetError, match=r"^(50 of 50|51 of 51) rows have no answer left"):
-        count_rows(samples, encoder, 42, most_rows=50)
+        count_rows(index, encoder, 42, most_rows=50)
 
 
 @pytest.mark.parametrize(
@@ -231,17 +231,17 @@ def test_a_few_short_rows_do_not_speak_for_long_ones(
 ) -> None:
     """The only one short enough to be counted in little memory has no answer left, or the only ones that were drawn."""
     long, lost = {"prompt": "a", "completion": "b " * 100}, {"prompt": "b " * 40, "completion": "a"}
-    samples = samples_of(tmp_path, [lost, *[long] * 30], validationFraction="0")
+    index = samples_of(tmp_path, [lost, *[long] * 30], validationFraction="0")
     encoder.max_length = 30
     monkeypatch.setattr(row_facts, "LONGEST_CHARACTERS", 90)
     with pytest.raises(DatasetError, match="no answer keeps its end"):
-        count_rows(samples, encoder, 42)
+        count_rows(index, encoder, 42)
     monkeypatch.setattr(row_facts, "LONGEST_CHARACTERS", 900)
     encoder.max_length = 300
-    samples = samples_of(tmp_path / "more", [{**lost, "prompt": "b " * 400}, *[long] * 30], validationFraction="0")
+    index = samples_of(tmp_path / "more", [{**lost, "prompt": "b " * 400}, *[long] * 30], validationFraction="0")
     draws = (np.random.default_rng(seed).choice(np.arange(31), 1, replace=False)[0] for seed in itertools.count())
     of_the_first = next(seed for seed, row in enumerate(draws) if row == 0)
-    facts = count_rows(samples, encoder, of_the_first, most_rows=1)
+    facts = count_rows(index, encoder, of_the_first, most_rows=1)
     assert (facts.train_samples, facts.skipped_samples, facts.sampled) == (30, 1, None)
 
 
@@ -256,14 +256,14 @@ def test_the_first_row_is_as_the_model_sees_it(tmp_path: Path, encoder: Encoder)
     assert shown[0]["seen"] == "<|im_start|>user\nWhere is my parcel number 0?<|im_end|>\n<|im_start|>assistant\n"
 
 
-@given(stretches=st.lists(st.tuples(st.text(max_size=2000), st.booleans()), max_size=40))
-def test_any_row_is_shown_printable_and_short(stretches: list[tuple[str, bool]]) -> None:
+@given(pieces=st.lists(st.tuples(st.text(max_size=2000), st.booleans()), max_size=40))
+def test_any_row_is_shown_printable_and_short(pieces: list[tuple[str, bool]]) -> None:
     """Control characters, directions of writing and half characters included."""
-    text = show_row(stretches)
+    text = show_row(pieces)
     assert len(text.encode()) <= MOST_ROW_BYTES
     assert text.isprintable()
     shown = json.loads(text)
-    for piece, (original, learned) in zip(shown[:12], stretches, strict=False):
+    for piece, (original, learned) in zip(shown[:12], pieces, strict=False):
         ((kind, part),) = piece.items()
         assert kind == ("learned" if learned else "seen")
         assert part == original or all(half in original for half in part.split(" […] ")) or "[…]" in original
@@ -286,14 +286,14 @@ def test_what_a_template_does_not_show_is_logged_before_a_training_and_by_it(
     tokenizer = tiny.make_tokenizer(chat_template=templates.DEEPSEEK_R1)
     encoder = Encoder(tokenizer, LossOn.COMPLETION, 256, [tokenizer.eos_token_id])
     rows = [{**row, "tools": [{"name": "weather"}] if number < 7 else None} for number, row in enumerate(uneven(20))]
-    samples = samples_of(tmp_path, rows, validationFraction="0")
-    count_rows(samples, encoder, 42)
+    index = samples_of(tmp_path, rows, validationFraction="0")
+    count_rows(index, encoder, 42)
     tools, thought = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
-    assert tools.startswith(f"{samples.with_tools} rows have tools, which the chat template leaves out")
-    assert samples.with_tools == 7
+    assert tools.startswith(f"{index.with_tools} rows have tools, which the chat template leaves out")
+    assert index.with_tools == 7
     assert thought.startswith('inference begins an answer with "<think>\\n", and the first row does not')
     caplog.clear()
-    log_data(encode(samples, encoder))
+    log_data(encode(index, encoder))
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [tools, thought]
     caplog.clear()
     count_rows(samples_of(tmp_path, [{"text": "Ahoy"}] * 9, validationFraction="0"), encoder, 42)
@@ -303,8 +303,8 @@ def test_what_a_template_does_not_show_is_logged_before_a_training_and_by_it(
 def test_no_token_is_kept(tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing is written to the disk that a pod would have to have room for."""
     caplog.set_level(logging.DEBUG)
-    samples = samples_of(tmp_path, uneven(30))
+    index = samples_of(tmp_path, uneven(30))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lora_trainer.data.store.Writer.__enter__", None)
         patch.setattr("tempfile.mkdtemp", None)
-        assert count_rows(samples, encoder, 42).tokens
+        assert count_rows(index, encoder, 42).tokens

@@ -11,13 +11,13 @@ from tests.trainer import tiny
 from tests.trainer.attempts import Attempts, make_encoder, samples_of
 from tests.trainer.test_data import ids
 
-from lora_trainer.contract.config import LossOn
 from lora_trainer.data import kept_rows
 from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.dataset import encode, read_or_encode, row_key
-from lora_trainer.data.survey import Samples
+from lora_trainer.data.survey import DatasetIndex
 from lora_trainer.data.tokens import Encoder
-from lora_trainer.places.base import Base
+from lora_trainer.spec.config import LossOn
+from lora_trainer.storage.base import Base
 
 
 def changed(root: Path, base: Base, name: str) -> Base:
@@ -29,7 +29,7 @@ def changed(root: Path, base: Base, name: str) -> Base:
     return replace(base, folder=folder)
 
 
-CHANGES: dict[str, Callable[[Path, Base], tuple[Samples, Encoder]]] = {
+CHANGES: dict[str, Callable[[Path, Base], tuple[DatasetIndex, Encoder]]] = {
     "rows": lambda root, base: (samples_of(root, tiny.chats(41)), make_encoder(base)),
     "fraction": lambda root, base: (
         samples_of(root, dataset={"validationFraction": "0.3"}),
@@ -58,29 +58,29 @@ def test_whatever_makes_other_tokens_or_counts_is_encoded_anew(
     attempts = Attempts(tmp_path, samples_of(tmp_path), encoder)
     attempts.run()
     before = attempts.folder().name
-    samples, encoder = CHANGES[change](tmp_path, tiny_base)
-    data = read_or_encode(samples.sources, samples, encoder, tmp_path / "tokens", attempts.kept)
-    fresh = encode(samples, encoder, tmp_path / "fresh")
+    index, encoder = CHANGES[change](tmp_path, tiny_base)
+    data = read_or_encode(index.sources, index, encoder, tmp_path / "tokens", attempts.kept)
+    fresh = encode(index, encoder, tmp_path / "fresh")
     assert attempts.folder().name != before
     assert (ids(data.training), data.stats) == (ids(fresh.training), fresh.stats)
 
 
 def test_other_weights_give_the_same_key(tmp_path: Path, tiny_base: Base) -> None:
     """Those of a model on a claim are read by the training alone: a preflight has no digest of them."""
-    samples = samples_of(tmp_path)
+    index = samples_of(tmp_path)
     other = replace(changed(tmp_path, tiny_base, "model.safetensors"), revision="")
-    assert row_key(samples.sources, make_encoder(other)) == row_key(samples.sources, make_encoder(tiny_base))
+    assert row_key(index.sources, make_encoder(other)) == row_key(index.sources, make_encoder(tiny_base))
 
 
 def test_a_day_is_a_part_of_the_key(tmp_path: Path, tiny_base: Base) -> None:
     """For a template that writes the date, and for no other."""
-    samples = samples_of(tmp_path)
+    index = samples_of(tmp_path)
     text = "{{ strftime_now('%Y') }}" + tiny.CHATML
 
     def keys(day: date = date(2026, 7, 26)) -> tuple[str, str]:
         plain = make_encoder(tiny_base, chosen=Chosen(day=day))
         dated = make_encoder(tiny_base, chosen=Chosen(text=text, day=day))
-        return row_key(samples.sources, plain), row_key(samples.sources, dated)
+        return row_key(index.sources, plain), row_key(index.sources, dated)
 
     first = keys()
     assert keys() == first

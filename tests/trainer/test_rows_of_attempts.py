@@ -21,32 +21,32 @@ from tests.trainer.stages import Attempt, Place, finish, start
 from tests.trainer.test_data import ids
 
 from lora_trainer import stage
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.exit_codes import ExitCode, reason_of
 from lora_trainer.data import dataset as dataset_module
 from lora_trainer.data import kept_rows, tokenizer
 from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.dataset import FILES, encode, read_or_encode
 from lora_trainer.data.formats import Sample
 from lora_trainer.data.kept_rows import UNUSED_S, KeptRows
-from lora_trainer.data.survey import load_samples
+from lora_trainer.data.survey import load_index
 from lora_trainer.data.tokens import Encoded, Encoder
+from lora_trainer.distributed.reports import Failure
 from lora_trainer.errors import ConfigError, StorageError
 from lora_trainer.host.child import StageFailedError, Stages
 from lora_trainer.host.supervisor import Settings, Supervisor
-from lora_trainer.places.base import Base
-from lora_trainer.places.cache_folders import cached_rows
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.model_headers import read_headers
-from lora_trainer.places.run_folders import FOLDER, folder_of_run
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.plan.families import Positions
-from lora_trainer.ranks.reports import Failure
 from lora_trainer.recipe import inputs
 from lora_trainer.recipe.preflight import preflight
-from lora_trainer.training.checkpoint import Checkpoint, Checkpoints
-from lora_trainer.training.objective import encoder_of
-from lora_trainer.training.stopping import Stop
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.exit_codes import ExitCode, reason_of
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.cache_folders import cached_rows
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.model_headers import read_headers
+from lora_trainer.storage.run_folders import FOLDER, folder_of_run
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.checkpoint import Checkpoint, Checkpoints
+from lora_trainer.train.objective import encoder_of
+from lora_trainer.train.stopping import Stop
 
 NAME = f"rows-{'ab' * 8}"
 STEPS = 6
@@ -119,10 +119,10 @@ def test_a_killed_run_goes_on_from_rows_and_state_and_gives_the_same_adapter(wor
 def fill(config: TrainConfig, workplace: Workplace) -> bool:
     """What preflight does with the rows where there is a cache; whether they were encoded."""
     volumes, hub = Volumes(claims=workplace.claims), Hub()
-    samples = load_samples(config, volumes, hub)
+    index = load_index(config, volumes, hub)
     base = read_headers(config.model.uri, volumes, hub).base
     encoder = encoder_of(config, base, chosen_template(config.dataset, volumes))
-    return inputs.keep_encoded(samples, base, encoder) is not None
+    return inputs.keep_encoded(index, base, encoder) is not None
 
 
 @pytest.fixture
@@ -142,12 +142,12 @@ def test_rows_that_were_prepared_are_encoded_by_no_attempt(
     """Their key is the training's, and what it reads is what it would encode."""
     config, rows = prepared
     volumes = Volumes(claims=workplace.claims)
-    samples = load_samples(config, volumes, Hub())
+    index = load_index(config, volumes, Hub())
     encoder = make_encoder(tiny_base, max_length=config.training.max_sequence_length)
-    expected = ids(encode(samples, encoder, tmp_path / "fresh").training)
+    expected = ids(encode(index, encoder, tmp_path / "fresh").training)
     encoder.encode_all = None  # type: ignore[method-assign, assignment]  # an encoding would call it
     kept = KeptRows(cache=rows.parent)
-    assert ids(read_or_encode(samples.sources, None, encoder, tmp_path / "tokens", kept).training) == expected
+    assert ids(read_or_encode(index.sources, None, encoder, tmp_path / "tokens", kept).training) == expected
 
 
 def test_an_attempt_that_finds_rows_looks_at_none_of_the_files(
@@ -198,13 +198,13 @@ def test_a_preflight_encodes_each_row_once_and_reads_no_weights(
     same. Only the training needs the digest of a model on a claim."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(inputs, "ENCODED_FROM_BYTES", 0)
-    monkeypatch.setattr("lora_trainer.places.base._digest", None)
+    monkeypatch.setattr("lora_trainer.storage.base._digest", None)
     encoded: list[str] = []
     encode_texts = Encoder.encode_texts
 
-    def counted(encoder: Encoder, samples: Sequence[Sample]) -> list[list[Encoded]]:
-        encoded.extend(sample.where for sample in samples)
-        return encode_texts(encoder, samples)
+    def counted(encoder: Encoder, index: Sequence[Sample]) -> list[list[Encoded]]:
+        encoded.extend(sample.where for sample in index)
+        return encode_texts(encoder, index)
 
     monkeypatch.setattr(Encoder, "encode_texts", counted)
     config, volumes = make_config(), Volumes(claims=workplace.claims)

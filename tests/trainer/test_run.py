@@ -23,16 +23,16 @@ from tests.trainer.forked import ForkedRuns
 from tests.trainer.runs import PATIENCE_S, Finished, Workplace, prepared, read_json
 from transformers import AutoModelForCausalLM
 
-from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.contract.names import run_suffix
-from lora_trainer.contract.progress import Phase, Progress
-from lora_trainer.contract.reasons import Reason
 from lora_trainer.data.dataset import open_data
 from lora_trainer.model.device import Device
-from lora_trainer.places.run_folders import FOLDER
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.training.batches import Budget
-from lora_trainer.training.evaluate import evaluate
+from lora_trainer.spec.exit_codes import ExitCode
+from lora_trainer.spec.names import run_suffix
+from lora_trainer.spec.progress import Phase, Progress
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.storage.run_folders import FOLDER
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.batches import MicroBatchLimit
+from lora_trainer.train.evaluate import evaluate
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def _loss_with_peft(workplace: Workplace, folder: Path, cpu: Device) -> float:
     model = PeftModel.from_pretrained(base, str(folder))
     data = open_data(prepared(make_config(), Volumes(claims=workplace.claims), workplace.root / "again"))
     return evaluate(
-        model, base.get_output_embeddings(), data.evaluation, cpu, lambda count: None, budget=Budget.of(4, 64)
+        model, base.get_output_embeddings(), data.evaluation, cpu, lambda count: None, limit=MicroBatchLimit.of(4, 64)
     ).loss
 
 

@@ -19,12 +19,6 @@ from tests.trainer.servers import ACCESS, SECRET, Proxy
 from tests.trainer.test_artifact import make_manifest, write_adapter
 
 from hub.faults import Fault
-from lora_trainer.artifact.manifest import Published, check_digests, read_manifest, write_sealed
-from lora_trainer.artifact.sealed import MANIFEST
-from lora_trainer.artifact.tensor_files import entries_of, header_bytes
-from lora_trainer.contract.names import run_suffix
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.uri import S3Uri
 from lora_trainer.data.dataset_files import locate
 from lora_trainer.errors import (
     AccessDeniedError,
@@ -35,14 +29,20 @@ from lora_trainer.errors import (
     TrainerError,
     TransientError,
 )
-from lora_trainer.places.base import find_base
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.model_headers import read_headers
-from lora_trainer.places.roles import Role
-from lora_trainer.places.s3 import Item, connect
-from lora_trainer.places.s3_source import cache_folder, fetch_data
-from lora_trainer.places.sink_s3 import S3Sink
-from lora_trainer.places.volumes import Volumes
+from lora_trainer.spec.names import run_suffix
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.uri import S3Uri
+from lora_trainer.storage.base import find_base
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.manifest import Published, check_digests, read_manifest, write_sealed
+from lora_trainer.storage.model_headers import read_headers
+from lora_trainer.storage.publisher_s3 import S3Publisher
+from lora_trainer.storage.roles import Role
+from lora_trainer.storage.s3 import Item, connect
+from lora_trainer.storage.s3_source import cache_folder, fetch_data
+from lora_trainer.storage.sealed import MANIFEST
+from lora_trainer.storage.tensor_files import entries_of, header_bytes
+from lora_trainer.storage.volumes import Volumes
 
 OUT = S3Uri(bucket="models", key="team/out")
 WHOLE = [f"team/out/{name}" for name in ("adapter_model.safetensors", "manifest.json", "merged/model.safetensors")]
@@ -89,11 +89,11 @@ def environment(proxy: Proxy, home: Path, **more: str) -> dict[str, str]:
     return {"AWS_ENDPOINT_URL_S3": proxy.url, "HF_HOME": str(home), **keys, **more}
 
 
-def sink(proxy: Proxy, uid: str = "uid-1", *, uri: S3Uri = OUT, **more: str) -> S3Sink:
+def publisher(proxy: Proxy, uid: str = "uid-1", *, uri: S3Uri = OUT, **more: str) -> S3Publisher:
     """The output of a run, which does not wait long."""
     keys = {"OUTPUT_AWS_ACCESS_KEY_ID": ACCESS, "OUTPUT_AWS_SECRET_ACCESS_KEY": SECRET}
     variables = {"AWS_ENDPOINT_URL_S3": proxy.url, **keys, **more}
-    return S3Sink(connection=connect(Role.OUTPUT, variables, backoff_s=0.01), uri=uri, uid=uid)
+    return S3Publisher(connection=connect(Role.OUTPUT, variables, backoff_s=0.01), uri=uri, uid=uid)
 
 
 def names(admin: minio.Minio) -> list[str]:
@@ -113,19 +113,19 @@ def big_adapter(folder: Path) -> Path:
 @pytest.mark.usefixtures("admin")
 def test_a_result_is_uploaded_verified_and_found_again(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
     """Below the address, without a mark; what comes back is what went up; the test of the place leaves nothing."""
-    sink(proxy).check()
+    publisher(proxy).check()
     assert names(admin) == []
     folder = write_adapter(tmp_path / "staged")
-    assert sink(proxy).published() is None
-    published = sink(proxy).publish(folder)
+    assert publisher(proxy).published() is None
+    published = publisher(proxy).publish(folder)
     assert (published.uri, published.folder) == (str(OUT), None)
     assert published.digest == f"sha256:{hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()}"
     assert names(admin) == WHOLE
-    assert sink(proxy).published() == published
-    assert sink(proxy, "uid-2").published() is None
-    sink(proxy).fetch(published, tmp_path / "back")
+    assert publisher(proxy).published() == published
+    assert publisher(proxy, "uid-2").published() is None
+    publisher(proxy).fetch(published, tmp_path / "back")
     check_digests(tmp_path / "back", read_manifest(tmp_path / "back"))
-    assert sink(proxy).publish(folder) == published
+    assert publisher(proxy).publish(folder) == published
     puts = proxy.count("PUT", "adapter_model")
     assert puts == 1
 
@@ -133,7 +133,7 @@ def test_a_result_is_uploaded_verified_and_found_again(proxy: Proxy, tmp_path: P
 def test_a_result_whose_way_back_is_cut_is_read_again(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
     """It is not sent again for that."""
     proxy.inject(Fault(path="*/adapter_model*", method="GET", cut_after_bytes=3))
-    sink(proxy).publish(write_adapter(tmp_path / "staged"))
+    publisher(proxy).publish(write_adapter(tmp_path / "staged"))
     assert proxy.faults.pending() == []
     assert (names(admin), proxy.count("PUT", "adapter_model")) == (WHOLE, 1)
 
@@ -146,22 +146,22 @@ def test_what_an_interrupted_attempt_sent_in_vain_goes_and_what_others_put_there
     folder = write_adapter(tmp_path / "staged")
     proxy.inject(Fault(path="*/manifest.json*", method="PUT", status=500, times=None))
     with pytest.raises(StorageError):
-        sink(proxy).publish(folder)
+        publisher(proxy).publish(folder)
     merged = "team/out/merged/model.safetensors"
     assert merged in names(admin)
     admin.copy_object("models", "team/out/kept.safetensors", CopySource("models", merged))
     proxy.faults.replace([])
-    inner = sink(proxy, "uid-2", uri=S3Uri(bucket="models", key="team/out/inner"))
+    inner = publisher(proxy, "uid-2", uri=S3Uri(bucket="models", key="team/out/inner"))
     inner.publish(write_adapter(tmp_path / "inner", "uid-2"))
     before = names(admin)
 
     shutil.rmtree(folder / "merged")
     (folder / MANIFEST).unlink()
     write_sealed(folder, make_manifest("uid-1"))
-    published = sink(proxy).publish(folder)
+    published = publisher(proxy).publish(folder)
     assert set(before) - set(names(admin)) == {merged, "team/out/.run"}
     assert inner.published() is not None
-    sink(proxy).fetch(published, tmp_path / "back")
+    publisher(proxy).fetch(published, tmp_path / "back")
     check_digests(tmp_path / "back", read_manifest(tmp_path / "back"))
 
 
@@ -172,12 +172,12 @@ def test_a_place_whose_objects_may_not_be_removed_is_published_to(
     folder = write_adapter(tmp_path / "staged")
     proxy.inject(Fault(path="*/manifest.json*", method="PUT", status=500, times=None))
     with pytest.raises(StorageError):
-        sink(proxy).publish(folder)
+        publisher(proxy).publish(folder)
     shutil.rmtree(folder / "merged")
     (folder / MANIFEST).unlink()
     write_sealed(folder, make_manifest("uid-1"))
     proxy.faults.replace([Fault(path="*/merged/*", method="DELETE", status=403, times=None)])
-    assert sink(proxy).publish(folder).uri == str(OUT)
+    assert publisher(proxy).publish(folder).uri == str(OUT)
     assert "team/out/merged/model.safetensors, which is not part of the result, stays" in caplog.text
     assert "team/out/merged/model.safetensors" in names(admin)
 
@@ -187,11 +187,11 @@ def test_the_manifest_comes_last(proxy: Proxy, tmp_path: Path, admin: minio.Mini
     folder = write_adapter(tmp_path / "staged")
     proxy.inject(Fault(path="*/manifest.json*", method="PUT", status=500, times=None))
     with pytest.raises(StorageError, match="the server answered 500") as caught:
-        sink(proxy).publish(folder)
+        publisher(proxy).publish(folder)
     assert caught.value.reason is Reason.UPLOAD_FAILED
     assert names(admin) == ["team/out/.run", *(name for name in WHOLE if "manifest" not in name)]
     proxy.faults.replace([])
-    assert sink(proxy).publish(folder).uri == str(OUT)
+    assert publisher(proxy).publish(folder).uri == str(OUT)
     assert names(admin) == WHOLE
 
 
@@ -201,23 +201,23 @@ def test_a_part_that_fails_is_sent_again_and_nothing_unfinished_stays(
     """500 on the second part: once is nothing; for ever ends with UploadFailed, and the upload is aborted."""
     folder = big_adapter(tmp_path / "staged")
     proxy.inject(Fault(path="*partNumber=2*", method="PUT", status=500))
-    assert sink(proxy).publish(folder).uri == str(OUT)
+    assert publisher(proxy).publish(folder).uri == str(OUT)
     assert proxy.count("PUT", "partNumber=2") == 2
     other = S3Uri(bucket="models", key="team/second")
     proxy.inject(Fault(path="*partNumber=2*", method="PUT", status=500, times=None))
     with pytest.raises(StorageError, match="nothing is lost") as caught:
-        sink(proxy, uri=other).publish(folder)
+        publisher(proxy, uri=other).publish(folder)
     assert (caught.value.code, caught.value.reason) == (74, Reason.UPLOAD_FAILED)
     assert admin._list_multipart_uploads("models", prefix="team/second/").uploads == []
     proxy.faults.replace([])
-    assert sink(proxy, uri=other).publish(folder).uri == str(other)
+    assert publisher(proxy, uri=other).publish(folder).uri == str(other)
 
 
 def test_an_upload_that_a_killed_attempt_began_is_ended(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
     """Its parts would be paid for and seen by nobody; another run's are left alone."""
     for key in ("team/out/adapter_model.safetensors", "team/outside/x"):
         admin._create_multipart_upload("models", key, {})
-    sink(proxy).publish(write_adapter(tmp_path / "staged"))
+    publisher(proxy).publish(write_adapter(tmp_path / "staged"))
     left = [upload.object_name for upload in admin._list_multipart_uploads("models", prefix="team/").uploads]
     assert left == ["team/outside/x"]
 
@@ -228,7 +228,7 @@ def test_rights_on_interrupted_uploads_are_not_needed_to_publish(
 ) -> None:
     """They are others than those to read, write and list, and a training is not to end for want of them."""
     proxy.inject(Fault(path="*uploads*", method="GET", status=status, times=None))
-    assert sink(proxy).publish(write_adapter(tmp_path / "staged")).uri == str(OUT)
+    assert publisher(proxy).publish(write_adapter(tmp_path / "staged")).uri == str(OUT)
     assert names(admin) == WHOLE
     assert "what an interrupted upload may have left in s3://models/team/out stays there" in caplog.text
 
@@ -237,12 +237,12 @@ def test_a_result_that_reads_back_wrong_is_not_published(proxy: Proxy, tmp_path:
     """Sent again once; then the manifest, which would vouch for it, is not written."""
     folder = write_adapter(tmp_path / "staged")
     proxy.inject(Fault(path="*/adapter_model*", method="GET", flip_byte=3, times=1))
-    assert sink(proxy).publish(folder).uri == str(OUT)
+    assert publisher(proxy).publish(folder).uri == str(OUT)
     assert proxy.count("PUT", "adapter_model") == 2
     proxy.inject(Fault(path="*/adapter_model*", method="GET", flip_byte=3, times=None))
     folder = write_adapter(tmp_path / "second", "uid-2")
     with pytest.raises(StorageError, match="reads back with another sha256") as caught:
-        sink(proxy, "uid-2").publish(folder)
+        publisher(proxy, "uid-2").publish(folder)
     assert caught.value.reason is Reason.UPLOAD_FAILED
     assert f"team/out-{run_suffix('uid-2')}/manifest.json" not in names(admin)
 
@@ -250,9 +250,12 @@ def test_a_result_that_reads_back_wrong_is_not_published(proxy: Proxy, tmp_path:
 def test_what_others_have_is_not_overwritten(proxy: Proxy, tmp_path: Path, admin: minio.Minio) -> None:
     """A second run goes beside the first; a third whose both places are taken gets a sentence."""
     suffix = run_suffix("uid-2")
-    sink(proxy, "uid-1").publish(write_adapter(tmp_path / "a", "uid-1"))
-    assert sink(proxy, "uid-2").publish(write_adapter(tmp_path / "b", "uid-2")).uri == f"s3://models/team/out-{suffix}"
-    found = sink(proxy, "uid-2").published()
+    publisher(proxy, "uid-1").publish(write_adapter(tmp_path / "a", "uid-1"))
+    assert (
+        publisher(proxy, "uid-2").publish(write_adapter(tmp_path / "b", "uid-2")).uri
+        == f"s3://models/team/out-{suffix}"
+    )
+    found = publisher(proxy, "uid-2").published()
     assert found is not None
     assert found.uri == f"s3://models/team/out-{suffix}"
     content = admin.get_object("models", "team/out/adapter_model.safetensors").read()
@@ -261,7 +264,7 @@ def test_what_others_have_is_not_overwritten(proxy: Proxy, tmp_path: Path, admin
     (tmp_path / "x").write_bytes(b"x")
     admin.fput_object("models", f"{place.key}/precious", str(tmp_path / "x"))
     with pytest.raises(StorageError, match="both hold something already: nothing is overwritten"):
-        sink(proxy, "uid-3").check()
+        publisher(proxy, "uid-3").check()
 
 
 @pytest.mark.usefixtures("admin")
@@ -271,7 +274,7 @@ def test_of_two_runs_at_the_same_moment_one_gets_the_address(proxy: Proxy, tmp_p
     folders = {uid: write_adapter(tmp_path / uid, uid) for uid in uids}
     places: dict[str, str] = {}
     threads = [
-        threading.Thread(target=lambda uid=uid: places.update({uid: sink(proxy, uid).publish(folders[uid]).uri}))
+        threading.Thread(target=lambda uid=uid: places.update({uid: publisher(proxy, uid).publish(folders[uid]).uri}))
         for uid in uids
     ]
     for thread in threads:
@@ -281,9 +284,9 @@ def test_of_two_runs_at_the_same_moment_one_gets_the_address(proxy: Proxy, tmp_p
     assert len(set(places.values())) == 2
     assert str(OUT) in places.values()
     for uid in uids:
-        found = sink(proxy, uid).published()
+        found = publisher(proxy, uid).published()
         assert found is not None
-        sink(proxy, uid).fetch(found, tmp_path / f"back-{uid}")
+        publisher(proxy, uid).fetch(found, tmp_path / f"back-{uid}")
         check_digests(tmp_path / f"back-{uid}", read_manifest(tmp_path / f"back-{uid}"))
 
 
@@ -310,7 +313,7 @@ def test_a_place_that_cannot_be_written_is_reported_before_the_training(
 ) -> None:
     """Wrong or missing credentials, no bucket, no server: names of keys, never their values."""
     with pytest.raises(kind) as caught:
-        sink(proxy, uri=S3Uri(bucket=uri.split("/")[2], key="x"), **variables).check()
+        publisher(proxy, uri=S3Uri(bucket=uri.split("/")[2], key="x"), **variables).check()
     assert sentence in str(caught.value)
     assert SECRET not in str(caught.value)
     if kind is AccessDeniedError:
@@ -341,7 +344,7 @@ def test_an_object_whose_key_leads_out_of_the_folder_is_refused(tmp_path: Path) 
     items = (Item(key=f"{OUT.key}/{path}", size_bytes=1, etag="e"),)
     manifest = json.dumps({"files": [{"path": path}]}).encode()
     connection: Any = SimpleNamespace(items=lambda _place: items, read=lambda _uri: manifest)
-    place = S3Sink(connection=connection, uri=OUT, uid="uid-1")
+    place = S3Publisher(connection=connection, uri=OUT, uid="uid-1")
     with pytest.raises(StorageError, match=r"escaped\.txt leads out of the folder"):
         place.fetch(Published(uri=str(OUT), digest="sha256:0"), tmp_path / "back")
 
@@ -352,9 +355,9 @@ def test_a_pods_workload_identity_needs_no_secret(proxy: Proxy, monkeypatch: pyt
     keys = {"AccessKeyId": ACCESS, "SecretAccessKey": SECRET, "Token": "", "Expiration": "2099-01-01T00:00:00Z"}
     with servers.answering(keys) as agent:
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", agent.url)
-        sink(proxy, AWS_CONTAINER_CREDENTIALS_FULL_URI=agent.url).check()
+        publisher(proxy, AWS_CONTAINER_CREDENTIALS_FULL_URI=agent.url).check()
         assert agent.requests == []
-        place = sink(
+        place = publisher(
             proxy,
             AWS_CONTAINER_CREDENTIALS_FULL_URI=agent.url,
             OUTPUT_AWS_ACCESS_KEY_ID="",
@@ -372,7 +375,7 @@ def test_a_full_cache_is_reported(
     with pytest.raises(StorageError, match=r"bytes are still to be fetched, and the cache \(HF_HOME\) has room for"):
         find(proxy, small_disk, "s3://models/base/tiny")
     assert not list(small_disk.rglob("*.partial"))
-    monkeypatch.setattr("lora_trainer.places.s3_source.check_room", lambda *_: None)
+    monkeypatch.setattr("lora_trainer.storage.s3_source.check_room", lambda *_: None)
     with pytest.raises(StorageError, match=r"the cache \(HF_HOME\) cannot be written: the volume is full") as caught:
         find(proxy, small_disk, "s3://models/base/tiny")
     assert (caught.value.code, caught.value.reason) == (74, Reason.STORAGE_FULL)
@@ -384,7 +387,7 @@ def test_a_full_bucket_is_reported(proxy: Proxy, tmp_path: Path) -> None:
     """When the server has no room."""
     proxy.inject(Fault(path="*/adapter_model*", method="PUT", status=507, times=None))
     with pytest.raises(StorageError, match=r"the bucket is full \(507\); free space there") as caught:
-        sink(proxy).publish(write_adapter(tmp_path / "staged"))
+        publisher(proxy).publish(write_adapter(tmp_path / "staged"))
     assert (caught.value.code, caught.value.reason) == (74, Reason.STORAGE_FULL)
 
 
@@ -397,7 +400,7 @@ def test_a_server_that_only_the_proxy_knows_is_reached(
         monkeypatch.setenv(name, proxy.url)
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "other.invalid")
-    through = sink(proxy, AWS_ENDPOINT_URL_S3="http://s3.invalid")
+    through = publisher(proxy, AWS_ENDPOINT_URL_S3="http://s3.invalid")
     assert through.publish(write_adapter(tmp_path / "staged")).uri == str(OUT)
     assert proxy.count("PUT", "http://s3.invalid/models/team/out/") == 4
 
@@ -428,7 +431,7 @@ def test_a_model_in_a_bucket_is_fetched_once_and_pinned(
     before = proxy.sent("model.safetensors")
     assert before == len(weights)
     with monkeypatch.context() as patch:
-        patch.setattr("lora_trainer.places.s3_source.held", None)
+        patch.setattr("lora_trainer.storage.s3_source.held", None)
         assert find_base("s3://models/base/tiny", Volumes(), hub) == base
     assert proxy.sent("model.safetensors") == before
     (tmp_path / "config.json").write_text((tiny_folder / "config.json").read_text() + "\n")

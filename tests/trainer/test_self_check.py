@@ -10,19 +10,19 @@ import torch
 from tests.trainer.test_kernels import CONFIG, autocast_as_on_a_gpu
 from tests.trainer.variants import rows
 
-from lora_trainer.contract.config import LoraConfig, Quantization
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Encoder, Example
+from lora_trainer.distributed.collectives import ALONE, Ranks
 from lora_trainer.errors import ConfigError, GpuFaultError
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast import ADAPTER, CPU_GATE, Entry, isolate, usable
 from lora_trainer.model.loading import Adapted, adapt, load_model
 from lora_trainer.model.recompute import recompute_activations
-from lora_trainer.places.base import Base
-from lora_trainer.ranks.collectives import ALONE, Ranks
-from lora_trainer.training import self_check
-from lora_trainer.training.batches import Budget
-from lora_trainer.training.self_check import Taken, checked
+from lora_trainer.spec.config import LoraConfig, Quantization
+from lora_trainer.storage.base import Base
+from lora_trainer.train import self_check
+from lora_trainer.train.batches import MicroBatchLimit
+from lora_trainer.train.self_check import Taken, checked
 
 __all__ = ["autocast_as_on_a_gpu"]
 LONG = 400
@@ -70,9 +70,9 @@ class WrongGradientOfA(torch.autograd.Function):
     """A, whose gradient is wrong by a tenth."""
 
     @staticmethod
-    def forward(_ctx: Any, down: torch.Tensor) -> torch.Tensor:
+    def forward(_ctx: Any, lora_a: torch.Tensor) -> torch.Tensor:
         """As it is."""
-        return down.clone()
+        return lora_a.clone()
 
     @staticmethod
     def backward(_ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
@@ -83,8 +83,10 @@ class WrongGradientOfA(torch.autograd.Function):
 def install_wrong_gradient_of_a(module: Any) -> None:
     """Which is nothing where B is 0."""
     scale, base = module.scaling["default"], module.get_base_layer()
-    down, up = module.lora_A["default"], module.lora_B["default"]
-    vars(module)["forward"] = lambda x: base(x) + scale * (x @ WrongGradientOfA.apply(down.weight).T @ up.weight.T)
+    lora_a, lora_b = module.lora_A["default"], module.lora_B["default"]
+    vars(module)["forward"] = lambda x: (
+        base(x) + scale * (x @ WrongGradientOfA.apply(lora_a.weight).T @ lora_b.weight.T)
+    )
 
 
 def fresh(
@@ -114,9 +116,9 @@ def check(
 ) -> Taken:
     """As a run on a GPU does, with micro-batches of so many tokens."""
     examples = with_a_long_row(encoder)
-    budget = Budget(tokens=2048, longest=int(examples.lengths.max()), packed=packed)
+    limit = MicroBatchLimit(tokens=2048, longest=int(examples.lengths.max()), packed=packed)
     entries = usable(model.model, device, packed=packed) if entries is None else entries
-    return checked(model, entries, examples, budget, device, ranks=ranks)
+    return checked(model, entries, examples, limit, device, ranks=ranks)
 
 
 @pytest.mark.usefixtures("autocast_as_on_a_gpu")

@@ -12,10 +12,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from lora_trainer.artifact.manifest import Serving
-from lora_trainer.contract.serving import VLLM_RANKS, vllm_rank
 from lora_trainer.errors import VerificationError
 from lora_trainer.result.serving import TEMPLATE, adapter_serving, command, merged_command, scale
+from lora_trainer.spec.serving import VLLM_RANKS, vllm_rank
+from lora_trainer.storage.manifest import Serving
 
 
 def write_adapter(base: Path, folder: Path, **options: Any) -> Path:

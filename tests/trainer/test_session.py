@@ -14,23 +14,23 @@ from tests.trainer.families import make_family
 from tests.trainer.test_sharding import planned
 from tests.trainer.trainings import ROWS, STATS, Kept
 
-from lora_trainer.contract.config import DatasetFormat, LossOn
-from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.data.dataset import Data
 from lora_trainer.data.formats import PlainText
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokenizer import load_encoder
+from lora_trainer.distributed.collectives import Ranks
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Loaded, load_model
-from lora_trainer.places.base import Base, open_folder
 from lora_trainer.plan.hint_checks import Columns
-from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.recipe.session import Session
-from lora_trainer.recipe.settling import Settled
 from lora_trainer.result.export import write_adapter
-from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.saver import Saver
+from lora_trainer.spec.config import DatasetFormat, LossOn
+from lora_trainer.spec.summary import ResolvedRun
+from lora_trainer.storage.base import Base, open_folder
+from lora_trainer.train.checkpoint_policy import CheckpointPolicy
+from lora_trainer.train.evaluate import Evaluation
+from lora_trainer.train.resolve_auto import RunSetup
+from lora_trainer.train.session import Session
 
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
@@ -68,25 +68,25 @@ class Bench:
 
     def session(self, quantization: str = "None") -> Session:
         """A new one."""
-        settled = self.settled("plain", quantization)
-        return Session.open(settled, self.base, self.data, self.device, Ranks())
+        setup = self.setup("plain", quantization)
+        return Session.open(setup, self.base, self.data, self.device, Ranks())
 
-    def settled(self, kind: str, quantization: str = "None") -> Settled:
+    def setup(self, kind: str, quantization: str = "None") -> RunSetup:
         """A run of this kind, with three steps."""
         training = {"maxSteps": 3, **KINDS[kind].get("training", {})}
         lora = KINDS[kind].get("lora", {})
-        return Settled(config=make_config(lora=lora, training=training, quantization=quantization), plan=None)
+        return RunSetup(config=make_config(lora=lora, training=training, quantization=quantization), plan=None)
 
     def train(self, session: Session, kind: str, quantization: str = "None") -> Mapping[str, Any]:
         """All that an adapter of this kind and its training come to."""
-        listener, folder = Kept(), self.root / f"{len(list(self.root.iterdir()))}"
-        result = session.train(self.settled(kind, quantization), listener=listener)
+        callback, folder = Kept(), self.root / f"{len(list(self.root.iterdir()))}"
+        result = session.train(self.setup(kind, quantization), callback=callback)
         assert result.adapter is not None
         write_adapter(result.adapter, folder, None)
         return {
             "files": {path.name: path.read_bytes() for path in folder.iterdir()},
-            "steps": [(step.loss, step.gradient_norm, step.fill) for step in listener.steps],
-            "course": dataclasses.replace(result.course, seconds=0.0),
+            "steps": [(step.loss, step.gradient_norm, step.fill) for step in callback.steps],
+            "course": dataclasses.replace(result.trainer_state, seconds=0.0),
             "rest": (result.resolved, result.before, result.after, result.noise, result.left_alone),
         }
 
@@ -146,9 +146,9 @@ def alone(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return found
 
 
-def state_of(session: Session, settled: Settled) -> Mapping[str, Any]:
+def state_of(session: Session, setup: RunSetup) -> Mapping[str, Any]:
     """All that the base is made of, its weights as digests."""
-    model = session._held(settled).model
+    model = session._held(setup).model
     tensors = {name: one for name, one in model.state_dict().items() if isinstance(one, torch.Tensor)}
     return {
         "weights": {name: hashlib.sha256(one.numpy().tobytes()).hexdigest() for name, one in tensors.items()},
@@ -174,10 +174,10 @@ def test_each_adapter_is_as_if_it_were_alone(
 ) -> None:
     """After one of another kind, in both orders; and the base is afterwards what it was."""
     session = bench.session(quantization)
-    before = state_of(session, bench.settled(first, quantization))
+    before = state_of(session, bench.setup(first, quantization))
     for kind in (first, second, first):
         assert bench.train(session, kind, quantization) == alone(kind, quantization)
-        assert state_of(session, bench.settled(kind, quantization)) == before
+        assert state_of(session, bench.setup(kind, quantization)) == before
 
 
 @pytest.mark.parametrize(("family", "kind"), [("mixtral", "experts"), ("gpt2", "PiSSA"), ("gemma3_text", "norms")])
@@ -186,10 +186,10 @@ def test_so_it_is_in_other_families(cpu: Device, tmp_path: Path, *, family: str,
     bench = make_bench(open_folder(make_family(tmp_path / "base", family)), cpu, tmp_path / "adapters")
     apart = {one: bench.train(bench.session(), one) for one in ("plain", kind)}
     session = bench.session()
-    before = state_of(session, bench.settled(kind))
+    before = state_of(session, bench.setup(kind))
     for one in ("plain", kind, "plain"):
         assert bench.train(session, one) == apart[one]
-        assert state_of(session, bench.settled(one)) == before
+        assert state_of(session, bench.setup(one)) == before
 
 
 @pytest.mark.parametrize("kind", ["plain", "PiSSA", "tied embeddings"])
@@ -198,14 +198,14 @@ def test_a_training_that_fails_leaves_the_base_as_it_was(
 ) -> None:
     """The next adapter is trained as if there had been none."""
 
-    def refused(_resolved: ResolvedRun, _before: Evaluation) -> Saver | None:
+    def refused(_resolved: ResolvedRun, _before: Evaluation) -> CheckpointPolicy | None:
         raise RuntimeError("refused")
 
     session = bench.session()
-    before = state_of(session, bench.settled(kind))
+    before = state_of(session, bench.setup(kind))
     with pytest.raises(RuntimeError, match="refused"):
-        session.train(bench.settled(kind), saver=refused)
-    assert state_of(session, bench.settled(kind)) == before
+        session.train(bench.setup(kind), checkpoint_policy=refused)
+    assert state_of(session, bench.setup(kind)) == before
     assert bench.train(session, "plain") == alone("plain", "None")
 
 
@@ -219,7 +219,7 @@ def test_the_base_is_read_once_and_again_after_an_init_that_alters_it(
         read.append(given)
         return load_model(*given, **more)
 
-    monkeypatch.setattr("lora_trainer.recipe.session.load_model", counted)
+    monkeypatch.setattr("lora_trainer.train.session.load_model", counted)
     session = bench.session()
     counts = []
     for kind in ("plain", "tied embeddings", "PiSSA", "plain"):
@@ -230,7 +230,7 @@ def test_the_base_is_read_once_and_again_after_an_init_that_alters_it(
 
 def test_a_base_that_is_divided_takes_one_adapter(bench: Bench) -> None:
     """Also one that a second adapter would have divided: one sentence, before anything is done."""
-    session, plain = bench.session(), bench.settled("plain")
+    session, plain = bench.session(), bench.setup("plain")
     bench.train(session, "plain")
     divided = dataclasses.replace(plain, plan=planned(sharded=True, sharded_over=2))
     with pytest.raises(ConfigError, match=r"takes one adapter for a session: open another session$"):
@@ -243,4 +243,4 @@ def test_a_base_that_is_divided_takes_one_adapter(bench: Bench) -> None:
 def test_a_session_holds_its_base_in_one_way(bench: Bench) -> None:
     """And says so to a run that wants another."""
     with pytest.raises(ConfigError, match=r"^quantization is NF4: the session holds .* with None; open another"):
-        bench.session().train(bench.settled("plain", "NF4"))
+        bench.session().train(bench.setup("plain", "NF4"))

@@ -15,11 +15,11 @@ from benchmarks.comparison.measuring import Clock
 from benchmarks.comparison.plain import new_model
 from benchmarks.comparison.settings import EFFECTIVE, Form, Setting
 
-from lora_trainer.contract.config import ActivationCheckpointing
-from lora_trainer.contract.gpus import find_gpu
 from lora_trainer.model.device import Device
-from lora_trainer.training.loop import Training
-from lora_trainer.training.state import copy_of, trainable
+from lora_trainer.spec.config import ActivationCheckpointing
+from lora_trainer.spec.gpus import find_gpu
+from lora_trainer.train.loop import Training
+from lora_trainer.train.state import copy_of, trainable
 
 pytestmark = [
     # Of TRL about attention that is not Flash Attention, and of the libraries about a CPU.
@@ -160,6 +160,6 @@ def test_ours_trains_as_a_run_does_on_a_gpu(
     monkeypatch.setattr(ours_module, "device_of", lambda job: cpu)
     monkeypatch.setattr(ours_module, "Training", training)
     ours_module.ours(replace(job_of(tiny_folder), part="ours", length=120, recompute=recompute))
-    assert made[0].budget.tokens == EFFECTIVE * 120
+    assert made[0].limit.tokens == EFFECTIVE * 120
     wanted = ActivationCheckpointing.FULL if recompute else ActivationCheckpointing.NONE
     assert made[0].adapted.checkpointing is wanted

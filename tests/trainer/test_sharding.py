@@ -9,19 +9,19 @@ import torch
 from tests.trainer.conftest import make_config
 from tests.trainer.families import make_family
 
-from lora_trainer.contract import codec
-from lora_trainer.contract.config import Quantization
-from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.contract.run_plan import RunPlan
+from lora_trainer.distributed.collectives import Ranks
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import load_model
 from lora_trainer.model.quantize import is_4bit, packed
 from lora_trainer.model.sharding import divided_over, stream, weight_bytes
-from lora_trainer.places.base import open_folder
-from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.recipe import session
-from lora_trainer.recipe.settling import Settled
+from lora_trainer.spec import codec
+from lora_trainer.spec.config import Quantization
+from lora_trainer.spec.exit_codes import ExitCode
+from lora_trainer.spec.run_plan import RunPlan
+from lora_trainer.storage.base import open_folder
+from lora_trainer.train import session
+from lora_trainer.train.resolve_auto import RunSetup
 
 GIB = 2**30
 H100 = 80 * GIB
@@ -70,11 +70,11 @@ def test_processes_with_gpus_of_two_sizes_divide_the_base_alike(
     monkeypatch.setattr(session, "held_bytes", lambda *_: 50 * GIB)
     monkeypatch.setattr(session, "device_bytes", lambda _device: H100)
     monkeypatch.setattr(session, "mesh_over", divide)
-    settled = Settled(config=make_config(quantization="None"), plan=None)
+    setup = RunSetup(config=make_config(quantization="None"), plan=None)
     base: Any = SimpleNamespace(folder=tmp_path)
     nothing: Any = None
     with pytest.raises(DividedError, match="8"):
-        session.Session.open(settled, base, nothing, CPU, Mixed(world=8, local_world=8))
+        session.Session.open(setup, base, nothing, CPU, Mixed(world=8, local_world=8))
 
 
 def planned(*, sharded: bool, sharded_over: int | None = None, fits: bool | None = True) -> RunPlan:

@@ -11,27 +11,22 @@ import pytest
 import torch
 from tests.trainer.trainings import Bench, Kept, same, weights
 
-from lora_trainer.contract.config import Init, Optimizer
-from lora_trainer.contract.reasons import Reason
 from lora_trainer.data.tokens import Encoder
-from lora_trainer.errors import (
-    CheckpointError,
-    CudaOutOfMemoryError,
-    NonFiniteLossError,
-    TerminatedError,
-)
+from lora_trainer.errors import CheckpointError, CudaOutOfMemoryError, NonFiniteLossError, TerminatedError
 from lora_trainer.model.device import Device
-from lora_trainer.places.base import Base
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.export_checkpoint import export_checkpoint
-from lora_trainer.training import loop
-from lora_trainer.training.batches import Rows, step_rows
-from lora_trainer.training.checkpoint import Checkpoints
-from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.loop import Training
-from lora_trainer.training.step import run_step
-from lora_trainer.training.stopping import Stop
+from lora_trainer.spec.config import Init, Optimizer
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train import loop
+from lora_trainer.train.batches import Rows, step_rows
+from lora_trainer.train.checkpoint import Checkpoints
+from lora_trainer.train.evaluate import Evaluation
+from lora_trainer.train.loop import Training
+from lora_trainer.train.step import run_step
+from lora_trainer.train.stopping import Stop
 
 
 @pytest.fixture
@@ -71,7 +66,9 @@ def test_two_steps_and_two_resumed_ones_equal_four(bench: Bench, eval_steps: int
     )
     with pytest.raises(TerminatedError, match="its state after step 2 of 4 is saved, and the next attempt continues"):
         first.run()
-    bench.evaluate = falling([1.0, 0.5] if len(bench.newest_state().course.evaluations) == 2 else [2.0, 1.0, 0.5])
+    bench.evaluate = falling(
+        [1.0, 0.5] if len(bench.newest_state().trainer_state.evaluations) == 2 else [2.0, 1.0, 0.5]
+    )
     second = bench.training(Kept(), eval_steps=eval_steps, early_stopping_patience=eval_steps and 3)
     second.restore(bench.newest_state())
     done = second.run()
@@ -117,13 +114,13 @@ def test_a_request_to_stop_ends_within_the_micro_batch_and_loses_no_step(bench: 
             if self.passes == 5:  # the second micro-batch of the second step
                 asked(stop)
 
-    listener = Impatient()
-    training = bench.training(listener, stop)
+    callback = Impatient()
+    training = bench.training(callback, stop)
     bench.checkpoint = replace(bench.checkpoint, interval_steps=None)
     with pytest.raises(TerminatedError, match="after step 1 of 4"):
         training.run()
-    assert listener.passes == 5
-    assert bench.newest_state().course.step == 1
+    assert callback.passes == 5
+    assert bench.newest_state().trainer_state.step == 1
     resumed = bench.training()
     resumed.restore(bench.newest_state())
     resumed.run()
@@ -171,13 +168,13 @@ def test_a_request_that_comes_in_an_evaluation_is_heard_in_it_and_the_evaluation
     training.evaluate = evaluate
     with pytest.raises(TerminatedError, match="after step 2 of 4"):
         training.run()
-    assert bench.newest_state().course.evaluations == ()
-    listener = Kept()
+    assert bench.newest_state().trainer_state.evaluations == ()
+    callback = Kept()
     bench.evaluate = falling([1.5])
-    resumed = bench.training(listener, eval_steps=2)
+    resumed = bench.training(callback, eval_steps=2)
     resumed.restore(bench.newest_state())
     resumed.run()
-    assert listener.evaluations == [(2, 1.5)]
+    assert callback.evaluations == [(2, 1.5)]
 
 
 def test_states_are_saved_by_steps_and_by_time_whichever_comes_first(bench: Bench) -> None:
@@ -189,13 +186,13 @@ def test_states_are_saved_by_steps_and_by_time_whichever_comes_first(bench: Benc
         (replace(bench.checkpoint, interval_steps=3, interval_s=15), [2, 4]),
     ):
         bench.checkpoint = config
-        listener = Kept(lambda step: now.__setitem__(0, now[0] + 10))
-        training = bench.training(listener)
-        assert training.saver is not None
-        training.saver.clock = lambda: now[0]
-        training.saver.begin(0)
+        callback = Kept(lambda step: now.__setitem__(0, now[0] + 10))
+        training = bench.training(callback)
+        assert training.checkpoint_policy is not None
+        training.checkpoint_policy.clock = lambda: now[0]
+        training.checkpoint_policy.begin(0)
         training.run()
-        assert listener.saves == expected
+        assert callback.saves == expected
 
 
 def out_of_memory_at(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, int], bool]) -> list[int]:
@@ -203,10 +200,10 @@ def out_of_memory_at(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, int]
     calls: list[int] = []
 
     def step(*arguments: object, **options: object) -> torch.Tensor:
-        budget = options["budget"].tokens  # type: ignore[attr-defined]
-        calls.append(budget)
+        limit = options["limit"].tokens  # type: ignore[attr-defined]
+        calls.append(limit)
         share = run_step(*arguments, **options)  # type: ignore[arg-type]
-        if fails(len(calls), budget):
+        if fails(len(calls), limit):
             # Half a step's gradients are others than a whole one's, in direction too.
             for parameter in arguments[0].model.parameters():  # type: ignore[attr-defined]
                 if parameter.grad is not None:
@@ -226,18 +223,18 @@ def test_out_of_memory_halves_the_micro_batch_and_takes_the_same_step_again(
     calm = Kept()
     whole = bench.training(calm, save=False)
     whole.run()
-    budget = whole.budget.tokens
+    limit = whole.limit.tokens
     calls = out_of_memory_at(monkeypatch, lambda call, _budget: call == 2)
-    listener = Kept()
-    training = bench.training(listener)
+    callback = Kept()
+    training = bench.training(callback)
     training.run()
-    assert calls == [budget, budget, budget // 2, budget // 2, budget // 2]
-    assert listener.budgets == [budget // 2]
-    assert listener.accumulations == [6]
-    assert [step.loss for step in listener.steps] == pytest.approx([step.loss for step in calm.steps], abs=1e-5)
+    assert calls == [limit, limit, limit // 2, limit // 2, limit // 2]
+    assert callback.limits == [limit // 2]
+    assert callback.accumulations == [6]
+    assert [step.loss for step in callback.steps] == pytest.approx([step.loss for step in calm.steps], abs=1e-5)
     resumed = bench.training()
     resumed.restore(bench.newest_state())
-    assert resumed.budget.tokens == budget // 2
+    assert resumed.limit.tokens == limit // 2
 
 
 def test_out_of_memory_with_one_example_ends_with_peak_and_advice(
@@ -248,7 +245,7 @@ def test_out_of_memory_with_one_example_ends_with_peak_and_advice(
     with pytest.raises(CudaOutOfMemoryError, match=r"one example of \d+ tokens \(peak .* GiB\): lower") as ended:
         bench.training().run()
     assert ended.value.code == 71
-    assert bench.newest_state().course.step == 2
+    assert bench.newest_state().trainer_state.step == 2
 
 
 def poisoned(training: Training, steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +253,7 @@ def poisoned(training: Training, steps: set[int], monkeypatch: pytest.MonkeyPatc
 
     def step(*arguments: object, **options: object) -> torch.Tensor:
         share = run_step(*arguments, **options)  # type: ignore[arg-type]
-        if training.course.step + 1 in steps:
+        if training.trainer_state.step + 1 in steps:
             next(iter(training.parameters.values())).grad[0, 0] = math.inf  # type: ignore[index]
         return share
 
@@ -266,38 +263,38 @@ def poisoned(training: Training, steps: set[int], monkeypatch: pytest.MonkeyPatc
 def test_a_step_without_finite_numbers_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted and reported; the weights stay as they were; the next steps go on."""
     before: dict[str, torch.Tensor] = {}
-    listener = Kept(lambda step: before.update(weights(training)) if step == 1 else None)
-    training = bench.training(listener)
+    callback = Kept(lambda step: before.update(weights(training)) if step == 1 else None)
+    training = bench.training(callback)
     poisoned(training, {2, 3}, monkeypatch)
-    original = listener.left_out
+    original = callback.left_out
     untouched: list[bool] = []
 
     def left_out(step: int, *, bad: bool) -> None:
         original(step, bad=bad)
         untouched.append(all(torch.equal(before[name], value) for name, value in weights(training).items()))
 
-    listener.left_out = left_out  # type: ignore[method-assign]
+    callback.left_out = left_out  # type: ignore[method-assign]
     assert training.run().step == 4
-    assert listener.left_out_steps == listener.bad_steps == [2, 3]
+    assert callback.left_out_steps == callback.bad_steps == [2, 3]
     assert untouched == [True, True]
-    assert [step.number for step in listener.steps] == [1, 4]
-    assert listener.saves == [1, 4], "a good state made room for one in doubt"
+    assert [step.number for step in callback.steps] == [1, 4]
+    assert callback.saves == [1, 4], "a good state made room for one in doubt"
 
 
 def test_a_step_that_the_scaler_of_fp16_leaves_out_does_not_count_as_taken(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its loss is no loss of a step; several in a row are no sign of a bad training, since a lower scale helps."""
-    listener = Kept()
-    training = bench.training(listener)
+    callback = Kept()
+    training = bench.training(callback)
     training.scaler = torch.amp.GradScaler("cpu")
     scale = training.scaler.get_scale()
     poisoned(training, {1, 2, 3}, monkeypatch)
     training.run()
-    assert (listener.left_out_steps, listener.bad_steps) == ([1, 2, 3], [])
-    assert [step.number for step in listener.steps] == [4]
+    assert (callback.left_out_steps, callback.bad_steps) == ([1, 2, 3], [])
+    assert [step.number for step in callback.steps] == [4]
     assert training.scaler.get_scale() == scale / 8
-    assert not training.course.guard.suspicious
+    assert not training.trainer_state.guard.suspicious
 
 
 @pytest.mark.parametrize(("optimizer", "rank"), [(Optimizer.ADAMW, 4), (Optimizer.ADAMW_8BIT, 64)])
@@ -349,7 +346,7 @@ def test_three_steps_without_finite_numbers_end_the_run_with_the_last_good_state
     ):
         training.run()
     state = bench.newest_state()
-    assert state.course.step == 2
+    assert state.trainer_state.step == 2
     assert all(bool(torch.isfinite(tensor).all()) for tensor in state.adapter.values())
 
 
@@ -392,23 +389,23 @@ def test_weights_that_are_no_numbers_are_never_saved(bench: Bench) -> None:
     training = bench.training(Kept(spoil))
     with pytest.raises(NonFiniteLossError, match="weights are not finite after step 2 and are not saved"):
         training.run()
-    assert bench.newest_state().course.step == 1
+    assert bench.newest_state().trainer_state.step == 1
 
 
 def test_the_best_weights_are_kept_and_taken_and_patience_ends_the_run(bench: Bench) -> None:
     """Two evaluations without a lower loss; a resumed run still knows the best."""
     best: dict[str, torch.Tensor] = {}
-    listener = Kept(lambda step: best.update(weights(training)) if step == 2 else None)
+    callback = Kept(lambda step: best.update(weights(training)) if step == 2 else None)
     bench.evaluate = falling([2.0, 1.0, 1.2, 1.1, 0.1])
-    training = bench.training(listener, max_steps=9, eval_steps=1, early_stopping_patience=2)
+    training = bench.training(callback, max_steps=9, eval_steps=1, early_stopping_patience=2)
     done = training.run()
     assert (done.step, done.best_step, done.stopped_early) == (4, 2, True)
-    assert listener.evaluations == [(1, 2.0), (2, 1.0), (3, 1.2), (4, 1.1)]
+    assert callback.evaluations == [(1, 2.0), (2, 1.0), (3, 1.2), (4, 1.1)]
     assert all(torch.equal(best[name], value) for name, value in weights(training).items())
     bench.evaluate = falling([])
     again = bench.training(max_steps=9, eval_steps=1, early_stopping_patience=2)
     again.restore(bench.newest_state())
-    assert again.run() == replace(done, seconds=again.course.seconds)
+    assert again.run() == replace(done, seconds=again.trainer_state.seconds)
     assert all(torch.equal(best[name], value) for name, value in weights(again).items())
 
 

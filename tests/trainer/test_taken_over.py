@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.training.guards import LossGuard
-from lora_trainer.training.resume import Saved
-from lora_trainer.training.state import BestSoFar, Course, State, put_back
+from lora_trainer.distributed.collectives import Ranks
+from lora_trainer.train.guards import LossGuard
+from lora_trainer.train.resume import Saved
+from lora_trainer.train.state import BestSoFar, State, TrainerState, put_back
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -21,11 +21,11 @@ def test_only_a_runs_own_early_stop_is_its_end(*, own: bool) -> None:
     training: Any = SimpleNamespace(
         config=config, ranks=Ranks(), device=device, restore=lambda state, **_: restored.append(state)
     )
-    course = Course(guard=LossGuard(), step=4, stopped_early=True)
-    state = State(course=course, adapter={}, best=None, starts={}, optimizer={}, scaler={})
+    trainer_state = TrainerState(guard=LossGuard(), step=4, stopped_early=True)
+    state = State(trainer_state=trainer_state, adapter={}, best=None, starts={}, optimizer={}, scaler={})
     saved: Any = SimpleNamespace(own=own, goes_on=True, state=lambda: state)
     Saved.restore(saved, training)
-    assert [found.course.stopped_early for found in restored] == [own]
+    assert [found.trainer_state.stopped_early for found in restored] == [own]
 
 
 @pytest.mark.parametrize(("goes_on", "patience", "first"), [(True, 2, 4.0), (False, 2, 2.0), (False, None, 2.0)])
@@ -40,9 +40,9 @@ def test_a_new_start_begins_with_the_weights_that_the_other_run_publishes(
         device=SimpleNamespace(torch_device=torch.device("cpu")),
         restore=lambda state, **_: put_back(parameters, state.adapter),
     )
-    course = Course(guard=LossGuard(), step=4, best=BestSoFar(step=2, loss=1.0, waited=2))
+    trainer_state = TrainerState(guard=LossGuard(), step=4, best=BestSoFar(step=2, loss=1.0, waited=2))
     last, best = ({"a": torch.tensor([value])} for value in (4.0, 2.0))
-    state = State(course=course, adapter=last, best=best, starts={}, optimizer={}, scaler={})
+    state = State(trainer_state=trainer_state, adapter=last, best=best, starts={}, optimizer={}, scaler={})
     saved: Any = SimpleNamespace(own=False, goes_on=goes_on, state=lambda: state)
     Saved.restore(saved, training)
     assert parameters["a"].item() == first

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from tests.trainer.runs import TRAINER
 
-from lora_trainer.places.lock import held
-from lora_trainer.places.temporary import temporary_folder
+from lora_trainer.storage.lock import held
+from lora_trainer.storage.temporary import temporary_folder
 
 OWNER = (
-    "import sys, time\nfrom pathlib import Path\nfrom lora_trainer.places.temporary import temporary_folder\n"
+    "import sys, time\nfrom pathlib import Path\nfrom lora_trainer.storage.temporary import temporary_folder\n"
     "with temporary_folder('lora-x-', Path(sys.argv[1])) as folder:\n"
     "    (folder / 'tokens').mkdir()\n    print(folder, flush=True)\n    time.sleep(600)\n"
 )

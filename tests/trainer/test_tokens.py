@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from tests.trainer import tiny
 
-from lora_trainer.contract.config import LossOn
 from lora_trainer.data.formats import Conversation, PlainText
 from lora_trainer.data.messages import Message
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import IGNORED, Encoder, Example, stop_token_ids
 from lora_trainer.errors import DatasetError
-from lora_trainer.places.base import Base, open_folder
+from lora_trainer.spec.config import LossOn
+from lora_trainer.storage.base import Base, open_folder
 
 
 def talk(*turns: tuple[str, str], verbatim: bool = False) -> Conversation:
@@ -21,7 +21,7 @@ def talk(*turns: tuple[str, str], verbatim: bool = False) -> Conversation:
 
 
 def learned(encoder: Encoder, example: Example) -> str:
-    """The learned tokens as text, unlearned stretches as `~`."""
+    """The target tokens as text, unlearned stretches as `~`."""
     text = ""
     for label in example.labels.tolist():
         if label != IGNORED:

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from tests.trainer.conftest import make_config
 
-from lora_trainer.artifact.curve_records import METRICS, MetricsFile, Record
-from lora_trainer.contract.config import Tracker, TrackingConfig, TrainConfig
 from lora_trainer.host.child import stage_environment
 from lora_trainer.host.trackers import STATE, State, UnusableError, open_backend
 from lora_trainer.host.tracking import Follower, tracked, without_secrets
 from lora_trainer.result.tensorboard import write_events
+from lora_trainer.spec.config import Tracker, TrackingConfig, TrainConfig
+from lora_trainer.storage.curve_records import METRICS, MetricsFile, Record
 
 WARNING = "tracking.kind is MLflow: ConnectionError: away; the run continues without it"
 

@@ -22,26 +22,26 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_trainer import ask, cli
-from lora_trainer.artifact.manifest import LOG, Manifest, file_entries, read_manifest
-from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.ask import Pair, show
-from lora_trainer.contract import codec
-from lora_trainer.contract.config import Quantization, TrainConfig
-from lora_trainer.data.survey import load_samples
+from lora_trainer.data.survey import load_index
+from lora_trainer.distributed.collectives import Ranks
+from lora_trainer.distributed.reports import Reporter
 from lora_trainer.errors import GpuFaultError, VerificationError
 from lora_trainer.model import gates, liger, lora_kernel
 from lora_trainer.model.device import Device
 from lora_trainer.model.sharding import stream
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.ranks.reports import Reporter
-from lora_trainer.recipe import train as training
-from lora_trainer.recipe.train import Workshop, run_training
+from lora_trainer.recipe import run as training
+from lora_trainer.recipe.run import RunContext, run_training
 from lora_trainer.result import verify as verifying
 from lora_trainer.result.verify import verify
-from lora_trainer.training.batches import Batch
-from lora_trainer.training.loss import token_losses
+from lora_trainer.spec import codec
+from lora_trainer.spec.config import Quantization, TrainConfig
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.manifest import LOG, Manifest, file_entries, read_manifest
+from lora_trainer.storage.sealed import MANIFEST
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.batches import Batch
+from lora_trainer.train.loss import token_losses
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -57,7 +57,7 @@ def trained(
     folder = root / "adapter"
     folder.mkdir()
     data = prepared(config, volumes, root / "prepared")
-    run_training(config, data, volumes, Hub(), folder=folder, reporter=Reporter(None), workshop=Workshop())
+    run_training(config, data, volumes, Hub(), folder=folder, reporter=Reporter(None), run_context=RunContext())
     return folder, volumes
 
 
@@ -262,7 +262,7 @@ def test_a_small_micro_batch_limits_the_evaluations_too(
         seen.append(len(batch.segments.lengths) if batch.segments else len(batch.input_ids))
         return token_losses(model, head, batch, device)
 
-    monkeypatch.setattr("lora_trainer.training.evaluate.token_losses", noting)
+    monkeypatch.setattr("lora_trainer.train.evaluate.token_losses", noting)
     sections = {"maxSteps": 1} if micro is None else {"maxSteps": 1, "microBatchSize": micro}
     folder, volumes = trained(tmp_path, tiny_folder, make_config(training=sections))
     verify(folder, volumes, Hub())
@@ -328,7 +328,7 @@ def test_the_manifest_tells_the_whole_story(adapter: tuple[Path, Volumes]) -> No
     assert manifest.config == make_config(quantization="None"), "what Auto became on a CPU"
     assert manifest.base_model == "pvc://models/tiny"
     assert manifest.base_revision == manifest.resolved.model_revision
-    assert manifest.resolved.dataset_fingerprint == load_samples(make_config(), adapter[1], Hub()).sources.fingerprint
+    assert manifest.resolved.dataset_fingerprint == load_index(make_config(), adapter[1], Hub()).sources.fingerprint
     assert manifest.measured.eval_loss_after < manifest.measured.eval_loss_before
     assert {"torch", "transformers", "peft", "bitsandbytes"} <= set(manifest.versions)
     files = ["README.md", "adapter_config.json", WEIGHTS, "held_out_rows.json", "loss.png", "metrics.jsonl"]

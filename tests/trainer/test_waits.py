@@ -16,17 +16,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Optimizer, Quantization, TrainingConfig
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.model.device import Device
 from lora_trainer.model.fast import isolate
 from lora_trainer.model.loading import adapt, load_model
 from lora_trainer.model.lora_kernel import fuse
-from lora_trainer.places.base import Base, open_folder
-from lora_trainer.training.batches import Budget
-from lora_trainer.training.listener import Listener, Step
-from lora_trainer.training.loop import Training
-from lora_trainer.training.optimizers import make_optimizer
+from lora_trainer.spec.config import ActivationCheckpointing, LoraConfig, Optimizer, Quantization, TrainingConfig
+from lora_trainer.storage.base import Base, open_folder
+from lora_trainer.train.batches import MicroBatchLimit
+from lora_trainer.train.callbacks import Step, TrainerCallback
+from lora_trainer.train.loop import Training
+from lora_trainer.train.optimizers import make_optimizer
 
 WAITING = {"_local_scalar_dense", "equal", "is_nonzero", "item", "masked_select", "nonzero", "unique_dim", "_unique2"}
 """Operations whose result's value or shape only the device knows."""
@@ -91,7 +91,7 @@ def count_walks(seen: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Module, "named_modules", walk)
 
 
-class BySteps(Listener):
+class BySteps(TrainerCallback):
     """What was counted in each step."""
 
     def __init__(self, seen: Counter[str]) -> None:
@@ -149,7 +149,7 @@ def test_a_step_reads_from_the_device_once(
     passes = []
     adapted.model.register_forward_pre_hook(lambda *_: passes.append(1))
     seen: Counter[str] = Counter()
-    listener = BySteps(seen)
+    callback = BySteps(seen)
     training = Training(
         adapted=adapted,
         examples=rows,
@@ -160,16 +160,16 @@ def test_a_step_reads_from_the_device_once(
             seed=5,
             optimizer=changes.get("optimizer", Optimizer.ADAMW),
         ),
-        budget=Budget.of(2, int(rows.lengths.max()), packed=packed),
+        limit=MicroBatchLimit.of(2, int(rows.lengths.max()), packed=packed),
         device=device,
-        listener=listener,
+        callback=callback,
     )
     training.scaler = torch.amp.GradScaler("cpu", enabled=changes.get("scaled", False))
     count_walks(seen, monkeypatch)
     with Waits(seen), Reads(seen):
         training.run()
     assert len(passes) > 3 * 3, "a step has several micro-batches"
-    assert listener.steps[1:] == [Counter(tolist=1)] * 2
+    assert callback.steps[1:] == [Counter(tolist=1)] * 2
 
 
 @pytest.mark.parametrize(("optimizer", "waits"), [(Optimizer.ADAMW, 0), (Optimizer.ADAMW_8BIT, 3)])

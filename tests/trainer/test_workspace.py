@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 from tests.trainer.conftest import make_config
 
-from lora_trainer.contract.names import run_suffix
-from lora_trainer.contract.summary import SavedState
-from lora_trainer.contract.uri import ClaimUri
 from lora_trainer.errors import ConfigError, StorageError
 from lora_trainer.host.supervisor import Supervisor
 from lora_trainer.host.workspace import Workspace, open_workspace
-from lora_trainer.places.lock import held
-from lora_trainer.places.run_folders import FOLDER, folders_of_name
-from lora_trainer.places.volumes import Volumes
+from lora_trainer.spec.names import run_suffix
+from lora_trainer.spec.summary import SavedState
+from lora_trainer.spec.uri import ClaimUri
+from lora_trainer.storage.lock import held
+from lora_trainer.storage.run_folders import FOLDER, folders_of_name
+from lora_trainer.storage.volumes import Volumes
 
 NAME = f"tiny-{run_suffix('uid-1')}"
 

@@ -7,25 +7,25 @@ from pathlib import Path
 import torch
 from tests.trainer.conftest import make_config
 
-from lora_trainer.contract.config import CheckpointConfig, LoraConfig, Quantization, TrainConfig
-from lora_trainer.contract.preflight import RowFacts
-from lora_trainer.contract.summary import DatasetStats, ResolvedRun
 from lora_trainer.data.formats import PlainText
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.model.convert import Start
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted, adapt, load_model
-from lora_trainer.places.base import Base
-from lora_trainer.training.batches import Budget
-from lora_trainer.training.checkpoint import Checkpoints
-from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.identity import identity
-from lora_trainer.training.listener import Listener, Step
-from lora_trainer.training.loop import Training
-from lora_trainer.training.saver import Saver
-from lora_trainer.training.state import RunRecord, State, copy_of, read_state
-from lora_trainer.training.stopping import Stop
+from lora_trainer.spec.config import CheckpointConfig, LoraConfig, Quantization, TrainConfig
+from lora_trainer.spec.preflight import RowFacts
+from lora_trainer.spec.summary import DatasetStats, ResolvedRun
+from lora_trainer.storage.base import Base
+from lora_trainer.train.batches import MicroBatchLimit
+from lora_trainer.train.callbacks import Step, TrainerCallback
+from lora_trainer.train.checkpoint import Checkpoints
+from lora_trainer.train.checkpoint_policy import CheckpointPolicy
+from lora_trainer.train.evaluate import Evaluation
+from lora_trainer.train.identity import identity
+from lora_trainer.train.loop import Training
+from lora_trainer.train.state import RunRecord, State, copy_of, read_state
+from lora_trainer.train.stopping import Stop
 
 STATS = DatasetStats(
     train_samples=12,
@@ -83,7 +83,7 @@ def record_of(config: TrainConfig, revision: str = "sha256:1", fingerprint: str 
     )
 
 
-class Kept(Listener):
+class Kept(TrainerCallback):
     """Keeps what is reported; `after` is called with each step's number."""
 
     def __init__(self, after: Callable[[int], None] = lambda step: None) -> None:
@@ -92,7 +92,7 @@ class Kept(Listener):
         self.saves: list[int] = []
         self.left_out_steps: list[int] = []
         self.bad_steps: list[int] = []
-        self.budgets: list[int] = []
+        self.limits: list[int] = []
         self.accumulations: list[int] = []
         self.passes = 0
         self._after = after
@@ -115,9 +115,9 @@ class Kept(Listener):
         self.left_out_steps.append(step)
         self.bad_steps += [step] if bad else []
 
-    def halved(self, budget: Budget, accumulation: int) -> None:
+    def halved(self, limit: MicroBatchLimit, accumulation: int) -> None:
         """Keep it."""
-        self.budgets.append(budget.tokens)
+        self.limits.append(limit.tokens)
         self.accumulations.append(accumulation)
 
     def alive(self) -> None:
@@ -144,7 +144,7 @@ class Bench:
 
     def training(
         self,
-        listener: Listener | None = None,
+        callback: TrainerCallback | None = None,
         stop: Stop | None = None,
         *,
         save: bool = True,
@@ -159,11 +159,11 @@ class Bench:
             adapted=self.adapted(starts),
             examples=self.rows,
             config=config.training,
-            budget=Budget.of(2, int(self.rows.lengths.max())),
+            limit=MicroBatchLimit.of(2, int(self.rows.lengths.max())),
             device=self.device,
-            listener=listener or Listener(),
+            callback=callback or TrainerCallback(),
             stop=stop or Stop(),
-            saver=Saver(
+            checkpoint_policy=CheckpointPolicy(
                 checkpoints=checkpoints,
                 config=self.checkpoint,
                 record=record_of(config),
@@ -182,7 +182,7 @@ class Bench:
 
 def same(first: State, second: State) -> bool:
     """Whether two states are equal bit for bit, but for the seconds that they took."""
-    left, right = replace(first.course, seconds=0.0), replace(second.course, seconds=0.0)
+    left, right = replace(first.trainer_state, seconds=0.0), replace(second.trainer_state, seconds=0.0)
     return (
         left == right
         and _equal(dict(first.adapter), dict(second.adapter))

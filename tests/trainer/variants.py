@@ -8,19 +8,19 @@ import torch
 from tests.trainer import tiny
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
-from lora_trainer.contract.config import LoraConfig, Quantization, TrainingConfig
 from lora_trainer.data.formats import PlainText
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Encoder
+from lora_trainer.distributed.collectives import Ranks
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Adapted, adapt, load_model, set_input_casts, set_training
-from lora_trainer.places.base import Base
-from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.training.batches import Budget
-from lora_trainer.training.evaluate import evaluate
-from lora_trainer.training.objective import SFT
-from lora_trainer.training.optimizers import make_optimizer
-from lora_trainer.training.step import run_step
+from lora_trainer.spec.config import LoraConfig, Quantization, TrainingConfig
+from lora_trainer.storage.base import Base
+from lora_trainer.train.batches import MicroBatchLimit
+from lora_trainer.train.evaluate import evaluate
+from lora_trainer.train.objective import SFT
+from lora_trainer.train.optimizers import make_optimizer
+from lora_trainer.train.step import run_step
 
 SEED = 11
 TRAINING = TrainingConfig(learning_rate=0.01)
@@ -64,7 +64,7 @@ def backward(adapted: Adapted, examples: Examples, device: Device, scaler: torch
         list(examples),
         objective=SFT,
         weights={"loss": sum(example.targets for example in examples)},
-        budget=Budget(tokens=3 * longest, longest=longest),
+        limit=MicroBatchLimit(tokens=3 * longest, longest=longest),
         device=device,
         scaler=scaler or torch.amp.GradScaler(device.torch_device.type, enabled=False),
         ranks=Ranks(),
@@ -74,10 +74,10 @@ def backward(adapted: Adapted, examples: Examples, device: Device, scaler: torch
 
 
 def loss_of(model: Any, head: Any, examples: Examples, device: Device) -> float:
-    """Mean loss per learned token."""
+    """Mean loss per target token."""
     longest = max(example.length for example in examples)
-    budget = Budget(tokens=4 * longest, longest=longest)
-    return evaluate(model, head, examples, device, lambda count: None, budget=budget).loss
+    limit = MicroBatchLimit(tokens=4 * longest, longest=longest)
+    return evaluate(model, head, examples, device, lambda count: None, limit=limit).loss
 
 
 def with_type(device: Device, dtype: torch.dtype) -> Device:

@@ -5,16 +5,16 @@ from typing import Any
 
 from tests.unit.fit_models import MIXTRAL, llama
 
-from lora_trainer.contract.config import Quantization, TrainConfig
-from lora_trainer.contract.manifest import RunOptions, train_config
-from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
-from lora_trainer.contract.run_plan import Alternative, RunPlan
-from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.families import architecture_of
 from lora_trainer.plan.hint_checks import Ended, Facts, LeftAlone, Rows, facts_before
+from lora_trainer.spec.config import Quantization, TrainConfig
+from lora_trainer.spec.manifest import RunOptions, train_config
+from lora_trainer.spec.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
+from lora_trainer.spec.run_plan import Alternative, RunPlan
 
 GIB = 2**30
-LLAMA, MIXTURE = shape_of(llama()), shape_of(MIXTRAL)
-ROWS = Rows(training=9_800, held_out=200, learned=9_800 * 100)
+LLAMA, MIXTURE = architecture_of(llama()), architecture_of(MIXTRAL)
+ROWS = Rows(training=9_800, held_out=200, target_tokens=9_800 * 100)
 ENDED = Ended(
     steps=600, planned=600, loss_before=2.0, loss=1.5, improvement_standard_error=0.02, held_out=True, on_the_way={}
 )

@@ -9,16 +9,16 @@ from typing import Any
 from tests.unit.advice_facts import make_config, make_preflight
 from tests.unit.fit_models import Config
 
-from lora_trainer.contract.advice import Advice
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.gpus import Gpu
-from lora_trainer.contract.preflight import Preflight
-from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.plan.adapter import plan_adapter
-from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.families import architecture_of
 from lora_trainer.plan.hint_checks import Columns
 from lora_trainer.plan.hints import Spoken, before, spoken
 from lora_trainer.plan.planning import plan_of
+from lora_trainer.spec.advice import Advice
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.gpus import Gpu
+from lora_trainer.spec.preflight import Preflight
+from lora_trainer.spec.run_plan import RunPlan
 
 Spec = dict[str, Any]
 
@@ -57,7 +57,7 @@ class Case:
 
     def plan(self) -> RunPlan:
         """As preflight makes it. Raises `AdapterError`."""
-        shape, found = shape_of(self.model), self.preflight()
+        shape, found = architecture_of(self.model), self.preflight()
         known: dict[str, Any] = {}
         if found is not None:
             rows = found.dataset
@@ -72,7 +72,7 @@ class Case:
 
     def advice(self) -> tuple[Advice, ...]:
         """What preflight says of it."""
-        return before(self.config, self.preflight(), self.plan(), shape_of(self.model), columns=self.columns)
+        return before(self.config, self.preflight(), self.plan(), architecture_of(self.model), columns=self.columns)
 
     def said(self) -> dict[str, Spoken]:
         """The same in words, by code."""

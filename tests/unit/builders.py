@@ -11,9 +11,9 @@ from lora_operator.model.config import OperatorConfig
 from lora_operator.model.objects import EventView, FineTune, JobView, PodView, WorkloadView
 from lora_operator.model.observe import parse_event, parse_finetune, parse_job, parse_pod, parse_workload
 from lora_operator.model.wording import instant
-from lora_trainer.contract.manifest import API_VERSION, KIND
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import Artifact, DatasetStats, ResolvedRun, Results, Summary, Verification
+from lora_trainer.spec.manifest import API_VERSION, KIND
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.summary import Artifact, DatasetStats, ResolvedRun, Results, Summary, Verification
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 CREATED = NOW - timedelta(hours=1)

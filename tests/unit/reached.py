@@ -27,9 +27,9 @@ from lora_operator.decide.states import ENDS, STATES, Group
 from lora_operator.model.names import QUEUE_LABEL
 from lora_operator.model.objects import JobView, Observed, PodView, Refusal
 from lora_operator.model.wording import instant
-from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.contract.progress import Phase, Progress
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.exit_codes import ExitCode
+from lora_trainer.spec.progress import Phase, Progress
+from lora_trainer.spec.reasons import Reason
 
 Status = dict[str, Any]
 SUSPENDED = {"suspend": True}

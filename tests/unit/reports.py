@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from lora_trainer.contract.config import Quantization
-from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.run_plan import Alternative, RunPlan
-from lora_trainer.contract.summary import Summary
+from lora_trainer.spec.config import Quantization
+from lora_trainer.spec.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.run_plan import Alternative, RunPlan
+from lora_trainer.spec.summary import Summary
 
 Object = dict[str, Any]
 

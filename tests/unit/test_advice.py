@@ -23,9 +23,9 @@ from tests.unit.status_schema import check_status
 
 from lora_operator.decide.advice import Code, joined
 from lora_operator.model.objects import Plan, PodView
-from lora_trainer.contract.advice import Advice
-from lora_trainer.contract.advice import Code as RuleCode
 from lora_trainer.plan.hints import RULES
+from lora_trainer.spec.advice import Advice
+from lora_trainer.spec.advice import Code as RuleCode
 
 
 def pressed() -> PodView:

@@ -9,13 +9,13 @@ from tests.unit.advice_facts import RISE, ended_facts
 from tests.unit.advised import Case
 from tests.unit.fit_models import DEEPSEEK_V3, GPT_OSS, LLAMA_4, MIXTRAL, MODELS, QWEN2_MOE, QWEN3_MOE, llama
 
-from lora_trainer.contract.advice import Code
-from lora_trainer.contract.config import DatasetFormat
-from lora_trainer.contract.gpus import find_gpu
 from lora_trainer.plan.adapter import plan_adapter
-from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.families import architecture_of
 from lora_trainer.plan.hint_checks import Columns
 from lora_trainer.plan.hints import after, spoken
+from lora_trainer.spec.advice import Code
+from lora_trainer.spec.config import DatasetFormat
+from lora_trainer.spec.gpus import find_gpu
 
 LLAMA = llama()
 SMALL = MODELS["SmolLM2-135M"][0]
@@ -24,7 +24,7 @@ MIXTURES = {"Mixtral": MIXTRAL, "Qwen3-MoE": QWEN3_MOE, "gpt-oss": GPT_OSS}
 
 
 def learned(tokens: int) -> dict[str, int]:
-    """Rows with so many learned tokens."""
+    """Rows with so many target tokens."""
     return {"target_tokens": tokens, "tokens": 4 * tokens}
 
 
@@ -345,7 +345,7 @@ def test_followed_advice_is_accepted_gone_and_not_contradicted(name: str) -> Non
     one = TABLE[name]
     assert one.words in one.case.said()[one.code.value].message
     done = one.followed()
-    plan_adapter(done.config.lora, shape_of(done.model))
+    plan_adapter(done.config.lora, architecture_of(done.model))
     said = done.said()
     assert one.code.value not in said
     assert not {code.value for code in one.never} & said.keys()

@@ -4,7 +4,7 @@ import pytest
 from tests.unit.advised import Case
 from tests.unit.fit_models import LLAMA_2_13B, MODELS, Config, llama
 
-from lora_trainer.contract.gpus import KNOWN, Gpu, find_gpu
+from lora_trainer.spec.gpus import KNOWN, Gpu, find_gpu
 
 SHORT = {"tokens": 9_800 * 200, "target_tokens": 9_800 * 100, "longest_tokens": 1_000, "p95_tokens": 500}
 MODELS_TRIED = {
@@ -47,13 +47,13 @@ def test_16_bits_are_advised_where_they_are_no_slower(model: str, quantization: 
 
 @pytest.mark.parametrize("manner", ["None", "Selective", "Full"])
 @pytest.mark.parametrize("gpu", KNOWN, ids=lambda gpu: gpu.name)
-def test_advice_keeps_to_the_recomputation_that_the_run_asks_for(gpu: Gpu, manner: str) -> None:
+def test_advice_keeps_to_the_recomputation_that_the_run_asks_for(gpu: Gpu, checkpointing: str) -> None:
     """16 bits that fit only with more recomputation than the run allows would not fit when it is followed."""
     case = Case(
         model=llama(),
         spec={
             "quantization": "NF4",
-            "training": {"activationCheckpointing": manner},
+            "training": {"activationCheckpointing": checkpointing},
         },
         gpu=gpu,
         rows=SHORT,

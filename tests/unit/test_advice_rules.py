@@ -26,13 +26,13 @@ from tests.unit.advice_facts import (
 )
 from tests.unit.fit_models import DEEPSEEK_V3
 
-from lora_trainer.contract.advice import Advice, Code, Severity
-from lora_trainer.contract.config import DatasetFormat, DeviceConfig, Quantization, TrainConfig, TrainingConfig
-from lora_trainer.contract.preflight import Preflight
-from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.families import architecture_of
 from lora_trainer.plan.hint_checks import Columns, Facts, LeftAlone
 from lora_trainer.plan.hints import RULES, after, before, known_before, spoken
+from lora_trainer.spec.advice import Advice, Code, Severity
+from lora_trainer.spec.config import DatasetFormat, DeviceConfig, Quantization, TrainConfig, TrainingConfig
+from lora_trainer.spec.preflight import Preflight
+from lora_trainer.spec.run_plan import RunPlan
 
 Changes = dict[str, Any]
 
@@ -68,7 +68,7 @@ TIGHT = {"fits": None, "peak_bytes": 23 * GIB, "alternatives": (IN_4_BITS,)}
 ON_CLAIM = {"checkpoint_bytes": 480 * 2**20, "claim_bytes": 2 * GIB}
 
 SAID: dict[Code, tuple[TrainConfig | None, Changes, str]] = {
-    Code.RANK_TOO_LOW: (None, rows(learned=100_000_000), "100,000,000 tokens are learned"),
+    Code.RANK_TOO_LOW: (None, rows(target_tokens=100_000_000), "100,000,000 tokens are learned"),
     Code.ALPHA_RATIO: (lora(rank=16, alpha=64), {}, "spec.lora.alpha is 64 at rank 16, a factor of 4"),
     Code.ALPHA_AT_HIGH_RANK: (lora(rank=128), {}, "spec.training.learningRate is 0.0002"),
     Code.FEW_LAYERS: (lora(layers="QueryValue"), {}, "Adapted are QueryValue"),
@@ -120,7 +120,7 @@ SAID: dict[Code, tuple[TrainConfig | None, Changes, str]] = {
 """Of each code a run of which it is said, and a part of the evidence."""
 
 SILENT: dict[str, tuple[Code, TrainConfig | None, Changes]] = {
-    "a rank that holds just what is learned": (Code.RANK_TOO_LOW, None, rows(learned=83_886_080)),
+    "a rank that holds just what is learned": (Code.RANK_TOO_LOW, None, rows(target_tokens=83_886_080)),
     "alpha equal to the rank": (Code.ALPHA_RATIO, lora(rank=16, alpha=16), {}),
     "twice the rank": (Code.ALPHA_RATIO, lora(rank=16, alpha=32), {}),
     "rsLoRA": (Code.ALPHA_RATIO, lora(rank=16, alpha=64, scaling="RankStabilized"), {}),
@@ -267,7 +267,7 @@ def test_a_run_of_defaults_gets_no_advice() -> None:
 )
 def test_the_rank_that_suffices_is_named(rank: int, learned: int, enough: str) -> None:
     """A power of two, also where no adapter can have it: then the other remedies are left."""
-    facts = make_facts(lora(rank=rank, alpha=rank), **rows(learned=learned))
+    facts = make_facts(lora(rank=rank, alpha=rank), **rows(target_tokens=learned))
     (advice,) = [one for one in after(facts) if one.code == Code.RANK_TOO_LOW]
     assert advice.values["enough"] == enough
 
@@ -317,7 +317,7 @@ def test_before_a_training_nothing_is_said_of_its_end() -> None:
 def test_a_plan_names_the_dense_modules_that_a_preset_passes_over(given: dict[str, Any], names: str | None) -> None:
     """Of DeepSeek-V3, which are more than its experts."""
     config = make_config(lora={name: value for name, value in given.items() if value is not None})
-    said = before(config, shape=shape_of(DEEPSEEK_V3))
+    said = before(config, shape=architecture_of(DEEPSEEK_V3))
     (found,) = [one.values for one in said if one.code == Code.MODULES_NOT_ADAPTED] or [{}]
     assert found["left"].endswith(names or "of the parameters)")
 

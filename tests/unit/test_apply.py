@@ -13,7 +13,7 @@ from lora_operator.cluster.observe import read_finetune
 from lora_operator.cluster.store import Key, Stores
 from lora_operator.model.names import child_labels, child_name
 from lora_operator.model.objects import Patch
-from lora_trainer.contract.manifest import API_VERSION, KIND
+from lora_trainer.spec.manifest import API_VERSION, KIND
 
 FINETUNE = make_finetune()
 KEY = Key(NAMESPACE, NAME)

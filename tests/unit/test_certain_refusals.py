@@ -7,7 +7,10 @@ import pytest
 from tests.unit.fit_models import FURTHER, MIXTRAL, Config, llama
 from tests.unit.test_fit_choice import run
 
-from lora_trainer.contract.config import (
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.families import architecture_of
+from lora_trainer.plan.planning import plan_of
+from lora_trainer.spec.config import (
     ActivationCheckpointing,
     DeviceConfig,
     Kernels,
@@ -19,11 +22,8 @@ from lora_trainer.contract.config import (
     TrainConfig,
     TrainingConfig,
 )
-from lora_trainer.contract.gpus import find_gpu
-from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.plan.adapter import plan_adapter
-from lora_trainer.plan.families import shape_of
-from lora_trainer.plan.planning import plan_of
+from lora_trainer.spec.gpus import find_gpu
+from lora_trainer.spec.run_plan import RunPlan
 
 WHOLE = LoraConfig(rank=128, alpha=128, modules_to_save=("embed_tokens", "lm_head"))
 PAGED = TrainingConfig(max_sequence_length=1024, optimizer=Optimizer.PAGED_ADAMW_8BIT)
@@ -33,7 +33,7 @@ EXPERTS = LoraConfig(rank=8, target_parameters=("experts.gate_up_proj",))
 
 def plan(gpu: str, config: TrainConfig, model: Config | None = None) -> RunPlan:
     """On that GPU, of rows as long as they may be."""
-    shape = shape_of(model or llama())
+    shape = architecture_of(model or llama())
     adapter = plan_adapter(config.lora, shape)
     return plan_of(
         config,
@@ -42,7 +42,7 @@ def plan(gpu: str, config: TrainConfig, model: Config | None = None) -> RunPlan:
         gpu=find_gpu(gpu),
         tokens=5_000_000,
         rows=10_000,
-        learned_share=0.4,
+        target_share=0.4,
         longest=config.training.max_sequence_length,
     )
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from lora_operator.model.config import OperatorConfig, load_config, yaml_name
-from lora_trainer.contract.codec import CodecError
-from lora_trainer.contract.device_section import GpuSetting
+from lora_trainer.spec.codec import CodecError
+from lora_trainer.spec.device_section import GpuSetting
 
 
 def write(folder: Path, text: str) -> Path:

@@ -8,7 +8,7 @@ from tests.unit.builders import CONFIG, condition_object
 
 from lora_operator.cluster.store import Key
 from lora_operator.controller.debounce import Debounce, is_urgent, progress_interval_s
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 Status = dict[str, Any]
 

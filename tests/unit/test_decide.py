@@ -28,7 +28,7 @@ from tests.unit.plans import ATTEMPTED, condition, plan_for, stated
 
 from lora_operator.model.objects import Observed, Plan, PodView, Refusal
 from lora_operator.model.wording import UNANSWERED, instant
-from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.spec.progress import Phase, Progress
 
 
 def test_a_new_resource_gets_a_job_and_nothing_is_read_before() -> None:

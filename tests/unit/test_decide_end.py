@@ -29,8 +29,8 @@ from tests.unit.world import World
 from lora_operator.decide.results import plan_block
 from lora_operator.model.objects import Plan, Refusal
 from lora_operator.model.wording import instant
-from lora_trainer.contract.progress import Phase, Progress
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.progress import Phase, Progress
+from lora_trainer.spec.reasons import Reason
 
 
 def test_a_missing_job_is_read_by_name_before_another_is_made() -> None:

@@ -27,9 +27,9 @@ from tests.unit.plans import ATTEMPTED, condition, plan_for, stated
 from lora_operator.model.names import CONFIG_ANNOTATION
 from lora_operator.model.objects import Observed, PodView
 from lora_operator.model.wording import instant
-from lora_trainer.contract.progress import Phase, Progress
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import SavedState
+from lora_trainer.spec.progress import Phase, Progress
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.summary import SavedState
 
 TWO = make_finetune(spec={"resources": {"nodes": 2}})
 BUCKET: dict[str, Any] = {"output": {"uri": "s3://adapters/tone"}}

@@ -32,9 +32,9 @@ from tests.unit.world import World
 from lora_operator.model import names
 from lora_operator.model.objects import FineTune, JobView, ObjectRef, Observed, Patch, Plan, PodView, Refusal
 from lora_operator.model.wording import instant
-from lora_trainer.contract.config import Quantization, TrainConfig
-from lora_trainer.contract.progress import Phase, Progress
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.config import Quantization, TrainConfig
+from lora_trainer.spec.progress import Phase, Progress
+from lora_trainer.spec.reasons import Reason
 
 PREFLIGHT = f"{job_name()}-preflight"
 POD = f"{PREFLIGHT}-abcde"

@@ -42,8 +42,8 @@ from lora_operator.model.observe import (
     parse_pod,
     parse_workload,
 )
-from lora_trainer.contract.progress import Phase, Progress
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.progress import Phase, Progress
+from lora_trainer.spec.reasons import Reason
 
 CODES = st.sampled_from([1, 64, 65, 70, 72, 75, 137, 143])
 MESSAGES = st.sampled_from(

@@ -9,7 +9,7 @@ from tests.unit.deciding import decide
 
 from lora_operator.controller.logs import DecisionLine
 from lora_operator.model.objects import FineTune, Observed, Plan
-from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.spec.progress import Phase, Progress
 
 
 def running(step: int, before: FineTune | None = None) -> tuple[FineTune, Plan]:

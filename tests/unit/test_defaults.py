@@ -15,7 +15,7 @@ from lora_operator.model.config import OperatorConfig
 from lora_operator.model.names import QUEUE_LABEL
 from lora_operator.model.objects import FineTune, Observed, Plan
 from lora_operator.model.wording import instant
-from lora_trainer.contract.quantity import at_least, is_positive, size_of, times
+from lora_trainer.spec.quantity import at_least, is_positive, size_of, times
 
 Manifest = dict[str, Any]
 GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}

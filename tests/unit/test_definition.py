@@ -11,10 +11,10 @@ from tests.unit.builders import UID, make_manifest
 from tests.unit.spec_schema import SPEC
 
 from docgen.crd import object_schema
-from lora_trainer.contract.api import Api, Decimal, Rule, api, keys_matching, matching, paths
-from lora_trainer.contract.fields import Problem, Reader
-from lora_trainer.contract.manifest import RunOptions, train_config
-from lora_trainer.contract.reading import read
+from lora_trainer.spec.api import Api, Decimal, Rule, api, keys_matching, matching, paths
+from lora_trainer.spec.fields import Problem, Reader
+from lora_trainer.spec.manifest import RunOptions, train_config
+from lora_trainer.spec.reading import read
 
 
 class Icing(enum.StrEnum):

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from tests.unit.builders import make_manifest
 
-from lora_trainer.contract.config import DeviceConfig
-from lora_trainer.contract.device_section import GpuSetting
-from lora_trainer.contract.gpus import GIB, MIB, device_of, find_gpu
-from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
+from lora_trainer.spec.config import DeviceConfig
+from lora_trainer.spec.device_section import GpuSetting
+from lora_trainer.spec.gpus import GIB, MIB, device_of, find_gpu
+from lora_trainer.spec.manifest import ManifestError, RunOptions, train_config
 
 SETTINGS = (
     GpuSetting(name="NVIDIA-RTX-A5000", memory_gib=24, price=1.5),

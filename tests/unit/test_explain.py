@@ -31,7 +31,7 @@ from lora_operator.cluster.store import Key
 from lora_operator.explain import Document, ExplainError, ReadOnlyApi, describe, explain, parse_place
 from lora_operator.model.names import QUEUE_LABEL
 from lora_operator.model.objects import FineTune, Observed
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 if TYPE_CHECKING:
     from kubernetes.aio.client.api_client import ApiClient

@@ -3,11 +3,11 @@
 import pytest
 from tests.unit.test_fit_choice import run
 
-from lora_trainer.contract.config import DeviceConfig, Init, LoraConfig, Precision, Quantization, TrainConfig
-from lora_trainer.contract.config import TrainingConfig as Training
-from lora_trainer.contract.gpus import GIB, Gpu
 from lora_trainer.plan.limits import CPU_TOKEN_BUDGET, TOKEN_BUDGET
-from lora_trainer.plan.planning import plan_by_weights, settled, settled_by_weights
+from lora_trainer.plan.planning import plan_by_weights, resolved_by_weights, settled
+from lora_trainer.spec.config import DeviceConfig, Init, LoraConfig, Precision, Quantization, TrainConfig
+from lora_trainer.spec.config import TrainingConfig as Training
+from lora_trainer.spec.gpus import GIB, Gpu
 
 GPU = Gpu(name="Zebra", memory_bytes=16 * GIB)
 TWO = DeviceConfig(gpus=2)
@@ -29,7 +29,7 @@ def test_weights_decide_where_layers_cannot(
     config: TrainConfig, billions: float, quantization: Quantization, why: str
 ) -> None:
     """By the share of the memory that they may take where there is no plan."""
-    found = settled_by_weights(config, round(billions * 1e9), GPU)
+    found = resolved_by_weights(config, round(billions * 1e9), GPU)
     assert found[0] is quantization
     assert found[1].startswith(why)
 

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.fit_models import LLAMA_2_13B, MIXTRAL, MODELS, Config, llama
 
-from lora_trainer.contract.config import (
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.choice import CHECKPOINTING_MODES, Fit, Load, Option, choose, recomputes, setting_of
+from lora_trainer.plan.families import architecture_of
+from lora_trainer.plan.limits import LARGEST_TOKEN_BUDGET, TOKEN_BUDGET
+from lora_trainer.plan.memory import Setting, gpu_memory
+from lora_trainer.plan.planning import OnGpu, on_gpu, option_on
+from lora_trainer.plan.speed import flops_per_token, speed
+from lora_trainer.spec.config import (
     ActivationCheckpointing,
     DeviceConfig,
     Init,
@@ -24,15 +31,8 @@ from lora_trainer.contract.config import (
     TrainingConfig,
     Variant,
 )
-from lora_trainer.contract.gpus import KNOWN, Gpu, find_gpu
-from lora_trainer.contract.manifest import RunOptions, train_config
-from lora_trainer.plan.adapter import plan_adapter
-from lora_trainer.plan.choice import MANNERS, Fit, Load, Option, choose, recomputes, setting_of
-from lora_trainer.plan.families import shape_of
-from lora_trainer.plan.limits import LARGEST_TOKEN_BUDGET, TOKEN_BUDGET
-from lora_trainer.plan.memory import Setting, gpu_memory
-from lora_trainer.plan.planning import OnGpu, on_gpu, option_on
-from lora_trainer.plan.speed import flops_per_token, speed
+from lora_trainer.spec.gpus import KNOWN, Gpu, find_gpu
+from lora_trainer.spec.manifest import RunOptions, train_config
 
 GIB = 2**30
 H100 = find_gpu("H100")
@@ -56,16 +56,16 @@ def run(**changes: Any) -> TrainConfig:
 
 def on(gpu: Gpu, config: TrainConfig | None = None, model: Config | None = None) -> OnGpu:
     """All options of a run on a GPU."""
-    shape, config = shape_of(model or llama()), config or run()
+    shape, config = architecture_of(model or llama()), config or run()
     adapter = plan_adapter(config.lora, shape)
     return on_gpu(config, shape, adapter, gpu, (Quantization.NONE, Quantization.NF4))
 
 
 def option(gpu: Gpu, config: TrainConfig, quantization: Quantization, model: Config | None = None) -> Option:
     """One option of a run that recomputes."""
-    shape = shape_of(model or llama())
+    shape = architecture_of(model or llama())
     adapter = plan_adapter(config.lora, shape)
-    return option_on(config, shape, adapter, gpu, quantization=quantization, manner=FULL)
+    return option_on(config, shape, adapter, gpu, quantization=quantization, checkpointing=FULL)
 
 
 @pytest.mark.parametrize(
@@ -100,25 +100,30 @@ def test_the_run_as_it_is_written_is_among_the_options() -> None:
 def test_selective_recomputation_lies_between_none_and_full() -> None:
     """In memory and time, for every model; Auto takes it where those of attention fit alone."""
     for config, _ in MODELS.values():
-        shape = shape_of(config)
+        shape = architecture_of(config)
         adapter = plan_adapter(run().lora, shape)
-        settings = [setting_of(run(), shape, H100, quantization=Quantization.NONE, manner=manner) for manner in MANNERS]
+        settings = [
+            setting_of(run(), shape, H100, quantization=Quantization.NONE, checkpointing=checkpointing)
+            for checkpointing in CHECKPOINTING_MODES
+        ]
         taken = [gpu_memory(shape, adapter, setting).total for setting in settings]
         assert taken == sorted(taken, reverse=True)
         done = [flops_per_token(shape, adapter, setting) for setting in settings]
         assert done == sorted(done)
         assert len(set(done)) == len(done)
-    found = choose(run(), shape_of(llama()), plan_adapter(run().lora, shape_of(llama())), find_gpu("30.0GiB"))
-    assert found.setting.manner is ActivationCheckpointing.SELECTIVE
+    found = choose(
+        run(), architecture_of(llama()), plan_adapter(run().lora, architecture_of(llama())), find_gpu("30.0GiB")
+    )
+    assert found.setting.checkpointing is ActivationCheckpointing.SELECTIVE
 
 
 def test_without_a_device_a_large_model_recomputes() -> None:
     """From a billion parameters on, on a GPU; as asked where it is asked for."""
-    assert not recomputes(run(), shape_of(MODELS["SmolLM2-135M"][0]).parameters, cpu=False)
-    assert recomputes(run(), shape_of(llama()).parameters, cpu=False)
-    assert not recomputes(run(), shape_of(llama()).parameters, cpu=True)
+    assert not recomputes(run(), architecture_of(MODELS["SmolLM2-135M"][0]).parameters, cpu=False)
+    assert recomputes(run(), architecture_of(llama()).parameters, cpu=False)
+    assert not recomputes(run(), architecture_of(llama()).parameters, cpu=True)
     full = run(training=TrainingConfig(activation_checkpointing=ActivationCheckpointing.FULL))
-    assert recomputes(full, shape_of(MODELS["SmolLM2-135M"][0]).parameters, cpu=True)
+    assert recomputes(full, architecture_of(MODELS["SmolLM2-135M"][0]).parameters, cpu=True)
 
 
 @pytest.mark.parametrize(
@@ -136,13 +141,15 @@ def test_without_a_device_a_large_model_recomputes() -> None:
 def test_a_micro_batch_has_the_trainers_budget(training: TrainingConfig, gpus: int, tokens: int) -> None:
     """4,096 tokens, 768 on a CPU; a longer row comes alone; never more than a step's rows of one process."""
     config = run(training=training, device=DeviceConfig(gpus=gpus))
-    found = setting_of(config, shape_of(llama()), H100 if gpus else None, quantization=Quantization.NONE, manner=FULL)
+    found = setting_of(
+        config, architecture_of(llama()), H100 if gpus else None, quantization=Quantization.NONE, checkpointing=FULL
+    )
     assert found.tokens == tokens
 
 
 def test_a_setting_follows_the_run() -> None:
     """Each field that costs memory."""
-    plain = setting_of(run(), shape_of(llama()), H100, quantization=Quantization.NONE, manner=FULL)
+    plain = setting_of(run(), architecture_of(llama()), H100, quantization=Quantization.NONE, checkpointing=FULL)
     assert (plain.packs, plain.fp32, plain.dropout, plain.dora) == (True, False, False, False)
     config = run(
         lora=LoraConfig(dropout=0.1, variant=Variant.DORA),
@@ -150,10 +157,12 @@ def test_a_setting_follows_the_run() -> None:
             precision=Precision.FP32, packing=Packing.DISABLED, optimizer=Optimizer.PAGED_ADAMW_8BIT
         ),
     )
-    found = setting_of(config, shape_of(llama()), H100, quantization=Quantization.NONE, manner=FULL)
+    found = setting_of(config, architecture_of(llama()), H100, quantization=Quantization.NONE, checkpointing=FULL)
     assert (found.packs, found.fp32, found.dropout, found.dora) == (False, True, True, True)
     assert found.optimizer is Optimizer.ADAMW_8BIT
-    assert not setting_of(run(), shape_of(llama()), find_gpu("T4"), quantization=Quantization.NONE, manner=FULL).packs
+    assert not setting_of(
+        run(), architecture_of(llama()), find_gpu("T4"), quantization=Quantization.NONE, checkpointing=FULL
+    ).packs
 
 
 @pytest.mark.parametrize(
@@ -171,7 +180,7 @@ def test_a_setting_follows_the_run() -> None:
 )
 def test_a_micro_batch_is_as_large_as_fits(gpu: str, config: TrainConfig, tokens: int) -> None:
     """Of Llama-3-8B, never more than a step's rows, and as many rows as the run asks for."""
-    shape = shape_of(llama())
+    shape = architecture_of(llama())
     found = choose(config, shape, plan_adapter(config.lora, shape), find_gpu(gpu))
     assert (found.option.fit, found.setting.tokens) == (Fit.FITS, tokens)
 
@@ -188,7 +197,7 @@ def test_a_long_row_is_tried_alone_before_a_run_is_refused_or_quantized(
     gpu: str, row: int, config: dict[str, Any]
 ) -> None:
     """However its length lies between the halves of the largest micro-batch."""
-    shape = shape_of(llama())
+    shape = architecture_of(llama())
     long = run(training=TrainingConfig(max_sequence_length=row), **config)
     found = choose(long, shape, plan_adapter(long.lora, shape), find_gpu(gpu))
     alone = config.get("quantization", Quantization.NONE)
@@ -197,7 +206,7 @@ def test_a_long_row_is_tried_alone_before_a_run_is_refused_or_quantized(
 
 def test_a_divided_base_gets_no_larger_micro_batch_than_without_a_plan() -> None:
     """Its processes cannot halve it together; a number of rows that is asked for counts."""
-    shape = shape_of(LLAMA_2_13B)
+    shape = architecture_of(LLAMA_2_13B)
     device = DeviceConfig(gpus=8)
 
     def tokens(**training: Any) -> int:
@@ -214,7 +223,7 @@ def test_a_divided_base_gets_no_larger_micro_batch_than_without_a_plan() -> None
 @pytest.mark.parametrize("quantization", [Quantization.NONE, Quantization.NF4])
 def test_more_tokens_than_the_largest_micro_batch_would_save_no_hundredth(gpu: Gpu, quantization: Quantization) -> None:
     """By the model's time, which the bound rests on; half of it costs more than that on some GPU."""
-    shape = shape_of(llama())
+    shape = architecture_of(llama())
     adapter = plan_adapter(run().lora, shape)
 
     def tokens_per_s(tokens: int) -> float:
@@ -280,7 +289,7 @@ def test_a_base_that_fits_no_gpu_is_divided_over_those_of_the_run() -> None:
 def test_a_base_is_divided_before_it_is_quantized(changes: dict[str, Any], wanted: tuple[Quantization, bool]) -> None:
     """Where the trainer can: not with a merge, PiSSA or parameters outside of linear modules."""
     config = run(**{"device": DeviceConfig(gpus=4), **changes})
-    shape = shape_of(llama())
+    shape = architecture_of(llama())
     found = choose(config, shape, plan_adapter(config.lora, shape), find_gpu("T4"))
     assert (found.setting.quantization, found.option.divided) == wanted
 
@@ -299,7 +308,9 @@ def test_a_base_in_4_bits_is_divided_where_nothing_else_fits(
     gpus: int, changes: dict[str, Any], wanted: tuple[Quantization, int, Fit]
 ) -> None:
     """70 billion parameters on GPUs of 48 GB; LLM.int8() and DoRA go with a whole base alone."""
-    shape = shape_of(llama(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64))
+    shape = architecture_of(
+        llama(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
+    )
     config = run(**{"device": DeviceConfig(gpus=gpus), **changes})
     found = choose(config, shape, plan_adapter(config.lora, shape), find_gpu("L40S")).option
     assert (found.quantization, found.processes, found.fit) == wanted
@@ -307,7 +318,7 @@ def test_a_base_in_4_bits_is_divided_where_nothing_else_fits(
 
 def test_a_base_that_fits_whole_is_not_divided_for_speed() -> None:
     """Divided over eight L4 it could keep activations; how fast they reach each other, nothing tells."""
-    shape, config = shape_of(llama()), run(device=DeviceConfig(gpus=8))
+    shape, config = architecture_of(llama()), run(device=DeviceConfig(gpus=8))
     adapter = plan_adapter(config.lora, shape)
     found = choose(config, shape, adapter, find_gpu("L4"))
     assert (found.option.divided, found.setting.recompute) == (False, True)
@@ -328,7 +339,7 @@ def test_a_base_that_fits_whole_is_not_divided_for_speed() -> None:
 )
 def test_auto_quantizes_nothing_that_the_trainer_would_refuse(config: TrainConfig, model: Config) -> None:
     """However little memory there is: then it does not fit."""
-    shape = shape_of(model)
+    shape = architecture_of(model)
     found = choose(config, shape, plan_adapter(config.lora, shape), find_gpu("8.0GiB"))
     assert found.setting.quantization is Quantization.NONE
     assert found.option.fit is not Fit.FITS
@@ -336,14 +347,14 @@ def test_auto_quantizes_nothing_that_the_trainer_would_refuse(config: TrainConfi
 
 def test_rows_that_are_known_to_be_short_take_less() -> None:
     """The longest row is the least of a micro-batch; all of its tokens may be learned, few as they are in the mean."""
-    shape, config = shape_of(llama(final_logit_softcapping=30)), run()
+    shape, config = architecture_of(llama(final_logit_softcapping=30)), run()
     adapter = plan_adapter(config.lora, shape)
     plain = choose(config, shape, adapter, H100)
-    few = choose(config, shape, adapter, H100, load=Load(longest=300, learned=0.2))
+    few = choose(config, shape, adapter, H100, load=Load(longest=300, target_share=0.2))
     assert few == choose(config, shape, adapter, H100, load=Load(longest=300))
     short = choose(config, shape, adapter, H100, load=Load(longest=10))
     assert short.memory.total < plain.memory.total
-    tight = choose(config, shape, adapter, find_gpu("L4"), load=Load(longest=300, learned=0.2))
+    tight = choose(config, shape, adapter, find_gpu("L4"), load=Load(longest=300, target_share=0.2))
     assert 300 <= tight.setting.tokens < 4096
     assert not tight.setting.recompute
     assert choose(config, shape, adapter, H100, load=Load(tokens=2048)).setting.tokens == 2048
@@ -372,7 +383,7 @@ def test_more_memory_never_makes_a_slower_choice(
 ) -> None:
     """On the same device, of known speed or not: what fitted still fits. Nothing is quantized then that was not, nor
     divided, and where the base is held alike, nothing is slower."""
-    shape, (longest, gpus) = shape_of(MODELS[name][0]), shaped
+    shape, (longest, gpus) = architecture_of(MODELS[name][0]), shaped
     training = TrainingConfig(max_sequence_length=longest)
     config = run(lora=LoraConfig(rank=rank), training=training, device=DeviceConfig(gpus=gpus))
     adapter = plan_adapter(config.lora, shape)

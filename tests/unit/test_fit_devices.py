@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.contract.config import DeviceConfig
-from lora_trainer.contract.gpus import (
+from lora_trainer.spec.config import DeviceConfig
+from lora_trainer.spec.gpus import (
     GIB,
     KNOWN,
     LABEL_SHARE,

@@ -6,21 +6,21 @@ import pytest
 import yaml
 from tests.unit.fit_models import LLAMA_2_13B, llama
 
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.gpus import KNOWN
-from lora_trainer.contract.manifest import RunOptions, train_config
-from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.plan.adapter import plan_adapter
-from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.architecture import ModelArchitecture
+from lora_trainer.plan.families import architecture_of
 from lora_trainer.plan.planning import plan_of
-from lora_trainer.plan.shapes import Shape
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.gpus import KNOWN
+from lora_trainer.spec.manifest import RunOptions, train_config
+from lora_trainer.spec.run_plan import RunPlan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SHAPE = shape_of(llama())
+SHAPE = architecture_of(llama())
 """Of Llama-3.1-8B, which differs from Llama-3-8B in its positions alone."""
 OTHERS = {
-    "13b-24gb.yaml": shape_of(LLAMA_2_13B),
-    "70b.yaml": shape_of(
+    "13b-24gb.yaml": architecture_of(LLAMA_2_13B),
+    "70b.yaml": architecture_of(
         llama(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
     ),
 }
@@ -31,7 +31,7 @@ def read(name: str) -> TrainConfig:
     return train_config(yaml.safe_load((EXAMPLES / name).read_text(encoding="utf-8")), RunOptions(uid="u", strict=True))
 
 
-def plan(config: TrainConfig, gpu: str | None = None, shape: Shape = SHAPE) -> RunPlan:
+def plan(config: TrainConfig, gpu: str | None = None, shape: ModelArchitecture = SHAPE) -> RunPlan:
     """The plan of a run with that model."""
     device = next((known for known in KNOWN if known.name == gpu), None)
     return plan_of(config, shape, plan_adapter(config.lora, shape), gpu=device)

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.fit_models import GEMMA_2, GPT_OSS, LLAMA_2_7B, LLAMA_2_13B, MIXTRAL, MODELS, Config, llama
 
-from lora_trainer.contract.config import DeviceConfig, Layers, LoraConfig, Optimizer, Quantization, Variant
-from lora_trainer.contract.gpus import find_gpu
 from lora_trainer.plan.adapter import plan_adapter
-from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.families import architecture_of
 from lora_trainer.plan.memory import Memory, Setting, communicators_of, gpu_memory, layer_bytes, main_memory
 from lora_trainer.plan.speed import flops_per_token, speed
+from lora_trainer.spec.config import DeviceConfig, Layers, LoraConfig, Optimizer, Quantization, Variant
+from lora_trainer.spec.gpus import find_gpu
 
 GB = 1e9
 DEFAULT = Setting(quantization=Quantization.NONE, recompute=True, tokens=4096, row=2048)
@@ -25,7 +25,7 @@ PUBLISHED = Setting(quantization=Quantization.NONE, recompute=False, tokens=1304
 
 def memory(config: Config, setting: Setting = DEFAULT, lora: LoraConfig = LoraConfig()) -> Memory:  # noqa: B008
     """Of a run."""
-    shape = shape_of(config)
+    shape = architecture_of(config)
     return gpu_memory(shape, plan_adapter(lora, shape), setting)
 
 
@@ -57,7 +57,7 @@ def test_the_page_says_how_much_of_a_plan_is_capped_scores() -> None:
 def test_a_layer_of_llama_keeps_what_the_formula_says() -> None:
     """8C + 4Q + 4KV + 6I + 4H + 8, and 4C + 2I + 14r with the adapter on all modules; in fp32 8C + 8Q + 8KV + 12I + 4H
     + 8, and 8C + 4I + 28r."""
-    shape = shape_of(llama())
+    shape = architecture_of(llama())
     layer, ranks = shape.layers[0], plan_adapter(LoraConfig(), shape).ranks[0]
     hidden, key_value, mlp = 4096, 1024, 14336
     core = 8 * hidden + 4 * hidden + 4 * key_value + 6 * mlp + 4 * 32 + 8
@@ -105,7 +105,7 @@ def test_few_logits_exist_at_once_unless_something_follows_them() -> None:
 
 def test_attention_without_a_kernel_repeats_keys_and_values_for_each_head() -> None:
     """On a T4, on a CPU, without packing; its output is then no one else's, so that the adapter behind keeps it."""
-    shape = shape_of(llama())
+    shape = architecture_of(llama())
     layer, ranks = shape.layers[0], plan_adapter(LoraConfig(), shape).ranks[0]
     without = replace(DEFAULT, packs=False)
     assert layer_bytes(layer, (0,) * 7, without) - layer_bytes(layer, (0,) * 7, DEFAULT) == 4 * (4096 - 1024)
@@ -115,7 +115,7 @@ def test_attention_without_a_kernel_repeats_keys_and_values_for_each_head() -> N
 @pytest.mark.parametrize(("config", "size"), [(GEMMA_2, 8), (GPT_OSS, 6)], ids=["capped", "sinks"])
 def test_scores_that_are_written_out_grow_with_the_row(config: Config, size: int) -> None:
     """A softmax in fp32 and rounded, and what caps them, for each head and each token that is seen; a mask."""
-    layer = shape_of(config).layers[0]
+    layer = architecture_of(config).layers[0]
     ranks = (0,) * len(layer.linear)
     longer = layer_bytes(layer, ranks, replace(DEFAULT, row=4096)) - layer_bytes(layer, ranks, DEFAULT)
     assert longer == (size * layer.heads + 1) * 2048
@@ -123,7 +123,7 @@ def test_scores_that_are_written_out_grow_with_the_row(config: Config, size: int
 
 def test_layers_are_divided_and_embeddings_are_not() -> None:
     """Three layers are whole at once: one computes, FSDP2 keeps what it was gathered into, and gathers the next."""
-    shape = shape_of(llama())
+    shape = architecture_of(llama())
     layer = 2 * shape.layers[0].parameters
     found = memory(llama(), replace(DEFAULT, processes=4)).weights
     assert found == 32 * layer / 4 + 3 * layer + 2 * shape.whole
@@ -131,7 +131,7 @@ def test_layers_are_divided_and_embeddings_are_not() -> None:
 
 def test_packed_bytes_are_divided_and_their_scales_are_not() -> None:
     """Scales of 8 bits for 64 weights, and of these in fp32 for 256; they are no parameters."""
-    shape = shape_of(llama())
+    shape = architecture_of(llama())
     one = shape.layers[0]
     scales = one.linear_weights * (1 / 64 + 4 / (64 * 256))
     rest = 2 * (one.parameters - one.linear_weights)
@@ -175,7 +175,7 @@ def test_what_costs_memory_costs_some(name: str, change: str) -> None:
 
 def test_a_pod_without_a_gpu_holds_everything_in_main_memory() -> None:
     """What SmolLM2-135M took on a CPU is within 5 %."""
-    shape = shape_of(MODELS["SmolLM2-135M"][0])
+    shape = architecture_of(MODELS["SmolLM2-135M"][0])
     setting = Setting(
         quantization=Quantization.NONE, recompute=False, tokens=1024, row=512, packs=False, cpu=True, fp32=True
     )
@@ -190,7 +190,7 @@ def test_a_pod_without_a_gpu_holds_everything_in_main_memory() -> None:
 
 def test_a_token_costs_four_operations_a_weight_and_six_of_the_adapter() -> None:
     """And attention's by half of the row; recomputing costs the layers' forward pass again."""
-    shape = shape_of(llama())
+    shape = architecture_of(llama())
     adapter = plan_adapter(LoraConfig(), shape)
     weights = 8_030_261_248 - 128256 * 4096 - 65 * 4096
     plain = 4 * weights + 6 * adapter.parameters + 6 * 2048 * 4096 * 32
@@ -201,7 +201,7 @@ def test_a_token_costs_four_operations_a_weight_and_six_of_the_adapter() -> None
 
 def test_an_adapter_on_experts_costs_the_gradient_of_their_weights() -> None:
     """2 operations more for each weight that a token passes, and the adapter's product once a micro-batch."""
-    shape = shape_of(MIXTRAL)
+    shape = architecture_of(MIXTRAL)
     plain, with_experts = (
         flops_per_token(shape, plan_adapter(LoraConfig(target_parameters=names), shape), DEFAULT)
         for names in ((), EXPERTS)
@@ -224,7 +224,7 @@ def test_an_adapter_on_experts_takes_a_copy_of_their_weights_and_its_gradient() 
 
 def test_the_best_published_speed_is_met_by_the_share_of_the_peak() -> None:
     """12,473 tokens a second for Llama-3-8B, rank 16, rows of 4,096, on an H100; the share is an assumption for all."""
-    shape = shape_of(llama())
+    shape = architecture_of(llama())
     setting = replace(DEFAULT, recompute=False, row=4096)
     found = speed(shape, plan_adapter(LoraConfig(), shape), setting, find_gpu("H100"))
     assert found is not None
@@ -233,7 +233,7 @@ def test_the_best_published_speed_is_met_by_the_share_of_the_peak() -> None:
 
 def test_making_four_bits_sixteen_costs_little_with_many_tokens() -> None:
     """A fixed time for each micro-batch: a few per cent of 4,096 tokens, much of 110."""
-    shape, gpu = shape_of(llama()), find_gpu("H100")
+    shape, gpu = architecture_of(llama()), find_gpu("H100")
     adapter = plan_adapter(LoraConfig(), shape)
     slower = []
     for tokens in (4096, 110):
@@ -248,7 +248,7 @@ def test_making_four_bits_sixteen_costs_little_with_many_tokens() -> None:
 
 def test_llm_int8_is_as_slow_as_was_published() -> None:
     """2.4 times as long as 16 bits, and so never the fastest of what fits."""
-    shape = shape_of(llama())
+    shape = architecture_of(llama())
     full, eight = (
         speed(shape, plan_adapter(LoraConfig(), shape), replace(DEFAULT, quantization=kind), find_gpu("A100 80"))
         for kind in (Quantization.NONE, Quantization.INT8)
@@ -283,7 +283,7 @@ def test_more_tokens_and_more_rank_never_take_less(
         dora=variant is Variant.DORA,
     )
     config = MODELS[name][0]
-    stacks = experts and any(layer.stacks for layer in shape_of(config).layers)
+    stacks = experts and any(layer.stacks for layer in architecture_of(config).layers)
     lora = LoraConfig(rank=rank, variant=variant, target_parameters=EXPERTS if stacks else ())
     found = memory(config, setting, lora).total
     assert 0 < found <= memory(config, replace(setting, tokens=tokens + 64), lora).total

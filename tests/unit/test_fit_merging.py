@@ -8,15 +8,15 @@ from tests.unit.advice_facts import GIB, LLAMA, MIXTURE, make_config
 from tests.unit.fit_models import GEMMA_3, llama
 
 from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.architecture import ModelArchitecture
 from lora_trainer.plan.choice import pod_memory
-from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.families import architecture_of
 from lora_trainer.plan.memory import merge_memory
 from lora_trainer.plan.planning import plan_by_weights
-from lora_trainer.plan.shapes import Shape
 
-TIED = shape_of({**llama(), "tie_word_embeddings": True})
-GEMMA = shape_of(GEMMA_3)
-MOLMO = shape_of({"model_type": "molmo2", "text_config": llama(model_type="molmo2_text"), "vision_config": {}})
+TIED = architecture_of({**llama(), "tie_word_embeddings": True})
+GEMMA = architecture_of(GEMMA_3)
+MOLMO = architecture_of({"model_type": "molmo2", "text_config": llama(model_type="molmo2_text"), "vision_config": {}})
 EXPERTS = {"targetParameters": ["experts.down_proj"]}
 OUTPUT = "pvc://adapters/tone"
 
@@ -50,7 +50,7 @@ OUTPUT = "pvc://adapters/tone"
     ],
 )
 def test_a_merge_counts_where_the_whole_model_is_in_memory(
-    shape: Shape, lora: dict[str, Any], precision: str, per_parameter: float, merge: str
+    shape: ModelArchitecture, lora: dict[str, Any], precision: str, per_parameter: float, merge: str
 ) -> None:
     """Where the files have the model's names it takes a tensor at a time; an adapter alone is not merged."""
     config = make_config(lora=lora, output={"uri": OUTPUT, "merge": merge, "mergePrecision": precision})

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from tests.unit.fit_models import LLAMA_2_7B, LLAMA_2_13B, Config
 
-from lora_trainer.contract.config import Layers, LoraConfig, Quantization
 from lora_trainer.plan.adapter import plan_adapter
-from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.families import architecture_of
 from lora_trainer.plan.memory import Setting, gpu_memory
+from lora_trainer.spec.config import Layers, LoraConfig, Quantization
 
 THEIRS = Setting(quantization=Quantization.NONE, recompute=False, tokens=1304, row=1304, dropout=True, fused_loss=False)
 """Of the published runs: the dropout of 0.05 that their program defaults to, and a loss over all logits."""
@@ -24,7 +24,7 @@ OTHERS: dict[str, tuple[Config, Setting, float]] = {
 
 def gigabytes(config: Config, setting: Setting, lora: LoraConfig) -> float:
     """Of the GPU at the peak, 10^9 bytes."""
-    shape = shape_of(config)
+    shape = architecture_of(config)
     return gpu_memory(shape, plan_adapter(lora, shape), setting).total / 1e9
 
 

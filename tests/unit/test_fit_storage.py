@@ -6,13 +6,13 @@ import pytest
 from tests.unit.builders import UID, make_manifest
 from tests.unit.fit_models import llama
 
-from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.plan.adapter import plan_adapter
-from lora_trainer.plan.families import shape_of
+from lora_trainer.plan.families import architecture_of
 from lora_trainer.plan.memory import checkpoint_bytes, claim_bytes
+from lora_trainer.spec.manifest import RunOptions, train_config
 
 MIB = 2**20
-SHAPE = shape_of(llama())
+SHAPE = architecture_of(llama())
 TRAINED = 41_943_040
 """Of Llama-3-8B at rank 16 on all linear layers."""
 MODEL = 2 * SHAPE.parameters

@@ -19,9 +19,9 @@ from tests.unit.test_render import FULL, SITE, everything
 
 from lora_operator.model.config import OperatorConfig
 from lora_operator.model.objects import FineTune, Observed
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.device_section import GpuSetting
-from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.device_section import GpuSetting
+from lora_trainer.spec.manifest import RunOptions, train_config
 
 Spec = dict[str, Any]
 

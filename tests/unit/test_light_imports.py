@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS = {
     "lora_client": ROOT / "operator",
-    "lora_trainer.contract": ROOT / "trainer_image",
+    "lora_trainer.spec": ROOT / "trainer_image",
     "lora_trainer.plan": ROOT / "trainer_image",
 }
 
@@ -36,7 +36,7 @@ def test_importing_the_whole_client_loads_neither_pytorch_nor_kopf() -> None:
     assert not {"torch", "kopf", "transformers", "peft", "aiohttp", "numpy"} & found
 
 
-@pytest.mark.parametrize("package", ["lora_trainer.contract", "lora_trainer.plan"])
+@pytest.mark.parametrize("package", ["lora_trainer.spec", "lora_trainer.plan"])
 def test_importing_what_operator_and_trainer_share_loads_no_library(package: str) -> None:
     """Both import it at no cost; what site-packages put into each interpreter is not its doing."""
     found = loaded(*modules(package)) - loaded("sys") - sys.stdlib_module_names

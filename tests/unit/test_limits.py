@@ -28,7 +28,7 @@ from lora_operator.model.config import OperatorConfig
 from lora_operator.model.names import SUSPEND_ANNOTATION
 from lora_operator.model.objects import FineTune, JobView, Observed, Plan, PodView, Refusal
 from lora_operator.model.wording import instant
-from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.spec.progress import Phase, Progress
 
 PULL = 'Failed to pull image "registry.example/lora-trainer:1.0": not found'
 IMPATIENT = make_finetune(spec={"pendingTimeoutSeconds": 600})

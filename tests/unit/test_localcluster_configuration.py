@@ -231,7 +231,7 @@ def repository(tmp_path: Path) -> Path:
     for name in ("Dockerfile", ".dockerignore", "requirements/operator.txt", "operator/lora_operator/a.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    (tmp_path / "trainer_image/lora_trainer/contract").mkdir(parents=True)
+    (tmp_path / "trainer_image/lora_trainer/spec").mkdir(parents=True)
     (tmp_path / "trainer_image/lora_trainer/__init__.py").write_text("")
     return tmp_path
 

@@ -7,8 +7,8 @@ import pytest
 from tests.unit.builders import UID, make_manifest
 from tests.unit.spec_schema import SPEC
 
-from lora_trainer.contract.column_roles import COLUMN_ROLES
-from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
+from lora_trainer.spec.column_roles import COLUMN_ROLES
+from lora_trainer.spec.manifest import ManifestError, RunOptions, train_config
 
 Way = tuple[str, ...]
 """From the spec to an object; `[]` stands for the items of a list."""

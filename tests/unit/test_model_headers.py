@@ -16,15 +16,15 @@ from tests.unit.sparse_weights import quick_digests, write_weights
 from hub.answers import repository_record
 from hub.faults import Fault
 from hub.server import HubServer
-from lora_trainer.artifact.tensor_files import entries_of, header_bytes
 from lora_trainer.errors import ConfigError, TransientError
-from lora_trainer.places.base import find_base
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.model_headers import MOST_HEADER_BYTES, ModelHeaders, read_headers
-from lora_trainer.places.network import ATTEMPTS
-from lora_trainer.places.volumes import Volumes
+from lora_trainer.plan.architecture import ModelArchitecture
 from lora_trainer.plan.families import described
-from lora_trainer.plan.shapes import Shape
+from lora_trainer.storage.base import find_base
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.model_headers import MOST_HEADER_BYTES, ModelHeaders, read_headers
+from lora_trainer.storage.network import ATTEMPTS
+from lora_trainer.storage.tensor_files import entries_of, header_bytes
+from lora_trainer.storage.volumes import Volumes
 
 LLAMA_70B = llama(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
 SMALL = llama(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=8, vocab_size=1000)
@@ -47,7 +47,7 @@ def server(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         yield hub
 
 
-def tensors(shape: Shape) -> dict[str, list[int]]:
+def tensors(shape: ModelArchitecture) -> dict[str, list[int]]:
     """Names and shapes of all weights of a Llama."""
     found = {
         "model.embed_tokens.weight": [shape.vocabulary, shape.hidden],

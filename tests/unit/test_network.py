@@ -4,7 +4,7 @@ import pytest
 import urllib3
 from tests.unit.login_proxy import LOGIN, login_proxy
 
-from lora_trainer.places.network import http_pool
+from lora_trainer.storage.network import http_pool
 
 
 def test_a_proxy_gets_the_login_of_its_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from lora_operator.cluster.store import Key
 from lora_operator.controller import logs
 from lora_operator.controller.logs import FIELDS, DecisionLine
 from lora_operator.model.objects import Observed
-from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.spec.progress import Phase, Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/operations.md").read_text()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.spec.manifest import RunOptions, train_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = (

@@ -37,7 +37,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "environ", {**os.environ, "COLUMNS": "80"})
     # The command has a process to itself; here others' handlers stay.
-    monkeypatch.setattr("lora_trainer.ranks.logs.set_up", lambda **_options: None)
+    monkeypatch.setattr("lora_trainer.distributed.logs.set_up", lambda **_options: None)
     write()
     return tmp_path
 

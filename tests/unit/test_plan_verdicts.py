@@ -11,7 +11,7 @@ import pytest
 from tests.unit.fit_models import LLAMA_2_13B, MIXTRAL, Config, llama
 from tests.unit.test_plan import TRAINER, place, plan, printed, write
 
-from lora_trainer.contract.gpus import KNOWN
+from lora_trainer.spec.gpus import KNOWN
 
 __all__ = ["place"]
 

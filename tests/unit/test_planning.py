@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from tests.unit.fit_models import GEMMA_2, LLAMA_2_13B, MIXTRAL, MODELS, PHI_MOE, Config, llama
 from tests.unit.test_fit_choice import run
 
-from lora_trainer.contract.config import (
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.architecture import GUESSED
+from lora_trainer.plan.choice import refusal
+from lora_trainer.plan.families import architecture_of, counted
+from lora_trainer.plan.limits import FIT_SHARE, TOKEN_BUDGET
+from lora_trainer.plan.memory import Setting, gpu_memory
+from lora_trainer.plan.planning import plan_of, room_bytes, settled
+from lora_trainer.spec.config import (
     ActivationCheckpointing,
     DeviceConfig,
     Init,
@@ -20,15 +27,8 @@ from lora_trainer.contract.config import (
     TrainConfig,
     TrainingConfig,
 )
-from lora_trainer.contract.gpus import KNOWN, Gpu, find_gpu, gib, least_memory
-from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.plan.adapter import plan_adapter
-from lora_trainer.plan.choice import refusal
-from lora_trainer.plan.families import counted, shape_of
-from lora_trainer.plan.limits import FIT_SHARE, TOKEN_BUDGET
-from lora_trainer.plan.memory import Setting, gpu_memory
-from lora_trainer.plan.planning import plan_of, room_bytes, settled
-from lora_trainer.plan.shapes import GUESSED
+from lora_trainer.spec.gpus import KNOWN, Gpu, find_gpu, gib, least_memory
+from lora_trainer.spec.run_plan import RunPlan
 
 GIB = 2**30
 FULL = TrainingConfig(activation_checkpointing=ActivationCheckpointing.FULL)
@@ -38,7 +38,7 @@ KEPT = TrainingConfig(activation_checkpointing=ActivationCheckpointing.NONE)
 
 def plan(gpu: str | None, config: TrainConfig | None = None, model: Config | None = None, **known: Any) -> RunPlan:
     """The plan of a run on a GPU, or without one that is known."""
-    config, shape = config or run(), shape_of(model or llama())
+    config, shape = config or run(), architecture_of(model or llama())
     return plan_of(config, shape, plan_adapter(config.lora, shape), gpu=find_gpu(gpu) if gpu else None, **known)
 
 
@@ -70,7 +70,7 @@ def test_a_divided_mixture_is_read_through_a_copy_of_its_experts() -> None:
     mixture = plan("A100 80", run(device=DeviceConfig(gpus=8)), MIXTRAL)
     dense = plan("T4", run(device=DeviceConfig(gpus=8)))
     assert mixture.sharded
-    assert mixture.pod_memory_bytes - 2 * shape_of(MIXTRAL).experts == pytest.approx(8 * 4e9, rel=0.1)
+    assert mixture.pod_memory_bytes - 2 * architecture_of(MIXTRAL).experts == pytest.approx(8 * 4e9, rel=0.1)
     assert dense.sharded
     assert dense.pod_memory_bytes == pytest.approx(8 * 4e9, rel=0.1)
     whole = plan("B200", run(device=DeviceConfig(gpus=8)), MIXTRAL)
@@ -139,7 +139,7 @@ def test_alternatives_are_the_other_quantizations_that_the_trainer_would_take() 
 def test_between_nine_tenths_and_all_of_the_memory_a_run_is_tried() -> None:
     """The tenth is for fragments: an estimate does not know how large they become."""
     needed = plan("8GiB").peak_bytes
-    shape, config = shape_of(llama()), run()
+    shape, config = architecture_of(llama()), run()
     adapter = plan_adapter(config.lora, shape)
     fits = [
         plan_of(config, shape, adapter, gpu=Gpu(name="x", memory_bytes=round(needed / share))).fits
@@ -165,11 +165,11 @@ def test_few_learned_tokens_are_no_reason_to_reckon_with_little_and_one_not_to_r
     every = plan("8GiB", None, model)
     few = plan("8GiB", None, model, **known | {"longest": None})
     assert few.peak_bytes == every.peak_bytes
-    shape, config = shape_of(model), run()
+    shape, config = architecture_of(model), run()
     adapter = plan_adapter(config.lora, shape)
     row = plan("8GiB", None, model, **known)
     taken = Setting(quantization=row.quantization, recompute=True, tokens=row.micro_batch_tokens, row=2000)
-    least = gpu_memory(shape, adapter, replace(taken, learned=0.1 * 100 / 2000)).total
+    least = gpu_memory(shape, adapter, replace(taken, target_share=0.1 * 100 / 2000)).total
     assert least < row.peak_bytes
     for memory, fits in ((least - 1, False), (least, None), (row.peak_bytes - 1, None)):
         assert plan_of(config, shape, adapter, gpu=Gpu(name="x", memory_bytes=memory), **known).fits is fits
@@ -197,7 +197,7 @@ def test_a_mixture_whose_weights_alone_are_more_than_the_device_does_not_fit() -
 def test_what_files_hold_and_nothing_explains_is_no_reason_to_refuse() -> None:
     """Of a model that sees, or that foretells several tokens, Transformers may leave it in the files."""
     lora = LoraConfig(layers=None, target_modules=("q_proj",), rank=4)
-    config, shape = run(quantization=Quantization.NONE, lora=lora), shape_of(llama())
+    config, shape = run(quantization=Quantization.NONE, lora=lora), architecture_of(llama())
     held = counted(shape, round(shape.parameters / 0.92))
     gpu = Gpu(name="x", memory_bytes=2 * held.parameters - 1)
     found = plan_of(config, held, plan_adapter(lora, held), gpu=gpu, longest=64, micro_batch_tokens=64)
@@ -208,7 +208,7 @@ def test_what_files_hold_and_nothing_explains_is_no_reason_to_refuse() -> None:
 @given(name=st.sampled_from(sorted(MODELS)), share=st.floats(0.5, 0.999), rank=st.sampled_from([1, 16, 256]))
 def test_known_weights_that_are_more_than_the_device_never_fit(name: str, share: float, rank: int) -> None:
     """Whatever else of the estimate is uncertain."""
-    config, shape = run(quantization=Quantization.NONE, lora=LoraConfig(rank=rank)), shape_of(MODELS[name][0])
+    config, shape = run(quantization=Quantization.NONE, lora=LoraConfig(rank=rank)), architecture_of(MODELS[name][0])
     gpu = Gpu(name="x", memory_bytes=int(2 * shape.parameters * share))
     found = plan_of(config, shape, plan_adapter(config.lora, shape), gpu=gpu)
     assert found.weight_bytes > gpu.memory_bytes
@@ -217,7 +217,7 @@ def test_known_weights_that_are_more_than_the_device_never_fit(name: str, share:
 
 def test_a_mixture_that_is_not_known_never_fits_before_its_files_are_counted() -> None:
     """Phi-3.5-MoE by its config.json alone: the layers that are assumed have a tenth of its parameters."""
-    config, shape = run(), shape_of(PHI_MOE)
+    config, shape = run(), architecture_of(PHI_MOE)
     adapter = plan_adapter(config.lora, shape)
     for gpu in map(find_gpu, ("A100 40", "B200")):
         found = plan_of(config, shape, adapter, gpu=gpu)
@@ -254,7 +254,7 @@ T4 = DeviceConfig(gpu="Tesla-T4", gpu_memory_bytes=find_gpu("T4").memory_bytes)
 )
 def test_what_the_trainer_would_refuse_is_known_before(config: TrainConfig, model: Config, why: str) -> None:
     """Whatever the memory: with field, value, rule and remedy; nothing is refused that Auto can go around."""
-    found = refusal(config, shape_of(model))
+    found = refusal(config, architecture_of(model))
     assert found.startswith(why)
     assert bool(found) is bool(why)
 
@@ -364,9 +364,9 @@ def test_every_run_has_a_plan(
     """With a sentence, positive sizes, and a choice among what was left open."""
     tokens, learned, longest = known
     config = run(quantization=quantization, training=TrainingConfig(activation_checkpointing=checkpointing))
-    shape = shape_of(MODELS[name][0])
+    shape = architecture_of(MODELS[name][0])
     adapter = plan_adapter(config.lora, shape)
-    found = plan_of(config, shape, adapter, tokens=tokens, learned_share=learned, longest=longest, gpu=gpu)
+    found = plan_of(config, shape, adapter, tokens=tokens, target_share=learned, longest=longest, gpu=gpu)
     assert found.reason
     assert min(found.peak_bytes, found.weight_bytes, found.activation_bytes, found.pod_memory_bytes) > 0
     assert len(found.alternatives) <= 3
@@ -375,7 +375,7 @@ def test_every_run_has_a_plan(
     else:
         assert found.quantization is quantization
     if checkpointing is not ActivationCheckpointing.AUTO:
-        assert found.manner is checkpointing
+        assert found.checkpointing is checkpointing
     after = settled(config, found)
     assert after.quantization is found.quantization
 
@@ -397,7 +397,7 @@ def test_more_memory_never_refuses_what_less_did_not(
     """By the size that a GPU is sold with, and by what it reports: what fits still does, as fast where the base is held
     alike, and what may fit still may. Some of the parameters may be unexplained."""
     (name, unexplained), (quantization, precision, gpus), (row, learned, longest) = model, asks, known
-    shape = counted(shape_of(MODELS[name][0]), round(MODELS[name][1] * (1 + unexplained)))
+    shape = counted(architecture_of(MODELS[name][0]), round(MODELS[name][1] * (1 + unexplained)))
     adapter = plan_adapter(LoraConfig(), shape)
     reported = find_gpu(kind) if kind else Gpu(name="x", memory_bytes=0)
     config = run(

@@ -17,7 +17,7 @@ from lora_operator.cluster.progress_poll import (
 )
 from lora_operator.cluster.store import Key
 from lora_operator.model.objects import Answer, PodView
-from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.spec.progress import Phase, Progress
 
 KEY = Key("team", "tone")
 

@@ -21,7 +21,7 @@ from tests.pages.typed import typed
 from lora_client import interface
 from lora_client.runs import ClusterRun
 from lora_client.views.answers import Answer
-from lora_trainer.contract.manifest import KIND, RunOptions, train_config
+from lora_trainer.spec.manifest import KIND, RunOptions, train_config
 
 CHART = REPOSITORY / "helm/lora-finetune-operator"
 CHECKED = [each for each in BLOCKS if not each.reason]

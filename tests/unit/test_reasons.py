@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 ROOT = Path(__file__).parents[2]
 

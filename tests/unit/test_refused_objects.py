@@ -3,7 +3,7 @@
 import pytest
 
 from lora_operator.decide.trouble import classify_refusal
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 
 def test_a_limit_range_is_reported_with_the_field_that_can_keep_it() -> None:

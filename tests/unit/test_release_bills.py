@@ -15,7 +15,7 @@ from packageurl import PackageURL
 from referencing import Registry, Resource
 from tests.unit.releases import LOWER, SITE, UPPER, image_in
 
-from lora_trainer.contract.release import RELEASE
+from lora_trainer.spec.release import RELEASE
 from releasing import artifacts, check, contents, sbom
 from releasing.layout import Descriptor
 

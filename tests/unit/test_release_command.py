@@ -16,7 +16,7 @@ from tests.unit.releases import LOWER, ORIGIN, image_in
 from localcluster import images, packages, space
 from localcluster.console import Console
 from localcluster.errors import ClusterError
-from lora_trainer.contract.release import RELEASE
+from lora_trainer.spec.release import RELEASE
 from releasing import artifacts, build, cli, publish
 from releasing.errors import ReleaseError
 from releasing.layout import Layout

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.unit.releases import LOWER, ORIGIN, SITE, UPPER, image_in
 
-from lora_trainer.contract.release import RELEASE
+from lora_trainer.spec.release import RELEASE
 from releasing import artifacts, contents
 from releasing.errors import ReleaseError
 from releasing.layout import EMPTY, INDEX, MANIFEST, NAME, Layout, described, manifest

@@ -12,7 +12,10 @@ from tests.unit.fit_models import DEEPSEEK_V3, MIXTRAL, MODELS, Config, llama
 from tests.unit.test_fit_choice import run
 from tests.unit.test_planning import FULL, GIB, KEPT, LONG, plan
 
-from lora_trainer.contract.config import (
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.choice import Fit, Option, choose
+from lora_trainer.plan.families import architecture_of
+from lora_trainer.spec.config import (
     ActivationCheckpointing,
     DeviceConfig,
     Init,
@@ -25,10 +28,7 @@ from lora_trainer.contract.config import (
     TrainingConfig,
     Variant,
 )
-from lora_trainer.contract.gpus import find_gpu, found_gpu, least_memory
-from lora_trainer.plan.adapter import plan_adapter
-from lora_trainer.plan.choice import Fit, Option, choose
-from lora_trainer.plan.families import shape_of
+from lora_trainer.spec.gpus import find_gpu, found_gpu, least_memory
 
 LLAMA_70B = llama(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
 """Llama-3-70B."""
@@ -70,7 +70,7 @@ def after(gpu: str, config: TrainConfig, changes: Sequence[str], model: Config |
             section, name, read = SECTIONS[field]
             values: dict[str, Any] = {name: read(value)}
             config = replace(config, **{section: replace(getattr(config, section), **values)})
-    shape = shape_of(model or llama())
+    shape = architecture_of(model or llama())
     return choose(config, shape, plan_adapter(config.lora, shape), device).option
 
 

@@ -21,9 +21,9 @@ from lora_operator.model.defaults import defaults_for
 from lora_operator.model.objects import FineTune
 from lora_operator.model.request import Request, read_request
 from lora_operator.render.jobs import render_job, render_service
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.exit_codes import FINAL, ExitCode
-from lora_trainer.contract.manifest import RunOptions
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.exit_codes import FINAL, ExitCode
+from lora_trainer.spec.manifest import RunOptions
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 UPDATE = "UPDATE_GOLDEN" in os.environ

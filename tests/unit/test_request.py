@@ -6,7 +6,7 @@ import pytest
 from tests.unit.builders import UID, make_manifest
 
 from lora_operator.model.request import PodRequest, Policy, read_policy, read_request
-from lora_trainer.contract.manifest import RunOptions
+from lora_trainer.spec.manifest import RunOptions
 
 OPTIONS = RunOptions(uid=UID)
 

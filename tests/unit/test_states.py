@@ -9,8 +9,8 @@ from docgen.state_tables import CONDITIONS, STEPS
 from docgen.vocabulary import VOCABULARY
 from lora_operator.decide.states import ENDS, STATES, Group, group_of, is_good_news
 from lora_operator.model.conditions import condition_in
-from lora_trainer.contract.progress import Phase
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.progress import Phase
+from lora_trainer.spec.reasons import Reason
 
 
 def test_every_reason_is_explained_in_the_order_of_the_vocabulary() -> None:

@@ -35,7 +35,7 @@ from lora_operator.model.config import OperatorConfig
 from lora_operator.model.objects import FineTune, Observed
 from lora_operator.model.stored import read_stored
 from lora_operator.model.wording import instant
-from lora_trainer.contract.config import (
+from lora_trainer.spec.config import (
     DatasetConfig,
     DeviceConfig,
     LoraConfig,
@@ -46,12 +46,12 @@ from lora_trainer.contract.config import (
     TrainConfig,
     TrainingConfig,
 )
-from lora_trainer.contract.device_section import GpuSetting
-from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
-from lora_trainer.contract.progress import Phase, Progress
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.contract.summary import (
+from lora_trainer.spec.device_section import GpuSetting
+from lora_trainer.spec.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
+from lora_trainer.spec.progress import Phase, Progress
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.run_plan import RunPlan
+from lora_trainer.spec.summary import (
     Artifact,
     DatasetStats,
     ResolvedRun,

@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 from tests.unit.advice_facts import LLAMA, make_config, make_preflight
 from tests.unit.builders import make_artifact, make_results
 
-from lora_trainer.contract.advice import Advice
-from lora_trainer.contract.config import Quantization
-from lora_trainer.contract.gpus import find_gpu
-from lora_trainer.contract.preflight import MOST_ROW_BYTES, ModelFacts, OutputCheck, Preflight, RowFacts
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.run_plan import Alternative, RunPlan
-from lora_trainer.contract.summary import (
+from lora_trainer.plan.adapter import plan_adapter
+from lora_trainer.plan.hints import before
+from lora_trainer.plan.planning import plan_of
+from lora_trainer.spec.advice import Advice
+from lora_trainer.spec.config import Quantization
+from lora_trainer.spec.gpus import find_gpu
+from lora_trainer.spec.preflight import MOST_ROW_BYTES, ModelFacts, OutputCheck, Preflight, RowFacts
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.run_plan import Alternative, RunPlan
+from lora_trainer.spec.summary import (
     MAX_BYTES,
     Artifact,
     DatasetStats,
@@ -26,9 +29,6 @@ from lora_trainer.contract.summary import (
     Summary,
     Verification,
 )
-from lora_trainer.plan.adapter import plan_adapter
-from lora_trainer.plan.hints import before
-from lora_trainer.plan.planning import plan_of
 
 NUMBER, FRACTION = st.integers(0, 2**63), st.floats(0, 1e9)
 TEXT = st.text(max_size=1500)
@@ -230,7 +230,7 @@ def test_what_goes_first_is_gone_before_what_goes_next(
     """With less and less room each part goes in its turn, and all that comes later is still there."""
     seen = set()
     for room in range(len(summary.to_message().encode()) + 2400, 300, -20):
-        monkeypatch.setattr("lora_trainer.contract.summary.MAX_BYTES", room)
+        monkeypatch.setattr("lora_trainer.spec.summary.MAX_BYTES", room)
         found = Summary.from_message(summary.to_message())
         parts = [part(found) for name, part in LEFT.items() if name in steps]
         assert all(len(set(map(bool, part))) == 1 for part in parts)
@@ -248,7 +248,7 @@ def test_a_run_that_went_well_leaves_out_its_plan_before_its_advice(monkeypatch:
     for summary, goes in ((went_well, True), (failed, False)):
         seen = set()
         for room in range(4096, 1000, -50):
-            monkeypatch.setattr("lora_trainer.contract.summary.MAX_BYTES", room)
+            monkeypatch.setattr("lora_trainer.spec.summary.MAX_BYTES", room)
             found = Summary.from_message(summary.to_message())
             seen.add((found.plan is not None, found.advice == summary.advice))
         assert ((False, True) in seen) is goes

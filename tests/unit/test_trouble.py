@@ -19,7 +19,7 @@ from lora_operator.decide.trouble import trouble_of_job, trouble_of_pod, trouble
 from lora_operator.model.gpu_nodes import gpu_labels, with_labels
 from lora_operator.model.objects import EventView, PodView, Refusal
 from lora_operator.model.observe import parse_pod
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 
 def unscheduled(message: str, reason: str = "Unschedulable") -> PodView:

@@ -17,9 +17,9 @@ from tests.unit.plans import judged
 
 from lora_operator.decide.verdict import Evidence, Verdict, proven_success
 from lora_operator.model.objects import JobView, PodView
-from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.contract.reasons import FAILURES, Reason
-from lora_trainer.contract.summary import Summary
+from lora_trainer.spec.exit_codes import ExitCode
+from lora_trainer.spec.reasons import FAILURES, Reason
+from lora_trainer.spec.summary import Summary
 
 SPEC = {"activeDeadlineSeconds": 60, "resources": {"memory": "16Gi"}}
 TRACEBACK = """Traceback (most recent call last):

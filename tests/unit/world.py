@@ -17,7 +17,7 @@ from lora_operator.model.observe import parse_finetune, parse_job, parse_pod
 from lora_operator.model.wording import instant
 
 if TYPE_CHECKING:
-    from lora_trainer.contract.progress import Progress
+    from lora_trainer.spec.progress import Progress
 
 Object = dict[str, Any]
 MOST_ROUNDS = 5

@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 
-from lora_trainer.artifact.manifest import read_manifest
-from lora_trainer.artifact.sealed import MANIFEST
-from lora_trainer.contract.config import DeviceConfig, LossOn, Precision, Quantization
-from lora_trainer.contract.template_fields import Value, argument_value
 from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.tokenizer import load_encoder
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.device import Device, choose_device
 from lora_trainer.model.loading import load_model
-from lora_trainer.places.base import Base, find_base, open_folder
-from lora_trainer.places.base_shape import positions_in
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.serving import TEMPLATE
+from lora_trainer.spec.config import DeviceConfig, LossOn, Precision, Quantization
+from lora_trainer.spec.template_fields import Value, argument_value
+from lora_trainer.storage.base import Base, find_base, open_folder
+from lora_trainer.storage.base_architecture import positions_in
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.manifest import read_manifest
+from lora_trainer.storage.sealed import MANIFEST
+from lora_trainer.storage.volumes import Volumes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.artifact.manifest import Manifest, read_manifest
-from lora_trainer.artifact.sealed import MANIFEST
 from lora_trainer.errors import CheckpointError, ConfigError
-from lora_trainer.places.model_folder import check_on_claim
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.training.checkpoint import RUN_FILE
+from lora_trainer.storage.manifest import Manifest, read_manifest
+from lora_trainer.storage.model_folder import check_on_claim
+from lora_trainer.storage.sealed import MANIFEST
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.checkpoint import RUN_FILE
 
 _ADAPTER = "adapter_config.json"
 

@@ -9,14 +9,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TextIO
 
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.distributed import logs
 from lora_trainer.errors import ConfigError, explain_by_hand, one_sentence
 from lora_trainer.host.live import is_live, shown
 from lora_trainer.host.view import View
 from lora_trainer.manifest_file import MOST_CHARACTERS, load_manifest
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks import logs
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.exit_codes import ExitCode
+from lora_trainer.storage.volumes import Volumes
 
 
 def by_hand(action: Callable[[], None]) -> int:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from lora_trainer.contract.config import MergePrecision
-from lora_trainer.contract.progress import PORT
-from lora_trainer.contract.release import RELEASE
+from lora_trainer.distributed import logs
 from lora_trainer.host.child import stage_environment
-from lora_trainer.places.volumes import CLAIMS, CONFIG_MAPS
-from lora_trainer.ranks import logs
+from lora_trainer.spec.config import MergePrecision
+from lora_trainer.spec.progress import PORT
+from lora_trainer.spec.release import RELEASE
+from lora_trainer.storage.volumes import CLAIMS, CONFIG_MAPS
 
 _ABOUT = "Run a fine-tuning, look at its inputs, plan it, verify and publish results, ask models questions."
 _MODULES = {"run": "run_commands", "preflight": "run_commands", "plan": "plan_command"}

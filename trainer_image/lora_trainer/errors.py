@@ -25,11 +25,11 @@ import errno
 import os
 import re
 
-from lora_trainer.contract.codec import CodecError
-from lora_trainer.contract.exit_codes import ExitCode, reason_of
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.contract.uri import UriError
+from lora_trainer.spec.codec import CodecError
+from lora_trainer.spec.exit_codes import ExitCode, reason_of
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.run_plan import RunPlan
+from lora_trainer.spec.uri import UriError
 
 _STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _FAILING_ERRNOS = {errno.EIO, errno.ESTALE, getattr(errno, "EREMOTEIO", errno.EIO)}

@@ -3,20 +3,20 @@
 import json
 from pathlib import Path, PurePosixPath
 
-from lora_trainer.artifact.manifest import MERGED_FOLDER, Form, Serving, loadable
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.manifest import checkpoint_claim
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import CAUSAL_CLASS, Artifact, Results, Summary
-from lora_trainer.contract.uri import HubUri, parse_uri
+from lora_trainer.distributed.logs import with_error
 from lora_trainer.errors import ConfigError
 from lora_trainer.host.supervisor import Ending
-from lora_trainer.places.run_folders import folders_of_name
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.plan.hints import spoken
-from lora_trainer.ranks.logs import with_error
 from lora_trainer.result.serving import command, merged_command
-from lora_trainer.training.checkpoint import RUN_FILE, newest_of
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.manifest import checkpoint_claim
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.summary import CAUSAL_CLASS, Artifact, Results, Summary
+from lora_trainer.spec.uri import HubUri, parse_uri
+from lora_trainer.storage.manifest import MERGED_FOLDER, Form, Serving, loadable
+from lora_trainer.storage.run_folders import folders_of_name
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.checkpoint import RUN_FILE, newest_of
 
 _COPY = "path/of/its/copy"
 

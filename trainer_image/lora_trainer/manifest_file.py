@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.fields import nearest
-from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, RunOptions, train_config
 from lora_trainer.errors import ConfigError
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.fields import nearest
+from lora_trainer.spec.manifest import API_VERSION, KIND, ManifestError, RunOptions, train_config
 
 MOST_CHARACTERS = 3 * 2**20
 """What the API server takes of one request; a manifest has a few hundred."""

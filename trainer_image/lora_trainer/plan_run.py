@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.gpus import KNOWN, DeviceError, find_gpu
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.uri import ClaimUri, parse_uri
 from lora_trainer.errors import ConfigError, NotFoundError
-from lora_trainer.places.base_shape import CONFIG, parameters_in, read_config
-from lora_trainer.places.volumes import Volumes, readable
 from lora_trainer.plan.adapter import AdapterError
 from lora_trainer.plan.answer import Asked, Model, Plan, PlanByWeights, answer
-from lora_trainer.plan.shapes import ShapeError
+from lora_trainer.plan.architecture import ArchitectureError
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.gpus import KNOWN, DeviceError, find_gpu
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.uri import ClaimUri, parse_uri
+from lora_trainer.storage.base_architecture import CONFIG, parameters_in, read_config
+from lora_trainer.storage.volumes import Volumes, readable
 
 
 def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan | PlanByWeights:
@@ -19,7 +19,7 @@ def plan_run(config: TrainConfig, volumes: Volumes, asked: Asked) -> Plan | Plan
     try:
         gpus = tuple(find_gpu(text) for text in asked.gpus) or KNOWN
         return answer(config, _model(config, volumes, asked.config_file), asked, gpus)
-    except (AdapterError, DeviceError, ShapeError) as error:
+    except (AdapterError, DeviceError, ArchitectureError) as error:
         raise ConfigError(str(error)) from error
 
 
@@ -40,8 +40,8 @@ def _model(config: TrainConfig, volumes: Volumes, file: Path | None) -> Model:
 
 
 def _remote_model(address: str, volumes: Volumes) -> Model:
-    from lora_trainer.places.hub import Hub  # noqa: PLC0415 - HTTP, which a plan of local files does without
-    from lora_trainer.places.model_headers import read_headers  # noqa: PLC0415
+    from lora_trainer.storage.hub import Hub  # noqa: PLC0415 - HTTP, which a plan of local files does without
+    from lora_trainer.storage.model_headers import read_headers  # noqa: PLC0415
 
     headers = read_headers(address, volumes, Hub(), tokenizer=False)
     return Model(document=read_config(headers.base.folder / CONFIG), name=CONFIG, stored=headers.parameters)

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from lora_trainer.contract.preflight import ModelFacts, RowFacts
-from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.contract.summary import Summary
+from lora_trainer.spec.preflight import ModelFacts, RowFacts
+from lora_trainer.spec.run_plan import RunPlan
+from lora_trainer.spec.summary import Summary
 
 
 def show_preflight(summary: Summary) -> str:

@@ -5,10 +5,10 @@ import sys
 
 from lora_trainer.by_hand import check_checkpoint, check_question, check_result
 from lora_trainer.command_options import by_hand, say, volumes
-from lora_trainer.contract.config import MergePrecision
-from lora_trainer.places.model_folder import check_on_claim
-from lora_trainer.places.publishing import publish_folder
 from lora_trainer.result.serving import merged_command
+from lora_trainer.spec.config import MergePrecision
+from lora_trainer.storage.model_folder import check_on_claim
+from lora_trainer.storage.publishing import publish_folder
 
 
 def publish(options: argparse.Namespace) -> int:
@@ -27,8 +27,8 @@ def verify(options: argparse.Namespace) -> int:
 
     def action() -> None:
         check_on_claim(check_result(options.folder).config.model.uri, volumes(options))
-        from lora_trainer.places.hub import Hub  # noqa: PLC0415 - PyTorch, after what needs none of it
         from lora_trainer.result.verify import verify  # noqa: PLC0415
+        from lora_trainer.storage.hub import Hub  # noqa: PLC0415 - PyTorch, after what needs none of it
 
         result = verify(options.folder, volumes(options), Hub(), anywhere=True)
         say(f"verified: loss {result.loss:.6f}, within {result.tolerance:.2g} of what the training measured")
@@ -41,8 +41,8 @@ def export(options: argparse.Namespace) -> int:
 
     def action() -> None:
         check_checkpoint(options.checkpoint, volumes(options))
-        from lora_trainer.places.hub import Hub  # noqa: PLC0415 - as above
         from lora_trainer.result.export_checkpoint import export_checkpoint  # noqa: PLC0415
+        from lora_trainer.storage.hub import Hub  # noqa: PLC0415 - as above
 
         result = export_checkpoint(options.checkpoint, options.output, volumes(options), Hub())
         say(f"{options.output}: verified, loss {result.loss:.6f}, within {result.tolerance:.2g} of the checkpoint's")
@@ -55,8 +55,8 @@ def merge(options: argparse.Namespace) -> int:
 
     def action() -> None:
         check_on_claim(check_result(options.adapter).config.model.uri, volumes(options))
-        from lora_trainer.places.hub import Hub  # noqa: PLC0415 - as above
         from lora_trainer.result.merge_stage import merge_by_hand  # noqa: PLC0415
+        from lora_trainer.storage.hub import Hub  # noqa: PLC0415 - as above
 
         result = merge_by_hand(
             options.adapter, options.output, volumes(options), Hub(), MergePrecision(options.precision)

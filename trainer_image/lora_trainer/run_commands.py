@@ -11,19 +11,19 @@ from pathlib import Path
 from types import FrameType
 
 from lora_trainer.command_options import local_config, read, say, view, volumes
-from lora_trainer.contract import codec
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.contract.progress import PORT
-from lora_trainer.contract.summary import Summary
-from lora_trainer.contract.uri import ClaimUri, parse_uri
+from lora_trainer.distributed import logs
 from lora_trainer.errors import ConfigError, DoesNotFitError, InternalError, explain
 from lora_trainer.host.launch import grace_s
 from lora_trainer.host.supervisor import Ending, Settings, Supervisor
 from lora_trainer.local_run import last_uid, show_summary
-from lora_trainer.places.volumes import CLAIMS
 from lora_trainer.preflight_lines import show_preflight
-from lora_trainer.ranks import logs
+from lora_trainer.spec import codec
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.exit_codes import ExitCode
+from lora_trainer.spec.progress import PORT
+from lora_trainer.spec.summary import Summary
+from lora_trainer.spec.uri import ClaimUri, parse_uri
+from lora_trainer.storage.volumes import CLAIMS
 
 log = logging.getLogger(__name__)
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -74,8 +74,8 @@ def preflight(options: argparse.Namespace) -> int:
     try:
         config = local_config(options.file) if options.file else TrainConfig.from_json(read(options.config))
         # NumPy and HTTP, which the supervisor of a run does without.
-        from lora_trainer.places.hub import Hub  # noqa: PLC0415
         from lora_trainer.recipe.preflight import preflight as check_inputs  # noqa: PLC0415
+        from lora_trainer.storage.hub import Hub  # noqa: PLC0415
 
         with view(options.log_format):
             summary = check_inputs(config, volumes(options), Hub(), fill=options.fill_cache)

@@ -15,30 +15,30 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from lora_trainer.artifact.manifest import read_manifest
-from lora_trainer.contract.config import Quantization, TrainConfig
-from lora_trainer.contract.manifest import checkpoint_claim
-from lora_trainer.contract.progress import Phase
-from lora_trainer.contract.reasons import Reason
 from lora_trainer.data.kept_rows import KeptRows
+from lora_trainer.distributed import logs
+from lora_trainer.distributed.activity import heard_by
+from lora_trainer.distributed.deadline import reported_by
+from lora_trainer.distributed.libraries import importing_libraries
+from lora_trainer.distributed.parent import end_with_parent
+from lora_trainer.distributed.reports import Report, Reporter, open_report
 from lora_trainer.errors import StorageError
 from lora_trainer.host.guard import guarded, leave
-from lora_trainer.places.base import Base
-from lora_trainer.places.cache_folders import cached_rows
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.lock import check_ticket
-from lora_trainer.places.outputs import open_sink
-from lora_trainer.places.run_folders import folder_of_run
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks import logs
-from lora_trainer.ranks.activity import heard_by
-from lora_trainer.ranks.deadline import reported_by
-from lora_trainer.ranks.libraries import importing_libraries
-from lora_trainer.ranks.parent import end_with_parent
-from lora_trainer.ranks.reports import Report, Reporter, open_report
 from lora_trainer.recipe.inputs import fetch, prepare
-from lora_trainer.training.resume_overrides import kept_quantization, with_kept_commits
-from lora_trainer.training.stopping import Stop
+from lora_trainer.spec.config import Quantization, TrainConfig
+from lora_trainer.spec.manifest import checkpoint_claim
+from lora_trainer.spec.progress import Phase
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.cache_folders import cached_rows
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.lock import check_ticket
+from lora_trainer.storage.manifest import read_manifest
+from lora_trainer.storage.outputs import open_publisher
+from lora_trainer.storage.run_folders import folder_of_run
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.resume_overrides import kept_quantization, with_kept_commits
+from lora_trainer.train.stopping import Stop
 
 _POLL_S = 0.05
 
@@ -109,13 +109,15 @@ def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
         prepare(config, volumes, Hub(), data, check=check, kept=rows, workspace=folder)
     with importing_libraries():
         import_peft(expected_quantization(config, folder))
-        from lora_trainer.recipe.train import Workshop, run_training  # noqa: PLC0415
+        from lora_trainer.recipe.run import RunContext, run_training  # noqa: PLC0415
 
     # A process that fails to prepare it takes the others along.
     while not data.is_dir():
         time.sleep(_POLL_S)
-    workshop = Workshop(folder=options.workspace, rows=rows, may_write=lambda: _check_lock(options), stop=options.stop)
-    run_training(config, data, volumes, Hub(), folder=options.folder, reporter=reporter, workshop=workshop)
+    run_context = RunContext(
+        folder=options.workspace, rows=rows, may_write=lambda: _check_lock(options), stop=options.stop
+    )
+    run_training(config, data, volumes, Hub(), folder=options.folder, reporter=reporter, run_context=run_context)
 
 
 def _check_options(config: TrainConfig, folder: Path | None, base: Base) -> None:
@@ -207,15 +209,15 @@ def _merge(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
 
 
 def _publish(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, reporter: Reporter) -> None:
-    reporter.send(Report(published=open_sink(config, volumes).publish(options.folder)))
+    reporter.send(Report(published=open_publisher(config, volumes).publish(options.folder)))
 
 
 def _fetch_back(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, _reporter: Reporter) -> None:
-    sink = open_sink(config, volumes)
-    published = sink.published()
+    publisher = open_publisher(config, volumes)
+    published = publisher.published()
     if published is None:
         raise StorageError(f"output.uri is {config.output.uri}: what this run published there is gone")
-    sink.fetch(published, options.folder)
+    publisher.fetch(published, options.folder)
 
 
 _STAGES: Mapping[str, Callable[[TrainConfig, argparse.Namespace, Volumes, Reporter], None]] = {

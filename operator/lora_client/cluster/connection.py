@@ -220,7 +220,7 @@ class Cluster:
         )
 
     def _unreachable(self, error: Exception) -> ClientError:
-        from lora_trainer.places.network import refused_certificate  # noqa: PLC0415 - as above
+        from lora_trainer.storage.network import refused_certificate  # noqa: PLC0415 - as above
 
         host = self.configuration.host
         if refused := refused_certificate(error, _UNKNOWN_AUTHORITY):
@@ -233,7 +233,7 @@ class Cluster:
 
 def _why(error: Exception) -> str:
     """In words, also for what Python's libraries wrap in their own."""
-    from lora_trainer.places.network import cause_of  # noqa: PLC0415 - as above
+    from lora_trainer.storage.network import cause_of  # noqa: PLC0415 - as above
 
     if cause_of(error, ConnectionError) and not cause_of(error, ConnectionRefusedError):
         return "it closed the connection"

@@ -126,7 +126,7 @@ def _plugin_error(plugin: str, said: str) -> str:
 def _proxy_login(proxy: str) -> dict[str, str]:
     from urllib3.exceptions import LocationParseError  # noqa: PLC0415
 
-    from lora_trainer.places.network import proxy_login  # noqa: PLC0415 - as above
+    from lora_trainer.storage.network import proxy_login  # noqa: PLC0415 - as above
 
     try:
         return proxy_login(proxy)

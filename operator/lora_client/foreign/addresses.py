@@ -4,7 +4,7 @@ import re
 
 from lora_client.foreign.mapping import Conversion, variable
 from lora_client.views.words import is_file
-from lora_trainer.contract.uri import UriError, parse_uri
+from lora_trainer.spec.uri import UriError, parse_uri
 
 MISSING_MODEL = "hf://organisation/model"
 MISSING_DATASET = "hf://organisation/data-set"

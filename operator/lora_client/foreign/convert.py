@@ -14,7 +14,7 @@ from lora_client.foreign.tools import TOOLS, recognised, rest
 from lora_client.views.checked import own_problems, shown
 from lora_client.yaml_text import yaml_text
 from lora_operator.model.wording import printable
-from lora_trainer.contract.manifest import KIND
+from lora_trainer.spec.manifest import KIND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import Any
 from lora_client.foreign.elsewhere import SAVES, TEMPLATE
 from lora_client.views.changes import decimal_text
 from lora_client.views.words import VALUES, known
-from lora_trainer.contract.config import LossOn, Packing, Precision
-from lora_trainer.contract.template_fields import BUILT_IN
+from lora_trainer.spec.config import LossOn, Packing, Precision
+from lora_trainer.spec.template_fields import BUILT_IN
 
 Options = Mapping[str, Any]
 NOT_GIVEN = "not given"

@@ -17,7 +17,7 @@ from lora_client.views.answers import Answer, side_by_side
 from lora_client.views.helper_pod import CONTAINER, Need, adapter_place, folder_of, memory_on_cpu
 from lora_client.views.uses import require_askable
 from lora_operator.model.wording import byte_size
-from lora_trainer.contract.release import RELEASE
+from lora_trainer.spec.release import RELEASE
 
 _FIRST_S = 1800.0
 """Until the first answer: the model is loaded, and fetched where no cache has it."""

@@ -13,7 +13,7 @@ from lora_client.views.resources import name_of, part, result, text, waiting_for
 from lora_client.views.uses import uses
 from lora_operator.model.names import PREFLIGHT, TRAIN, TRAINER_CONTAINER
 from lora_operator.model.objects import PodView
-from lora_trainer.contract.names import run_suffix
+from lora_trainer.spec.names import run_suffix
 
 _KEPT = "train.log"
 _CHECKPOINTS = ".lora-checkpoints"

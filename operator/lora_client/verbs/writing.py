@@ -18,8 +18,8 @@ from lora_client.foreign.reading import FOREIGN
 from lora_client.output import Form, data, note, put, say, show
 from lora_client.views.checked import own_problems, shown
 from lora_client.yaml_text import yaml_text
-from lora_trainer.contract.manifest import API_VERSION, KIND, ManifestError, RunOptions, train_config
 from lora_trainer.errors import AccessDeniedError, TrainerError, TransientError
+from lora_trainer.spec.manifest import API_VERSION, KIND, ManifestError, RunOptions, train_config
 
 if TYPE_CHECKING:
     from lora_trainer.plan.answer import Plan, PlanByWeights
@@ -173,9 +173,9 @@ def planned(
     resource: Mapping[str, Any], *, config: str | None, gpus: Sequence[str], tokens: int | None
 ) -> "Plan | PlanByWeights":
     """What a run takes of which GPU. Raises `ClientError`."""
-    from lora_trainer.places.volumes import Volumes  # noqa: PLC0415 - tables of models, which other verbs do without
     from lora_trainer.plan.answer import Asked  # noqa: PLC0415
     from lora_trainer.plan_run import plan_run  # noqa: PLC0415
+    from lora_trainer.storage.volumes import Volumes  # noqa: PLC0415 - tables of models, which other verbs do without
 
     options = RunOptions(uid="plan", allow_cpu=True, strict=True, checkpoint_claim=_DEFAULT_CLAIM)
     try:

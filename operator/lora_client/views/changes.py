@@ -9,9 +9,9 @@ from typing import Any
 
 from lora_client.errors import ClientError
 from lora_client.views.given import mapping, plain
-from lora_trainer.contract.manifest import API_VERSION, KIND
 from lora_trainer.errors import ConfigError
 from lora_trainer.manifest_file import read_documents
+from lora_trainer.spec.manifest import API_VERSION, KIND
 
 DECIMALS = frozenset(
     {

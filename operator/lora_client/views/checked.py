@@ -7,9 +7,9 @@ from typing import Any
 from lora_client.views.refusals import Refusal, fields_of, problems, sentence_of
 from lora_client.views.resources import text
 from lora_client.views.words import address_hint, field_hint, hint
-from lora_trainer.contract.fields import Problem
-from lora_trainer.contract.manifest import ManifestError, RunOptions, train_config
-from lora_trainer.contract.release import RELEASE
+from lora_trainer.spec.fields import Problem
+from lora_trainer.spec.manifest import ManifestError, RunOptions, train_config
+from lora_trainer.spec.release import RELEASE
 
 _NO_FIELD = "there is no such field"
 

@@ -9,8 +9,8 @@ from typing import Any
 from lora_client.errors import ClientError
 from lora_client.views.kept_pod import CACHE, TRAINER, gpus, kept_pod
 from lora_client.views.resources import Object, name_of, part, result, state, text
-from lora_trainer.contract.quantity import at_least
-from lora_trainer.contract.uri import ClaimUri, Uri, UriError, parse_uri
+from lora_trainer.spec.quantity import at_least
+from lora_trainer.spec.uri import ClaimUri, Uri, UriError, parse_uri
 
 CONTAINER = "lora"
 LABEL = "lora-operator.io/client"

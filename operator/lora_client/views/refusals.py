@@ -8,8 +8,8 @@ from typing import Any
 
 from lora_client.views.words import hint
 from lora_operator.decide.trouble import classify_refusal
-from lora_trainer.contract.fields import Problem
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.fields import Problem
+from lora_trainer.spec.reasons import Reason
 
 _VALUE = re.compile(
     r"^(?:(?:Forbidden|Internal error): ?()|(?:Invalid|Unsupported|Too \w+|Duplicate) ?(?:value)?: ?"

@@ -9,10 +9,10 @@ from lora_client.views.helper_pod import adapter_place, claims_of, exclusive_mod
 from lora_client.views.hub_access import HubAccess, hub_access, lost_access
 from lora_client.views.kept_pod import CACHE, cpu_and_memory, gpus, placement
 from lora_client.views.resources import Object, name_of, namespace_of, part, text
-from lora_trainer.contract.device_section import GPU_RESOURCE
-from lora_trainer.contract.quantity import at_least, size_of
-from lora_trainer.contract.serving import lora_module
-from lora_trainer.contract.uri import ClaimUri
+from lora_trainer.spec.device_section import GPU_RESOURCE
+from lora_trainer.spec.quantity import at_least, size_of
+from lora_trainer.spec.serving import lora_module
+from lora_trainer.spec.uri import ClaimUri
 
 _PODS = (("template", "spec"), ("predictor",))
 """Where a server's pod stands in a manifest."""

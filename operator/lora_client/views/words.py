@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import get_type_hints
 
 from lora_client.spec import Spec
-from lora_trainer.contract.config import (
+from lora_trainer.spec.config import (
     ActivationCheckpointing,
     DatasetFormat,
     Init,
@@ -22,7 +22,7 @@ from lora_trainer.contract.config import (
     Tracker,
     Variant,
 )
-from lora_trainer.contract.fields import nearest
+from lora_trainer.spec.fields import nearest
 
 _BNB_8BIT = dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "adamw8bit"), Optimizer.ADAMW_8BIT)
 _ADAMW = dict.fromkeys(

@@ -13,7 +13,7 @@ from typing import cast
 from lora_operator.cluster.fair_slots import FairSlots
 from lora_operator.cluster.store import Key
 from lora_operator.model.objects import Answer, PodView
-from lora_trainer.contract.progress import MAX_BYTES, PORT, Progress
+from lora_trainer.spec.progress import MAX_BYTES, PORT, Progress
 
 logger = logging.getLogger(__name__)
 

@@ -31,9 +31,9 @@ from lora_operator.cluster.api import (
 from lora_operator.cluster.login import LoginError, load_configuration
 from lora_operator.controller.supervision import OperatorFailedError
 from lora_operator.model.config import OperatorConfig
-from lora_trainer.contract.api import paths
-from lora_trainer.contract.resource import Spec
-from lora_trainer.contract.status import Status
+from lora_trainer.spec.api import paths
+from lora_trainer.spec.resource import Spec
+from lora_trainer.spec.status import Status
 
 if TYPE_CHECKING:
     from lora_operator.cluster.lease import Election

@@ -24,7 +24,7 @@ from lora_operator.cluster.store import Key
 from lora_operator.model.conditions import condition_in, result_of, state_of
 from lora_operator.model.objects import FineTune, Plan
 from lora_operator.model.wording import maps_of, sentence
-from lora_trainer.contract.summary import clip
+from lora_trainer.spec.summary import clip
 
 logger = logging.getLogger(__name__)
 

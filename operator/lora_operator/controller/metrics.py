@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from lora_operator.model.conditions import has_just_ended, result_of
 from lora_operator.model.names import TRAIN
 from lora_operator.model.objects import FineTune, Observed
-from lora_trainer.contract.release import RELEASE
+from lora_trainer.spec.release import RELEASE
 
 _RECONCILE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _WAIT_SECONDS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 3 * 86400, 7 * 86400)

@@ -30,7 +30,7 @@ from lora_operator.controller.refusals import Refusals
 from lora_operator.controller.watch import sources_of
 from lora_operator.controller.work_queue import WorkQueue
 from lora_operator.model.config import OperatorConfig
-from lora_trainer.contract.progress import Progress
+from lora_trainer.spec.progress import Progress
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]

@@ -12,8 +12,8 @@ from lora_operator.decide.run import Run
 from lora_operator.decide.trouble import trouble_of_refusal
 from lora_operator.model.pods import condition_of, evicted_by_node_pressure, newest_first, was_disrupted
 from lora_operator.model.wording import last_line, sentence
-from lora_trainer.contract import advice as codes
 from lora_trainer.plan import hints as rules
+from lora_trainer.spec import advice as codes
 
 MANY_PREEMPTIONS = 3
 

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from lora_operator.decide.progress import whole
 from lora_operator.model.wording import decimal, masked
-from lora_trainer.contract import codec
-from lora_trainer.contract.summary import clip
+from lora_trainer.spec import codec
+from lora_trainer.spec.summary import clip
 
 T = TypeVar("T")
 LONGEST_TEXT = 1024

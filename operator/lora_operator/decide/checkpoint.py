@@ -6,9 +6,9 @@ from typing import Any
 from lora_operator.decide.verdict import Verdict
 from lora_operator.model.conditions import Condition, StateReason, Type
 from lora_operator.model.wording import parse_instant, sentence
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.manifest import checkpoint_claim
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.manifest import checkpoint_claim
+from lora_trainer.spec.reasons import Reason
 
 _WITHOUT = {
     Reason.CHECKPOINT_INVALID: "No checkpoint is left that can be resumed from",

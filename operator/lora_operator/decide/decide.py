@@ -36,7 +36,7 @@ from lora_operator.model.pods import is_running
 from lora_operator.model.wording import sentence
 from lora_operator.render.jobs import render_job, render_service
 from lora_operator.render.pod_template import TRAINING, Shape
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 _LONGEST_PROBLEMS = MESSAGE_LENGTH - 200
 PREFLIGHT_SHAPE = Shape(command="preflight", trains=False)

@@ -26,8 +26,8 @@ from lora_operator.model.objects import JobView, PodView
 from lora_operator.model.pods import evicted_by_node_pressure, failure_of, ignored_by_job, is_done, was_disrupted
 from lora_operator.model.stored import Stored
 from lora_operator.model.wording import integer_of
-from lora_trainer.contract.exit_codes import FINAL
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.exit_codes import FINAL
+from lora_trainer.spec.reasons import Reason
 
 _LARGEST = 2**31 - 1
 _TAKEN_AWAY = frozenset({Reason.PREEMPTED, Reason.EVICTED})

@@ -7,8 +7,8 @@ from lora_operator.decide.states import is_good_news
 from lora_operator.model.conditions import Type, condition_in
 from lora_operator.model.objects import EventRecord
 from lora_operator.model.stored import Stored
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import clip
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.summary import clip
 
 EVENT_LENGTH = 1000
 

@@ -9,7 +9,7 @@ from lora_operator.model.budget import Used, backoff_limit, seconds_left
 from lora_operator.model.conditions import StateReason
 from lora_operator.model.objects import JobView, Patch
 from lora_operator.render.jobs import marks_of, suspend_annotation
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 
 def patches_for(run: Run, job: JobView) -> tuple[tuple[Patch, ...], Run]:

@@ -13,7 +13,7 @@ from lora_operator.model.objects import ConditionView, JobView, Observed, Patch,
 from lora_operator.model.request import Policy, Request
 from lora_operator.model.wording import sentence
 from lora_operator.render.jobs import suspend_annotation
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 _HELD = {Reason.QUEUED, Reason.PREEMPTED, Reason.SUSPENDED_BY_USER, Reason.SUSPENDED_EXTERNALLY}
 

@@ -13,8 +13,8 @@ from lora_operator.model.names import PREFLIGHT
 from lora_operator.model.objects import JobView
 from lora_operator.model.pods import has_ended, ignored_by_job, is_running
 from lora_operator.model.wording import parse_instant, sentence
-from lora_trainer.contract.exit_codes import FINAL
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.exit_codes import FINAL
+from lora_trainer.spec.reasons import Reason
 
 _LONGEST_BACKOFF_S = 600
 """For so long at most a Job makes no pod after one that failed (pkg/controller/job/backoff_utils.go of Kubernetes)."""

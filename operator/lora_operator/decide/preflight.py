@@ -11,7 +11,7 @@ from lora_operator.model.jobs import ending_of
 from lora_operator.model.names import PREFLIGHT
 from lora_operator.model.objects import ObjectRef
 from lora_operator.model.wording import sentence
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 
 def preflight_verdict(run: Run) -> Verdict | None:

@@ -10,8 +10,8 @@ from typing import Any
 from lora_operator.model.objects import PodView
 from lora_operator.model.stored import Stored
 from lora_operator.model.wording import byte_size, decimal, duration, instant, parse_instant
-from lora_trainer.contract.progress import Phase, Progress
-from lora_trainer.contract.summary import Results
+from lora_trainer.spec.progress import Phase, Progress
+from lora_trainer.spec.summary import Results
 
 LARGEST = 2**63 - 1
 _BEFORE_THE_FIRST_STEP = {Phase.STARTING, Phase.PREPARING, Phase.LOADING_MODEL}

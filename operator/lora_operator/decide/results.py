@@ -6,10 +6,10 @@ from typing import Any
 from lora_operator.decide.blocks import LONGEST_TEXT, Block, block_from
 from lora_operator.model.request import Request
 from lora_operator.model.wording import byte_size, printable, text_of
-from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
-from lora_trainer.contract.manifest import checkpoint_claim
-from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.contract.summary import Summary, clip
+from lora_trainer.spec.config import ActivationCheckpointing, Quantization, TrainConfig
+from lora_trainer.spec.manifest import checkpoint_claim
+from lora_trainer.spec.run_plan import RunPlan
+from lora_trainer.spec.summary import Summary, clip
 
 _OF_LORA = ("rank", "alpha", "dropout", "scaling", "variant", "init")
 _OF_TRAINING = (
@@ -37,14 +37,14 @@ def resolved_by_spec(train: TrainConfig, image: str) -> Block:
 
 def _recomputed(train: TrainConfig) -> dict[str, bool]:
     """Which activations are recomputed; empty where nothing has settled it."""
-    manner = train.training.activation_checkpointing
-    if manner is ActivationCheckpointing.AUTO:
+    checkpointing = train.training.activation_checkpointing
+    if checkpointing is ActivationCheckpointing.AUTO:
         if train.planned is None:
             return {}
-        manner = train.planned.manner
+        checkpointing = train.planned.checkpointing
     return {
-        "activationCheckpointing": manner.recomputes,
-        "selectiveCheckpointing": manner is ActivationCheckpointing.SELECTIVE,
+        "activationCheckpointing": checkpointing.recomputes,
+        "selectiveCheckpointing": checkpointing is ActivationCheckpointing.SELECTIVE,
     }
 
 

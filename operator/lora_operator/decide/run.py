@@ -23,12 +23,12 @@ from lora_operator.model.pods import failures_of, has_ended, is_running, leader_
 from lora_operator.model.request import Policy, Request, read_request
 from lora_operator.model.stored import Stored, read_stored
 from lora_operator.model.wording import block_of, text_of
-from lora_trainer.contract.manifest import RunOptions
-from lora_trainer.contract.quantity import at_least
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.contract.summary import Summary
 from lora_trainer.plan.planning import settled
+from lora_trainer.spec.manifest import RunOptions
+from lora_trainer.spec.quantity import at_least
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.run_plan import RunPlan
+from lora_trainer.spec.summary import Summary
 
 # Anyone who may create pods can make hundreds whose Job is not there, and each read costs the API server something.
 _MOST_ORPHANED = 8

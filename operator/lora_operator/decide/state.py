@@ -24,9 +24,9 @@ from lora_operator.model.pods import (
     was_disrupted,
 )
 from lora_operator.model.wording import instant
-from lora_trainer.contract.exit_codes import FINAL
-from lora_trainer.contract.progress import Phase
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.exit_codes import FINAL
+from lora_trainer.spec.progress import Phase
+from lora_trainer.spec.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

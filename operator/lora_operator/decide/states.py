@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_operator.model.conditions import result_of, state_of
-from lora_trainer.contract.reasons import FAILURES, Reason
+from lora_trainer.spec.reasons import FAILURES, Reason
 
 
 class Group(enum.StrEnum):

@@ -21,8 +21,8 @@ from lora_operator.model.names import PREFLIGHT
 from lora_operator.model.objects import PodView
 from lora_operator.model.pods import leader_first
 from lora_operator.model.wording import instant
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import ResolvedRun
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.summary import ResolvedRun
 
 NOT_SUSPENDED = StateReason(reason=Reason.NOT_SUSPENDED, message="The run is not suspended")
 _RESUMED_BY_OTHERS = StateReason(

@@ -13,7 +13,7 @@ from lora_operator.model.jobs import FAILED_CREATE
 from lora_operator.model.objects import EventView, JobView, PodView, Refusal
 from lora_operator.model.pods import condition_of, evicted_by_node_pressure, has_ended, is_running, was_disrupted
 from lora_operator.model.wording import UNANSWERED, last_line, sentence
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.spec.reasons import Reason
 
 _LONG_AGO = datetime.fromtimestamp(0, UTC)
 _PULL_REASONS = {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "RegistryUnavailable", "ImageInspectError"}

@@ -18,9 +18,9 @@ from lora_operator.model.objects import ConditionView, JobView, MemoryLimit, Pod
 from lora_operator.model.pods import failures_of, newest_first, summary_of
 from lora_operator.model.request import Policy
 from lora_operator.model.wording import last_line, sentence
-from lora_trainer.contract.exit_codes import reason_of
-from lora_trainer.contract.reasons import FAILURES, Reason
-from lora_trainer.contract.summary import Summary
+from lora_trainer.spec.exit_codes import reason_of
+from lora_trainer.spec.reasons import FAILURES, Reason
+from lora_trainer.spec.summary import Summary
 
 _EXIT_CODE = re.compile(r"exit code ([0-9]{1,3})\b")
 _UNSPECIFIC = {Reason.RESTARTING, Reason.EVICTED, Reason.INTERNAL_ERROR, Reason.PENDING, Reason.RESULT_UNKNOWN}

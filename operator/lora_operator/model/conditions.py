@@ -11,8 +11,8 @@ from typing import Any
 
 from lora_operator.model.objects import FineTune
 from lora_operator.model.wording import instant, maps_of, parse_instant
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import clip
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.summary import clip
 
 UNTOUCHED = "Waiting for the operator"
 """The message of the definition's default, by which nobody has written a status yet."""

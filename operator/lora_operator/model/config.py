@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from lora_trainer.contract import codec
-from lora_trainer.contract.device_section import GpuSetting
-from lora_trainer.contract.resource import LARGEST_GPU_GIB
+from lora_trainer.spec import codec
+from lora_trainer.spec.device_section import GpuSetting
+from lora_trainer.spec.resource import LARGEST_GPU_GIB
 
 NOT_TO_BE_MOVED = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
 """Annotations by which Karpenter and the cluster autoscaler leave a pod on its node until it has ended."""

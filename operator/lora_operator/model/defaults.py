@@ -9,9 +9,9 @@ from typing import Any
 
 from lora_operator.model.config import OperatorConfig
 from lora_operator.model.wording import block_of, integer_of, maps_of, text_of
-from lora_trainer.contract.device_section import GPU_RESOURCE
-from lora_trainer.contract.quantity import times
-from lora_trainer.contract.resource import TOLERATION_KEYS
+from lora_trainer.spec.device_section import GPU_RESOURCE
+from lora_trainer.spec.quantity import times
+from lora_trainer.spec.resource import TOLERATION_KEYS
 
 CPU_PER_GPU, MEMORY_PER_GPU = "2", "8Gi"
 

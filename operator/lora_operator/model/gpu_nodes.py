@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_operator.model.names import GPU_MEMORY_LABEL
-from lora_trainer.contract.gpus import least_label
-from lora_trainer.contract.resource import PRODUCT_LABEL
+from lora_trainer.spec.gpus import least_label
+from lora_trainer.spec.resource import PRODUCT_LABEL
 
 Expressions = list[dict[str, Any]]
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"

@@ -5,7 +5,7 @@ A child is the run's by its controller reference. Its name says which stage of w
 
 import re
 
-from lora_trainer.contract.names import SUFFIX_LENGTH, run_suffix
+from lora_trainer.spec.names import SUFFIX_LENGTH, run_suffix
 
 GROUP = "lora-operator.io"
 UID_LABEL = "lora-operator.io/uid"

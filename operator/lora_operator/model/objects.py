@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_operator.model.names import COLLECTING, TRAIN
 from lora_operator.model.wording import block_of, is_of_webhook, parse_instant
-from lora_trainer.contract.progress import Progress
+from lora_trainer.spec.progress import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from lora_operator.model.objects import (
     WorkloadView,
 )
 from lora_operator.model.wording import integer_of, parse_instant
-from lora_trainer.contract.resource import PRODUCT_LABEL
+from lora_trainer.spec.resource import PRODUCT_LABEL
 
 LONGEST_TEXT = 8192
 _LONGEST_EVENT = 1024  # so long is what Kubernetes' own components say in one; anybody may say more

@@ -6,10 +6,10 @@ from functools import lru_cache
 from lora_operator.model.conditions import StateReason
 from lora_operator.model.objects import ConditionView, MemoryLimit, PodView
 from lora_operator.model.wording import last_line, sentence
-from lora_trainer.contract.codec import CodecError
-from lora_trainer.contract.exit_codes import ExitCode, reason_of
-from lora_trainer.contract.reasons import FAILURES, Reason
-from lora_trainer.contract.summary import Summary
+from lora_trainer.spec.codec import CodecError
+from lora_trainer.spec.exit_codes import ExitCode, reason_of
+from lora_trainer.spec.reasons import FAILURES, Reason
+from lora_trainer.spec.summary import Summary
 
 
 def has_ended(pod: PodView) -> bool:

@@ -9,11 +9,11 @@ from typing import Any
 
 from lora_operator.model.defaults import Defaults
 from lora_operator.model.names import QUEUE_LABEL, QUEUE_LABELS
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.fields import Problem, Reader
-from lora_trainer.contract.manifest import RunOptions, spec_of, understand
-from lora_trainer.contract.reading import read
-from lora_trainer.contract.resource import AddressSecret, Preflight, Resources, Spec, UseSecret
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.fields import Problem, Reader
+from lora_trainer.spec.manifest import RunOptions, spec_of, understand
+from lora_trainer.spec.reading import read
+from lora_trainer.spec.resource import AddressSecret, Preflight, Resources, Spec, UseSecret
 
 _NOTHING = Defaults()
 

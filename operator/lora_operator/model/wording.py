@@ -10,7 +10,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from lora_trainer.contract.summary import clip
+from lora_trainer.spec.summary import clip
 
 SENTENCE_LENGTH = 1024
 

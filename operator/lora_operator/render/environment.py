@@ -6,8 +6,8 @@ from typing import Any
 
 from lora_operator.model.config import OperatorConfig
 from lora_operator.model.request import PodRequest
-from lora_trainer.contract.config import Tracker, TrainConfig
-from lora_trainer.contract.uri import HubUri, OciUri, S3Uri, Uri, parse_uri
+from lora_trainer.spec.config import Tracker, TrainConfig
+from lora_trainer.spec.uri import HubUri, OciUri, S3Uri, Uri, parse_uri
 
 CACHE_FOLDER = "/cache"
 COMPILED_FOLDER = "/compiled"

@@ -12,9 +12,9 @@ from lora_operator.model.objects import FineTune
 from lora_operator.model.request import Policy, Request
 from lora_operator.render.environment import RENDEZVOUS_PORT
 from lora_operator.render.pod_template import TRAINING, Shape, pod_template
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.exit_codes import FINAL, ExitCode
-from lora_trainer.contract.manifest import API_VERSION, KIND
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.exit_codes import FINAL, ExitCode
+from lora_trainer.spec.manifest import API_VERSION, KIND
 
 Manifest = dict[str, Any]
 _NOTHING = Used()

@@ -10,8 +10,8 @@ from lora_operator.model.request import PodRequest
 from lora_operator.render.environment import RENDEZVOUS_PORT, environment
 from lora_operator.render.placement import preflight_placement, training_placement
 from lora_operator.render.volumes import CONFIG_FILE, CONFIG_FOLDER, Volume, as_manifests, volumes
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.progress import PORT
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.progress import PORT
 
 Manifest = dict[str, Any]
 

@@ -8,10 +8,10 @@ from lora_operator.model.config import OperatorConfig
 from lora_operator.model.names import CONFIG_ANNOTATION
 from lora_operator.model.request import PodRequest
 from lora_operator.render.environment import CA_FILE, CA_FOLDER, CACHE_FOLDER, COMPILED_FOLDER
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.manifest import checkpoint_claim
-from lora_trainer.contract.template_fields import template_config_map
-from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.manifest import checkpoint_claim
+from lora_trainer.spec.template_fields import template_config_map
+from lora_trainer.spec.uri import ClaimUri, ConfigMapUri, parse_uri
 
 CONFIG_FOLDER = "/etc/lora"
 CONFIG_FILE = "config.json"

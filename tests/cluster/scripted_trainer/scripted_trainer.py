@@ -33,13 +33,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.progress import PORT, Progress
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import Artifact, Results, Summary, Verification
-from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
 from lora_trainer.errors import TransientError
-from lora_trainer.places import lock
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.progress import PORT, Progress
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.summary import Artifact, Results, Summary, Verification
+from lora_trainer.spec.uri import ClaimUri, ConfigMapUri, parse_uri
+from lora_trainer.storage import lock
 
 TERMINATION_LOG = Path("/dev/termination-log")
 CLAIMS = Path("/claims")

@@ -19,7 +19,7 @@ from lora_client.output import Form
 from lora_client.verbs import ask as module
 from lora_client.views.answers import Answer, side_by_side
 from lora_client.views.helper_pod import Need
-from lora_trainer.contract.release import RELEASE
+from lora_trainer.spec.release import RELEASE
 
 Object = dict[str, Any]
 CONVERSATION = "from lora_client.verbs.ask import _questions\nfor asked in _questions(None): print(asked)"

@@ -14,8 +14,8 @@ from typer.main import get_command
 
 from lora_client.__main__ import main
 from lora_client.commands import app
-from lora_trainer.contract.manifest import RunOptions, train_config
 from lora_trainer.errors import TransientError
+from lora_trainer.spec.manifest import RunOptions, train_config
 
 ROOT = Path(__file__).parents[3]
 MANIFEST = """\

@@ -11,8 +11,8 @@ import yaml
 from lora_client.errors import ClientError
 from lora_client.foreign.convert import convert, text_of
 from lora_client.foreign.reading import read
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.manifest import RunOptions, train_config
 
 FOLDER = Path(__file__).parent / "configurations"
 LORA = ("rank", "alpha", "dropout", "layers", "target_modules", "variant", "scaling", "init", "modules_to_save")

@@ -9,7 +9,7 @@ import yaml
 
 from lora_client.errors import ClientError
 from lora_client.foreign.convert import convert
-from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.spec.manifest import RunOptions, train_config
 
 PAGE = Path(__file__).resolve().parents[3] / "docs/coming-from.md"
 SECTIONS = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]

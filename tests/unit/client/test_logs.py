@@ -14,9 +14,9 @@ from lora_client.errors import ClientError
 from lora_client.output import Form
 from lora_client.verbs.logs import log_so_far, logs
 from lora_operator.model.names import PREFLIGHT, UID_LABEL
-from lora_trainer.artifact.manifest import LOG
-from lora_trainer.contract.names import run_suffix
-from lora_trainer.places.run_folders import FOLDER
+from lora_trainer.spec.names import run_suffix
+from lora_trainer.storage.manifest import LOG
+from lora_trainer.storage.run_folders import FOLDER
 
 Object = dict[str, Any]
 PODS = (

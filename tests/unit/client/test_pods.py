@@ -18,7 +18,7 @@ from lora_client.views.helper_pod import Need, adapter_place, holder, pod, troub
 from lora_client.views.serving import manifests
 from lora_operator.model.request import read_request
 from lora_operator.render.placement import training_placement
-from lora_trainer.contract.manifest import RunOptions
+from lora_trainer.spec.manifest import RunOptions
 
 Object = dict[str, Any]
 PULL, ASK = Need(verb="pull"), Need(verb="ask", model=True)

@@ -17,7 +17,7 @@ from lora_client.output import Form
 from lora_client.verbs.serve import serve
 from lora_client.views.refusals import Refusal
 from lora_client.views.serving import manifests, notes
-from lora_trainer.contract.serving import HONOURS_PATTERNS
+from lora_trainer.spec.serving import HONOURS_PATTERNS
 
 ROOT = Path(__file__).parents[3]
 Object = dict[str, Any]

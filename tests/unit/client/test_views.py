@@ -15,7 +15,7 @@ from lora_client.views.curve import chart, points_in
 from lora_client.views.listing import table
 from lora_client.views.summary import summary
 from lora_client.views.watching import line, picture, point_of
-from lora_trainer.contract.manifest import RunOptions, train_config
+from lora_trainer.spec.manifest import RunOptions, train_config
 
 Object = dict[str, Any]
 NOW = datetime(2026, 11, 27, 12, 2, tzinfo=UTC)

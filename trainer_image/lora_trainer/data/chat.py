@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
-from lora_trainer.data.arrival import objection, probe_of, shape_of
+from lora_trainer.data.assistant_spans import Rendered, Span, Text, opened, place
 from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.clock import Clock, today
 from lora_trainer.data.formats import Conversation, PlainText, Sample
 from lora_trainer.data.messages import Message
-from lora_trainer.data.stretches import Rendered, Span, Text, opened, place
+from lora_trainer.data.template_coverage import objection, probe_of, shape_of
 from lora_trainer.data.time_limit import cpu_time
 from lora_trainer.errors import DatasetError
 
@@ -122,7 +122,7 @@ class Renderer:
         chats: dict[int, Conversation] = {}
         for number, sample in enumerate(samples):
             if isinstance(sample, PlainText):
-                texts[number] = [Text(text=sample.text, learned=((0, len(sample.text)),), templated=False)]
+                texts[number] = [Text(text=sample.text, assistant_spans=((0, len(sample.text)),), templated=False)]
             elif sample.verbatim and not self.has_template:
                 texts[number] = [_verbatim(sample)]
             else:
@@ -260,7 +260,9 @@ class Renderer:
         empty = sum(message.learned and message.role == "assistant" for message in chat.messages) - len(answers)
         if self._learn_all:
             text = renderings[_Request(len(chat.messages), generation=False)].text.rstrip()
-            whole = Text(text=text, learned=((0, len(text)),), templated=True, answers=len(answers), empty=empty)
+            whole = Text(
+                text=text, assistant_spans=((0, len(text)),), templated=True, answers=len(answers), empty=empty
+            )
             return [whole]
         placed = place(_needed(chat, answers, renderings, self._heading), self._stops)
         if placed is None:
@@ -268,7 +270,7 @@ class Renderer:
                 f"{chat.where}: {self._named} does not let an answer follow its prompt, so the answer's "
                 "tokens cannot be distinguished; use training.lossOn: All or another dataset.chatTemplate"
             )
-        if any(self._says_nothing(found.text[begin:end]) for found in placed for begin, end in found.learned):
+        if any(self._says_nothing(found.text[begin:end]) for found in placed for begin, end in found.assistant_spans):
             raise DatasetError(
                 f"{chat.where}: {self._named} leaves out what an answer says, so that only its end would be learned; "
                 "use another dataset.chatTemplate"
@@ -317,4 +319,4 @@ def _needed(chat: Conversation, answers: Sequence[int], renderings: _Renderings,
 
 def _verbatim(sample: Conversation) -> Text:
     prompt, answer = (message.content for message in sample.messages)
-    return Text(text=prompt + answer, learned=((len(prompt), len(prompt + answer)),), templated=False)
+    return Text(text=prompt + answer, assistant_spans=((len(prompt), len(prompt + answer)),), templated=False)

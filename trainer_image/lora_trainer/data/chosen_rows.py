@@ -11,8 +11,8 @@ from lora_trainer.data.readers import read_rows
 from lora_trainer.data.store import Block
 from lora_trainer.data.survey import Mask, Part
 from lora_trainer.data.tokens import Encoder
+from lora_trainer.distributed.cpus import node_cpus
 from lora_trainer.errors import DatasetError, KernelOutOfMemoryError
-from lora_trainer.ranks.cpus import node_cpus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

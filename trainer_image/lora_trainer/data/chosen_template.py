@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 
-from lora_trainer.contract.config import DatasetConfig
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.template_fields import Value, argument_value
-from lora_trainer.contract.uri import ConfigMapUri, parse_uri
 from lora_trainer.errors import ConfigError, NotFoundError
-from lora_trainer.places.volumes import Volumes, readable
+from lora_trainer.spec.config import DatasetConfig
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.template_fields import Value, argument_value
+from lora_trainer.spec.uri import ConfigMapUri, parse_uri
+from lora_trainer.storage.volumes import Volumes, readable
 
 LARGEST_BYTES = 2**18
 """Of a template; the largest of a known model has some 20 KiB."""

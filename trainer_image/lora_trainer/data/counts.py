@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_trainer.data.encoding import Batch
-from lora_trainer.data.store import LEARNED, Block
+from lora_trainer.data.store import TARGET, Block
 from lora_trainer.data.survey import Mask
 from lora_trainer.errors import ConfigError
 from lora_trainer.plan.families import Positions
@@ -26,7 +26,7 @@ _DOUBT = 1e-12
 @dataclass(slots=True, kw_only=True)
 class Counts:
     """Over the rows that were encoded, `training` of them to train on: `examples` to train on, `uncut` of them as they
-    were; of held-out rows, too, `targets`, which are learned tokens, the `largest` token, and the `longest` example
+    were; of held-out rows, too, `targets`, which are target tokens, the `largest` token, and the `longest` example
     before the cut. `whole` says where the first row stands whose example was not cut.
 
     `lengths` says how many examples to train on have so many tokens before the cut, `first` is the first of these.
@@ -77,7 +77,7 @@ class Counts:
         self.examples += int(np.count_nonzero(ours))
         self.uncut += int(np.count_nonzero(ours & ~block.truncated))
         self.targets += int(block.targets.sum())
-        tokens = block.tokens[np.repeat(kept, block.lengths)] & ~LEARNED
+        tokens = block.tokens[np.repeat(kept, block.lengths)] & ~TARGET
         self.largest = max(self.largest, int(tokens.max(initial=0)))
         whole = kept & ~block.truncated
         if self.whole is None and whole.any():

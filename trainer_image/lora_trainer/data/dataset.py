@@ -14,23 +14,23 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS
-from lora_trainer.contract import codec
-from lora_trainer.contract.config import DatasetFormat
-from lora_trainer.contract.preflight import RowFacts
-from lora_trainer.contract.summary import DatasetStats
 from lora_trainer.data.chosen_rows import Pace, encoded_rows
 from lora_trainer.data.counts import Counts, objection_to
 from lora_trainer.data.held_out import EVALUATED_TRAINING_ROWS, write_held_out_rows
 from lora_trainer.data.kept_rows import KeptRows
 from lora_trainer.data.row_facts import doubts, row_facts
 from lora_trainer.data.store import COLUMNS, Examples, Writer
-from lora_trainer.data.survey import Samples, Sources, choose_rows
+from lora_trainer.data.survey import DatasetIndex, Sources, choose_rows
 from lora_trainer.data.tokens import Encoder
+from lora_trainer.distributed.activity import Counter
 from lora_trainer.errors import DatasetError, storage_error
-from lora_trainer.places.temporary import temporary_folder
 from lora_trainer.plan.hint_checks import Columns
-from lora_trainer.ranks.activity import Counter
+from lora_trainer.spec import codec
+from lora_trainer.spec.config import DatasetFormat
+from lora_trainer.spec.preflight import RowFacts
+from lora_trainer.spec.summary import DatasetStats
+from lora_trainer.storage.held_out_rows import HELD_OUT_ROWS
+from lora_trainer.storage.temporary import temporary_folder
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ _LOG_EVERY_S = 30.0
 class Facts:
     """What is known of prepared data beside its examples, so that nobody else looks at rows, tokenizer or template.
 
-    `columns`, `capped` and `held_out_digest` are as in `Samples`, the revisions of data sets commits of the Hub.
+    `columns`, `capped` and `held_out_digest` are as in `DatasetIndex`, the revisions of data sets commits of the Hub.
     `stats` is what the training says of the rows, `rows` what a preflight says. `day` is what the chat template may
     write into rows, None of one that reads no clock; `template` the text to serve with, where the model's own will not
     do, `template_digest` that of a chosen one. `verbatim` says that the first row is learned as it stands. `first` is
@@ -158,7 +158,7 @@ def row_key(sources: Sources, encoder: Encoder) -> str:
 
 def read_or_encode(
     sources: Sources,
-    samples: Samples | None,
+    index: DatasetIndex | None,
     encoder: Encoder,
     folder: Path,
     kept: KeptRows,
@@ -167,7 +167,7 @@ def read_or_encode(
 ) -> Data:
     """The data that was `kept` for another attempt, or else encoded and kept there; in files of the empty `folder`.
 
-    `samples` are the chosen rows, where somebody has looked at them already. Raises as `encode`.
+    `index` are the chosen rows, where somebody has looked at them already. Raises as `encode`.
     """
     started = time.monotonic()
     key = row_key(sources, encoder)
@@ -176,30 +176,30 @@ def read_or_encode(
         seconds = time.monotonic() - started
         log.info("Rows: %s encoded by an earlier attempt are read again (%.1f s)", f"{count:,}", seconds)
         return open_data(folder)
-    data = encode(samples or choose_rows(sources), encoder, folder, pace)
+    data = encode(index or choose_rows(sources), encoder, folder, pace)
     kept.keep(key, folder, FILES)
     return data
 
 
-def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace: Pace | None = None) -> Data:
+def encode(index: DatasetIndex, encoder: Encoder, folder: Path | None = None, pace: Pace | None = None) -> Data:
     """Tokenize all rows into files in `folder`, or in temporary ones that vanish with the process.
 
     Raises `DatasetError` where nothing would be learned, or not where to stop, or too much would be cut.
     """
     if folder is None:
         with temporary_folder("lora-tokens-") as temporary:
-            return encode(samples, encoder, temporary, pace)
+            return encode(index, encoder, temporary, pace)
     pace = pace or Pace()
     counts = Counts()
-    log_rows = _RowLog(sum(int(np.count_nonzero(part.training | part.held_out)) for part in samples.parts))
+    log_rows = _RowLog(sum(int(np.count_nonzero(part.training | part.held_out)) for part in index.parts))
     with Writer(folder / _TRAINING) as training_writer, Writer(folder / _EVALUATION) as evaluation_writer:
-        for part in samples.parts:
-            for batch, block in encoded_rows(part, part.training | part.held_out, samples.layout, encoder, pace):
+        for part in index.parts:
+            for batch, block in encoded_rows(part, part.training | part.held_out, index.layout, encoder, pace):
                 ours, held_out = counts.add(batch, block, part.training)
                 training_writer.append(block.select(ours))
                 evaluation_writer.append(block.select(held_out))
                 log_rows(counts.rows)
-    is_text = samples.kind is DatasetFormat.TEXT
+    is_text = index.kind is DatasetFormat.TEXT
     objection = objection_to(counts, encoder.max_length, encoder.positions, is_text=is_text)
     if objection:
         raise DatasetError(objection)
@@ -219,31 +219,31 @@ def encode(samples: Samples, encoder: Encoder, folder: Path | None = None, pace:
         longest_tokens=int(training.room(packed=False).max()),
         truncated_samples=counts.truncated,
         truncated_tokens=counts.cut_tokens,
-        skipped_samples=samples.skipped + counts.lost,
-        duplicate_samples=samples.duplicates,
+        skipped_samples=index.skipped + counts.lost,
+        duplicate_samples=index.duplicates,
         split_samples=counts.split,
         learned_answers=counts.learned_answers,
         skipped_answers=counts.answers - counts.learned_answers,
         unended_answers=counts.unended_answers,
     )
-    write_held_out_rows(folder, samples)
+    write_held_out_rows(folder, index)
     facts = Facts(
-        kind=samples.kind,
-        fingerprint=samples.sources.fingerprint,
-        dataset_revision=samples.sources.training.commit,
-        validation_revision=samples.sources.validation.commit,
-        held_out_digest=samples.held_out_digest,
-        capped=samples.capped,
-        columns=samples.columns,
+        kind=index.kind,
+        fingerprint=index.sources.fingerprint,
+        dataset_revision=index.sources.training.commit,
+        validation_revision=index.sources.validation.commit,
+        held_out_digest=index.held_out_digest,
+        capped=index.capped,
+        columns=index.columns,
         stats=stats,
-        rows=row_facts(samples, counts, encoder),
+        rows=row_facts(index, counts, encoder),
         day=encoder.day,
         template=encoder.template,
         template_digest=encoder.chosen.digest,
-        verbatim=samples.verbatim and not encoder.has_template,
+        verbatim=index.verbatim and not encoder.has_template,
         largest_token=counts.largest,
         first=encoder.show(training[0]),
-        doubts=tuple(doubts(samples, counts, encoder)),
+        doubts=tuple(doubts(index, counts, encoder)),
     )
     try:
         (folder / _FACTS).write_text(json.dumps(codec.encode(facts)), encoding="utf-8")

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from lora_trainer.contract.config import DatasetConfig, TrainConfig
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, HubUri, S3Uri, Uri, at_commit, parse_uri
 from lora_trainer.data.file_kinds import ENDINGS, file_kind, holds_unread_rows, is_hidden, may_hold_rows, some
 from lora_trainer.errors import ConfigError, DatasetError, NotFoundError
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.roles import Role
-from lora_trainer.places.volumes import Volumes, plain_files, readable
+from lora_trainer.spec.config import DatasetConfig, TrainConfig
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.uri import ClaimUri, ConfigMapUri, HubUri, S3Uri, Uri, at_commit, parse_uri
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.roles import Role
+from lora_trainer.storage.volumes import Volumes, plain_files, readable
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def _files(role: Role, address: str, uri: Uri, volumes: Volumes, hub: Hub) -> Fi
 
 
 def _bucket_files(role: Role, uri: S3Uri, hub: Hub) -> Files:
-    from lora_trainer.places.s3_source import fetch_data  # noqa: PLC0415 - a quarter second that other runs do not pay
+    from lora_trainer.storage.s3_source import fetch_data  # noqa: PLC0415 - a quarter second that other runs do not pay
 
     def tables(names: Sequence[str]) -> tuple[str, ...]:
         # The name of an object that the address itself names is the only one, and may be hidden.

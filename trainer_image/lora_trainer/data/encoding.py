@@ -14,8 +14,8 @@ from itertools import chain, islice
 from lora_trainer.data.formats import Sample, rendered_size, size
 from lora_trainer.data.store import Block
 from lora_trainer.data.tokens import Encoder
+from lora_trainer.distributed.parent import end_with_parent
 from lora_trainer.errors import KernelOutOfMemoryError
-from lora_trainer.ranks.parent import end_with_parent
 
 BATCH_ROWS, BATCH_CHARACTERS = 512, 2**20
 BATCH_RENDERED = 16 * BATCH_CHARACTERS

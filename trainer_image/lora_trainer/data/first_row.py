@@ -4,25 +4,25 @@ import json
 import re
 from collections.abc import Sequence
 
-from lora_trainer.contract.preflight import MOST_ROW_BYTES
+from lora_trainer.spec.preflight import MOST_ROW_BYTES
 
-Stretch = tuple[str, bool]
+Piece = tuple[str, bool]
 """A text, and whether it is learned."""
 
 SEEN, LEARNED = "seen", "learned"
-_MOST_STRETCHES = 12
+_MOST_PIECES = 12
 _GAP = " […] "
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 
-def show_row(stretches: Sequence[Stretch], most_bytes: int = MOST_ROW_BYTES) -> str:
+def show_row(pieces: Sequence[Piece], most_bytes: int = MOST_ROW_BYTES) -> str:
     """JSON of at most so many bytes: a list of objects, each with `seen` or `learned` and its text, in order.
 
     It is printable: what a terminal would obey or hide is escaped. Of long texts the middle is left out, by equal
     measure, and of very many stretches all but the first ones; both as `[…]`.
     """
-    shown = list(stretches[:_MOST_STRETCHES])
-    if len(stretches) > len(shown):
+    shown = list(pieces[:_MOST_PIECES])
+    if len(pieces) > len(shown):
         shown.append((_GAP.strip(), False))
     low, high = 0, max((len(text) for text, _ in shown), default=0)
     while low < high:
@@ -31,8 +31,8 @@ def show_row(stretches: Sequence[Stretch], most_bytes: int = MOST_ROW_BYTES) -> 
     return _json(shown, low)
 
 
-def _json(stretches: Sequence[Stretch], most: int) -> str:
-    document = [{LEARNED if learned else SEEN: _short(text, most)} for text, learned in stretches]
+def _json(pieces: Sequence[Piece], most: int) -> str:
+    document = [{LEARNED if learned else SEEN: _short(text, most)} for text, learned in pieces]
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0].isprintable() else _escaped(found[0]), text)
 

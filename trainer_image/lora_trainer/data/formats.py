@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_trainer.contract.config import DatasetConfig, DatasetFormat
 from lora_trainer.data.messages import Message, parse_messages, parse_tools
 from lora_trainer.data.rows import Row, kind_of
 from lora_trainer.errors import DatasetError
+from lora_trainer.spec.config import DatasetConfig, DatasetFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

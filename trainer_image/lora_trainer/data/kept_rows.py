@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from lora_trainer.artifact.sealed import (
+from lora_trainer.errors import DamagedError
+from lora_trainer.storage.sealed import (
     MANIFEST,
     Seal,
     compare,
@@ -28,7 +29,6 @@ from lora_trainer.artifact.sealed import (
     write_file,
     write_folder,
 )
-from lora_trainer.errors import DamagedError
 
 log = logging.getLogger(__name__)
 

@@ -10,18 +10,18 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_trainer.contract.config import DatasetFormat
-from lora_trainer.contract.preflight import RowFacts
 from lora_trainer.data.chosen_rows import parsed_rows
 from lora_trainer.data.counts import Counts, objection_to, positions_suffice, surely_lost
 from lora_trainer.data.encoding import batches, encode_batches
 from lora_trainer.data.first_row import show_row
 from lora_trainer.data.formats import Sample, is_larger
-from lora_trainer.data.store import LEARNED
-from lora_trainer.data.survey import Mask, Part, Samples
+from lora_trainer.data.store import TARGET
+from lora_trainer.data.survey import DatasetIndex, Mask, Part
 from lora_trainer.data.tokens import Encoder
+from lora_trainer.distributed.activity import Counter
 from lora_trainer.errors import DatasetError
-from lora_trainer.ranks.activity import Counter
+from lora_trainer.spec.config import DatasetFormat
+from lora_trainer.spec.preflight import RowFacts
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ MOST_CHARACTERS = 3 * 2**20
 
 
 def count_rows(
-    samples: Samples,
+    index: DatasetIndex,
     encoder: Encoder,
     seed: int,
     *,
@@ -56,15 +56,15 @@ def count_rows(
     A total over N rows of which n were drawn is N times their mean; the variance of that is N² s²/n (1 - n/N), s² being
     that of the drawn rows (Cochran, Sampling Techniques, 1977, theorem 2.2).
     """
-    rows = _chosen(samples.parts)
-    wanted = min(most_rows, _affordable(samples, rows))
-    parts = [_drawn(part, wanted / rows, seed) for part in samples.parts] if rows > wanted else list(samples.parts)
+    rows = _chosen(index.parts)
+    wanted = min(most_rows, _affordable(index, rows))
+    parts = [_drawn(part, wanted / rows, seed) for part in index.parts] if rows > wanted else list(index.parts)
     longest = LONGEST_CHARACTERS
-    counts, left_out = _counted(samples, parts, encoder, longest)
+    counts, left_out = _counted(index, parts, encoder, longest)
     if not counts.examples and (left_out or not _are_lost(counts, left_out, rows)):
-        parts = parts if left_out else list(samples.parts)
+        parts = parts if left_out else list(index.parts)
         longest = MOST_CHARACTERS
-        counts, left_out = _counted(samples, parts, encoder, longest)
+        counts, left_out = _counted(index, parts, encoder, longest)
     if left_out and not counts.examples:
         raise DatasetError(
             f"{left_out} rows have more than {MOST_CHARACTERS:,} characters, or very many answers: to count them takes "
@@ -77,28 +77,28 @@ def count_rows(
             left_out,
             f"{longest:,}",
         )
-    _check(samples, counts, encoder, left_out)
+    _check(index, counts, encoder, left_out)
     if encoder.positions is not None:
         positions_suffice(encoder.positions, encoder.max_length, counts.longest)
     if check_token is not None:
         check_token(counts.largest)
-    for sentence in doubts(samples, counts, encoder):
+    for sentence in doubts(index, counts, encoder):
         log.warning("%s", sentence)
-    facts = row_facts(samples, counts, encoder)
-    return _extrapolated(facts, samples, counts) if counts.rows < rows else facts
+    facts = row_facts(index, counts, encoder)
+    return _extrapolated(facts, index, counts) if counts.rows < rows else facts
 
 
-def doubts(samples: Samples, counts: Counts, encoder: Encoder) -> list[str]:
+def doubts(index: DatasetIndex, counts: Counts, encoder: Encoder) -> list[str]:
     """Sentences on what the chat template leaves out; plain text has none."""
-    if counts.first is None or samples.kind is DatasetFormat.TEXT:
+    if counts.first is None or index.kind is DatasetFormat.TEXT:
         return []
-    return encoder.warnings((counts.first & ~LEARNED).astype(np.int64), samples.with_tools)
+    return encoder.warnings((counts.first & ~TARGET).astype(np.int64), index.with_tools)
 
 
-def _check(samples: Samples, counts: Counts, encoder: Encoder, left_out: int) -> None:
+def _check(index: DatasetIndex, counts: Counts, encoder: Encoder, left_out: int) -> None:
     """Refuse what a training would refuse, where that is certain: it sees all rows. Raises `DatasetError`."""
-    rows = _chosen(samples.parts)
-    is_text = samples.kind is DatasetFormat.TEXT
+    rows = _chosen(index.parts)
+    is_text = index.kind is DatasetFormat.TEXT
     objection = objection_to(counts, encoder.max_length, encoder.positions, is_text=is_text)
     if objection and (counts.rows == rows or _are_lost(counts, left_out, rows)):
         raise DatasetError(objection)
@@ -114,8 +114,8 @@ def _chosen(parts: Sequence[Part]) -> int:
     return sum(int(np.count_nonzero(part.training | part.held_out)) for part in parts)
 
 
-def _affordable(samples: Samples, rows: int) -> int:
-    file_bytes = sum(path.stat().st_size for part in samples.parts for _, path in part.files)
+def _affordable(index: DatasetIndex, rows: int) -> int:
+    file_bytes = sum(path.stat().st_size for part in index.parts for _, path in part.files)
     return rows if file_bytes <= MOST_BYTES else max(FEWEST_ROWS, rows * MOST_BYTES // file_bytes)
 
 
@@ -134,7 +134,7 @@ def _drawn(part: Part, share: float, seed: int) -> Part:
     return replace(part, training=training, held_out=draw(part.held_out))
 
 
-def _counted(samples: Samples, parts: list[Part], encoder: Encoder, longest: int) -> tuple[Counts, int]:
+def _counted(index: DatasetIndex, parts: list[Part], encoder: Encoder, longest: int) -> tuple[Counts, int]:
     """What the rows of some parts come to, and how many of them have more than `longest` characters and were left
     out."""
     counts, left_out = Counts(), 0
@@ -149,7 +149,7 @@ def _counted(samples: Samples, parts: list[Part], encoder: Encoder, longest: int
                 yield number, sample
 
     for part in parts:
-        rows = short(parsed_rows(part, part.training | part.held_out, samples.layout))
+        rows = short(parsed_rows(part, part.training | part.held_out, index.layout))
         # One process: the tokenizer has threads of its own, and a second process would take its memory again.
         for batch, block in encode_batches(batches(rows), encoder, 1):
             counts.add(batch, block, part.training)
@@ -157,11 +157,11 @@ def _counted(samples: Samples, parts: list[Part], encoder: Encoder, longest: int
     return counts, left_out
 
 
-def row_facts(samples: Samples, counts: Counts, encoder: Encoder) -> RowFacts:
+def row_facts(index: DatasetIndex, counts: Counts, encoder: Encoder) -> RowFacts:
     """What was counted, for a person."""
     return RowFacts(
-        format=samples.kind.value,
-        fingerprint=samples.sources.fingerprint,
+        format=index.kind.value,
+        fingerprint=index.sources.fingerprint,
         train_samples=counts.examples,
         validation_samples=counts.held_out,
         validation_rows=counts.held_out_rows,
@@ -172,10 +172,10 @@ def row_facts(samples: Samples, counts: Counts, encoder: Encoder) -> RowFacts:
         longest_tokens=max(counts.lengths),
         truncated_samples=counts.truncated,
         truncated_tokens=counts.cut_tokens,
-        skipped_samples=samples.skipped + counts.lost,
-        duplicate_samples=samples.duplicates,
-        shared_samples=samples.shared,
-        first_row="" if counts.first is None else show_row(_stretches(counts.first, encoder)),
+        skipped_samples=index.skipped + counts.lost,
+        duplicate_samples=index.duplicates,
+        shared_samples=index.shared,
+        first_row="" if counts.first is None else show_row(_pieces(counts.first, encoder)),
     )
 
 
@@ -186,10 +186,10 @@ def _reached(counts: Counts, percent: int) -> int:
     return lengths[int(np.searchsorted(100 * reached, percent * counts.examples))]
 
 
-def _extrapolated(facts: RowFacts, samples: Samples, counts: Counts) -> RowFacts:
+def _extrapolated(facts: RowFacts, index: DatasetIndex, counts: Counts) -> RowFacts:
     """To all rows; skipped rows and duplicates were counted over all of them already."""
-    training = sum(int(np.count_nonzero(part.training)) for part in samples.parts)
-    held_out = sum(int(np.count_nonzero(part.held_out)) for part in samples.parts)
+    training = sum(int(np.count_nonzero(part.training)) for part in index.parts)
+    held_out = sum(int(np.count_nonzero(part.held_out)) for part in index.parts)
     counted = counts.training
     factor, held_out_factor = training / counted, held_out / max(1, counts.rows - counted)
     whole = (training + held_out) / counts.rows
@@ -206,16 +206,16 @@ def _extrapolated(facts: RowFacts, samples: Samples, counts: Counts) -> RowFacts
         target_tokens=round(facts.target_tokens * factor),
         truncated_samples=round(facts.truncated_samples * whole),
         truncated_tokens=round(facts.truncated_tokens * whole),
-        skipped_samples=samples.skipped + round(counts.lost * whole),
+        skipped_samples=index.skipped + round(counts.lost * whole),
         sampled=counts.rows,
         tokens_standard_error=round(error),
     )
 
 
-def _stretches(tokens: NDArray[np.uint32], encoder: Encoder) -> list[tuple[str, bool]]:
-    learned = (tokens & LEARNED) != 0
+def _pieces(tokens: NDArray[np.uint32], encoder: Encoder) -> list[tuple[str, bool]]:
+    learned = (tokens & TARGET) != 0
     pieces = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(learned)) + 1)
-    ids = (tokens & ~LEARNED).astype(np.int64)
+    ids = (tokens & ~TARGET).astype(np.int64)
     return [
         (encoder.tokenizer.decode(ids[piece], clean_up_tokenization_spaces=False), bool(learned[piece[0]]))
         for piece in pieces

@@ -17,7 +17,7 @@ from lora_trainer.errors import storage_error
 COLUMNS = ("tokens", "sizes", "targets", "truncated", "rows")
 """The files of a store."""
 
-LEARNED = np.uint32(1 << 31)
+TARGET = np.uint32(1 << 31)
 """The top bit of a stored token: whether it is learned. No vocabulary comes near 2^31 entries."""
 
 
@@ -72,7 +72,7 @@ class _Memory:
 
 
 class Examples(Sequence[Example]):
-    """Encoded rows. `lengths` and `targets` (int32) are the tokens and the learned tokens of each."""
+    """Encoded rows. `lengths` and `targets` (int32) are the tokens and the target tokens of each."""
 
     def __init__(self, tokens: _File | _Memory, columns: _Columns) -> None:
         self._tokens = tokens
@@ -130,8 +130,8 @@ class Examples(Sequence[Example]):
         columns = self._columns
         sizes = tuple(columns.sizes[row].tolist())
         stored = self._tokens.read(int(columns.starts[row]), sum(sizes))
-        input_ids = (stored & ~LEARNED).astype(np.int64)
-        labels = np.where(stored & LEARNED, input_ids, IGNORED)
+        input_ids = (stored & ~TARGET).astype(np.int64)
+        labels = np.where(stored & TARGET, input_ids, IGNORED)
         return Example(input_ids=input_ids, labels=labels, truncated=bool(columns.truncated[row]), sizes=sizes)
 
     def __iter__(self) -> Iterator[Example]:
@@ -265,7 +265,7 @@ class Writer:
 
 def _packed(example: Example) -> NDArray[np.uint32]:
     tokens = example.input_ids.astype(np.uint32)
-    tokens[example.labels != IGNORED] |= LEARNED
+    tokens[example.labels != IGNORED] |= TARGET
     return tokens
 
 

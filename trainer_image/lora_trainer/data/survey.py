@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_trainer.contract.config import DatasetConfig, DatasetFormat, TrainConfig
 from lora_trainer.data.dataset_files import Files, Located, locate, locate_validation
 from lora_trainer.data.file_kinds import some
 from lora_trainer.data.formats import (
@@ -26,11 +25,12 @@ from lora_trainer.data.formats import (
 from lora_trainer.data.readers import fingerprint, read_rows
 from lora_trainer.data.rows import Row
 from lora_trainer.data.split import Keys, among, at_most, copies, first_drawn, held_out
+from lora_trainer.distributed.activity import Counter
 from lora_trainer.errors import DatasetError
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.plan.hint_checks import Columns
-from lora_trainer.ranks.activity import Counter
+from lora_trainer.spec.config import DatasetConfig, DatasetFormat, TrainConfig
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.volumes import Volumes
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Places:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Samples:
+class DatasetIndex:
     """Rows that were checked and chosen, still in their files.
 
     `held_out` says where the held-out rows stand, empty where a set is held out whole; `held_out_digest` is of their
@@ -98,7 +98,7 @@ class Samples:
         return self.layout.kind
 
 
-def load_samples(config: TrainConfig, volumes: Volumes, hub: Hub) -> Samples:
+def load_index(config: TrainConfig, volumes: Volumes, hub: Hub) -> DatasetIndex:
     """Read, check and split. Raises `DatasetError`, `NotFoundError` and the errors of the Hub."""
     return choose_rows(find_sources(config.dataset, volumes, hub))
 
@@ -114,7 +114,7 @@ def find_sources(dataset: DatasetConfig, volumes: Volumes, hub: Hub) -> Sources:
     )
 
 
-def choose_rows(sources: Sources) -> Samples:
+def choose_rows(sources: Sources) -> DatasetIndex:
     """Check every row, and split. Raises `DatasetError`."""
     dataset, files, validation = sources.dataset, sources.training.files, sources.validation.files
     first = _first_row(files)
@@ -131,7 +131,7 @@ def choose_rows(sources: Sources) -> Samples:
         parts = [_part(training, kept, np.zeros(len(kept), np.bool_)), _part(survey, np.zeros_like(drawn), drawn)]
         keys, skipped = np.concatenate([training.keys[kept], survey.keys[drawn]]), skipped + survey.skipped
         shared = int(np.count_nonzero(~kept))
-    return Samples(
+    return DatasetIndex(
         sources=sources,
         parts=tuple(parts),
         held_out=() if drawn.all() else tuple(survey.places(drawn)),

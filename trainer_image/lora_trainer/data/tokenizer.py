@@ -7,15 +7,15 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from lora_trainer.artifact.sealed import entry_of
-from lora_trainer.contract.config import LossOn
 from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.tokens import Encode, Encoder, one_by_one, stop_token_ids
+from lora_trainer.distributed.libraries import importing_libraries
 from lora_trainer.errors import ConfigError, one_sentence
-from lora_trainer.places.base import Base
-from lora_trainer.places.base_shape import positions_in
-from lora_trainer.places.model_folder import small_files
-from lora_trainer.ranks.libraries import importing_libraries
+from lora_trainer.spec.config import LossOn
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.base_architecture import positions_in
+from lora_trainer.storage.model_folder import small_files
+from lora_trainer.storage.sealed import entry_of
 
 # Not SentencePiece's `tokenizer.model`: its library is in neither image.
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt")

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_trainer.contract.config import LossOn
-from lora_trainer.data.boundaries import Boundaries, Tokens
+from lora_trainer.data.assistant_spans import Text
 from lora_trainer.data.chat import Renderer
 from lora_trainer.data.chosen_template import Chosen
 from lora_trainer.data.clock import reads_clock
+from lora_trainer.data.completion_mask import CompletionTokenizer, Tokens
 from lora_trainer.data.formats import Sample
-from lora_trainer.data.stretches import Text
 from lora_trainer.plan.families import Positions
+from lora_trainer.spec.config import LossOn
 
 IGNORED = -100
 """Label of a position whose token is not learned (the `ignore_index` of PyTorch's cross-entropy)."""
@@ -132,7 +132,7 @@ class Encoder:
         self.max_length = max_length
         self.stop_ids = frozenset(stop_ids)
         self.starts_with_bos = _starts_with_bos(tokenizer)
-        self._boundaries = Boundaries(tokenizer)
+        self._completion_tokenizer = CompletionTokenizer(tokenizer)
         self._renderer = Renderer(
             tokenizer,
             learn_all=loss_on is LossOn.ALL,
@@ -190,7 +190,7 @@ class Encoder:
         found = (
             self._encoded(text, tokens)
             for some in _groups(text for several in texts for text in several)
-            for text, tokens in zip(some, self._boundaries.tokenize(some), strict=True)
+            for text, tokens in zip(some, self._completion_tokenizer.tokenize(some), strict=True)
         )
         return [list(islice(found, len(several))) for several in texts]
 
@@ -226,7 +226,7 @@ class Encoder:
         return found
 
     def _encoded(self, text: Text, tokens: Tokens) -> Encoded:
-        ids, learned = tokens.ids, tokens.learned
+        ids, completion_mask = tokens.ids, tokens.completion_mask
         begins = not text.templated and self.starts_with_bos
         # Texts that a template wrote before they came here bring the token along.
         brought = begins and len(ids) > 0 and int(ids[0]) == self.tokenizer.bos_token_id
@@ -236,23 +236,25 @@ class Encoder:
         after = [eos] if len(ids) and int(ids[-1]) not in self.stop_ids and eos is not None else []
         if before or after:
             ids = np.concatenate([np.array(before, np.int64), ids, np.array(after, np.int64)])
-            learned = np.concatenate([np.zeros(len(before), np.bool_), learned, np.ones(len(after), np.bool_)])
+            completion_mask = np.concatenate(
+                [np.zeros(len(before), np.bool_), completion_mask, np.ones(len(after), np.bool_)]
+            )
         if self.loss_on is LossOn.ALL:
-            learned = np.ones(len(ids), np.bool_)
+            completion_mask = np.ones(len(ids), np.bool_)
         keep = self.max_length
         example = Example(
             # A view would keep all that was cut off.
             input_ids=ids if len(ids) <= keep else ids[:keep].copy(),
-            labels=np.where(learned[:keep], ids[:keep], IGNORED),
+            labels=np.where(completion_mask[:keep], ids[:keep], IGNORED),
             truncated=len(ids) > keep,
         )
-        runs = _runs(learned)
+        runs = _runs(completion_mask)
         begun = [(start, end) for start, end in runs if start < keep]
         unended = [end for _, end in begun if end > keep or int(ids[end - 1]) not in self.stop_ids]
         return Encoded(
             example=example,
             cut_tokens=len(ids) - example.length,
-            cut_targets=int(np.count_nonzero(learned[keep:])),
+            cut_targets=int(np.count_nonzero(completion_mask[keep:])),
             apart=tokens.apart,
             answers=text.answers + text.empty,
             learned_answers=text.answers - len(runs) + len(begun),
@@ -274,13 +276,13 @@ def _groups(texts: Iterable[Text]) -> Iterator[list[Text]]:
         yield group
 
 
-def _runs(learned: NDArray[np.bool_]) -> list[tuple[int, int]]:
+def _runs(completion_mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """The learned stretches, by their first token and the one after their last."""
-    if not len(learned):
+    if not len(completion_mask):
         return []
     # As lists: the functions of numpy cost more than a row has tokens.
-    changes = (np.flatnonzero(learned[1:] != learned[:-1]) + 1).tolist()
-    bounds = [*([0] if learned[0] else []), *changes, *([len(learned)] if learned[-1] else [])]
+    changes = (np.flatnonzero(completion_mask[1:] != completion_mask[:-1]) + 1).tolist()
+    bounds = [*([0] if completion_mask[0] else []), *changes, *([len(completion_mask)] if completion_mask[-1] else [])]
     return list(zip(bounds[::2], bounds[1::2], strict=True))
 
 

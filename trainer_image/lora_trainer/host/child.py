@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_trainer.contract.exit_codes import ExitCode
-from lora_trainer.contract.progress import Phase
-from lora_trainer.contract.reasons import Reason
+from lora_trainer.distributed.cpus import cpu_threads
+from lora_trainer.distributed.reports import Failure, Report, failure_of_status, first_cause
 from lora_trainer.errors import explain_exit
 from lora_trainer.host.launch import ONE_PROCESS, Program
 from lora_trainer.host.passed_log import PassedLog
 from lora_trainer.host.trackers import SECRETS
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks.cpus import cpu_threads
-from lora_trainer.ranks.reports import Failure, Report, failure_of_status, first_cause
+from lora_trainer.spec.exit_codes import ExitCode
+from lora_trainer.spec.progress import Phase
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.storage.volumes import Volumes
 
 log = logging.getLogger(__name__)
 STACKS_S = 3.0

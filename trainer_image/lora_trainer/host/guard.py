@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.distributed.reports import Reporter
 from lora_trainer.errors import InternalError, TerminatedError, TrainerError, explain
-from lora_trainer.ranks.reports import Reporter
+from lora_trainer.spec.exit_codes import ExitCode
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.manifest import checkpoint_claim
 from lora_trainer.errors import ConfigError
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.manifest import checkpoint_claim
 
 RENDEZVOUS = "LORA_RENDEZVOUS"
 NODE_INDEX = "JOB_COMPLETION_INDEX"
@@ -24,8 +24,8 @@ _BY_FILES = (
 """How the processes of one node meet, also where its name leads nowhere. A store of torchrun's that listens, as that of
 `--standalone`, asks nobody who they are, is open to the whole network whatever the address, and torchrun unpickles what
 it finds there: any pod of the cluster could run code in this one. `lora_trainer.host.torchrun` names the file."""
-BY_ROUNDS = "lora-rounds"
-"""How the nodes of a run meet: torchrun's name for `lora_trainer.host.rounds`."""
+RENDEZVOUS = "lora-rounds"
+"""How the nodes of a run meet: torchrun's name for `lora_trainer.host.rendezvous`."""
 _MEETING_S = 900
 """How long a node waits for the others at least. Kubernetes makes its pod again after up to ten minutes, each node's at
 times of its own: nodes that waited for less might miss each other for ever."""
@@ -108,7 +108,7 @@ def training_program(config: TrainConfig, node: Node, threads: int, *, grace_s: 
         "--rdzv-conf",
         f"rank={node.index},timeout={max(config.stall_timeout_s, _MEETING_S)}",
     )
-    meeting = ("--rdzv-backend", BY_ROUNDS, "--rdzv-endpoint", f"{node.address}:{node.port}")
+    meeting = ("--rdzv-backend", RENDEZVOUS, "--rdzv-endpoint", f"{node.address}:{node.port}")
     return _torchrun(config, threads, (*place, *meeting), {}, grace_s)
 
 

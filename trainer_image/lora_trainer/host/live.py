@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TextIO
 
+from lora_trainer.distributed.activity import heard_by
 from lora_trainer.host.screen import Line, Screen
 from lora_trainer.host.view import LiveView, View
-from lora_trainer.ranks.activity import heard_by
 
 TICK_S, REDRAW_S = 0.1, 1.0
 """How soon a change is drawn, and how often the time that passes is."""

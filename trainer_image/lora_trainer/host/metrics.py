@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from lora_trainer.contract.progress import Phase, Progress
-from lora_trainer.ranks.reports import Counters, GpuMemory
+from lora_trainer.distributed.reports import Counters, GpuMemory
+from lora_trainer.spec.progress import Phase, Progress
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _STEP_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)

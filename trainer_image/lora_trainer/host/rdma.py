@@ -7,8 +7,8 @@ import resource
 from collections.abc import Mapping
 from pathlib import Path
 
-from lora_trainer.contract.config import DeviceConfig
 from lora_trainer.errors import MORE_LOCKED_MEMORY
+from lora_trainer.spec.config import DeviceConfig
 
 log = logging.getLogger(__name__)
 DEVICES = Path("/dev/infiniband")

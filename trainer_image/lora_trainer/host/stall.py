@@ -10,8 +10,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from lora_trainer.contract.progress import Phase
-from lora_trainer.ranks.reports import Report
+from lora_trainer.distributed.reports import Report
+from lora_trainer.spec.progress import Phase
 
 WATCHED = (Phase.TRAINING, Phase.EVALUATING, Phase.CHECKPOINTING)
 """Where reports come regularly; to load a large model takes as long as it takes."""

@@ -1,9 +1,9 @@
 """What the summary of a run that went well says of it."""
 
-from lora_trainer.artifact.manifest import Form, Manifest
-from lora_trainer.contract import codec
-from lora_trainer.contract.config import MergePrecision
-from lora_trainer.contract.summary import Results, Verification, clip
+from lora_trainer.spec import codec
+from lora_trainer.spec.config import MergePrecision
+from lora_trainer.spec.summary import Results, Verification, clip
+from lora_trainer.storage.manifest import Form, Manifest
 
 
 def results_of(manifest: Manifest, verification: Verification) -> Results:

@@ -16,15 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from lora_trainer.artifact.manifest import LOG, Manifest, Published, describe, finish, is_complete, read_manifest
-from lora_trainer.contract import codec
-from lora_trainer.contract.config import Merge, TrainConfig
-from lora_trainer.contract.exit_codes import FINAL, ExitCode
-from lora_trainer.contract.progress import Progress
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.contract.summary import DatasetStats, SavedState, Summary, Verification
-from lora_trainer.contract.uri import ClaimUri, ConfigMapUri, parse_uri
+from lora_trainer.distributed import logs
+from lora_trainer.distributed.cpus import cpu_threads
+from lora_trainer.distributed.reports import Failure, Report
 from lora_trainer.errors import InternalError, explain
 from lora_trainer.host.child import STOPPED, StageFailedError, Stages
 from lora_trainer.host.endpoints import serve
@@ -37,16 +31,22 @@ from lora_trainer.host.success import results_of, success_sentence
 from lora_trainer.host.tracking import tracked
 from lora_trainer.host.view import View
 from lora_trainer.host.workspace import Workspace, clear, open_workspace
-from lora_trainer.places.lock import Lock, held
-from lora_trainer.places.model_folder import check_on_claim
-from lora_trainer.places.outputs import open_sink
-from lora_trainer.places.temporary import temporary_folder
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks import logs
-from lora_trainer.ranks.cpus import cpu_threads
-from lora_trainer.ranks.reports import Failure, Report
 from lora_trainer.result.unmerged import note_failed_merge
-from lora_trainer.training.checkpoint import Checkpoints, step_name
+from lora_trainer.spec import codec
+from lora_trainer.spec.config import Merge, TrainConfig
+from lora_trainer.spec.exit_codes import FINAL, ExitCode
+from lora_trainer.spec.progress import Progress
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.run_plan import RunPlan
+from lora_trainer.spec.summary import DatasetStats, SavedState, Summary, Verification
+from lora_trainer.spec.uri import ClaimUri, ConfigMapUri, parse_uri
+from lora_trainer.storage.lock import Lock, held
+from lora_trainer.storage.manifest import LOG, Manifest, Published, describe, finish, is_complete, read_manifest
+from lora_trainer.storage.model_folder import check_on_claim
+from lora_trainer.storage.outputs import open_publisher
+from lora_trainer.storage.temporary import temporary_folder
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.checkpoint import Checkpoints, step_name
 
 log = logging.getLogger(__name__)
 _AT_ONCE = ", what was done is saved; press Ctrl-C again to end at once"
@@ -166,8 +166,8 @@ class Supervisor:
 
     def _run(self, stages: Stages, temporary: Path) -> Ending:
         check_on_claim(self.config.model.uri, self.settings.volumes)
-        sink = open_sink(self.config, self.settings.volumes)
-        sink.check()
+        publisher = open_publisher(self.config, self.settings.volumes)
+        publisher.check()
         with (
             open_workspace(self.config, self.settings.volumes, temporary) as workspace,
             self._logging(stages, workspace),
@@ -175,7 +175,7 @@ class Supervisor:
             self.workspace = workspace
             try:
                 with self._locked(stages, workspace) as lock:
-                    earlier = sink.published()
+                    earlier = publisher.published()
                     if earlier is not None:
                         log.info("this run published its result already, at %s", earlier.uri)
                         ending = self._report_again(stages, earlier, temporary)

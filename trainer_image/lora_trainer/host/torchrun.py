@@ -19,14 +19,14 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
-from lora_trainer.contract.exit_codes import ExitCode
+from lora_trainer.distributed import logs
+from lora_trainer.distributed.parent import STORE
+from lora_trainer.distributed.reports import Failure, Report, Reporter, failure_of_status
 from lora_trainer.errors import PeerFailedError, explain, explain_abort, explain_exit
 from lora_trainer.host.passed_log import OwnLog
-from lora_trainer.host.rounds import in_rounds
-from lora_trainer.places.temporary import temporary_folder
-from lora_trainer.ranks import logs
-from lora_trainer.ranks.parent import STORE
-from lora_trainer.ranks.reports import Failure, Report, Reporter, failure_of_status
+from lora_trainer.host.rendezvous import use_rendezvous
+from lora_trainer.spec.exit_codes import ExitCode
+from lora_trainer.storage.temporary import temporary_folder
 
 _ROUND_OVER = Failure.of(PeerFailedError("its node is gone or began again", accounted=True))
 _STACK_S = 0.2
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         with (
             logs.inherited(os.environ, logging.WARNING),
             _stores(parsed),
-            in_rounds(lambda: reporter.send(Report(failure=_ROUND_OVER))),
+            use_rendezvous(lambda: reporter.send(Report(failure=_ROUND_OVER))),
         ):
             start(parsed)
     except ChildFailedError as error:

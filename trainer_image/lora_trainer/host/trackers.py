@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lora_trainer.artifact.curve_records import Record
-from lora_trainer.contract.config import Tracker, TrainConfig
 from lora_trainer.result.hyperparameters import cell, leaves
 from lora_trainer.result.tensorboard import TENSORBOARD, TensorBoard, values_of
+from lora_trainer.spec.config import Tracker, TrainConfig
+from lora_trainer.storage.curve_records import Record
 
 PROJECT = "lora-finetune"
 """Where runs go that name no project."""

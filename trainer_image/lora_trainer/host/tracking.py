@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from lora_trainer.artifact.curve_records import METRICS, Record, parse
-from lora_trainer.contract.config import Tracker, TrainConfig
+from lora_trainer.distributed import logs
 from lora_trainer.errors import discreet
 from lora_trainer.host.trackers import SECRETS, STATE, Backend, State, UnusableError, open_backend
-from lora_trainer.ranks import logs
+from lora_trainer.spec.config import Tracker, TrainConfig
+from lora_trainer.storage.curve_records import METRICS, Record, parse
 
 log = logging.getLogger(__name__)
 

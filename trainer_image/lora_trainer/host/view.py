@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from lora_trainer.contract.progress import Phase, Progress
+from lora_trainer.distributed.activity import Activity
+from lora_trainer.distributed.logs import duration
+from lora_trainer.distributed.reports import Report
 from lora_trainer.host.screen import Line
-from lora_trainer.ranks.activity import Activity
-from lora_trainer.ranks.logs import duration
-from lora_trainer.ranks.reports import Report
+from lora_trainer.spec.progress import Phase, Progress
 
 _STAGES: Mapping[str, str] = {
     "prepare": "Fetching model and data",

@@ -13,18 +13,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_trainer.artifact.curve_records import METRICS
-from lora_trainer.artifact.manifest import LOG
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.manifest import checkpoint_claim
-from lora_trainer.contract.uri import ClaimUri
 from lora_trainer.data.kept_rows import discard_rows, row_folders
 from lora_trainer.errors import StorageError, storage_error
 from lora_trainer.host.trackers import STATE
-from lora_trainer.places.lock import is_released
-from lora_trainer.places.run_folders import folder_of_run
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.tensorboard import TENSORBOARD
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.manifest import checkpoint_claim
+from lora_trainer.spec.uri import ClaimUri
+from lora_trainer.storage.curve_records import METRICS
+from lora_trainer.storage.lock import is_released
+from lora_trainer.storage.manifest import LOG
+from lora_trainer.storage.run_folders import folder_of_run
+from lora_trainer.storage.volumes import Volumes
 
 _ALONGSIDE = (LOG, METRICS, STATE, TENSORBOARD, "wandb")
 """What a run writes beside its checkpoints."""

@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import nn
 
-from lora_trainer.contract.config import Init, LoraConfig, Quantization, Scaling, Variant
 from lora_trainer.errors import ConfigError, one_sentence
 from lora_trainer.model.experts import left_alone, reserved_names
 from lora_trainer.model.linear import language_model
 from lora_trainer.model.targets import choose_targets, inside, rank_and_scale
 from lora_trainer.plan.adapter import by_ending, kinds, matches, no_matrix, not_loose, of_no_adapter, short_names
 from lora_trainer.plan.hint_checks import LeftAlone
+from lora_trainer.spec.config import Init, LoraConfig, Quantization, Scaling, Variant
 
 ADAPTER = "default"
 """The name of the one adapter of a model, which PEFT asks for; no file has it."""

@@ -17,16 +17,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from lora_trainer.contract.config import LoraConfig, Quantization, Variant
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Loaded, answer_in
 from lora_trainer.model.quantize import full_weight
 from lora_trainer.model.targets import rank_and_scale
 from lora_trainer.plan.adapter import matches
+from lora_trainer.spec.config import LoraConfig, Quantization, Variant
 
 _PREFIX = "base_model.model."
-_KINDS = {"A.weight": "down", "B.weight": "up", "magnitude_vector": "magnitude"}
+_KINDS = {"A.weight": "lora_a", "B.weight": "lora_b", "magnitude_vector": "magnitude"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +37,8 @@ class Update:
     target: str
     rank: int
     scale: float
-    down: torch.Tensor
-    up: torch.Tensor
+    lora_a: torch.Tensor
+    lora_b: torch.Tensor
     magnitude: torch.Tensor | None
 
     def of_experts(self, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,13 +46,13 @@ class Update:
 
         Raises `VerificationError` where they hold another rank.
         """
-        down = self.down.reshape(experts, -1, self.down.shape[1])
-        up = self.up.reshape(self.up.shape[0], -1, experts)
-        if (down.shape[1], up.shape[1]) != (self.rank, self.rank):
+        lora_a = self.lora_a.reshape(experts, -1, self.lora_a.shape[1])
+        lora_b = self.lora_b.reshape(self.lora_b.shape[0], -1, experts)
+        if (lora_a.shape[1], lora_b.shape[1]) != (self.rank, self.rank):
             raise VerificationError(
-                f"{self.target} has {down.shape[1]} and {up.shape[1]} rows and columns, not {self.rank}"
+                f"{self.target} has {lora_a.shape[1]} and {lora_b.shape[1]} rows and columns, not {self.rank}"
             )
-        return down, up
+        return lora_a, lora_b
 
 
 def apply_adapter(loaded: Loaded, folder: Path, lora: LoraConfig, device: Device) -> int:
@@ -112,7 +112,7 @@ def _sort(
             parts.setdefault(name, {})[_KINDS[kind]] = tensor
         else:
             whole[name] = tensor
-    alone = [name for name, pair in parts.items() if not {"down", "up"} <= set(pair)]
+    alone = [name for name, pair in parts.items() if not {"lora_a", "lora_b"} <= set(pair)]
     if alone or not parts:
         raise VerificationError(
             f"the adapter has no pair of lora_A and lora_B for {', '.join(alone[:3]) or 'anything'}"
@@ -135,8 +135,8 @@ def _update(target: str, rank: int, scale: float, pair: Mapping[str, torch.Tenso
         target=target,
         rank=rank,
         scale=scale,
-        down=pair["down"].float(),
-        up=pair["up"].float(),
+        lora_a=pair["lora_a"].float(),
+        lora_b=pair["lora_b"].float(),
         magnitude=pair["magnitude"].float() if "magnitude" in pair else None,
     )
 
@@ -188,16 +188,17 @@ def _said(patterns: Mapping[str, Any] | None, target: str, default: Any) -> Any:
 
 def _check_shapes(update: Update, size: tuple[int, int]) -> None:
     wanted = ((update.rank, size[0]), (size[1], update.rank))
-    if (tuple(update.down.shape), tuple(update.up.shape)) != wanted:
+    if (tuple(update.lora_a.shape), tuple(update.lora_b.shape)) != wanted:
         raise VerificationError(
-            f"{update.target} has A {tuple(update.down.shape)} and B {tuple(update.up.shape)}, expected {wanted[0]} "
+            f"{update.target} has A {tuple(update.lora_a.shape)} and B {tuple(update.lora_b.shape)}, expected "
+            f"{wanted[0]} "
             f"and {wanted[1]}"
         )
 
 
 def _trained(update: Update, trained_rank: int) -> int:
     """Parameters that the training had for this update, which it may have written with another rank."""
-    size = update.down.numel() + update.up.numel()
+    size = update.lora_a.numel() + update.lora_b.numel()
     return size * trained_rank // update.rank + (0 if update.magnitude is None else update.magnitude.numel())
 
 
@@ -220,7 +221,7 @@ def _replace(loaded: Loaded, whole: Mapping[str, torch.Tensor], lora: LoraConfig
 
 @torch.no_grad()
 def _merge(module: nn.Module, update: Update) -> None:
-    merged = full_weight(module) + update.scale * (update.up @ update.down)
+    merged = full_weight(module) + update.scale * (update.lora_b @ update.lora_a)
     if update.magnitude is not None:
         merged = (update.magnitude / merged.norm(dim=1))[:, None] * merged
     # Layers may share a weight with others whose adapters are their own. Conv1D keeps its weight transposed.
@@ -230,17 +231,17 @@ def _merge(module: nn.Module, update: Update) -> None:
 
 def _add(module: nn.Module, update: Update, device: Device) -> None:
     scale = update.scale
-    down, up = update.down.to(device.dtype), update.up.to(device.dtype)
+    lora_a, lora_b = update.lora_a.to(device.dtype), update.lora_b.to(device.dtype)
     lengths = None
     if update.magnitude is not None:
-        lengths = update.magnitude / (full_weight(module) + scale * (update.up @ update.down)).norm(dim=1)
+        lengths = update.magnitude / (full_weight(module) + scale * (update.lora_b @ update.lora_a)).norm(dim=1)
     bias: Any = getattr(module, "bias", None)
 
     def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         # Not where the module was when it was read: a model that is divided moves afterwards.
         here = inputs[0].device
-        reduced = nn.functional.linear(inputs[0].to(device.dtype), down.to(here))
-        change = scale * nn.functional.linear(reduced, up.to(here))
+        reduced = nn.functional.linear(inputs[0].to(device.dtype), lora_a.to(here))
+        change = scale * nn.functional.linear(reduced, lora_b.to(here))
         if lengths is None:
             return output + change.to(output.dtype)
         plain = output if bias is None else output - bias
@@ -256,8 +257,8 @@ def _add_to_parameter(model: nn.Module, update: Update) -> None:
     transposed where its module says so."""
     module = model.get_submodule(update.target.rpartition(".")[0])
     parameter = model.get_parameter(update.target)
-    down, up = update.of_experts(parameter.shape[0] if parameter.dim() == 3 else 1)
-    change = update.scale * torch.einsum("ore,eri->eoi", up, down)
+    lora_a, lora_b = update.of_experts(parameter.shape[0] if parameter.dim() == 3 else 1)
+    change = update.scale * torch.einsum("ore,eri->eoi", lora_b, lora_a)
     if parameter.dim() == 3 and getattr(module, "is_transposed", False):
         change = change.transpose(1, 2)
     parameter.copy_((parameter.float() + change.reshape(parameter.shape)).to(parameter.dtype))

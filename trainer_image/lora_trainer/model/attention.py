@@ -24,11 +24,11 @@ _KNOWN = frozenset({"position_ids", "cache_position"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Segments:
+class SequenceLengths:
     """Where the rows of a pack lie: `lengths` in order, and their bounds on the device, shape (rows + 1,), int32."""
 
     lengths: tuple[int, ...]
-    bounds: torch.Tensor
+    cu_seqlens: torch.Tensor
 
 
 def attend(
@@ -43,7 +43,7 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    segments: Segments | None = None,
+    segments: SequenceLengths | None = None,
     compute: "Computed | None" = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -85,17 +85,17 @@ class Kind:
         return self.softcap is not None or self.sinks is not None
 
 
-Computed = Callable[[tuple[torch.Tensor, ...], Segments, Kind], torch.Tensor]
+Computed = Callable[[tuple[torch.Tensor, ...], SequenceLengths, Kind], torch.Tensor]
 """Attention over a pack: queries, keys and values to results, shape (1, tokens, heads, size)."""
 
 
-def row_by_row(given: tuple[torch.Tensor, ...], segments: Segments, kind: Kind) -> torch.Tensor:
+def row_by_row(given: tuple[torch.Tensor, ...], segments: SequenceLengths, kind: Kind) -> torch.Tensor:
     """Causal attention of each row of a pack, one after the other."""
     parts = zip(*(torch.split(tensor, list(segments.lengths), 2) for tensor in given), strict=True)
     return torch.cat([causal(q, k, v, kind).transpose(1, 2) for q, k, v in parts], dim=1)
 
 
-def at_once(given: tuple[torch.Tensor, ...], segments: Segments, kind: Kind) -> torch.Tensor:
+def at_once(given: tuple[torch.Tensor, ...], segments: SequenceLengths, kind: Kind) -> torch.Tensor:
     """The same with the kernel for packs, where it computes this."""
     query, key, value = given
     dtype = compute_type(value)
@@ -129,7 +129,7 @@ def compute_type(value: torch.Tensor) -> torch.dtype:
 
 
 def _varlen(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, kind: Kind
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: SequenceLengths, kind: Kind
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - for GPUs alone
 
@@ -145,8 +145,8 @@ def _varlen(
         query,
         key,
         value,
-        segments.bounds,
-        segments.bounds,
+        segments.cu_seqlens,
+        segments.cu_seqlens,
         longest,
         longest,
         scale=kind.scaling,
@@ -204,10 +204,10 @@ def _explicit(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind:
     return nn.functional.dropout(weights, kind.dropout) @ value
 
 
-def segments_of(lengths: tuple[int, ...], device: torch.device) -> Segments:
+def sequence_lengths(lengths: tuple[int, ...], device: torch.device) -> SequenceLengths:
     """Segments of these lengths, one after the other."""
-    bounds = np.cumsum([0, *lengths], dtype=np.int32)
-    return Segments(lengths=lengths, bounds=sent(bounds, device))
+    cu_seqlens = np.cumsum([0, *lengths], dtype=np.int32)
+    return SequenceLengths(lengths=lengths, cu_seqlens=sent(cu_seqlens, device))
 
 
 def positions(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from lora_trainer.contract.summary import CAUSAL_CLASS
 from lora_trainer.errors import ConfigError
 from lora_trainer.plan.families import TEXT_ALONE
+from lora_trainer.spec.summary import CAUSAL_CLASS
 
 CAUSAL, SEEING = CAUSAL_CLASS, "AutoModelForImageTextToText"
 

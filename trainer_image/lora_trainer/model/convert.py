@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lora_trainer.distributed.collectives import ALONE, Ranks
+from lora_trainer.distributed.tensors import on_all
 from lora_trainer.model.adapter import ADAPTER
-from lora_trainer.ranks.collectives import ALONE, Ranks
-from lora_trainer.ranks.tensors import on_all
 
 PREFIX = "base_model.model."
 """Before each name in an adapter's file."""
@@ -24,10 +24,10 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Start values of one module, fp32: `down` A0 (rank, inputs), `up` B0 (outputs, rank), and the scale s."""
+    """Start values of one module, fp32: `lora_a` A0 (rank, inputs), `lora_b` B0 (outputs, rank), and the scale s."""
 
-    down: torch.Tensor
-    up: torch.Tensor
+    lora_a: torch.Tensor
+    lora_b: torch.Tensor
     scale: float
 
 
@@ -53,8 +53,8 @@ def take_directions(
         else:
             layer.pissa_init(ADAPTER, init)
         starts[name] = Start(
-            down=layer.lora_A[ADAPTER].weight.detach().clone(),
-            up=layer.lora_B[ADAPTER].weight.detach().clone(),
+            lora_a=layer.lora_A[ADAPTER].weight.detach().clone(),
+            lora_b=layer.lora_B[ADAPTER].weight.detach().clone(),
             scale=float(layer.scaling[ADAPTER]),
         )
     _of_the_first(starts, ranks)
@@ -63,9 +63,9 @@ def take_directions(
 
 def _of_the_first(starts: Mapping[str, Start], ranks: Ranks) -> dict[str, Start]:
     """The start values that the first process has, on all, on the CPU."""
-    parts = {name: (start.down, start.up, start.scale) for name, start in starts.items()}
+    parts = {name: (start.lora_a, start.lora_b, start.scale) for name, start in starts.items()}
     found = on_all(parts, ranks, torch.device("cpu"))
-    return {name: Start(down=down, up=up, scale=scale) for name, (down, up, scale) in found.items()}
+    return {name: Start(lora_a=lora_a, lora_b=lora_b, scale=scale) for name, (lora_a, lora_b, scale) in found.items()}
 
 
 def _layers(model: Any) -> Iterator[tuple[str, Any]]:
@@ -78,11 +78,11 @@ def _layers(model: Any) -> Iterator[tuple[str, Any]]:
 def _take_given(layer: Any, start: Start) -> None:
     base: nn.Module = layer.get_base_layer()
     weight = base.get_parameter("weight")
-    down, up = start.down.to(weight.device), start.up.to(weight.device)
-    layer.lora_A[ADAPTER].weight.data = down.clone()
-    layer.lora_B[ADAPTER].weight.data = up.clone()
+    lora_a, lora_b = start.lora_a.to(weight.device), start.lora_b.to(weight.device)
+    layer.lora_A[ADAPTER].weight.data = lora_a.clone()
+    layer.lora_B[ADAPTER].weight.data = lora_b.clone()
     whole = weight.float().T if layer.fan_in_fan_out else weight.float()
-    rest = (whole - start.scale * up @ down).to(weight.dtype)
+    rest = (whole - start.scale * lora_b @ lora_a).to(weight.dtype)
     weight.data = rest.T if layer.fan_in_fan_out else rest
 
 
@@ -95,33 +95,33 @@ def plain_tensors(state: Mapping[str, torch.Tensor], starts: Mapping[str, Start]
     rank = written_rank(starts)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
     for name, start in starts.items():
-        key_down, key_up = f"{PREFIX}{name}.lora_A.weight", f"{PREFIX}{name}.lora_B.weight"
-        down = torch.cat([tensors[key_down].double(), start.down.cpu().double()])
-        up = start.scale * torch.cat([tensors[key_up].double(), -start.up.cpu().double()], dim=1)
-        tensors[key_down], tensors[key_up] = _balanced(down, up, rank)
+        key_a, key_b = f"{PREFIX}{name}.lora_A.weight", f"{PREFIX}{name}.lora_B.weight"
+        lora_a = torch.cat([tensors[key_a].double(), start.lora_a.cpu().double()])
+        lora_b = start.scale * torch.cat([tensors[key_b].double(), -start.lora_b.cpu().double()], dim=1)
+        tensors[key_a], tensors[key_b] = _balanced(lora_a, lora_b, rank)
     return tensors
 
 
 def written_rank(starts: Mapping[str, Start]) -> int:
     """Rank of the plain adapter: twice the largest of the training."""
-    return 2 * max(start.down.shape[0] for start in starts.values())
+    return 2 * max(start.lora_a.shape[0] for start in starts.values())
 
 
-def _balanced(down: torch.Tensor, up: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _balanced(lora_a: torch.Tensor, lora_b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The same product from factors of equal size, fp32, filled up with zeros to `rank`.
 
     B A and B0 A0 are nearly the same, and large beside their difference. Factors of the difference alone stay exact
     where a server rounds them to 16 bits.
     """
-    left, left_rest = torch.linalg.qr(up)
-    right, right_rest = torch.linalg.qr(down.T)
+    left, left_rest = torch.linalg.qr(lora_b)
+    right, right_rest = torch.linalg.qr(lora_a.T)
     u, sizes, v = torch.linalg.svd(left_rest @ right_rest.T)
     found = sizes.shape[0]
     root = sizes.sqrt()
-    new_down, new_up = torch.zeros(rank, down.shape[1]), torch.zeros(up.shape[0], rank)
-    new_up[:, :found] = (left @ u[:, :found]) * root
-    new_down[:found] = root[:, None] * (v[:found] @ right.T)
-    return new_down, new_up
+    new_a, new_b = torch.zeros(rank, lora_a.shape[1]), torch.zeros(lora_b.shape[0], rank)
+    new_b[:, :found] = (left @ u[:, :found]) * root
+    new_a[:found] = root[:, None] * (v[:found] @ right.T)
+    return new_a, new_b
 
 
 def plain_settings(starts: Mapping[str, Start]) -> dict[str, Any]:
@@ -159,7 +159,8 @@ def copy_adapter(model: Any, starts: Mapping[str, Start]) -> Adapter:
         # In the order of a set, equal runs would write other files.
         settings={name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()},
         starts={
-            name: Start(down=start.down.cpu(), up=start.up.cpu(), scale=start.scale) for name, start in starts.items()
+            name: Start(lora_a=start.lora_a.cpu(), lora_b=start.lora_b.cpu(), scale=start.scale)
+            for name, start in starts.items()
         },
     )
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from lora_trainer.contract.config import DeviceConfig, Precision
+from lora_trainer.distributed.collectives import Ranks
+from lora_trainer.distributed.cpus import cpu_threads
+from lora_trainer.distributed.reports import GpuMemory
 from lora_trainer.errors import ConfigError, GpuFaultError
 from lora_trainer.model.device_check import check_gpu, driver_version, no_gpu, too_few
-from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.ranks.cpus import cpu_threads
-from lora_trainer.ranks.reports import GpuMemory
+from lora_trainer.spec.config import DeviceConfig, Precision
 
 log = logging.getLogger(__name__)
 _DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}

@@ -5,13 +5,13 @@ from typing import Any
 
 from torch import nn
 
-from lora_trainer.contract.config import Quantization
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.linear import language_model
 from lora_trainer.model.targets import inside
 from lora_trainer.plan.adapter import kinds
 from lora_trainer.plan.hint_checks import LeftAlone
 from lora_trainer.plan.limits import LARGEST_UNQUANTIZED_SHARE
+from lora_trainer.spec.config import Quantization
 
 _MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
 """Kinds of which PEFT 0.21 refuses the modules below, whose weights their kernels read by themselves."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_trainer.contract.config import ActivationCheckpointing, LoraConfig, Quantization
+from lora_trainer.distributed.collectives import ALONE, Ranks
 from lora_trainer.errors import ConfigError, InternalError, explain, one_sentence
 from lora_trainer.model.adapter import ADAPTER, plan_adapter, put_on
 from lora_trainer.model.classes import auto_class
@@ -19,11 +19,11 @@ from lora_trainer.model.quantize import is_4bit, leave_packing, quantization_set
 from lora_trainer.model.recompute import check_recomputation, recomputable, recompute_activations, recompute_mlps
 from lora_trainer.model.rope import forget_lengths
 from lora_trainer.model.sharding import weight_bytes
-from lora_trainer.places.base import Base
-from lora_trainer.places.model_folder import weights_in
 from lora_trainer.plan.choice import is_large
 from lora_trainer.plan.hint_checks import LeftAlone
-from lora_trainer.ranks.collectives import ALONE, Ranks
+from lora_trainer.spec.config import ActivationCheckpointing, LoraConfig, Quantization
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.model_folder import weights_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,14 +65,16 @@ def _forward(module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     base = module.get_base_layer()
     state = getattr(base.weight, "quant_state", None)
     dtype = compute_type(x.device, x.dtype)
-    down, up = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
+    lora_a, lora_b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
     # Without autocast, PEFT computes the adapter beside 16-bit weights in fp32.
-    alike = x.dtype == down.dtype or torch.is_autocast_enabled(x.device.type)
+    alike = x.dtype == lora_a.dtype or torch.is_autocast_enabled(x.device.type)
     given = base.compute_dtype if state is not None else base.weight.dtype
     if module.disable_adapters or module.merged or args or kwargs or dtype != given or not alike:
         return type(module).forward(module, x, *args, **kwargs)
     rows = x.reshape(-1, x.shape[-1]).to(dtype)
-    result: torch.Tensor = _LoraLinear.apply(rows, base.weight, state, base.bias, down, up, module.scaling[ADAPTER])
+    result: torch.Tensor = _LoraLinear.apply(
+        rows, base.weight, state, base.bias, lora_a, lora_b, module.scaling[ADAPTER]
+    )
     # Not within the function: autograd lets nobody change a view in place that a function of its own has made.
     result = result.view(*x.shape[:-1], -1)
     # As bitsandbytes gives back the type that it is given.
@@ -98,29 +100,29 @@ class _LoraLinear(torch.autograd.Function):
         weight: torch.Tensor,
         state: Any,
         bias: torch.Tensor | None,
-        down: torch.Tensor,
-        up: torch.Tensor,
+        lora_a: torch.Tensor,
+        lora_b: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
-        """Shapes: `rows` (rows, inputs), `weight` (outputs, inputs), or packed with its `state`, `down` (rank, inputs),
-        `up` (outputs, rank)."""
-        low = rows @ down.to(rows.dtype).T
+        """Shapes: `rows` (rows, inputs), `weight` (outputs, inputs), or packed with its `state`, `lora_a` (rank,
+        inputs), `lora_b` (outputs, rank)."""
+        low = rows @ lora_a.to(rows.dtype).T
         result = product(rows, _whole(weight, state, rows.dtype), None if bias is None else bias.to(rows.dtype))
-        result.addmm_(low, up.to(rows.dtype).T, alpha=scale)
-        ctx.save_for_backward(rows, low, weight if state is None else None, down, up)
+        result.addmm_(low, lora_b.to(rows.dtype).T, alpha=scale)
+        ctx.save_for_backward(rows, low, weight if state is None else None, lora_a, lora_b)
         ctx.scale, ctx.packed = scale, (None if state is None else weight.detach(), state)
         return result
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradients of the rows, A and B. What the forward pass made of the weights is made again, not kept."""
-        rows, low, weight, down, up = ctx.saved_tensors
-        low_gradient = (gradient @ up.to(rows.dtype)).mul_(ctx.scale)
-        of_up = (gradient.T @ low).mul_(ctx.scale).to(up.dtype)
-        of_down = (low_gradient.T @ rows).to(down.dtype)
+        rows, low, weight, lora_a, lora_b = ctx.saved_tensors
+        low_gradient = (gradient @ lora_b.to(rows.dtype)).mul_(ctx.scale)
+        of_b = (gradient.T @ low).mul_(ctx.scale).to(lora_b.dtype)
+        of_a = (low_gradient.T @ rows).to(lora_a.dtype)
         of_rows = None
         if ctx.needs_input_grad[0]:
             packed, state = ctx.packed
             whole = _whole(weight if state is None else packed, state, rows.dtype)
-            of_rows = product(gradient, whole.T).addmm_(low_gradient, down.to(rows.dtype))
-        return of_rows, None, None, None, of_down, of_up, None
+            of_rows = product(gradient, whole.T).addmm_(low_gradient, lora_a.to(rows.dtype))
+        return of_rows, None, None, None, of_a, of_b, None

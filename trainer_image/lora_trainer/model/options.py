@@ -1,13 +1,13 @@
 """What was asked for against the device and the model's names and shapes, before any weight is read."""
 
-from lora_trainer.contract.config import Merge, Quantization, TrainConfig
 from lora_trainer.model.adapter import check_apart, check_on, plan_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.experts import check_experts
 from lora_trainer.model.loading import skeleton
 from lora_trainer.model.quantize import check_kernels, check_kind
 from lora_trainer.model.recompute import check_recomputation
-from lora_trainer.places.base import Base
+from lora_trainer.spec.config import Merge, Quantization, TrainConfig
+from lora_trainer.storage.base import Base
 
 
 def check_options(base: Base, config: TrainConfig, device: Device) -> None:

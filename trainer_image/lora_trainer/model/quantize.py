@@ -8,10 +8,10 @@ from typing import Any, TypeGuard, cast
 import torch
 from torch import nn
 
-from lora_trainer.contract.config import Quantization, Variant
 from lora_trainer.errors import ConfigError, InternalError
 from lora_trainer.model.device import Device
 from lora_trainer.plan.families import READS_WEIGHTS
+from lora_trainer.spec.config import Quantization, Variant
 
 OUTLIER_THRESHOLD = 6.0
 """Inputs of INT8 beyond this magnitude are multiplied in 16 bits (LLM.int8(), arXiv 2208.07339, section 3.2)."""

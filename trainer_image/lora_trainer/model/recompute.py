@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lora_trainer.contract.config import ActivationCheckpointing
 from lora_trainer.errors import ConfigError
-from lora_trainer.plan.shapes import MLPS
+from lora_trainer.plan.architecture import MLPS
+from lora_trainer.spec.config import ActivationCheckpointing
 
 
 def is_recomputed(module: nn.Module) -> bool:

@@ -22,17 +22,17 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from lora_trainer.artifact.tensor_files import read_entries
-from lora_trainer.contract.config import Merge, Quantization, TrainConfig
-from lora_trainer.contract.run_plan import RunPlan
+from lora_trainer.distributed.collectives import Ranks
+from lora_trainer.distributed.deadline import connecting
 from lora_trainer.errors import ConfigError, CudaOutOfMemoryError, InternalError
 from lora_trainer.model.device import Device
 from lora_trainer.model.quantize import is_4bit, keep_state, packed
 from lora_trainer.plan.choice import divides
 from lora_trainer.plan.limits import WEIGHTS_SHARE
 from lora_trainer.plan.memory import base_bytes
-from lora_trainer.ranks.collectives import Ranks
-from lora_trainer.ranks.deadline import connecting
+from lora_trainer.spec.config import Merge, Quantization, TrainConfig
+from lora_trainer.spec.run_plan import RunPlan
+from lora_trainer.storage.tensor_files import read_entries
 
 _GIB = 2**30
 

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from lora_trainer.contract.config import Layers, LoraConfig, Scaling
 from lora_trainer.errors import ConfigError
 from lora_trainer.plan.adapter import by_ending, in_preset, kinds, matches
+from lora_trainer.spec.config import Layers, LoraConfig, Scaling
 
 
 def inside(name: str, module: str) -> bool:

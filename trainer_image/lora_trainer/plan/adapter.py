@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from lora_trainer.contract.config import Layers, LoraConfig, Variant
-from lora_trainer.contract.fields import nearest
-from lora_trainer.plan.shapes import GUESSED, Linear, Shape, Stack
+from lora_trainer.plan.architecture import GUESSED, Linear, ModelArchitecture, Stack
+from lora_trainer.spec.config import Layers, LoraConfig, Variant
+from lora_trainer.spec.fields import nearest
 
 _ATTENTION_PARENTS = ("attn", "attention")
 _MLP_PARENTS = ("mlp", "feed_forward", "ffn", "feedforward", "moe")
@@ -112,7 +112,7 @@ class Adapter:
         """Of `adapter_model.safetensors`, which is fp32; its header is not counted."""
         return 4 * (self.parameters + self.twice)
 
-    def in_mlp(self, shape: Shape) -> int:
+    def in_mlp(self, shape: ModelArchitecture) -> int:
         """Values of A and B in MLPs."""
         return sum(
             rank * (module.inputs + module.outputs)
@@ -127,7 +127,7 @@ class Adapter:
         return sum(1 for ranks in self.ranks for rank in ranks if rank)
 
 
-def plan_adapter(config: LoraConfig, shape: Shape) -> Adapter:
+def plan_adapter(config: LoraConfig, shape: ModelArchitecture) -> Adapter:
     """Resolve a run's names against a shape, as the trainer does against the model. Raises `AdapterError`.
 
     A name that the shape lacks is refused where the family is known, and else is a doubt.
@@ -167,20 +167,20 @@ def plan_adapter(config: LoraConfig, shape: Shape) -> Adapter:
     )
 
 
-def adapted_stacks(shape: Shape, adapter: Adapter) -> Iterator[Stack]:
+def adapted_stacks(shape: ModelArchitecture, adapter: Adapter) -> Iterator[Stack]:
     """Of all layers, with their ranks."""
     for layer, ranks in zip(shape.layers, adapter.stacks, strict=True):
         yield from (replace(stack, rank=rank) for stack, rank in zip(layer.stacks, ranks, strict=True) if rank)
 
 
-def doubtful(shape: Shape, adapter: Adapter) -> Shape:
+def doubtful(shape: ModelArchitecture, adapter: Adapter) -> ModelArchitecture:
     """The shape with the adapter's doubts among its own."""
     if not adapter.doubts:
         return shape
     return replace(shape, doubts=(*shape.doubts, *adapter.doubts), spread=max(shape.spread, GUESSED))
 
 
-def _check_indices(config: LoraConfig, shape: Shape) -> None:
+def _check_indices(config: LoraConfig, shape: ModelArchitecture) -> None:
     count = len(shape.layers)
     beyond = [index for index in config.layer_indices if index >= count]
     if beyond:
@@ -189,7 +189,7 @@ def _check_indices(config: LoraConfig, shape: Shape) -> None:
         )
 
 
-def _chosen(config: LoraConfig, shape: Shape) -> Iterator[str]:
+def _chosen(config: LoraConfig, shape: ModelArchitecture) -> Iterator[str]:
     """Full names of what targets or preset select. Raises `AdapterError`."""
     names = {name: module for _, _, name, module in shape.modules()}
     if config.target_modules:
@@ -210,7 +210,7 @@ def _chosen(config: LoraConfig, shape: Shape) -> Iterator[str]:
 
 
 def _stacks(
-    config: LoraConfig, shape: Shape, of_modules: Sequence[Sequence[int]], names: list[str]
+    config: LoraConfig, shape: ModelArchitecture, of_modules: Sequence[Sequence[int]], names: list[str]
 ) -> tuple[tuple[tuple[int, ...], ...], list[int], tuple[str, ...]]:
     """Ranks of each layer's stacks, sizes of their factors, and doubts; adds to `names`. Raises `AdapterError`."""
     ranks = [[0] * len(layer.stacks) for layer in shape.layers]
@@ -237,7 +237,7 @@ def _check_patterns(config: LoraConfig, adapted: Sequence[str]) -> None:
 
 
 def _matrices(
-    config: LoraConfig, shape: Shape, of_modules: Sequence[Sequence[int]], doubts: list[str]
+    config: LoraConfig, shape: ModelArchitecture, of_modules: Sequence[Sequence[int]], doubts: list[str]
 ) -> dict[str, tuple[int, int, Stack]]:
     """What `lora.targetParameters` name: number of the layer, number in it, stack. The weight of a linear module that
     has no adapter is one, too, behind the layer's own."""
@@ -269,7 +269,11 @@ def _matrices(
 
 
 def _named(
-    field: str, endings: Sequence[str], names: Mapping[str, Linear], shape: Shape, others: Sequence[str] = ()
+    field: str,
+    endings: Sequence[str],
+    names: Mapping[str, Linear],
+    shape: ModelArchitecture,
+    others: Sequence[str] = (),
 ) -> set[str]:
     chosen: set[str] = set()
     for ending in endings:
@@ -293,7 +297,7 @@ def _check_rank(config: LoraConfig, rank: int, module: Linear) -> None:
         )
 
 
-def _whole(config: LoraConfig, shape: Shape) -> tuple[int, bool, tuple[str, ...]]:
+def _whole(config: LoraConfig, shape: ModelArchitecture) -> tuple[int, bool, tuple[str, ...]]:
     """Parameters of `lora.modulesToSave`, whether the output embedding is among them, and doubts."""
     sizes = {
         name: module.weights + (module.outputs if module.bias else 0)

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.contract.config import ActivationCheckpointing, Quantization, TrainConfig
-from lora_trainer.contract.gpus import Gpu, gib, slice_of
-from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.plan.adapter import Adapter, AdapterError, doubtful, plan_adapter
+from lora_trainer.plan.architecture import GUESSED, ModelArchitecture, UncountedError
 from lora_trainer.plan.choice import expert_copies, presumed
 from lora_trainer.plan.families import counted, described, positions_of
 from lora_trainer.plan.hints import Spoken, before, spoken
 from lora_trainer.plan.planning import OnGpu, Row, on_gpu, plan_by_weights, plan_of, rows
-from lora_trainer.plan.shapes import GUESSED, Shape, UncountedError
+from lora_trainer.spec.config import ActivationCheckpointing, Quantization, TrainConfig
+from lora_trainer.spec.gpus import Gpu, gib, slice_of
+from lora_trainer.spec.run_plan import RunPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +82,13 @@ class Model:
     stored: int = 0
 
     @property
-    def shape(self) -> Shape:
-        """Its shape. Raises `ShapeError`."""
+    def shape(self) -> ModelArchitecture:
+        """Its shape. Raises `ArchitectureError`."""
         return counted(described(self.document, self.name), self.stored)
 
 
 def answer(config: TrainConfig, model: Model, asked: Asked, gpus: tuple[Gpu, ...]) -> Plan | PlanByWeights:
-    """What a run of this model takes on each of these. Raises `ShapeError` and `AdapterError`."""
+    """What a run of this model takes on each of these. Raises `ArchitectureError` and `AdapterError`."""
     try:
         shape = model.shape
     except UncountedError as error:
@@ -136,7 +136,13 @@ def _unknown(error: ValueError) -> str:
 
 
 def _by_layers(
-    config: TrainConfig, model: Model, shape: Shape, adapter: Adapter, *, asked: Asked, gpus: tuple[Gpu, ...]
+    config: TrainConfig,
+    model: Model,
+    shape: ModelArchitecture,
+    adapter: Adapter,
+    *,
+    asked: Asked,
+    gpus: tuple[Gpu, ...],
 ) -> Plan:
     wanted = (Quantization.NONE, Quantization.NF4, config.quantization)
     shown = tuple(kind for kind in dict.fromkeys(wanted) if kind is not Quantization.AUTO)
@@ -157,7 +163,7 @@ def _by_layers(
         recompute=config.training.activation_checkpointing,
         micro_batch_tokens=setting.tokens,
         longest_row=setting.row,
-        learned_share=setting.learned,
+        learned_share=setting.target_share,
         pod_memory_bytes=planned.pod_memory_bytes,
         preflight=planned,
         trained_tokens=_trained(config, asked.tokens),
@@ -180,7 +186,9 @@ def _trained(config: TrainConfig, tokens: int | None) -> int | None:
     return None if tokens is None or epochs is None else round(tokens * epochs)
 
 
-def _on_copies(config: TrainConfig, shape: Shape, planned: RunPlan, gpus: Iterable[OnGpu]) -> tuple[str, ...]:
+def _on_copies(
+    config: TrainConfig, shape: ModelArchitecture, planned: RunPlan, gpus: Iterable[OnGpu]
+) -> tuple[str, ...]:
     """That main memory is without the experts' copies, where it is not known whether the base is divided."""
     copies = expert_copies(config, shape)
     if planned.device is not None or not copies or not any(gpu.default.divided for gpu in gpus):

@@ -6,19 +6,8 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lora_trainer.contract.config import (
-    ActivationCheckpointing,
-    Kernels,
-    Merge,
-    Optimizer,
-    Packing,
-    Precision,
-    Quantization,
-    TrainConfig,
-    Variant,
-)
-from lora_trainer.contract.gpus import KNOWN, Gpu, device_of
 from lora_trainer.plan.adapter import Adapter, matches
+from lora_trainer.plan.architecture import GUESSED, ModelArchitecture
 from lora_trainer.plan.families import READS_WEIGHTS
 from lora_trainer.plan.limits import (
     CHECKPOINTING_FROM_PARAMETERS,
@@ -29,11 +18,22 @@ from lora_trainer.plan.limits import (
     TOKEN_BUDGET,
 )
 from lora_trainer.plan.memory import Memory, Setting, communicators_of, gpu_memory, main_memory, merge_memory
-from lora_trainer.plan.shapes import GUESSED, Shape
 from lora_trainer.plan.speed import Speed, speed
+from lora_trainer.spec.config import (
+    ActivationCheckpointing,
+    Kernels,
+    Merge,
+    Optimizer,
+    Packing,
+    Precision,
+    Quantization,
+    TrainConfig,
+    Variant,
+)
+from lora_trainer.spec.gpus import KNOWN, Gpu, device_of
 
 _LARGEST_HEAD = 256
-MANNERS = (ActivationCheckpointing.NONE, ActivationCheckpointing.SELECTIVE, ActivationCheckpointing.FULL)
+CHECKPOINTING_MODES = (ActivationCheckpointing.NONE, ActivationCheckpointing.SELECTIVE, ActivationCheckpointing.FULL)
 """From the fastest to what takes least memory."""
 REFERENCE = KNOWN[-1]
 """By whose peak and bandwidth settings are ordered on a device whose own are not known."""
@@ -53,12 +53,12 @@ class Fit(enum.StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """What is known of the rows: tokens of the longest one, None for as many as a row may have, and the share of a
-    micro-batch's tokens that is `learned` at least. All of them may be, and are counted so; only what does not fit with
-    that share surely does not. `p95` is the length that 95 % of the rows do not exceed, None where not known. `tokens`
-    limits a micro-batch further, where an earlier plan did. `evaluated` has the longest held-out row."""
+    micro-batch's tokens that is `target_share` at least. All of them may be, and are counted so; only what does not fit
+    with that share surely does not. `p95` is the length that 95 % of the rows do not exceed, None where not known.
+    `tokens` limits a micro-batch further, where an earlier plan did. `evaluated` has the longest held-out row."""
 
     longest: int | None = None
-    learned: float = 1.0
+    target_share: float = 1.0
     p95: int | None = None
     tokens: int | None = None
     evaluated: int = 0
@@ -87,7 +87,7 @@ class Option:
     refusal: str = ""
 
     @property
-    def manner(self) -> ActivationCheckpointing:
+    def checkpointing(self) -> ActivationCheckpointing:
         """How it recomputes."""
         return ActivationCheckpointing.of(recompute=self.recompute, selective=self.selective)
 
@@ -108,11 +108,11 @@ class Candidate:
 
 def setting_of(
     config: TrainConfig,
-    shape: Shape,
+    shape: ModelArchitecture,
     gpu: Gpu | None,
     *,
     quantization: Quantization,
-    manner: ActivationCheckpointing,
+    checkpointing: ActivationCheckpointing,
     load: Load | None = None,
     budget: int = TOKEN_BUDGET,
 ) -> Setting:
@@ -125,8 +125,8 @@ def setting_of(
     kernel = kernel and training.kernels is Kernels.AUTO
     return Setting(
         quantization=quantization,
-        recompute=manner.recomputes,
-        selective=manner is ActivationCheckpointing.SELECTIVE,
+        recompute=checkpointing.recomputes,
+        selective=checkpointing is ActivationCheckpointing.SELECTIVE,
         tokens=micro_batch_tokens(config, longest, load.tokens, CPU_TOKEN_BUDGET if gpu is None else budget),
         row=longest,
         evaluated=min(training.max_sequence_length, load.evaluated),
@@ -164,7 +164,7 @@ def is_large(parameters: int) -> bool:
     return parameters >= CHECKPOINTING_FROM_PARAMETERS
 
 
-def quantizes(config: TrainConfig, shape: Shape) -> bool:
+def quantizes(config: TrainConfig, shape: ModelArchitecture) -> bool:
     """Whether `Auto` may take NF4: where the trainer would not refuse it, and the model would become smaller by it."""
     trained_whole = any(
         matches(name, ending) for _, _, name, _ in shape.modules() for ending in config.lora.modules_to_save
@@ -178,7 +178,7 @@ def quantizes(config: TrainConfig, shape: Shape) -> bool:
     )
 
 
-def asked(config: TrainConfig, shape: Shape) -> tuple[Quantization, ...]:
+def asked(config: TrainConfig, shape: ModelArchitecture) -> tuple[Quantization, ...]:
     """The quantizations that the run leaves to be chosen from, the better first."""
     if config.quantization is not Quantization.AUTO:
         return (config.quantization,)
@@ -206,7 +206,7 @@ def divisible(config: TrainConfig, quantization: Quantization) -> bool:
 
 def choose(
     config: TrainConfig,
-    shape: Shape,
+    shape: ModelArchitecture,
     adapter: Adapter,
     gpu: Gpu,
     *,
@@ -221,18 +221,18 @@ def choose(
     quantized that was not, and neither divided nor slower where it is held alike.
     """
     wanted = config.training.activation_checkpointing
-    manners = MANNERS if wanted is ActivationCheckpointing.AUTO else (wanted,)
+    modes = CHECKPOINTING_MODES if wanted is ActivationCheckpointing.AUTO else (wanted,)
     found = [
         candidate
         for quantization in asked(config, shape)
-        for manner in manners
+        for checkpointing in modes
         for candidate in candidates_of(
             config,
             shape,
             adapter,
             gpu,
             quantization=quantization,
-            manner=manner,
+            checkpointing=checkpointing,
             load=load or Load(),
             budget=LARGEST_TOKEN_BUDGET,
         )
@@ -253,12 +253,12 @@ def choose(
 
 def candidates_of(
     config: TrainConfig,
-    shape: Shape,
+    shape: ModelArchitecture,
     adapter: Adapter,
     gpu: Gpu,
     *,
     quantization: Quantization,
-    manner: ActivationCheckpointing,
+    checkpointing: ActivationCheckpointing,
     load: Load,
     budget: int = TOKEN_BUDGET,
 ) -> Iterator[Candidate]:
@@ -266,7 +266,9 @@ def candidates_of(
     until it fits, or down to the longest row. Divided over processes none is larger than `TOKEN_BUDGET`: they cannot
     halve it together where the estimate was too low.
     """
-    full = setting_of(config, shape, gpu, quantization=quantization, manner=manner, load=load, budget=budget)
+    full = setting_of(
+        config, shape, gpu, quantization=quantization, checkpointing=checkpointing, load=load, budget=budget
+    )
     device = config.device
     divisions = sorted({1, device.gpus, device.processes}) if divisible(config, quantization) else [1]
     for processes in divisions:
@@ -282,7 +284,9 @@ def candidates_of(
             yield found
 
 
-def _candidate(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, setting: Setting) -> Candidate:
+def _candidate(
+    config: TrainConfig, shape: ModelArchitecture, adapter: Adapter, gpu: Gpu, setting: Setting
+) -> Candidate:
     memory = gpu_memory(shape, adapter, setting)
     refused = _refusal(config, shape, gpu, setting.quantization)
     found: Speed | None = speed(shape, adapter, setting, gpu)
@@ -301,14 +305,14 @@ def _candidate(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, se
     return Candidate(setting=setting, memory=memory, option=option)
 
 
-def _fit(memory: Memory, gpu: Gpu, shape: Shape, setting: Setting) -> Fit:
+def _fit(memory: Memory, gpu: Gpu, shape: ModelArchitecture, setting: Setting) -> Fit:
     most = FIT_SHARE * gpu.memory_bytes
     if memory.total * (1 + shape.spread) <= most:
         return Fit.UNSURE if shape.understated else Fit.FITS
     return Fit.TOO_LARGE if lower_end(memory, shape, setting) > most else Fit.UNSURE
 
 
-def lower_end(memory: Memory, shape: Shape, setting: Setting, *, spared: float = 0.0) -> float:
+def lower_end(memory: Memory, shape: ModelArchitecture, setting: Setting, *, spared: float = 0.0) -> float:
     """Bytes that a run takes at least. The weights of a known family are counted, so that its spread is of the rest
     alone, and what nothing explains of them may be left in the files; `spared` is what of the rest may not be there."""
     if shape.spread >= GUESSED:
@@ -317,14 +321,14 @@ def lower_end(memory: Memory, shape: Shape, setting: Setting, *, spared: float =
     return weights + (memory.total - memory.weights - spared) * (1 - shape.spread)
 
 
-def refusal(config: TrainConfig, shape: Shape) -> str:
+def refusal(config: TrainConfig, shape: ModelArchitecture) -> str:
     """Why the trainer would not begin a run, whatever the memory: a sentence, empty where it would."""
     gpu = device_of(config.device)
     found = [_refusal(config, shape, gpu, quantization) for quantization in asked(config, shape)]
     return found[0] if all(found) else ""
 
 
-def _refusal(config: TrainConfig, shape: Shape, gpu: Gpu | None, quantization: Quantization) -> str:
+def _refusal(config: TrainConfig, shape: ModelArchitecture, gpu: Gpu | None, quantization: Quantization) -> str:
     if config.training.precision is Precision.BF16 and gpu is not None and not gpu.bf16:
         return f"training.precision is BF16: {gpu.name} has no native bf16; use Auto or FP16, or name other GPUs"
     if quantization is Quantization.NONE:
@@ -338,7 +342,7 @@ def _refusal(config: TrainConfig, shape: Shape, gpu: Gpu | None, quantization: Q
     return ""
 
 
-def _seconds(shape: Shape, adapter: Adapter, gpu: Gpu, setting: Setting) -> float:
+def _seconds(shape: ModelArchitecture, adapter: Adapter, gpu: Gpu, setting: Setting) -> float:
     """Of a token, on the device or, where its speed is not known, on the reference."""
     known = gpu if gpu.flops is not None else replace(REFERENCE, packs=gpu.packs)
     found = speed(shape, adapter, setting, known)
@@ -346,7 +350,7 @@ def _seconds(shape: Shape, adapter: Adapter, gpu: Gpu, setting: Setting) -> floa
 
 
 def pod_memory(
-    config: TrainConfig, shape: Shape, adapter: Adapter, load: Load | None = None, *, divided: bool = False
+    config: TrainConfig, shape: ModelArchitecture, adapter: Adapter, load: Load | None = None, *, divided: bool = False
 ) -> int:
     """Bytes of main memory that each of the run's pods takes at its peak, a CPU's training included where there is no
     GPU, and the merge that follows it.
@@ -360,18 +364,18 @@ def pod_memory(
     return max(training, merge_memory(config, shape.parameters, shape))
 
 
-def expert_copies(config: TrainConfig, shape: Shape) -> int:
+def expert_copies(config: TrainConfig, shape: ModelArchitecture) -> int:
     """Bytes of main memory that a base takes on top while it is read divided."""
     return presumed(config, shape).size * shape.experts
 
 
-def presumed(config: TrainConfig, shape: Shape, load: Load | None = None) -> Setting:
+def presumed(config: TrainConfig, shape: ModelArchitecture, load: Load | None = None) -> Setting:
     """How the run computes on a CPU, or where nothing tells its GPU: unquantized, unless it is asked to."""
     cpu = config.device.gpus == 0
     quantization = Quantization.NONE if config.quantization is Quantization.AUTO else config.quantization
-    manner = config.training.activation_checkpointing
-    if manner is ActivationCheckpointing.AUTO:
+    checkpointing = config.training.activation_checkpointing
+    if checkpointing is ActivationCheckpointing.AUTO:
         recompute = recomputes(config, shape.parameters, cpu=cpu)
-        manner = ActivationCheckpointing.of(recompute=recompute, selective=False)
+        checkpointing = ActivationCheckpointing.of(recompute=recompute, selective=False)
     gpu = None if cpu else REFERENCE
-    return setting_of(config, shape, gpu, quantization=quantization, manner=manner, load=load)
+    return setting_of(config, shape, gpu, quantization=quantization, checkpointing=checkpointing, load=load)

@@ -11,19 +11,17 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from lora_trainer.contract.config import LARGEST_LAYER_INDEX
-from lora_trainer.contract.shown import shown
-from lora_trainer.plan.shapes import (
+from lora_trainer.plan.architecture import (
     ATTENDED,
     EXACT,
     EXPERTS_LEFT_OUT,
     GUESSED,
     MIXTURE,
+    ArchitectureError,
     Layer,
     Linear,
+    ModelArchitecture,
     Norms,
-    Shape,
-    ShapeError,
     Sizes,
     Stack,
     UncountedError,
@@ -35,6 +33,8 @@ from lora_trainer.plan.shapes import (
     plain_mlp,
     split_attention,
 )
+from lora_trainer.spec.config import LARGEST_LAYER_INDEX
+from lora_trainer.spec.shown import shown
 
 
 def _defaults(*, hidden: int, mlp: int, layers: int, heads: int, vocabulary: int, **others: Any) -> Mapping[str, Any]:
@@ -311,7 +311,7 @@ MIXTURES: Mapping[str, Callable[[Values, Sizes, int], tuple[Layer, ...]]] = {
 
 def tower(values: Values, hidden: int) -> int | None:
     """Parameters of the tower and of what leads from it to the language model, whose width is `hidden`; None where
-    they are not known. Raises `ShapeError`."""
+    they are not known. Raises `ArchitectureError`."""
     vision = values.child("vision_config")
     if vision is None or values.text("model_type", default="") != "gemma3":
         return None
@@ -376,16 +376,17 @@ _LIKE_LLAMA = (
 )
 
 
-def shape_of(document: Mapping[str, Any], path: str = "config.json") -> Shape:
-    """The shape of the model that a `config.json` describes. Raises `ShapeError`; an unknown family is a guess."""
+def architecture_of(document: Mapping[str, Any], path: str = "config.json") -> ModelArchitecture:
+    """The shape of the model that a `config.json` describes. Raises `ArchitectureError`; an unknown family is a
+    guess."""
     values = Values(document, path)
     kind = values.text("model_type", default="")
     if not kind:
-        raise ShapeError(
+        raise ArchitectureError(
             f"{path}.model_type is missing: must name the family, as in llama; take the model's own config.json"
         )
     if values.flag("is_encoder_decoder", default=False):
-        raise ShapeError(
+        raise ArchitectureError(
             f"{path}.is_encoder_decoder is true: must be false, as in a causal language model, which writes text from "
             "left to right; name one that is, such as Llama, Qwen or Mistral"
         )
@@ -402,7 +403,7 @@ def shape_of(document: Mapping[str, Any], path: str = "config.json") -> Shape:
     return _with_tower(shape, values, kind)
 
 
-def _with_tower(shape: Shape, values: Values, kind: str) -> Shape:
+def _with_tower(shape: ModelArchitecture, values: Values, kind: str) -> ModelArchitecture:
     found = tower(values, shape.hidden)
     if found is not None:
         return replace(shape, outside=shape.outside + found)
@@ -412,11 +413,11 @@ def _with_tower(shape: Shape, values: Values, kind: str) -> Shape:
     return replace(shape, doubts=(*shape.doubts, doubt), spread=max(shape.spread, MIXTURE))
 
 
-def _retied(shape: Shape, *, tied: bool) -> Shape:
+def _retied(shape: ModelArchitecture, *, tied: bool) -> ModelArchitecture:
     return replace(shape, head=(shape.head[0], 0 if tied else shape.embeddings[1]))
 
 
-def _language_model(plain: Values, kind: str) -> Shape:
+def _language_model(plain: Values, kind: str) -> ModelArchitecture:
     values = replace(plain, defaults=DEFAULTS.get(kind, {}))
     if kind in KNOWN_FAMILIES:
         _check_heads(values, kind)
@@ -429,11 +430,11 @@ def _language_model(plain: Values, kind: str) -> Shape:
     return _guess(values, kind)
 
 
-def _guess(values: Values, kind: str) -> Shape:
+def _guess(values: Values, kind: str) -> ModelArchitecture:
     """Like Llama; a mixture whose experts nobody counts where there is a number of them."""
     try:
         shape = _llama(values, kind, _Family())
-    except ShapeError as error:
+    except ArchitectureError as error:
         raise UncountedError(
             f"{values.path}.model_type is {shown(kind)}: must be a family that is known here or like Llama, and "
             f"{str(error).partition(';')[0]}; run it without a plan, or name another model"
@@ -454,7 +455,7 @@ def _sizes(values: Values, *, mlp_default: int = 0) -> Sizes:
     kv_heads = values.number("num_key_value_heads", high=heads, default=heads)
     default = hidden // heads
     if default < 1:
-        raise ShapeError(
+        raise ArchitectureError(
             f"{values.path}.num_attention_heads is {heads}: must be at most hidden_size ({hidden}); take the model's "
             "own config.json"
         )
@@ -471,13 +472,13 @@ def _check_heads(values: Values, kind: str) -> None:
     rest = "take the model's own config.json"
     divided = kind in _DIVIDED and heads[1] <= hidden[1] and not values.is_set("head_dim")
     if divided and hidden[1] % heads[1]:
-        raise ShapeError(
+        raise ArchitectureError(
             f"{values.path}.{heads[0]} is {heads[1]}: must divide {hidden[0]} ({hidden[1]:,}) where head_dim is "
             f"absent; {rest}"
         )
     grouped = values.document.get("num_key_value_heads")
     if kind not in _UNGROUPED and type(grouped) is int and 0 < grouped < heads[1] and heads[1] % grouped:
-        raise ShapeError(
+        raise ArchitectureError(
             f"{values.path}.num_key_value_heads is {grouped}: must divide {heads[0]} ({heads[1]}), whose heads share "
             f"keys and values; {rest}"
         )
@@ -503,12 +504,12 @@ def _whole(
     outside: int = 0,
     capped: bool = False,
     spread: float = EXACT,
-) -> Shape:
+) -> ModelArchitecture:
     vocabulary = values.number("vocab_size", high=_LARGEST_VOCABULARY)
     hidden = layers[0].hidden
     matrix = vocabulary * hidden
     tied = values.flag("tie_word_embeddings", default=False)
-    return Shape(
+    return ModelArchitecture(
         family=kind,
         layers=layers,
         prefix=prefix,
@@ -523,7 +524,7 @@ def _whole(
     )
 
 
-def _llama(values: Values, kind: str, family: _Family) -> Shape:
+def _llama(values: Values, kind: str, family: _Family) -> ModelArchitecture:
     sizes = _sizes(values)
     attention = values.flag("attention_bias", default=False)
     bias = values.flag("mlp_bias", default=False)
@@ -542,7 +543,7 @@ def _llama(values: Values, kind: str, family: _Family) -> Shape:
     return _whole(values, layers, kind, norm=sizes.hidden, capped=family.capped)
 
 
-def _gpt2(values: Values, kind: str) -> Shape:
+def _gpt2(values: Values, kind: str) -> ModelArchitecture:
     """Conv1D everywhere, and dropout by default."""
     hidden = values.number("n_embd", "hidden_size", high=_WIDEST)
     sizes = _own_heads(_sizes(values, mlp_default=4 * hidden))
@@ -573,7 +574,7 @@ def _gpt2(values: Values, kind: str) -> Shape:
     )
 
 
-def _gpt_neox(values: Values, kind: str) -> Shape:
+def _gpt_neox(values: Values, kind: str) -> ModelArchitecture:
     sizes = _own_heads(_sizes(values))
     names = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
     one = layer(
@@ -594,7 +595,7 @@ def _gpt_neox(values: Values, kind: str) -> Shape:
     return _whole(values, layers, kind, names=names, prefix="gpt_neox.layers", norm=2 * sizes.hidden)
 
 
-def _phi(values: Values, kind: str) -> Shape:
+def _phi(values: Values, kind: str) -> ModelArchitecture:
     """Attention and MLP side by side behind one norm; the output embedding has a bias."""
     sizes = _sizes(values)
     vocabulary = values.number("vocab_size", high=_LARGEST_VOCABULARY)
@@ -618,7 +619,7 @@ def _phi(values: Values, kind: str) -> Shape:
     return replace(shape, head=(name, matrix + vocabulary))
 
 
-def _phi3(values: Values, kind: str) -> Shape:
+def _phi3(values: Values, kind: str) -> ModelArchitecture:
     sizes = _sizes(values)
     gate_up = plain_mlp(sizes.hidden, 2 * sizes.mlp, ("mlp.gate_up_proj", "mlp.down_proj"), bias=False)
     one = layer(
@@ -634,7 +635,7 @@ def _phi3(values: Values, kind: str) -> Shape:
     return _whole(values, (one,) * _layers(values), kind, norm=sizes.hidden)
 
 
-def _starcoder2(values: Values, kind: str) -> Shape:
+def _starcoder2(values: Values, kind: str) -> ModelArchitecture:
     sizes = _sizes(values)
     bias = values.flag("use_bias", default=True)
     one = layer(
@@ -649,7 +650,7 @@ def _starcoder2(values: Values, kind: str) -> Shape:
     return _whole(values, (one,) * _layers(values), kind, norm=2 * sizes.hidden)
 
 
-def _falcon(values: Values, kind: str) -> Shape:
+def _falcon(values: Values, kind: str) -> ModelArchitecture:
     hidden = values.number("hidden_size", "n_embed", high=_WIDEST)
     sizes = _sizes(values, mlp_default=4 * hidden)
     new = values.flag("new_decoder_architecture", default=False)
@@ -683,14 +684,14 @@ def _falcon(values: Values, kind: str) -> Shape:
     )
 
 
-def _mixture(values: Values, kind: str) -> Shape:
+def _mixture(values: Values, kind: str) -> ModelArchitecture:
     sizes = _sizes(values)
     layers = MIXTURES[kind](values, sizes, _layers(values))
     shape = _whole(values, layers, kind, norm=sizes.hidden, spread=MIXTURE)
     return replace(shape, doubts=("what a GPU's kernel for a mixture's experts needs to work with is not known",))
 
 
-_OTHERS: Mapping[str, Callable[[Values, str], Shape]] = {
+_OTHERS: Mapping[str, Callable[[Values, str], ModelArchitecture]] = {
     "gpt2": _gpt2,
     "gpt_neox": _gpt_neox,
     "phi": _phi,
@@ -708,17 +709,17 @@ _WIDTH_A_SHARE = 3
 where quantization reaches them they have 0.516, so that the weights are up to 2.9 times their share too large."""
 
 
-def described(document: Mapping[str, Any], name: str) -> Shape:
-    """The shape by a `config.json`, whose file is called `name`. Raises `ShapeError`."""
+def described(document: Mapping[str, Any], name: str) -> ModelArchitecture:
+    """The shape by a `config.json`, whose file is called `name`. Raises `ArchitectureError`."""
     if document.get("quantization_config"):
-        raise ShapeError(
+        raise ArchitectureError(
             f"{name}.quantization_config is set: must be absent, since weights that are already quantized are not "
             "trained; name a copy whose weights are in 16 bits"
         )
-    return shape_of(document, name)
+    return architecture_of(document, name)
 
 
-def counted(shape: Shape, stored: int) -> Shape:
+def counted(shape: ModelArchitecture, stored: int) -> ModelArchitecture:
     """With as many parameters as files of weights hold: they know towers and unknown families. 0 is no file. What the
     configuration does not explain widens the estimate; an output embedding that is stored though it is tied is none."""
     if stored and shape.understated:

@@ -7,7 +7,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lora_trainer.contract.config import (
+from lora_trainer.plan.adapter import in_preset, kinds, matches
+from lora_trainer.plan.architecture import ModelArchitecture, Stack
+from lora_trainer.spec.config import (
     DatasetFormat,
     Layers,
     LoraConfig,
@@ -16,12 +18,10 @@ from lora_trainer.contract.config import (
     Scaling,
     TrainConfig,
 )
-from lora_trainer.contract.manifest import checkpoint_claim
-from lora_trainer.contract.preflight import Preflight
-from lora_trainer.contract.run_plan import Alternative, RunPlan
-from lora_trainer.contract.serving import obstacles, traits_of
-from lora_trainer.plan.adapter import in_preset, kinds, matches
-from lora_trainer.plan.shapes import Shape, Stack
+from lora_trainer.spec.manifest import checkpoint_claim
+from lora_trainer.spec.preflight import Preflight
+from lora_trainer.spec.run_plan import Alternative, RunPlan
+from lora_trainer.spec.serving import obstacles, traits_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Rows:
 
     training: int
     held_out: int
-    learned: int
+    target_tokens: int
     cut: int = 0
     cut_tokens: int = 0
     duplicates: int = 0
@@ -78,7 +78,7 @@ class Facts:
     """A run as far as it is known. `ended` is None before its end, `left_alone` before the base was looked at."""
 
     config: TrainConfig
-    shape: Shape | None = None
+    shape: ModelArchitecture | None = None
     trainable_parameters: int | None = None
     rows: Rows | None = None
     columns: Columns | None = None
@@ -91,7 +91,7 @@ def facts_before(
     config: TrainConfig,
     preflight: Preflight | None,
     plan: RunPlan | None,
-    shape: Shape | None = None,
+    shape: ModelArchitecture | None = None,
     *,
     columns: Columns | None = None,
 ) -> Facts:
@@ -114,14 +114,14 @@ def _rows(preflight: Preflight) -> Rows:
     return Rows(
         training=found.train_samples,
         held_out=found.validation_samples if found.validation_rows is None else found.validation_rows,
-        learned=found.target_tokens,
+        target_tokens=found.target_tokens,
         cut=found.truncated_samples,
         cut_tokens=found.truncated_tokens,
         duplicates=found.duplicate_samples,
     )
 
 
-def left_alone_of(config: TrainConfig, shape: Shape) -> LeftAlone:
+def left_alone_of(config: TrainConfig, shape: ModelArchitecture) -> LeftAlone:
     """What an adapter leaves alone, as far as a shape tells it."""
     lora = config.lora
     reserved = () if lora.target_modules else (name for _, _, name, module in shape.modules() if module.reserved)
@@ -197,7 +197,7 @@ def rank_too_low(facts: Facts) -> Values | None:
     if facts.rows is None or facts.trainable_parameters is None:
         return None
     rank, capacity = facts.config.lora.rank, _BITS_A_PARAMETER * facts.trainable_parameters
-    learned = _BITS_A_TOKEN * facts.rows.learned
+    learned = _BITS_A_TOKEN * facts.rows.target_tokens
     if capacity >= learned:
         return None
     needed = -(-rank * learned // max(1, capacity))
@@ -241,7 +241,7 @@ def few_layers(facts: Facts) -> Values | None:
     return {"layers": lora.layers.value}
 
 
-def _has_mlps(lora: LoraConfig, shape: Shape) -> bool:
+def _has_mlps(lora: LoraConfig, shape: ModelArchitecture) -> bool:
     """Whether `AllLinear` would adapt a module of an MLP; a mixture's experts are none."""
     return any(
         in_preset(name, Layers.MLP)

@@ -5,13 +5,13 @@ when each is given, and by which source.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from lora_trainer.contract.advice import Advice, Code, Severity
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.preflight import Preflight
-from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.plan import hint_checks as checks
+from lora_trainer.plan.architecture import ModelArchitecture
 from lora_trainer.plan.hint_checks import Columns, Facts, Values, facts_before
-from lora_trainer.plan.shapes import Shape
+from lora_trainer.spec.advice import Advice, Code, Severity
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.preflight import Preflight
+from lora_trainer.spec.run_plan import RunPlan
 
 MOST = 16
 """Pieces of advice that a status has room for."""
@@ -220,7 +220,7 @@ def before(
     config: TrainConfig,
     preflight: Preflight | None = None,
     plan: RunPlan | None = None,
-    shape: Shape | None = None,
+    shape: ModelArchitecture | None = None,
     *,
     columns: Columns | None = None,
 ) -> tuple[Advice, ...]:

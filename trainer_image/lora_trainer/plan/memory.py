@@ -9,7 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 
-from lora_trainer.contract.config import (
+from lora_trainer.plan.adapter import Adapter, matches
+from lora_trainer.plan.architecture import ATTENDED, Layer, Linear, ModelArchitecture, Stack
+from lora_trainer.plan.families import CONVERTED
+from lora_trainer.plan.limits import CONTEXT_BYTES, MOST_LOGITS, NCCL_BYTES, TOKEN_BUDGET
+from lora_trainer.spec.config import (
     ActivationCheckpointing,
     DeviceConfig,
     Merge,
@@ -18,15 +22,11 @@ from lora_trainer.contract.config import (
     Quantization,
     TrainConfig,
 )
-from lora_trainer.plan.adapter import Adapter, matches
-from lora_trainer.plan.families import CONVERTED
-from lora_trainer.plan.limits import CONTEXT_BYTES, MOST_LOGITS, NCCL_BYTES, TOKEN_BUDGET
-from lora_trainer.plan.shapes import ATTENDED, Layer, Linear, Shape, Stack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """How a run computes. `tokens` has a micro-batch at most, `row` the longest row; `learned` is the share of tokens
+    """How a run computes. `tokens` has a micro-batch at most, `row` the longest row; `targets` is the share of tokens
     that is learned. `recompute` says that activations are recomputed, with `selective` those of MLPs alone; `packs`
     that one kernel computes attention over packed rows; `processes` over how many the layers are divided, 1 for not;
     `communicators` are NCCL's; `evaluated` is the longest row that is evaluated.
@@ -46,7 +46,7 @@ class Setting:
     dropout: bool = False
     dora: bool = False
     optimizer: Optimizer = Optimizer.ADAMW
-    learned: float = 1.0
+    target_share: float = 1.0
     processes: int = 1
     communicators: int = 0
     selective: bool = False
@@ -61,7 +61,7 @@ class Setting:
         return self.recompute and not self.selective
 
     @property
-    def manner(self) -> ActivationCheckpointing:
+    def checkpointing(self) -> ActivationCheckpointing:
         """How it recomputes."""
         return ActivationCheckpointing.of(recompute=self.recompute, selective=self.selective)
 
@@ -303,7 +303,7 @@ class Moment:
 class Run:
     """A model, its adapter and how they are trained."""
 
-    shape: Shape
+    shape: ModelArchitecture
     adapter: Adapter
     setting: Setting
 
@@ -507,24 +507,24 @@ def _loss_bytes(run: Run) -> float:
     """A few logits at once in the compute type and in fp32, with the learned positions' hidden states and gradients;
     all of them, with the steps of a softmax between, where the output embedding is trained or something follows it."""
     shape, setting = run.shape, run.setting
-    size, learned = setting.size, setting.tokens * setting.learned
-    hidden = size * shape.hidden * learned
+    size, targets = setting.size, setting.tokens * setting.target_share
+    hidden = size * shape.hidden * targets
     # LayerNorm gave fp32, which the output embedding takes in 16 bits.
-    wide = 4 * shape.hidden * learned if run.layers[-1][0].layer_norm and setting.widened else 0.0
+    wide = 4 * shape.hidden * targets if run.layers[-1][0].layer_norm and setting.widened else 0.0
     if not setting.fused_loss:
         return hidden + 14 * shape.vocabulary * setting.tokens
     if shape.capped or run.adapter.head_trained:
-        return hidden + wide + _all_logits(run, learned)
+        return hidden + wide + _all_logits(run, targets)
     most = max(1, MOST_LOGITS["cpu" if setting.cpu else "cuda"] // shape.vocabulary)
-    logits = min(learned, most) * shape.vocabulary * (4 if setting.fp32 else 6)
+    logits = min(targets, most) * shape.vocabulary * (4 if setting.fp32 else 6)
     return 2 * hidden + wide + logits
 
 
-def _all_logits(run: Run, learned: float) -> float:
+def _all_logits(run: Run, targets: float) -> float:
     """A softmax, its gradient and that of the logits in fp32; the tanh that capped them. An output embedding that is
     trained has a copy in 16 bits, and a gradient in these and in fp32."""
     shape, setting = run.shape, run.setting
-    size, logits = setting.size, learned * shape.vocabulary
+    size, logits = setting.size, targets * shape.vocabulary
     softmax = (12 + (size if shape.soft_cap else 0)) * logits
     if not run.adapter.head_trained:
         return softmax
@@ -592,7 +592,7 @@ class Memory:
         return sum(int(getattr(self, field.name)) for field in fields(self))
 
 
-def gpu_memory(shape: Shape, adapter: Adapter, setting: Setting) -> Memory:
+def gpu_memory(shape: ModelArchitecture, adapter: Adapter, setting: Setting) -> Memory:
     """Of the GPU, or with `setting.cpu` of the pod: there all parts are main memory."""
     values = adapter.parameters
     moment = largest_moment(Run(shape=shape, adapter=adapter, setting=setting))
@@ -621,7 +621,7 @@ def communicators_of(device: DeviceConfig, divided: int = 1) -> int:
     return everyone + (1 < divided < device.processes)
 
 
-def main_memory(shape: Shape, adapter: Adapter, setting: Setting, *, processes: int = 1) -> int:
+def main_memory(shape: ModelArchitecture, adapter: Adapter, setting: Setting, *, processes: int = 1) -> int:
     """Bytes of the pod's main memory, without the cache of its files, which the kernel gives back.
 
     Beside a GPU these are libraries and CUDA's own for each of the pod's `processes`, and a checkpoint's copy of the
@@ -642,7 +642,7 @@ def base_bytes(
     return linear * small + (parameters - linear) * size
 
 
-def _weight_bytes(shape: Shape, setting: Setting) -> float:
+def _weight_bytes(shape: ModelArchitecture, setting: Setting) -> float:
     """The base's own. Where layers are divided, those of three are whole at once: of the one that computes, what it was
     gathered into, and what the next is gathered into meanwhile. FSDP2 keeps the former until then (PyTorch 2.15,
     `FSDPParamGroup.wait_for_unshard`), and both are of another stream, whose memory the first may not take over.
@@ -683,7 +683,7 @@ _READ_IN_FP32, _OF_TIED = 4, 12
 """Bytes for each parameter of the base, and more for each of embeddings that were trained apart."""
 
 
-def merge_memory(config: TrainConfig, parameters: int, shape: Shape | None = None) -> int:
+def merge_memory(config: TrainConfig, parameters: int, shape: ModelArchitecture | None = None) -> int:
     """Bytes of main memory for the merge of a base of so many `parameters`; 0 where that takes a tensor at a time.
 
     With the whole model in memory are merged experts, which are stacked when they are read, other matrices that files
@@ -703,7 +703,7 @@ def merge_memory(config: TrainConfig, parameters: int, shape: Shape | None = Non
     return CPU_LIBRARIES + whole + _OF_TIED * shape.embeddings[1]
 
 
-def _trains_tied(config: TrainConfig, shape: Shape) -> bool:
+def _trains_tied(config: TrainConfig, shape: ModelArchitecture) -> bool:
     ends = (shape.embeddings[0], shape.head[0])
     return shape.head[1] == 0 and any(matches(end, name) for end in ends for name in config.lora.modules_to_save)
 
@@ -715,7 +715,7 @@ def checkpoint_bytes(config: TrainConfig, adapter: Adapter) -> int:
     return adapters + _start_bytes(config, adapter) + round(state_bytes(adapter, config.training.optimizer))
 
 
-def claim_bytes(config: TrainConfig, shape: Shape, adapter: Adapter) -> int:
+def claim_bytes(config: TrainConfig, shape: ModelArchitecture, adapter: Adapter) -> int:
     """At most at a time: one checkpoint more than are kept, since the oldest goes when a newer one is verified, and the
     result, which waits there to be published. A merged model is counted with 2 bytes a weight, or 4 in FP32."""
     result = adapter.file_bytes + _start_bytes(config, adapter)

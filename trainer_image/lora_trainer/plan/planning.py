@@ -7,20 +7,10 @@ and what a plan settles of a run's configuration.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from lora_trainer.contract.config import (
-    ActivationCheckpointing,
-    Kernels,
-    Optimizer,
-    Planned,
-    Precision,
-    Quantization,
-    TrainConfig,
-)
-from lora_trainer.contract.gpus import Gpu, device_of, gib
-from lora_trainer.contract.run_plan import Alternative, RunPlan
 from lora_trainer.plan.adapter import Adapter, doubtful
+from lora_trainer.plan.architecture import GUESSED, ModelArchitecture
 from lora_trainer.plan.choice import (
-    MANNERS,
+    CHECKPOINTING_MODES,
     REFERENCE,
     Candidate,
     Fit,
@@ -53,9 +43,19 @@ from lora_trainer.plan.memory import (
     outside_bytes,
 )
 from lora_trainer.plan.remedies import LABELS, remedies
-from lora_trainer.plan.shapes import GUESSED, Shape
+from lora_trainer.spec.config import (
+    ActivationCheckpointing,
+    Kernels,
+    Optimizer,
+    Planned,
+    Precision,
+    Quantization,
+    TrainConfig,
+)
+from lora_trainer.spec.gpus import Gpu, device_of, gib
+from lora_trainer.spec.run_plan import Alternative, RunPlan
 
-_MANNER = {
+_CHECKPOINTING = {
     ActivationCheckpointing.NONE: "kept activations",
     ActivationCheckpointing.SELECTIVE: "recomputed MLPs",
     ActivationCheckpointing.FULL: "recomputed activations",
@@ -68,12 +68,12 @@ CPU = "cpu"
 
 def plan_of(
     config: TrainConfig,
-    shape: Shape,
+    shape: ModelArchitecture,
     adapter: Adapter,
     *,
     tokens: int | None = None,
     rows: int | None = None,
-    learned_share: float = 1.0,
+    target_share: float = 1.0,
     longest: int | None = None,
     evaluated: int = 0,
     p95: int | None = None,
@@ -82,7 +82,7 @@ def plan_of(
 ) -> RunPlan:
     """The plan of a run for `gpu`, or where that is None for the GPU that its configuration tells, if any.
 
-    `tokens` and `rows` are those of the training data, None where not known; `learned_share` is the part of all tokens
+    `tokens` and `rows` are those of the training data, None where not known; `target_share` is the part of all tokens
     that is learned, `longest` the longest row in tokens (None for `maxSequenceLength`), `evaluated` the longest of the
     rows that are held out, `p95` what 95 % of the rows have at most.
     `micro_batch_tokens` limits a micro-batch as an earlier plan did. Total: what does not fit has a plan, too, with
@@ -91,8 +91,8 @@ def plan_of(
     load = Load(longest=longest, p95=p95, tokens=micro_batch_tokens, evaluated=evaluated)
     shape = doubtful(shape, adapter)
     if tokens is not None and rows:
-        # Some row has at least as many learned tokens as all have in the mean, and may be the longest.
-        load = replace(load, learned=learned_share * min(1.0, tokens / rows / load.row(config)))
+        # Some row has at least as many target tokens as all have in the mean, and may be the longest.
+        load = replace(load, target_share=target_share * min(1.0, tokens / rows / load.row(config)))
     gpu = gpu or device_of(config.device)
     if config.device.gpus == 0 or gpu is None:
         return _without_gpu(config, shape, adapter, load)
@@ -116,7 +116,7 @@ def plan_of(
     )
 
 
-def _without_gpu(config: TrainConfig, shape: Shape, adapter: Adapter, load: Load) -> RunPlan:
+def _without_gpu(config: TrainConfig, shape: ModelArchitecture, adapter: Adapter, load: Load) -> RunPlan:
     """On a CPU, or on a GPU that nothing tells: then `Auto` stays."""
     setting = presumed(config, shape, load)
     plan = _plan(config, shape, adapter, setting, gpu_memory(shape, adapter, setting), load=load)
@@ -137,7 +137,7 @@ def _without_gpu(config: TrainConfig, shape: Shape, adapter: Adapter, load: Load
 
 
 def _plan(
-    config: TrainConfig, shape: Shape, adapter: Adapter, setting: Setting, memory: Memory, *, load: Load
+    config: TrainConfig, shape: ModelArchitecture, adapter: Adapter, setting: Setting, memory: Memory, *, load: Load
 ) -> RunPlan:
     """What does not depend on the device."""
     return RunPlan(
@@ -163,7 +163,7 @@ def _plan(
 
 
 def fits_surely(
-    config: TrainConfig, chosen: Candidate, shape: Shape, adapter: Adapter, *, gpu: Gpu, load: Load
+    config: TrainConfig, chosen: Candidate, shape: ModelArchitecture, adapter: Adapter, *, gpu: Gpu, load: Load
 ) -> bool | None:
     """False only where even the lower end of the estimate is above all of the memory that the GPU may have, and the
     family is known; None where it may fit."""
@@ -173,10 +173,10 @@ def fits_surely(
     return None if left_open or _least(config, chosen, shape, adapter, load) <= gpu.most_bytes else False
 
 
-def _least(config: TrainConfig, chosen: Candidate, shape: Shape, adapter: Adapter, load: Load) -> float:
-    """Bytes of the lower end of the estimate, with as few learned tokens as there may be at once, optimizer state that
+def _least(config: TrainConfig, chosen: Candidate, shape: ModelArchitecture, adapter: Adapter, load: Load) -> float:
+    """Bytes of the lower end of the estimate, with as few target tokens as there may be at once, optimizer state that
     leaves the GPU where it lacks room, and all that fast paths may spare."""
-    few = gpu_memory(shape, adapter, replace(chosen.setting, learned=load.learned))
+    few = gpu_memory(shape, adapter, replace(chosen.setting, target_share=load.target_share))
     spared = float(few.optimizer) if config.training.optimizer is Optimizer.PAGED_ADAMW_8BIT else 0.0
     if config.training.kernels is Kernels.AUTO and not chosen.setting.whole_layers:
         spared += _SAVED_BY_FAST_PATHS * few.activations
@@ -197,7 +197,7 @@ def _seconds(config: TrainConfig, option: Option, *, tokens: int | None, rows: i
 
 def _reason(
     config: TrainConfig,
-    shape: Shape,
+    shape: ModelArchitecture,
     adapter: Adapter,
     gpu: Gpu,
     chosen: Candidate,
@@ -236,12 +236,12 @@ def _reason(
 def _way(setting: Setting) -> str:
     base = {Quantization.NONE: "the whole base"}.get(setting.quantization, f"{setting.quantization.value}")
     divided = f", divided over {setting.processes} GPUs," if setting.processes > 1 else ""
-    manner = _MANNER[setting.manner]
-    return f"{base}{divided} with {manner} and {setting.tokens:,} tokens a micro-batch"
+    checkpointing = _CHECKPOINTING[setting.checkpointing]
+    return f"{base}{divided} with {checkpointing} and {setting.tokens:,} tokens a micro-batch"
 
 
 def _alternatives(
-    config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, chosen: Candidate, *, load: Load
+    config: TrainConfig, shape: ModelArchitecture, adapter: Adapter, gpu: Gpu, chosen: Candidate, *, load: Load
 ) -> Iterator[Alternative]:
     """The fastest way with each other quantization that the trainer would take."""
     for quantization in (Quantization.NONE, Quantization.NF4, Quantization.INT8):
@@ -259,7 +259,7 @@ def _alternatives(
             )
 
 
-def settled_by_weights(config: TrainConfig, parameters: int, gpu: Gpu) -> tuple[Quantization, str]:
+def resolved_by_weights(config: TrainConfig, parameters: int, gpu: Gpu) -> tuple[Quantization, str]:
     """What `Auto` becomes on a GPU, and why: not quantized where the weights in full take no more of it than
     `WEIGHTS_SHARE`, whole or divided. Whether the model can be quantized, its own modules tell."""
     whole, room = _weight_bytes(config, parameters), WEIGHTS_SHARE * gpu.memory_bytes
@@ -288,7 +288,7 @@ def plan_by_weights(
     if config.quantization is Quantization.AUTO and not cpu:
         why = "they decide on the GPU that the training finds"
         if gpu is not None:
-            found, why = settled_by_weights(config, parameters, gpu)
+            found, why = resolved_by_weights(config, parameters, gpu)
             why = f"it would be {found.value}, since {why}"
         reason = f"{reason}, and the training settles Auto by them: {why}"
     return RunPlan(
@@ -372,19 +372,21 @@ class Row:
     peak_bytes: int
 
     @property
-    def manner(self) -> ActivationCheckpointing:
+    def checkpointing(self) -> ActivationCheckpointing:
         """How it recomputes."""
         return ActivationCheckpointing.of(recompute=self.recompute, selective=self.selective)
 
 
-def rows(config: TrainConfig, shape: Shape, adapter: Adapter, quantizations: Iterable[Quantization]) -> tuple[Row, ...]:
+def rows(
+    config: TrainConfig, shape: ModelArchitecture, adapter: Adapter, quantizations: Iterable[Quantization]
+) -> tuple[Row, ...]:
     """Memory by part for each quantization and manner of recomputation."""
     found = []
     for quantization in quantizations:
-        for manner in MANNERS:
-            setting = setting_of(config, shape, REFERENCE, quantization=quantization, manner=manner)
+        for checkpointing in CHECKPOINTING_MODES:
+            setting = setting_of(config, shape, REFERENCE, quantization=quantization, checkpointing=checkpointing)
             memory = gpu_memory(shape, adapter, setting)
-            default = quantization is config.quantization and config.training.activation_checkpointing is manner
+            default = quantization is config.quantization and config.training.activation_checkpointing is checkpointing
             found.append(
                 Row(
                     quantization=quantization,
@@ -400,16 +402,16 @@ def rows(config: TrainConfig, shape: Shape, adapter: Adapter, quantizations: Ite
 
 def on_gpu(
     config: TrainConfig,
-    shape: Shape,
+    shape: ModelArchitecture,
     adapter: Adapter,
     gpu: Gpu,
     quantizations: Sequence[Quantization],
 ) -> OnGpu:
     """All options on a device."""
     options = tuple(
-        option_on(config, shape, adapter, gpu, quantization=quantization, manner=manner)
+        option_on(config, shape, adapter, gpu, quantization=quantization, checkpointing=checkpointing)
         for quantization in quantizations
-        for manner in MANNERS
+        for checkpointing in CHECKPOINTING_MODES
     )
     chosen = choose(config, shape, adapter, gpu)
     return OnGpu(
@@ -423,12 +425,12 @@ def on_gpu(
 
 def option_on(
     config: TrainConfig,
-    shape: Shape,
+    shape: ModelArchitecture,
     adapter: Adapter,
     gpu: Gpu,
     *,
     quantization: Quantization,
-    manner: ActivationCheckpointing,
+    checkpointing: ActivationCheckpointing,
     load: Load | None = None,
 ) -> Option:
     """One setting on one device: with a micro-batch of `TOKEN_BUDGET`, divided over as few as needed where only that
@@ -436,7 +438,7 @@ def option_on(
     found = [
         candidate.option
         for candidate in candidates_of(
-            config, shape, adapter, gpu, quantization=quantization, manner=manner, load=load or Load()
+            config, shape, adapter, gpu, quantization=quantization, checkpointing=checkpointing, load=load or Load()
         )
     ]
     fits = next((option for option in found if option.fit is Fit.FITS), None)

@@ -6,7 +6,10 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
-from lora_trainer.contract.config import (
+from lora_trainer.plan.adapter import Adapter, AdapterError, plan_adapter
+from lora_trainer.plan.architecture import ModelArchitecture
+from lora_trainer.plan.choice import Fit, Load, Option, choose
+from lora_trainer.spec.config import (
     ActivationCheckpointing,
     DeviceConfig,
     Init,
@@ -18,12 +21,9 @@ from lora_trainer.contract.config import (
     TrainConfig,
     Variant,
 )
-from lora_trainer.contract.gpus import Gpu, least_memory, slice_of
-from lora_trainer.contract.manifest import checkpoint_claim
-from lora_trainer.contract.resource import PRODUCT_LABEL
-from lora_trainer.plan.adapter import Adapter, AdapterError, plan_adapter
-from lora_trainer.plan.choice import Fit, Load, Option, choose
-from lora_trainer.plan.shapes import Shape
+from lora_trainer.spec.gpus import Gpu, least_memory, slice_of
+from lora_trainer.spec.manifest import checkpoint_claim
+from lora_trainer.spec.resource import PRODUCT_LABEL
 
 MOST = 3
 _GIB = 2**30
@@ -41,7 +41,7 @@ class _Case:
     """A run on a GPU, of rows that are `load`. `adapter` is None where the model cannot have it."""
 
     config: TrainConfig
-    shape: Shape
+    shape: ModelArchitecture
     adapter: Adapter | None
     gpu: Gpu
     load: Load
@@ -71,7 +71,7 @@ class _Change:
     labels: bool = False
 
 
-def remedies(config: TrainConfig, shape: Shape, adapter: Adapter, gpu: Gpu, load: Load) -> str:
+def remedies(config: TrainConfig, shape: ModelArchitecture, adapter: Adapter, gpu: Gpu, load: Load) -> str:
     """Changes that make the run fit, as the end of a sentence: at most `MOST`, each of which is enough, the cheapest
     first; where none is, as few together as are."""
     case = _Case(config=config, shape=shape, adapter=adapter, gpu=gpu, load=load)

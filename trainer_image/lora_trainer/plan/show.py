@@ -5,14 +5,14 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lora_trainer.contract import codec
-from lora_trainer.contract.config import ActivationCheckpointing, Quantization
 from lora_trainer.plan.answer import Plan, PlanByWeights
+from lora_trainer.plan.architecture import EXPERTS_LEFT_OUT
 from lora_trainer.plan.choice import Fit, Option
 from lora_trainer.plan.limits import FIT_SHARE
 from lora_trainer.plan.planning import OnGpu, Row
-from lora_trainer.plan.shapes import EXPERTS_LEFT_OUT
 from lora_trainer.plan.speed import SHARE
+from lora_trainer.spec import codec
+from lora_trainer.spec.config import ActivationCheckpointing, Quantization
 
 _GIB = 2**30
 _MILLION = 1_000_000
@@ -81,19 +81,19 @@ def _memory(plan: Plan) -> Iterator[str]:
             f"{_gib(memory.constant + memory.dequantized):>7}{_gib(row.peak_bytes):>8}"
         )
         mark = "*" if row.default else " "
-        yield f"{mark} {row.quantization.value:<13}{_WHAT[row.manner][0]:<11}{parts}"
+        yield f"{mark} {row.quantization.value:<13}{_WHAT[row.checkpointing][0]:<11}{parts}"
 
 
 def _devices(plan: Plan, shown: Sequence[Row], name: int) -> Iterator[str]:
     unit = "per 1M" if plan.trained_tokens is None else "time"
     yield f"GiB to spare on a GPU (or lacking), within {FIT_SHARE:.0%} of its memory"
     first = "".join(f"{('*' if row.default else '') + row.quantization.value:>8}" for row in shown)
-    second = "".join(f"{_WHAT[row.manner][1]:>8}" for row in shown)
+    second = "".join(f"{_WHAT[row.checkpointing][1]:>8}" for row in shown)
     yield f"{'':<{name}}{'':>6}{first}  the run takes there"
     yield f"{'GPU':<{name}}{'GiB':>6}{second}  {'':<15}{'tokens/s':>9}{unit:>8}"
     for gpu in plan.gpus:
-        by_setting = {(option.quantization, option.manner): option for option in gpu.options}
-        cells = "".join(f"{_cell(by_setting[row.quantization, row.manner]):>8}" for row in shown)
+        by_setting = {(option.quantization, option.checkpointing): option for option in gpu.options}
+        cells = "".join(f"{_cell(by_setting[row.quantization, row.checkpointing]):>8}" for row in shown)
         yield f"{_short(gpu.name):<{name}}{gpu.memory_bytes / _GIB:>6.1f}{cells}  {_taken(gpu, plan)}".rstrip()
 
 
@@ -108,7 +108,7 @@ def _shown(plan: Plan, width: int) -> list[Row]:
     room = (width - _BESIDE) // _COLUMN
     between = plan.recompute is ActivationCheckpointing.SELECTIVE
     left_out = ActivationCheckpointing.NONE if between else ActivationCheckpointing.SELECTIVE
-    two = [row for row in plan.rows if row.manner is not left_out]
+    two = [row for row in plan.rows if row.checkpointing is not left_out]
     wanted = [row for row in two if row.quantization in {Quantization.NONE, plan.quantization}]
     return next((rows for rows in (list(plan.rows), two) if len(rows) <= room), wanted if len(two) > 4 else two)
 
@@ -125,8 +125,8 @@ def _taken(gpu: OnGpu, plan: Plan) -> str:
         return "may not fit" if tried else "nothing that fits"
     smaller, larger = plan.micro_batch_tokens // taken.tokens, taken.tokens // plan.micro_batch_tokens
     times = f"/{smaller}" if smaller > 1 else f"*{larger}" if larger > 1 else ""
-    manner = f"{_WHAT[taken.manner][1]}{times}"
-    name = f"{taken.quantization.value}, {manner}"
+    checkpointing = f"{_WHAT[taken.checkpointing][1]}{times}"
+    name = f"{taken.quantization.value}, {checkpointing}"
     if taken.tokens_per_s is None:
         return name
     seconds = (plan.trained_tokens or _MILLION) / taken.tokens_per_s
@@ -176,9 +176,9 @@ def _explanations(plan: Plan, shown: Sequence[Row]) -> Iterator[str]:
     if plan.preflight.device is not None:
         yield f"Plan: {plan.preflight.reason}."
     yield "kept, MLPs, recomp.: activations are kept for the backward pass, those of MLPs or all are recomputed in it."
-    manners = [row.manner for row in shown]
-    for manner in dict.fromkeys(row.manner for row in plan.rows if row.manner not in manners):
-        yield f"The table has no room for {_WHAT[manner][1]}: a wider terminal shows it, and -o json has it."
+    modes = [row.checkpointing for row in shown]
+    for checkpointing in dict.fromkeys(row.checkpointing for row in plan.rows if row.checkpointing not in modes):
+        yield f"The table has no room for {_WHAT[checkpointing][1]}: a wider terminal shows it, and -o json has it."
     options = [option for gpu in plan.gpus for option in gpu.options]
     taken = [gpu.default.tokens for gpu in plan.gpus if gpu.default.fit is Fit.FITS]
     if any(tokens < plan.micro_batch_tokens for tokens in taken) or any(option.fit is Fit.HALVED for option in options):

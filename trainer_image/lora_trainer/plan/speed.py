@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from lora_trainer.contract.config import Quantization
-from lora_trainer.contract.gpus import Gpu
 from lora_trainer.plan.adapter import Adapter, adapted_stacks
+from lora_trainer.plan.architecture import ModelArchitecture
 from lora_trainer.plan.memory import Setting
-from lora_trainer.plan.shapes import Shape
+from lora_trainer.spec.config import Quantization
+from lora_trainer.spec.gpus import Gpu
 
 SHARE = 0.4
 """Of the dense peak, counting all operations that are done: what well-run trainings reach, 12,473 tokens a second for
@@ -28,7 +28,7 @@ class Speed:
     flops_per_token: float
 
 
-def flops_per_token(shape: Shape, adapter: Adapter, setting: Setting) -> float:
+def flops_per_token(shape: ModelArchitecture, adapter: Adapter, setting: Setting) -> float:
     """Of forward and backward pass: 4N + 6P + 6 t Q L, N parameters that multiply a token, P of the adapter, t tokens
     of a row, Q width of all queries, L layers; recomputed, the layers' forward pass once more, or that of their MLPs.
 
@@ -48,7 +48,7 @@ def flops_per_token(shape: Shape, adapter: Adapter, setting: Setting) -> float:
     return float(forward + backward + again)
 
 
-def speed(shape: Shape, adapter: Adapter, setting: Setting, gpu: Gpu) -> Speed | None:
+def speed(shape: ModelArchitecture, adapter: Adapter, setting: Setting, gpu: Gpu) -> Speed | None:
     """Of one GPU; None where its peak is not known. A pass over a micro-batch takes at least as long as reading the
     weights it computes with (roofline, doi 10.1145/1498765.1498785). 4-bit weights are made 16-bit before, at the
     memory's bandwidth, however few its tokens are."""

@@ -1,1 +1,1 @@
-"""A run, top-down: what is found out before it (`preflight`), its inputs (`inputs`), the training (`train`)."""
+"""A run, top-down: what is found out before it (`preflight`), its inputs (`inputs`), the training (`run`)."""

@@ -5,26 +5,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.data.dataset import Data
 from lora_trainer.data.held_out import copy_held_out_rows
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.device import Device
-from lora_trainer.places.base import Base
-from lora_trainer.places.base_shape import shape_in
+from lora_trainer.plan.architecture import ArchitectureError, ModelArchitecture
 from lora_trainer.plan.hint_checks import Facts, LeftAlone, Rows
-from lora_trainer.plan.shapes import Shape, ShapeError
 from lora_trainer.recipe.advising import advise_at_end
-from lora_trainer.recipe.session import Result
-from lora_trainer.recipe.settling import Settled
 from lora_trainer.result.curves import write_curves
 from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
-from lora_trainer.training.checkpoint import MARGIN_BYTES, Checkpoints
-from lora_trainer.training.evaluate import Evaluation
-from lora_trainer.training.identity import Identity
-from lora_trainer.training.resume import Saved
-from lora_trainer.training.saver import Saver
-from lora_trainer.training.state import RunRecord
+from lora_trainer.spec.summary import ResolvedRun
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.base_architecture import architecture_in
+from lora_trainer.train.checkpoint import MARGIN_BYTES, Checkpoints
+from lora_trainer.train.checkpoint_policy import CheckpointPolicy
+from lora_trainer.train.evaluate import Evaluation
+from lora_trainer.train.identity import Identity
+from lora_trainer.train.resolve_auto import RunSetup
+from lora_trainer.train.resume import Saved
+from lora_trainer.train.session import Result
+from lora_trainer.train.state import RunRecord
 
 _ADAPTER_BYTES = 8
 """What a trained parameter takes in the result: fp32, and twice where PiSSA or OLoRA is written as a plain adapter."""
@@ -35,7 +35,7 @@ class Account:
     """Of a run that is settled, and is to `start` at a checkpoint, None for the beginning; `began_s` is on the clock of
     this process. Without `checkpoints` no state is saved."""
 
-    settled: Settled
+    setup: RunSetup
     base: Base
     data: Data
     prepared: Path
@@ -46,38 +46,38 @@ class Account:
     began_s: float
 
     @property
-    def shape(self) -> Shape | None:
+    def shape(self) -> ModelArchitecture | None:
         """The model's; None for a kind that the estimate does not know."""
         try:
-            return shape_in(self.base.folder, self.base.name)
-        except (ConfigError, ShapeError):
+            return architecture_in(self.base.folder, self.base.name)
+        except (ConfigError, ArchitectureError):
             return None
 
     def facts(self, resolved: ResolvedRun, left_alone: LeftAlone) -> Facts:
         """What is known when the training begins."""
         data, stats = self.data, self.data.stats
         return Facts(
-            config=self.settled.config,
+            config=self.setup.config,
             shape=self.shape,
             trainable_parameters=resolved.trainable_parameters,
             rows=Rows(
                 training=stats.train_samples,
                 held_out=data.evaluation.row_count if data.held_out else 0,
-                learned=stats.target_tokens,
+                target_tokens=stats.target_tokens,
                 cut=stats.truncated_samples,
                 cut_tokens=stats.truncated_tokens,
                 duplicates=stats.duplicate_samples,
             ),
             columns=data.columns,
             left_alone=left_alone,
-            plan=self.settled.plan,
+            plan=self.setup.plan,
         )
 
     def record(self, resolved: ResolvedRun, before: Evaluation) -> RunRecord:
         """What its checkpoints and its result say of it."""
         return RunRecord(
             identity=self.identity,
-            config=self.settled.config,
+            config=self.setup.config,
             resolved=resolved,
             dataset=self.data.stats,
             held_out=self.data.held_out,
@@ -90,12 +90,12 @@ class Account:
             held_out_digest=self.data.held_out_digest,
         )
 
-    def saver(self, resolved: ResolvedRun, before: Evaluation) -> Saver | None:
+    def checkpoint_policy(self, resolved: ResolvedRun, before: Evaluation) -> CheckpointPolicy | None:
         """What saves its states."""
         if self.checkpoints is None:
             return None
-        checkpoint = self.settled.config.checkpoint
-        return Saver(checkpoints=self.checkpoints, config=checkpoint, record=self.record(resolved, before))
+        checkpoint = self.setup.config.checkpoint
+        return CheckpointPolicy(checkpoints=self.checkpoints, config=checkpoint, record=self.record(resolved, before))
 
     def write(self, result: Result, folder: Path, make_room: Callable[[int], None]) -> None:
         """Write the result on the process that has its adapter: with its curves, and with the manifest, which completes
@@ -106,12 +106,12 @@ class Account:
         data = self.data
         copy_held_out_rows(self.prepared, folder)
         measured = measured_by(
-            result.course,
+            result.trainer_state,
             result.before,
             result.after,
             self.device,
-            config=self.settled.config,
-            plan=self.settled.plan,
+            config=self.setup.config,
+            plan=self.setup.plan,
             held_out=data.held_out,
             seconds=time.monotonic() - self.began_s,
             resumed=self.start.resumed_step if self.start else None,

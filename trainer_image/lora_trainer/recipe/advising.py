@@ -4,11 +4,11 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
-from lora_trainer.contract.advice import Advice, Severity
 from lora_trainer.plan.hint_checks import Ended, Facts
 from lora_trainer.plan.hints import after, known_before, spoken
-from lora_trainer.recipe.session import Result
-from lora_trainer.training.evaluate import improvement_standard_error
+from lora_trainer.spec.advice import Advice, Severity
+from lora_trainer.train.evaluate import improvement_standard_error
+from lora_trainer.train.session import Result
 
 log = logging.getLogger(__name__)
 
@@ -26,16 +26,16 @@ def advise_at_end(facts: Facts, result: Result, *, held_out: bool) -> tuple[Advi
 
 
 def _ended(result: Result, *, held_out: bool) -> Ended:
-    course, first, last = result.course, result.before, result.after
+    trainer_state, first, last = result.trainer_state, result.before, result.after
     return Ended(
-        steps=course.step,
+        steps=trainer_state.step,
         planned=result.steps,
         loss_before=first.loss,
         loss=last.loss,
         improvement_standard_error=improvement_standard_error(first, last) or 0.0,
         held_out=held_out,
-        on_the_way={point.step: point.loss for point in course.evaluations},
-        kept_best=course.best_step is not None and course.best_step != course.step,
+        on_the_way={eval_result.step: eval_result.loss for eval_result in trainer_state.evaluations},
+        kept_best=trainer_state.best_step is not None and trainer_state.best_step != trainer_state.step,
     )
 
 

@@ -6,16 +6,16 @@ with its last alone."""
 import shutil
 from pathlib import Path
 
-from lora_trainer.contract.config import Merge, TrainConfig
-from lora_trainer.contract.gpus import gib
-from lora_trainer.contract.manifest import checkpoint_claim
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.run_plan import RunPlan
 from lora_trainer.data.kept_rows import row_folders
 from lora_trainer.errors import StorageError
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.plan.shapes import GUESSED
-from lora_trainer.training.checkpoint import checkpoint_folders, partial_folders
+from lora_trainer.plan.architecture import GUESSED
+from lora_trainer.spec.config import Merge, TrainConfig
+from lora_trainer.spec.gpus import gib
+from lora_trainer.spec.manifest import checkpoint_claim
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.run_plan import RunPlan
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.checkpoint import checkpoint_folders, partial_folders
 
 _AMPLE = 1.5
 """How many times as long as that: the plan's time assumes 40 % of a GPU's peak, and few runs reach 60 %."""

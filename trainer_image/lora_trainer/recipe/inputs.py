@@ -7,9 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.preflight import RowFacts
-from lora_trainer.contract.uri import ClaimUri, at_commit, parse_uri
 from lora_trainer.data import dataset as datasets
 from lora_trainer.data.chosen_rows import Pace
 from lora_trainer.data.chosen_template import chosen_template
@@ -18,19 +15,22 @@ from lora_trainer.data.counts import positions_suffice
 from lora_trainer.data.dataset import Data
 from lora_trainer.data.dataset_files import locate, locate_validation
 from lora_trainer.data.kept_rows import UNUSED_S, KeptRows, folder_name
-from lora_trainer.data.survey import Samples, choose_rows, find_sources
+from lora_trainer.data.survey import DatasetIndex, choose_rows, find_sources
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import KernelOutOfMemoryError, StorageError, TransientError, one_sentence
-from lora_trainer.places.base import Base, find_base
-from lora_trainer.places.cache_folders import cached_rows
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.lock import held
-from lora_trainer.places.model_headers import read_headers
-from lora_trainer.places.temporary import temporary_folder
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.recipe.vocabulary import check_token
-from lora_trainer.training.objective import encoder_of
-from lora_trainer.training.resume_overrides import kept_day, with_kept_commits
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.preflight import RowFacts
+from lora_trainer.spec.uri import ClaimUri, at_commit, parse_uri
+from lora_trainer.storage.base import Base, find_base
+from lora_trainer.storage.cache_folders import cached_rows
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.lock import held
+from lora_trainer.storage.model_headers import read_headers
+from lora_trainer.storage.temporary import temporary_folder
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.objective import encoder_of
+from lora_trainer.train.resume_overrides import kept_day, with_kept_commits
 
 log = logging.getLogger(__name__)
 ENCODED_FROM_BYTES = 4 * 2**20
@@ -69,13 +69,13 @@ def prepare(
     read = with_kept_commits(config, workspace, hub)
     sources = replace(find_sources(read.dataset, volumes, hub), dataset=config.dataset)
     # Bad rows show at once, before libraries are loaded.
-    samples = None if kept.some else choose_rows(sources)
+    index = None if kept.some else choose_rows(sources)
     check(read_headers(read.model.uri, volumes, hub).base)
     base = find_base(read.model.uri, volumes, hub)
     partial = place.with_name(f".{place.name}")
     partial.mkdir(parents=True)
     encoder = encoder_of(config, base, chosen)
-    data = datasets.read_or_encode(sources, samples, encoder, partial, kept)
+    data = datasets.read_or_encode(sources, index, encoder, partial, kept)
     _check_data(base, encoder, data)
     (partial / _REVISION).write_text(base.revision, encoding="utf-8")
     partial.rename(place)
@@ -116,16 +116,16 @@ def fetch_model(address: str, volumes: Volumes, hub: Hub) -> None:
         find_base(address, volumes, hub)
 
 
-def keep_encoded(samples: Samples, base: Base, encoder: Encoder) -> RowFacts | None:
+def keep_encoded(index: DatasetIndex, base: Base, encoder: Encoder) -> RowFacts | None:
     """Have the rows encoded in the cache that runs share, if it has room for them, and what is counted of them
     meanwhile; None where they are few, or are not encoded here. Raises what a training finds wrong with the rows."""
-    if sum(path.stat().st_size for part in samples.parts for _, path in part.files) < ENCODED_FROM_BYTES:
+    if sum(path.stat().st_size for part in index.parts for _, path in part.files) < ENCODED_FROM_BYTES:
         return None
     place = cached_rows(os.environ)
-    name = folder_name(datasets.row_key(samples.sources, encoder), shared=True)
+    name = folder_name(datasets.row_key(index.sources, encoder), shared=True)
     begun = place / f".{name}.begun"
     pace = Pace(processes=_PROCESSES, longest=MOST_CHARACTERS)
-    what = f"dataset.uri is {samples.sources.dataset.uri}: its encoded rows"
+    what = f"dataset.uri is {index.sources.dataset.uri}: its encoded rows"
     try:
         with held(place / f".{name}.lock", what) as lock, temporary_folder("lora-tokens-") as folder:
             if _was_killed(begun) and not (place / name).is_dir():
@@ -138,7 +138,7 @@ def keep_encoded(samples: Samples, base: Base, encoder: Encoder) -> RowFacts | N
             try:
                 begun.touch()
                 kept = KeptRows(own=place, shared=True, may_write=lock.check)
-                data = datasets.read_or_encode(samples.sources, samples, encoder, folder, kept, pace=pace)
+                data = datasets.read_or_encode(index.sources, index, encoder, folder, kept, pace=pace)
             finally:
                 begun.unlink(missing_ok=True)
             _check_data(base, encoder, data)

@@ -4,32 +4,32 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
-from lora_trainer.contract.config import TrainConfig
-from lora_trainer.contract.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.contract.summary import Summary
-from lora_trainer.contract.uri import ClaimUri, parse_uri
 from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.row_facts import count_rows
-from lora_trainer.data.survey import load_samples
+from lora_trainer.data.survey import load_index
 from lora_trainer.data.tokenizer import check_tokenizer
+from lora_trainer.distributed.activity import begun
 from lora_trainer.errors import ConfigError, DoesNotFitError, one_sentence
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.model_headers import ModelHeaders, read_headers
-from lora_trainer.places.outputs import open_sink
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.plan.adapter import Adapter, AdapterError, plan_adapter, short_names
+from lora_trainer.plan.architecture import GUESSED, ArchitectureError, ModelArchitecture, UncountedError, read_json
 from lora_trainer.plan.choice import refusal
 from lora_trainer.plan.families import counted, described
 from lora_trainer.plan.hints import before
 from lora_trainer.plan.planning import plan_by_weights, plan_of
-from lora_trainer.plan.shapes import GUESSED, Shape, ShapeError, UncountedError, read_json
-from lora_trainer.ranks.activity import begun
 from lora_trainer.recipe.claim_room import check_claim
 from lora_trainer.recipe.inputs import fetch_model, keep_encoded
 from lora_trainer.recipe.vocabulary import check_token
-from lora_trainer.training.objective import encoder_of
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.spec.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.run_plan import RunPlan
+from lora_trainer.spec.summary import Summary
+from lora_trainer.spec.uri import ClaimUri, parse_uri
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.model_headers import ModelHeaders, read_headers
+from lora_trainer.storage.outputs import open_publisher
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.objective import encoder_of
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Model:
     """
 
     headers: ModelHeaders
-    shape: Shape | None
+    shape: ModelArchitecture | None
     adapter: Adapter | None
 
 
@@ -56,7 +56,7 @@ def preflight(config: TrainConfig, volumes: Volumes, hub: Hub, *, fill: bool = F
     model = look_at_model(config, volumes, hub)
     begun("trying the output")
     output = check_output(config, volumes)
-    samples = load_samples(config, volumes, hub)
+    samples = load_index(config, volumes, hub)
     encoder = encoder_of(config, model.headers.base, chosen)
     # What is encoded for the training is counted on the way: nothing is tokenized twice.
     rows = keep_encoded(samples, model.headers.base, encoder) if fill else None
@@ -94,7 +94,7 @@ def look_at_model(config: TrainConfig, volumes: Volumes, hub: Hub) -> Model:
         shape = counted(described(read_json(text, "config.json"), "config.json"), headers.parameters)
     except UncountedError as error:
         return _uncounted(headers, error)
-    except ShapeError as error:
+    except ArchitectureError as error:
         raise ConfigError(f"model.uri is {address}: {error}") from error
     try:
         adapter = plan_adapter(config.lora, shape)
@@ -144,7 +144,7 @@ def model_facts(model: Model) -> ModelFacts:
     )
 
 
-def target_names(shape: Shape, adapter: Adapter) -> tuple[str, ...]:
+def target_names(shape: ModelArchitecture, adapter: Adapter) -> tuple[str, ...]:
     """The shortest endings that select the modules of an adapter, as the trainer names them."""
     names = [(name, adapter.ranks[layer][position] > 0) for layer, position, name, _ in shape.modules()]
     return short_names([name for name, is_adapted in names if is_adapted], [name for name, _ in names])
@@ -154,7 +154,7 @@ def check_output(config: TrainConfig, volumes: Volumes) -> OutputCheck:
     """Try the output's address with its credentials; a claim is not mounted here. Raises `TrainerError`."""
     if isinstance(parse_uri(config.output.uri), ClaimUri):
         return OutputCheck.AT_TRAINING
-    open_sink(config, volumes).check()
+    open_publisher(config, volumes).check()
     return OutputCheck.CHECKED
 
 
@@ -172,7 +172,7 @@ def make_plan(config: TrainConfig, model: Model, rows: RowFacts) -> RunPlan:
         model.adapter,
         tokens=rows.tokens,
         rows=rows.train_samples,
-        learned_share=rows.target_tokens / rows.tokens,
+        target_share=rows.target_tokens / rows.tokens,
         longest=rows.longest_tokens if rows.sampled is None else None,
         p95=rows.p95_tokens,
     )

@@ -3,16 +3,16 @@ same on all of them for that."""
 
 from pathlib import Path
 
-from lora_trainer.contract.config import TrainConfig
+from lora_trainer.distributed.collectives import Ranks
 from lora_trainer.errors import TransientError
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks.collectives import Ranks
 from lora_trainer.recipe.claim_room import check_room
-from lora_trainer.recipe.settling import Settled
-from lora_trainer.training.checkpoint import Checkpoints
-from lora_trainer.training.identity import Identity, difference
-from lora_trainer.training.resume import Saved, find_saved
-from lora_trainer.training.schedule import total_steps
+from lora_trainer.spec.config import TrainConfig
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.checkpoint import Checkpoints
+from lora_trainer.train.identity import Identity, difference
+from lora_trainer.train.resolve_auto import RunSetup
+from lora_trainer.train.resume import Saved, find_saved
+from lora_trainer.train.schedule import total_steps
 
 
 def beginning(config: TrainConfig, checkpoints: Checkpoints | None, volumes: Volumes, ranks: Ranks) -> Saved | None:
@@ -33,10 +33,10 @@ def agreed(ours: Identity, ranks: Ranks) -> Identity:
     return ours
 
 
-def check_claim(settled: Settled, folder: Path, rows: int, start: Saved | None) -> None:
+def check_claim(setup: RunSetup, folder: Path, rows: int, start: Saved | None) -> None:
     """Look whether the run's folder has room for what the run still writes: a full volume would end it hours later.
     Raises `StorageError`."""
-    if settled.plan is not None:
+    if setup.plan is not None:
         step, seen = (start.checkpoint.step, start.rows) if start and start.goes_on else (0, 0)
-        total = total_steps(settled.config.training, rows, step, seen)
-        check_room(settled.config, settled.plan, folder, step=step, total=total)
+        total = total_steps(setup.config.training, rows, step, seen)
+        check_room(setup.config, setup.plan, folder, step=step, total=total)

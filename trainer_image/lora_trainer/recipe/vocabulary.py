@@ -4,9 +4,9 @@ from pathlib import Path
 
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.errors import ConfigError
-from lora_trainer.places.base import Base
-from lora_trainer.places.base_shape import CONFIG, read_config
-from lora_trainer.plan.shapes import ShapeError
+from lora_trainer.plan.architecture import ArchitectureError
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.base_architecture import CONFIG, read_config
 
 _MORE = {"mllama": 8, "mllama_text_model": 8, "moshi": 1}
 _ADDITIONAL = {"molmo2": 128, "molmo2_text": 128}
@@ -33,7 +33,7 @@ def embeddings_in(folder: Path) -> int | None:
     which others say."""
     try:
         config = read_config(folder / CONFIG)
-    except (ConfigError, ShapeError):
+    except (ConfigError, ArchitectureError):
         return None
     inner = config.get("text_config")
     text = inner if isinstance(inner, dict) and inner else config

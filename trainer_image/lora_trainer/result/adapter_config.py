@@ -3,10 +3,10 @@
 import warnings
 from pathlib import Path
 
-from lora_trainer.artifact.tensor_files import read_entries
 from lora_trainer.errors import VerificationError, one_sentence
 from lora_trainer.model.loading import skeleton
-from lora_trainer.places.base import Base
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.tensor_files import read_entries
 
 _END = "the adapter is not published; report this"
 _Shapes = dict[str, tuple[int, ...]]

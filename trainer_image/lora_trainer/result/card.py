@@ -9,14 +9,14 @@ from typing import Any
 
 import yaml
 
-from lora_trainer.artifact.curve_records import METRICS
-from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS
-from lora_trainer.artifact.manifest import LOG, MERGED_FOLDER, Form, Manifest, Serving, loadable
-from lora_trainer.contract.config import TrainConfig, Variant
-from lora_trainer.contract.uri import HubUri, parse_uri
 from lora_trainer.result.curves import LOSS_CURVE
 from lora_trainer.result.hyperparameters import cell, leaves
 from lora_trainer.result.serving import TEMPLATE, command, merged_command
+from lora_trainer.spec.config import TrainConfig, Variant
+from lora_trainer.spec.uri import HubUri, parse_uri
+from lora_trainer.storage.curve_records import METRICS
+from lora_trainer.storage.held_out_rows import HELD_OUT_ROWS
+from lora_trainer.storage.manifest import LOG, MERGED_FOLDER, Form, Manifest, Serving, loadable
 
 CARD = "README.md"
 _FOLDER = "path/of/this/folder"

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_trainer.artifact.curve_records import METRICS, Record, line_of, read_records
 from lora_trainer.errors import storage_error
+from lora_trainer.storage.curve_records import METRICS, Record, line_of, read_records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

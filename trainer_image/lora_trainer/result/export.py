@@ -5,13 +5,6 @@ import platform
 from datetime import date
 from pathlib import Path
 
-from lora_trainer.artifact.curve_records import METRICS, read_records
-from lora_trainer.artifact.manifest import Manifest, Measured, write_sealed
-from lora_trainer.contract.advice import Advice
-from lora_trainer.contract.config import DeviceConfig, Tracker, TrainConfig
-from lora_trainer.contract.release import RELEASE
-from lora_trainer.contract.run_plan import RunPlan
-from lora_trainer.contract.summary import ResolvedRun
 from lora_trainer.errors import storage_error
 from lora_trainer.model.convert import Adapter, save_adapter
 from lora_trainer.model.device import Device
@@ -19,8 +12,15 @@ from lora_trainer.plan.memory import communicators_of, outside_bytes
 from lora_trainer.result.card import CARD, card_of
 from lora_trainer.result.serving import TEMPLATE, adapter_serving
 from lora_trainer.result.tensorboard import TENSORBOARD, write_events
-from lora_trainer.training.evaluate import Evaluation, improvement_standard_error
-from lora_trainer.training.state import Course, RunRecord
+from lora_trainer.spec.advice import Advice
+from lora_trainer.spec.config import DeviceConfig, Tracker, TrainConfig
+from lora_trainer.spec.release import RELEASE
+from lora_trainer.spec.run_plan import RunPlan
+from lora_trainer.spec.summary import ResolvedRun
+from lora_trainer.storage.curve_records import METRICS, read_records
+from lora_trainer.storage.manifest import Manifest, Measured, write_sealed
+from lora_trainer.train.evaluate import Evaluation, improvement_standard_error
+from lora_trainer.train.state import RunRecord, TrainerState
 
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 _LIGER = "liger-kernel"
@@ -44,7 +44,7 @@ def write_adapter(adapter: Adapter, folder: Path, template: str | None) -> None:
 
 
 def measured_by(
-    course: Course,
+    trainer_state: TrainerState,
     before: Evaluation,
     after: Evaluation,
     device: Device,
@@ -58,9 +58,9 @@ def measured_by(
     """What the manifest says of training and evaluations; `resumed` is the step at which this attempt went on, `plan`
     what was expected of it."""
     return Measured(
-        steps=course.step,
-        trained_tokens=course.tokens,
-        train_loss=course.loss,
+        steps=trainer_state.step,
+        trained_tokens=trainer_state.tokens,
+        train_loss=trainer_state.loss,
         eval_loss_before=before.loss,
         eval_loss_after=after.loss,
         eval_loss_before_standard_error=before.standard_error,
@@ -68,11 +68,11 @@ def measured_by(
         improvement_standard_error=improvement_standard_error(before, after),
         held_out=held_out,
         duration_seconds=seconds,
-        tokens_per_second=course.tokens / max(course.seconds, 1e-9),
+        tokens_per_second=trainer_state.tokens / max(trainer_state.seconds, 1e-9),
         peak_memory_bytes=device.peak_memory_bytes(),
-        best_step=course.best_step,
-        stopped_early=course.stopped_early,
-        micro_batch_fill=course.fill,
+        best_step=trainer_state.best_step,
+        stopped_early=trainer_state.stopped_early,
+        micro_batch_fill=trainer_state.fill,
         resumed_step=resumed,
         estimated_peak_memory_bytes=None if plan is None else measurable_peak(plan, config.device),
         estimated_seconds=None if plan is None else plan.seconds,

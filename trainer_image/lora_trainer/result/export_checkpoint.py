@@ -4,9 +4,6 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from lora_trainer.artifact.sealed import aside
-from lora_trainer.contract.reasons import Reason
-from lora_trainer.contract.summary import Verification
 from lora_trainer.data.held_out import copy_held_out_rows
 from lora_trainer.data.store import Examples
 from lora_trainer.errors import CheckpointError, ConfigError, storage_error
@@ -14,21 +11,24 @@ from lora_trainer.model.convert import copy_adapter
 from lora_trainer.model.device import Device, choose_anywhere
 from lora_trainer.model.loading import Adapted, adapt, load_model
 from lora_trainer.model.rope import frequencies_of
-from lora_trainer.places.base import Base, find_base
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.temporary import temporary_folder
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.export import measured_by, write_adapter, write_manifest
 from lora_trainer.result.inputs import prepare_anew, sources_of
 from lora_trainer.result.verify import verify
-from lora_trainer.training.batches import evaluation_budget
-from lora_trainer.training.checkpoint import read_checkpoint
-from lora_trainer.training.evaluate import Evaluation, evaluate
-from lora_trainer.training.guards import check_trained
-from lora_trainer.training.noise import measure_noise
-from lora_trainer.training.objective import objective_of
-from lora_trainer.training.resume import Saved
-from lora_trainer.training.state import RunRecord, State, put_back, read_record, trainable
+from lora_trainer.spec.reasons import Reason
+from lora_trainer.spec.summary import Verification
+from lora_trainer.storage.base import Base, find_base
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.sealed import aside
+from lora_trainer.storage.temporary import temporary_folder
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.batches import evaluation_limit
+from lora_trainer.train.checkpoint import read_checkpoint
+from lora_trainer.train.evaluate import Evaluation, evaluate
+from lora_trainer.train.guards import check_trained
+from lora_trainer.train.noise import measure_noise
+from lora_trainer.train.objective import objective_of
+from lora_trainer.train.resume import Saved
+from lora_trainer.train.state import RunRecord, State, put_back, read_record, trainable
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
         raise ConfigError(f"--output is {output}: it exists already and is not overwritten; name a new folder")
     saved = Saved(checkpoint=read_checkpoint(checkpoint), record=read_record(checkpoint), own=True)
     record, state = saved.record, saved.state()
-    check_trained(state.course.step, len(state.course.losses))
+    check_trained(state.trainer_state.step, len(state.trainer_state.losses))
     config = record.config
     device = choose_anywhere(config.device, config.training.precision)
     base = find_base(saved.pinned(config.model.uri), volumes, hub)
@@ -68,13 +68,13 @@ def export_checkpoint(checkpoint: Path, output: Path, volumes: Volumes, hub: Hub
                 partial,
                 replace(record, **commits),
                 measured_by(
-                    state.course,
+                    state.trainer_state,
                     record.before,
                     after,
                     device,
                     config=config,
                     held_out=record.held_out,
-                    seconds=state.course.seconds,
+                    seconds=state.trainer_state.seconds,
                     resumed=None,
                 ),
                 noise=noise,
@@ -112,7 +112,7 @@ def _evaluated(record: RunRecord, adapted: Adapted, device: Device, examples: Ex
             Reason.RESUME_MISMATCH,
         )
     model, head = adapted.model, adapted.head
-    budget = evaluation_budget(
+    limit = evaluation_limit(
         config.training.micro_batch_size,
         record.dataset.longest_tokens,
         frequencies_of(model),
@@ -120,8 +120,8 @@ def _evaluated(record: RunRecord, adapted: Adapted, device: Device, examples: Ex
         trained=record.resolved.micro_batch_tokens,
     )
     minimised = objective_of(config)
-    after = evaluate(model, head, examples, device, lambda _rows: None, budget=budget, objective=minimised)
+    after = evaluate(model, head, examples, device, lambda _rows: None, limit=limit, objective=minimised)
     noise = measure_noise(
-        model, head, examples, device, lambda _rows: None, first=after, budget=budget, objective=minimised
+        model, head, examples, device, lambda _rows: None, first=after, limit=limit, objective=minimised
     )
     return after, noise

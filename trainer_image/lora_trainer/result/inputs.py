@@ -5,21 +5,21 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path, PurePosixPath
 
-from lora_trainer.artifact.manifest import Manifest
-from lora_trainer.contract.template_fields import template_config_map
-from lora_trainer.contract.uri import at_commit
 from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.dataset import Data, encode, open_data
 from lora_trainer.data.dataset_files import at_commits
 from lora_trainer.data.store import Examples
 from lora_trainer.data.survey import Sources, choose_rows, find_sources
 from lora_trainer.errors import VerificationError
-from lora_trainer.places.base import Base, find_base
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.serving import TEMPLATE
-from lora_trainer.training.objective import encoder_of
-from lora_trainer.training.state import RunRecord
+from lora_trainer.spec.template_fields import template_config_map
+from lora_trainer.spec.uri import at_commit
+from lora_trainer.storage.base import Base, find_base
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.manifest import Manifest
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.objective import encoder_of
+from lora_trainer.train.state import RunRecord
 
 
 def base_and_rows(manifest: Manifest, volumes: Volumes, hub: Hub, data: Path | None = None) -> tuple[Base, Examples]:

@@ -18,7 +18,15 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from lora_trainer.artifact.tensor_files import (
+from lora_trainer.errors import VerificationError, storage_error
+from lora_trainer.model.classes import auto_class
+from lora_trainer.plan.adapter import matches
+from lora_trainer.result.merged_config import say_fp32, say_untied
+from lora_trainer.result.serving import TEMPLATE, scale
+from lora_trainer.result.tensor_names import parameters_of
+from lora_trainer.spec.config import MergePrecision
+from lora_trainer.storage.model_folder import MORE_TEMPLATES, files_in, model_files
+from lora_trainer.storage.tensor_files import (
     Entry,
     chunks,
     entries_of,
@@ -27,14 +35,6 @@ from lora_trainer.artifact.tensor_files import (
     metadata_of,
     read_entries,
 )
-from lora_trainer.contract.config import MergePrecision
-from lora_trainer.errors import VerificationError, storage_error
-from lora_trainer.model.classes import auto_class
-from lora_trainer.places.model_folder import MORE_TEMPLATES, files_in, model_files
-from lora_trainer.plan.adapter import matches
-from lora_trainer.result.merged_config import say_fp32, say_untied
-from lora_trainer.result.serving import TEMPLATE, scale
-from lora_trainer.result.tensor_names import parameters_of
 
 log = logging.getLogger(__name__)
 _PREFIX = "base_model.model."
@@ -267,13 +267,14 @@ def _edited(data: bytearray, entry: Entry, edit: Edit, tensors: Any) -> torch.Te
 
 def _low_rank(weight: torch.Tensor, edit: LowRank, tensors: Any) -> torch.Tensor:
     """W + s B A in fp32, in the layout of `weight`: (outputs, inputs), or transposed as Conv1D has it."""
-    down, up = (tensors.get_tensor(f"{_PREFIX}{edit.module}.lora_{kind}.weight").float() for kind in "AB")
+    lora_a, lora_b = (tensors.get_tensor(f"{_PREFIX}{edit.module}.lora_{kind}.weight").float() for kind in "AB")
     merged = weight.float().T if edit.transposed else weight.float()
-    if merged.shape != (up.shape[0], down.shape[1]):
+    if merged.shape != (lora_b.shape[0], lora_a.shape[1]):
         raise VerificationError(
-            f"{edit.module} has A {tuple(down.shape)} and B {tuple(up.shape)}, its weight is {tuple(weight.shape)}"
+            f"{edit.module} has A {tuple(lora_a.shape)} and B {tuple(lora_b.shape)}, its weight is "
+            f"{tuple(weight.shape)}"
         )
-    merged = merged.addmm_(up, down, alpha=edit.scale)
+    merged = merged.addmm_(lora_b, lora_a, alpha=edit.scale)
     if edit.magnitude:
         magnitude = tensors.get_tensor(f"{_PREFIX}{edit.module}.lora_magnitude_vector").float()
         merged *= (magnitude / torch.linalg.vector_norm(merged, dim=1))[:, None]

@@ -6,15 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-from lora_trainer.artifact.curve_records import METRICS
-from lora_trainer.artifact.held_out_rows import HELD_OUT_ROWS
-from lora_trainer.artifact.manifest import LOG, Form, Manifest, MergedModel, read_manifest, write_sealed
-from lora_trainer.contract.config import Merge, MergePrecision
-from lora_trainer.contract.summary import Verification
 from lora_trainer.errors import ConfigError, storage_error
 from lora_trainer.model.device import choose_anywhere, choose_device
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
 from lora_trainer.result.card import CARD, card_of
 from lora_trainer.result.curves import LOSS_CURVE
 from lora_trainer.result.inputs import base_and_rows
@@ -24,7 +17,14 @@ from lora_trainer.result.merged_weights import check_weights
 from lora_trainer.result.serving import MERGED
 from lora_trainer.result.tensorboard import TENSORBOARD
 from lora_trainer.result.verify import judge
-from lora_trainer.training.noise import TOLERANCES
+from lora_trainer.spec.config import Merge, MergePrecision
+from lora_trainer.spec.summary import Verification
+from lora_trainer.storage.curve_records import METRICS
+from lora_trainer.storage.held_out_rows import HELD_OUT_ROWS
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.manifest import LOG, Form, Manifest, MergedModel, read_manifest, write_sealed
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.noise import TOLERANCES
 
 log = logging.getLogger(__name__)
 GROSS = 0.25

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import torch
 
-from lora_trainer.artifact.manifest import MERGED_FOLDER, Form, Manifest
-from lora_trainer.artifact.tensor_files import read_entries
-from lora_trainer.contract.config import Quantization
 from lora_trainer.data.store import Examples
+from lora_trainer.distributed.cpus import cpu_threads
 from lora_trainer.model.apply import apply_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import Loaded, load_model
 from lora_trainer.model.rope import frequencies_of
-from lora_trainer.places.base import Base
-from lora_trainer.places.model_folder import weights_in
-from lora_trainer.ranks.cpus import cpu_threads
-from lora_trainer.training.batches import evaluation_budget
-from lora_trainer.training.evaluate import evaluate
-from lora_trainer.training.objective import objective_of
+from lora_trainer.spec.config import Quantization
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.manifest import MERGED_FOLDER, Form, Manifest
+from lora_trainer.storage.model_folder import weights_in
+from lora_trainer.storage.tensor_files import read_entries
+from lora_trainer.train.batches import evaluation_limit
+from lora_trainer.train.evaluate import evaluate
+from lora_trainer.train.objective import objective_of
 
 log = logging.getLogger(__name__)
 FEW_TOKENS = 2048
@@ -42,7 +42,7 @@ class Bench:
         loaded = load_model(model, Quantization.NONE, self.device)
         if adapt is not None:
             adapt(loaded, self.device)
-        budget = evaluation_budget(
+        limit = evaluation_limit(
             manifest.config.training.micro_batch_size,
             manifest.dataset.longest_tokens,
             frequencies_of(loaded.model),
@@ -55,7 +55,7 @@ class Bench:
             self.examples,
             self.device,
             lambda rows: None,
-            budget=budget,
+            limit=limit,
             objective=objective_of(manifest.config),
         ).loss
 

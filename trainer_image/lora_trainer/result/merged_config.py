@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.artifact.tensor_files import read_entries
+from lora_trainer.storage.tensor_files import read_entries
 
 _CONFIG = "config.json"
 _INDEXES = "*.safetensors.index.json"

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from lora_trainer.artifact.tensor_files import Entry, chunks, entries_of, header_bytes, read_entries
-from lora_trainer.contract.config import LoraConfig
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.apply import Update, read_updates
 from lora_trainer.model.loading import Loaded, skeleton
-from lora_trainer.places.base import Base
 from lora_trainer.result.merge import TYPES, base_class, weight_files
 from lora_trainer.result.tensor_names import parameters_of
+from lora_trainer.spec.config import LoraConfig
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.tensor_files import Entry, chunks, entries_of, header_bytes, read_entries
 
 _BLOCK = 1 << 22
 """Weights that are computed at once in fp64."""
@@ -152,11 +152,11 @@ def _check_change(name: str, before: torch.Tensor, after: torch.Tensor, change: 
         return
     if before.dim() == 2:
         update = change.update
-        _check_product(name, before, after, change, (update.down, update.up))
+        _check_product(name, before, after, change, (update.lora_a, update.lora_b))
         return
-    down, up = change.update.of_experts(before.shape[0])
+    lora_a, lora_b = change.update.of_experts(before.shape[0])
     for expert, (old, new) in enumerate(zip(before, after, strict=True)):
-        _check_product(name, old, new, change, (down[expert], up[..., expert]))
+        _check_product(name, old, new, change, (lora_a[expert], lora_b[..., expert]))
 
 
 def _check_product(
@@ -169,14 +169,14 @@ def _check_product(
     """W + s B A, with magnitudes (DoRA) each row of it in that length."""
     old, new = (before.T, after.T) if change.transposed else (before, after)
     scale, magnitude = change.update.scale, change.update.magnitude
-    down, up = (factor.double() for factor in factors)
+    lora_a, lora_b = (factor.double() for factor in factors)
     rows = max(1, _BLOCK // old.shape[1])
     for start in range(0, old.shape[0], rows):
         block = slice(start, start + rows)
         weight = old[block].double()
-        exact = weight + scale * (up[block] @ down)
+        exact = weight + scale * (lora_b[block] @ lora_a)
         # Theorem 3.1 of Higham, Accuracy and Stability of Numerical Algorithms, with some terms to spare.
-        slack = (down.shape[0] + 16) * _EPSILON * (weight.abs() + abs(scale) * (up[block].abs() @ down.abs()))
+        slack = (lora_a.shape[0] + 16) * _EPSILON * (weight.abs() + abs(scale) * (lora_b[block].abs() @ lora_a.abs()))
         if magnitude is not None:
             longer = (magnitude[block].double() / torch.linalg.vector_norm(exact, dim=1))[:, None]
             exact = longer * exact

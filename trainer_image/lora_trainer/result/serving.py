@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.artifact.manifest import Serving
-from lora_trainer.artifact.tensor_files import read_entries
-from lora_trainer.contract.serving import HONOURS_PATTERNS, Traits, factor, lora_module, obstacles, vllm_rank
 from lora_trainer.errors import DamagedError
+from lora_trainer.spec.serving import HONOURS_PATTERNS, Traits, factor, lora_module, obstacles, vllm_rank
+from lora_trainer.storage.manifest import Serving
+from lora_trainer.storage.tensor_files import read_entries
 
 WAY_OUT = "publish it with output.merge: Merged, which every server loads"
 TEMPLATE = "chat_template.jinja"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.artifact.curve_records import Record
+from lora_trainer.storage.curve_records import Record
 
 log = logging.getLogger(__name__)
 TENSORBOARD = "tensorboard"

@@ -6,9 +6,9 @@ Without PyTorch: the supervisor writes it, whatever became of the stage.
 import dataclasses
 from pathlib import Path
 
-from lora_trainer.artifact.manifest import read_manifest, write_sealed
 from lora_trainer.errors import storage_error
 from lora_trainer.result.card import CARD, card_of
+from lora_trainer.storage.manifest import read_manifest, write_sealed
 
 
 def note_failed_merge(folder: Path, why: str) -> None:

@@ -7,30 +7,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from lora_trainer.artifact.manifest import Form, Manifest, check_digests, read_manifest
-from lora_trainer.artifact.sealed import MANIFEST
-from lora_trainer.contract.config import Quantization
-from lora_trainer.contract.summary import Verification
 from lora_trainer.data.store import Examples
+from lora_trainer.distributed.collectives import ALONE, Ranks
+from lora_trainer.distributed.group import join, local_rank
 from lora_trainer.errors import VerificationError
 from lora_trainer.model.apply import apply_adapter
 from lora_trainer.model.device import Device, choose_anywhere, choose_device, same_type
+from lora_trainer.model.load_throttle import readers, throttled
 from lora_trainer.model.loading import held_bytes, load_model
 from lora_trainer.model.rope import frequencies_of
 from lora_trainer.model.sharding import device_bytes, fits_divided, mesh_over, on_cpu, shard, stream
-from lora_trainer.model.turns import in_turn, readers
-from lora_trainer.places.base import Base
-from lora_trainer.places.hub import Hub
-from lora_trainer.places.volumes import Volumes
-from lora_trainer.ranks.collectives import ALONE, Ranks
-from lora_trainer.ranks.group import join, local_rank
 from lora_trainer.result.adapter_config import check_config
 from lora_trainer.result.inputs import base_and_rows
 from lora_trainer.result.merged import Bench, bench_for, merged_model
-from lora_trainer.training.batches import evaluation_budget
-from lora_trainer.training.evaluate import evaluate
-from lora_trainer.training.noise import DRAWS, TOLERANCES, measure_noise, tolerance_of
-from lora_trainer.training.objective import objective_of
+from lora_trainer.spec.config import Quantization
+from lora_trainer.spec.summary import Verification
+from lora_trainer.storage.base import Base
+from lora_trainer.storage.hub import Hub
+from lora_trainer.storage.manifest import Form, Manifest, check_digests, read_manifest
+from lora_trainer.storage.sealed import MANIFEST
+from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.batches import evaluation_limit
+from lora_trainer.train.evaluate import evaluate
+from lora_trainer.train.noise import DRAWS, TOLERANCES, measure_noise, tolerance_of
+from lora_trainer.train.objective import objective_of
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class _Found:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Way:
+class _Placement:
     """How the base model is held: `ranks` compute, `at_once` of a node read at a time, and where they read it.
 
     With a `mesh` it is divided over them. Where it is `streamed` they do not hold it even so.
@@ -95,26 +95,26 @@ class _Claim:
 
 def _found(claim: _Claim, group: Ranks) -> _Found:
     """What all processes that there are compute together."""
-    way = _way(claim, group)
+    placement = _placement(claim, group)
     measure = partial(_measured, claim)
-    if not way.streamed:
-        return measure(way, lambda rows: None)
-    if way.at_once == group.local_world:
+    if not placement.streamed:
+        return measure(placement, lambda rows: None)
+    if placement.at_once == group.local_world:
         # Together after each batch, each of which may take minutes: nobody is to be waited for until the end.
-        return measure(way, lambda rows: group.barrier())
+        return measure(placement, lambda rows: group.barrier())
     # What is converted is in main memory once for each process that computes, and for all the time.
-    return _by_one(group, lambda done: measure(replace(way, ranks=ALONE, at_once=1), done))
+    return _by_one(group, lambda done: measure(replace(placement, ranks=ALONE, at_once=1), done))
 
 
-def _way(claim: _Claim, group: Ranks) -> _Way:
+def _placement(claim: _Claim, group: Ranks) -> _Placement:
     base, device = claim.base, claim.device
     if not claim.manifest.resolved.sharded:
-        return _Way(ranks=group, at_once=group.local_world, read_at=device)
+        return _Placement(ranks=group, at_once=group.local_world, read_at=device)
     held = not group.any(not _hold(base, device, group.world, claim.manifest.config.quantization))
     if held and group.world == 1:
-        return _Way(ranks=group, at_once=1, read_at=device)
-    return _Way(
-        ranks=replace(group, lockstep=group.world > 1),
+        return _Placement(ranks=group, at_once=1, read_at=device)
+    return _Placement(
+        ranks=replace(group, fsdp=group.world > 1),
         at_once=readers(base.folder, device.dtype, group),
         read_at=on_cpu(device),
         mesh=mesh_over(device, group, group.world) if held else None,
@@ -137,21 +137,23 @@ def _by_one(group: Ranks, measure: Callable[[Callable[[int], None]], _Found]) ->
     return group.broadcast_value(found, _Found)
 
 
-def _measured(claim: _Claim, way: _Way, done: Callable[[int], None]) -> _Found:
-    manifest, examples, device, ranks = claim.manifest, claim.examples, claim.device, way.ranks
+def _measured(claim: _Claim, placement: _Placement, done: Callable[[int], None]) -> _Found:
+    manifest, examples, device, ranks = claim.manifest, claim.examples, claim.device, placement.ranks
     config = manifest.config
-    with in_turn(ranks, way.at_once):
-        loaded = load_model(claim.base, config.quantization, way.read_at, packs_later=way.read_at is not device)
-        trained = apply_adapter(loaded, claim.folder, config.lora, way.read_at)
+    with throttled(ranks, placement.at_once):
+        loaded = load_model(
+            claim.base, config.quantization, placement.read_at, packs_later=placement.read_at is not device
+        )
+        trained = apply_adapter(loaded, claim.folder, config.lora, placement.read_at)
         if trained != manifest.resolved.trainable_parameters:
             raise VerificationError(
                 f"the adapter holds {trained} parameters, {manifest.resolved.trainable_parameters} were trained"
             )
-        if way.mesh is not None:
-            shard(loaded.model, device, way.mesh)
-        elif way.streamed:
+        if placement.mesh is not None:
+            shard(loaded.model, device, placement.mesh)
+        elif placement.streamed:
             stream(loaded.model, device)
-    budget = evaluation_budget(
+    limit = evaluation_limit(
         config.training.micro_batch_size,
         manifest.dataset.longest_tokens,
         frequencies_of(loaded.model),
@@ -160,7 +162,7 @@ def _measured(claim: _Claim, way: _Way, done: Callable[[int], None]) -> _Found:
     )
     model, head = loaded.model, loaded.head
     minimised = objective_of(config)
-    found = evaluate(model, head, examples, device, done, budget=budget, ranks=ranks, objective=minimised)
+    found = evaluate(model, head, examples, device, done, limit=limit, ranks=ranks, objective=minimised)
     tokens = int(examples.targets.sum())
     noise, tolerance = manifest.noise, _tolerance(manifest, manifest.noise, device, tokens)
     # The first draw is the training's. Others take their time on a CPU, and change nothing where that one is enough.
@@ -174,7 +176,7 @@ def _measured(claim: _Claim, way: _Way, done: Callable[[int], None]) -> _Found:
             device,
             done,
             first=found,
-            budget=budget,
+            limit=limit,
             ranks=ranks,
             draw=draw,
             objective=minimised,

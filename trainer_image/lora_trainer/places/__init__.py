@@ -1,1 +1,0 @@
-"""Where models and data come from, and where results go."""

@@ -1,1 +1,0 @@
-"""The optimizer steps, what watches over them, and what survives them."""
