@@ -189,7 +189,7 @@ def simulate(config: Mapping[str, Any], how: Step) -> Simulated:
 def _without_numbers(batch: Batch, fake: FakeTensorMode) -> Batch:
     segments = batch.segments
     if segments is not None:
-        segments = replace(segments, bounds=fake.from_tensor(segments.cu_seqlens))
+        segments = replace(segments, cu_seqlens=fake.from_tensor(segments.cu_seqlens))
     tensors: dict[str, Any] = {
         one.name: fake.from_tensor(value)
         for one in fields(batch)

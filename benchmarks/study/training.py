@@ -24,7 +24,7 @@ from lora_trainer.train.batches import MicroBatchLimit
 from lora_trainer.train.evaluate import Evaluation, evaluate
 from lora_trainer.train.guards import LossGuard
 from lora_trainer.train.loop import Training
-from lora_trainer.train.state import Course
+from lora_trainer.train.state import TrainerState
 
 
 def train(setting: Setting, seed: int, model: Path, threads: int) -> Run:
@@ -38,7 +38,7 @@ def train(setting: Setting, seed: int, model: Path, threads: int) -> Run:
     fuse(adapted.model)
     examples = encode(rows.training, base)
     limit = MicroBatchLimit.of(None, int(examples.lengths.max()), packed=packed, tokens=CPU_TOKEN_BUDGET)
-    course = Course(guard=LossGuard())
+    course = TrainerState(guard=LossGuard())
     if setting.epochs:
         course = Training(
             adapted=adapted, examples=examples, config=setting.training(seed), limit=limit, device=device

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from tests.trainer.conftest import make_config
-from tests.trainer.test_artifact import make_manifest
+from tests.trainer.test_manifest import make_manifest
 
 from lora_trainer.host.success import success_sentence
 from lora_trainer.result.card import model_card as card_of

@@ -14,7 +14,7 @@ import yaml
 from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import PATIENCE_S, TRAINER, Workplace
-from tests.trainer.test_artifact import make_manifest
+from tests.trainer.test_manifest import make_manifest
 
 from lora_trainer import cli
 from lora_trainer.distributed.reports import Reporter

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.trainer.conftest import make_config
-from tests.trainer.test_artifact import make_manifest
+from tests.trainer.test_manifest import make_manifest
 from tests.unit.reports import make_plan
 
 from lora_trainer.model.device import Device

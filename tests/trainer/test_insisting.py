@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.trainer.conftest import make_config
-from tests.trainer.test_artifact import write_adapter
+from tests.trainer.test_manifest import write_adapter
 
 from lora_trainer.distributed.reports import Failure
 from lora_trainer.host import child

@@ -17,7 +17,7 @@ import pytest
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import TRAINER, Workplace
 from tests.trainer.stages import Place, finish
-from tests.trainer.test_artifact import filled
+from tests.trainer.test_manifest import filled
 
 from lora_trainer.data.dataset import encode
 from lora_trainer.data.survey import load_index

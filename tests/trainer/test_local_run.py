@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.test_artifact import filled
+from tests.trainer.test_manifest import filled
 
 from lora_trainer.host.supervisor import Ending
 from lora_trainer.local_run import show_summary

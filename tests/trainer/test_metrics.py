@@ -12,7 +12,7 @@ import pytest
 import torch
 from tests.trainer.conftest import make_config
 from tests.trainer.runs import Workplace
-from tests.trainer.test_narrator import step
+from tests.trainer.test_reporting import step
 from tests.unit.builders import make_resolved
 from tests.unit.fit_models import LLAMA_2_7B
 

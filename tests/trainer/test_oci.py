@@ -13,7 +13,7 @@ import pytest
 import urllib3
 from tests.trainer import servers
 from tests.trainer.servers import Proxy
-from tests.trainer.test_artifact import write_adapter
+from tests.trainer.test_manifest import write_adapter
 
 from hub.faults import Fault
 from lora_trainer.errors import AccessDeniedError, ConfigError, DamagedError, StorageError, TransientError

@@ -4,7 +4,7 @@ import errno
 from pathlib import Path
 
 import pytest
-from tests.trainer.test_artifact import write_adapter
+from tests.trainer.test_manifest import write_adapter
 
 from lora_trainer.errors import ConfigError, StorageError, VerificationError
 from lora_trainer.spec.names import run_suffix

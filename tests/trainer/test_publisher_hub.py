@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
-from tests.trainer.test_artifact import make_manifest, write_adapter
+from tests.trainer.test_manifest import make_manifest, write_adapter
 
 from hub.faults import Fault
 from hub.server import HubServer

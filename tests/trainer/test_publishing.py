@@ -11,7 +11,7 @@ from tests.trainer import servers
 from tests.trainer.forked import ForkedRuns
 from tests.trainer.runs import Finished, Workplace
 from tests.trainer.servers import ACCESS, SECRET, Proxy
-from tests.trainer.test_artifact import make_manifest, write_adapter
+from tests.trainer.test_manifest import make_manifest, write_adapter
 
 from hub.faults import Fault
 from lora_trainer.cli import main

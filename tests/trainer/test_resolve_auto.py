@@ -20,7 +20,7 @@ from lora_trainer.model import options
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import load_model
 from lora_trainer.plan.adapter import plan_adapter
-from lora_trainer.plan.planning import plan_of, setup
+from lora_trainer.plan.planning import plan_of, settled
 from lora_trainer.spec.config import Planned, Quantization, TrainConfig
 from lora_trainer.spec.gpus import Gpu, find_gpu
 from lora_trainer.spec.run_plan import RunPlan
@@ -114,7 +114,7 @@ def test_a_device_settles_it_as_the_plan_would(tiny_base: Base, gpu: Any) -> Non
             gpu=Gpu(name="NVIDIA Zebra", memory_bytes=memory),
         )
         assert found.plan == planned
-        assert setup(config, planned).quantization is found.config.quantization
+        assert settled(config, planned).quantization is found.config.quantization
     assert found.config.training == config.training
 
 
@@ -186,7 +186,7 @@ def test_what_the_operator_settles_of_a_guess_the_training_can_honour(
     shape = architecture_in(base.folder, kind)
     planned = plan_of(config, shape, plan_adapter(config.lora, shape), gpu=Gpu(name="x", memory_bytes=1))
     device = gpu("x", 1)
-    found = resolve_on(device, base, setup(config, planned))
+    found = resolve_on(device, base, settled(config, planned))
     assert found.config.quantization is quantization
     options.check_options(base, found.config, device)
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 from tests.trainer.conftest import make_config
 from tests.trainer.test_attention import SIZES
-from tests.trainer.test_way import some_rows
+from tests.trainer.test_execution_config import some_rows
 
 from lora_trainer.data.store import Examples
 from lora_trainer.data.tokens import Example

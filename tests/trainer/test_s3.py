@@ -16,7 +16,7 @@ from minio.commonconfig import CopySource
 from tests.trainer import servers, tiny
 from tests.trainer.conftest import make_config
 from tests.trainer.servers import ACCESS, SECRET, Proxy
-from tests.trainer.test_artifact import make_manifest, write_adapter
+from tests.trainer.test_manifest import make_manifest, write_adapter
 
 from hub.faults import Fault
 from lora_trainer.data.dataset_files import locate
