@@ -44,7 +44,7 @@ class Image:
 _LOCK = (
     "trainer_image/lora_trainer/errors.py",
     "trainer_image/lora_trainer/host/__init__.py",
-    "trainer_image/lora_trainer/host/lock.py",
+    "trainer_image/lora_trainer/storage/lock.py",
 )
 _CONTRACT = ("trainer_image/lora_trainer/__init__.py", "trainer_image/lora_trainer/spec")
 _ACCEPTANCE = (

@@ -110,7 +110,7 @@ def test_a_family_gives_with_ligers_kernels_what_it_gives_without(answers: Any, 
         assert one["removed"]
 
 
-@pytest.mark.parametrize("manner", ["Selective", "Full"])
+@pytest.mark.parametrize("checkpointing", ["Selective", "Full"])
 def test_kernels_are_recomputed_with_their_modules(answers: Any, checkpointing: str) -> None:
     """One in the forward pass alone runs once a module, recomputed once more."""
     found = answers["manners"][checkpointing]

@@ -186,7 +186,7 @@ def test_a_sharded_base_gives_the_losses_of_a_whole_one(plan: Plan, alone: Outco
 
 
 @pytest.mark.parametrize("kind", [Quantization.NF4, Quantization.FP4])
-@pytest.mark.parametrize("manner", [{}, {"recompute": True}, {"selective": True, "fused": True, "packed": True}])
+@pytest.mark.parametrize("checkpointing", [{}, {"recompute": True}, {"selective": True, "fused": True, "packed": True}])
 def test_a_base_in_4_bits_is_divided_as_it_is_packed(
     plan: Plan, kind: Quantization, checkpointing: dict[str, Any]
 ) -> None:

@@ -47,7 +47,7 @@ def refusal(text: str) -> str:
         ("20", "1" * 6000, "t.yaml, line 8, column 24: the number has more digits than any field takes"),
         ("20", "0x" + "f" * 6000, "t.yaml, line 8, column 24: the number has more digits than any field takes"),
         ("20", "!!timestamp 2024-13-45", "t.yaml, line 8, column 24: month must be in 1..12"),
-        ("tone", "2024-01-01", 't.yaml: metadata.name is "2024-01-01": cannot name a run'),
+        ("tone", "2024-01-01", 't.yaml: metadata.name is "2024-01-01", which cannot name a run'),
         ("maxSteps: 20", "learningRate: 1e-4", "spec.training.learningRate is 0.0001: must be a quoted decimal number"),
         ("maxSteps: 20", "maxSteps: 2e1", "spec.training.maxSteps is 20.0: must be a whole number"),
         ("spec:", "sepc:", "there is no such field; did you mean spec?"),

@@ -64,7 +64,7 @@ class Case:
             known = {
                 "tokens": rows.tokens,
                 "rows": rows.train_samples,
-                "learned_share": rows.target_tokens / rows.tokens,
+                "target_share": rows.target_tokens / rows.tokens,
                 "longest": rows.longest_tokens,
                 "p95": rows.p95_tokens,
             }

@@ -45,7 +45,7 @@ def test_16_bits_are_advised_where_they_are_no_slower(model: str, quantization: 
     assert says(config, quantization, gpu) is no_slower
 
 
-@pytest.mark.parametrize("manner", ["None", "Selective", "Full"])
+@pytest.mark.parametrize("checkpointing", ["None", "Selective", "Full"])
 @pytest.mark.parametrize("gpu", KNOWN, ids=lambda gpu: gpu.name)
 def test_advice_keeps_to_the_recomputation_that_the_run_asks_for(gpu: Gpu, checkpointing: str) -> None:
     """16 bits that fit only with more recomputation than the run allows would not fit when it is followed."""

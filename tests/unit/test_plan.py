@@ -331,7 +331,11 @@ def test_bad_input_gets_one_sentence(
             {"lora": {"rank": 256, "init": "OLoRA"}},
             "lora.rank is 256 with lora.init OLoRA: must be at most 128, the smaller side of k_proj",
         ),
-        (llama(), {"resources": {"memory": "0"}}, 'spec.resources.memory is "0": must be an amount of memory above 0'),
+        (
+            llama(),
+            {"resources": {"memory": "0"}},
+            'spec.resources.memory is "0", which is not a usable amount of memory',
+        ),
         (llama(), {"lora": {"rank": 0}}, "spec.lora.rank is 0: must be a whole number from 1 to 1024"),
     ],
 )

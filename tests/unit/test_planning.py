@@ -161,7 +161,7 @@ def test_a_size_refuses_only_what_is_larger(least: float, sold: float, fits: boo
 @pytest.mark.parametrize("model", [llama(final_logit_softcapping=30), llama()], ids=["all logits at once", "some"])
 def test_few_learned_tokens_are_no_reason_to_reckon_with_little_and_one_not_to_refuse(model: Config) -> None:
     """A micro-batch may be one of answers alone: so an estimate is never too low. And another one may be of prompts."""
-    known: dict[str, Any] = {"tokens": 100_000, "rows": 1000, "learned_share": 0.1, "longest": 2000}
+    known: dict[str, Any] = {"tokens": 100_000, "rows": 1000, "target_share": 0.1, "longest": 2000}
     every = plan("8GiB", None, model)
     few = plan("8GiB", None, model, **known | {"longest": None})
     assert few.peak_bytes == every.peak_bytes
@@ -405,7 +405,7 @@ def test_more_memory_never_refuses_what_less_did_not(
         training=TrainingConfig(precision=precision),
         device=DeviceConfig(gpus=gpus, gpu=reported.name),
     )
-    rows: dict[str, Any] = {"tokens": 1000 * row, "rows": 1000, "learned_share": learned, "longest": longest}
+    rows: dict[str, Any] = {"tokens": 1000 * row, "rows": 1000, "target_share": learned, "longest": longest}
 
     def on(size: int) -> tuple[RunPlan, RunPlan]:
         known_by_size = replace(reported, memory_bytes=least_memory(size), sold_bytes=size * GIB)

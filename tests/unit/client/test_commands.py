@@ -361,7 +361,7 @@ def test_convert_prints_a_manifest_and_what_it_left_out(tmp_path: Path, capsys: 
     assert "flash_attention (true) is not taken over: fast paths" in err
     assert main(["convert", "a.yaml", "--name", "My_Run"]) == 1
     out, err = capsys.readouterr()
-    assert (out, err.startswith('lora: --name: metadata.name is "My_Run": cannot name a run')) == ("", True)
+    assert (out, err.startswith('lora: --name: metadata.name is "My_Run", which cannot name a run')) == ("", True)
     assert main(["convert", "a.yaml", "-o", "json"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["tool"] == "Axolotl"
 

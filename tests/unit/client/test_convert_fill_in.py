@@ -86,17 +86,20 @@ SWITCHES = ("packing",)
     ("text", "want"),
     [
         (f"{AXOLOTL}seed: -1\n", "training.seed: it is -1: must be"),
-        (f"{AXOLOTL}max_grad_norm: 1e9\n", 'training.maxGradNorm: it is "1000000000": is not'),
-        (f"{AXOLOTL}lora_dropout: 1.0\n", 'lora.dropout: it is "1": is not'),
-        (f"{AXOLOTL}datasets: [{{path: c/d, split: 'train[:80%]'}}]\n", 'dataset.split: it is "train[:80%]": is not'),
+        (f"{AXOLOTL}max_grad_norm: 1e9\n", 'training.maxGradNorm: it is "1000000000", which is not'),
+        (f"{AXOLOTL}lora_dropout: 1.0\n", 'lora.dropout: it is "1", which is not'),
+        (
+            f"{AXOLOTL}datasets: [{{path: c/d, split: 'train[:80%]'}}]\n",
+            'dataset.split: it is "train[:80%]", which is not',
+        ),
         (
             f"{FACTORY}pissa_init: true\nquantization_bit: 4\n",
             'lora.init: it is "PiSSA": does not go with quantization',
         ),
-        (f"{AXOLOTL}datasets: [{{path: 'oci://r/d'}}]\n", 'dataset.uri: it is "oci://r/d": '),
+        (f"{AXOLOTL}datasets: [{{path: 'oci://r/d'}}]\n", 'dataset.uri: it is "oci://r/d", which '),
         (
             "base_model: https://huggingface.co/a/b\nadapter: lora\n",
-            'model.uri: it is "https://huggingface.co/a/b": has no supported',
+            'model.uri: it is "https://huggingface.co/a/b", which has no supported',
         ),
     ],
 )

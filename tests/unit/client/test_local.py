@@ -175,7 +175,7 @@ def test_what_is_no_mapping_is_refused_and_what_json_lacks_is_turned_into_it(
         with pytest.raises(ClientError, match=r"^spec is of the type str: must be a mapping, such as yaml\.safe_load"):
             verb(file)
     spec: Any = {**SPEC, "dataset": {"uri": Path("rows.jsonl")}, "lora": {"rank": OfNumPy()}}
-    assert [problem.partition(":")[0] for problem in client.validate(spec)] == ['spec.dataset.uri is "rows.jsonl"']
+    assert [problem.partition(",")[0] for problem in client.validate(spec)] == ['spec.dataset.uri is "rows.jsonl"']
     odd: Any = {"spec": SPEC, "metadata": "tone"}
     assert any(problem.startswith('metadata is "tone": must be') for problem in client.validate(odd))
     spec["dataset"] = SPEC["dataset"]

@@ -17,15 +17,19 @@ DECIMAL = "[0-9]{1,7}([.][0-9]{1,12})?([eE][-+]?[0-9]{1,2})?"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One thing that is wrong with a manifest. `path` is the field's, as in `spec.lora.rank`."""
+    """One thing that is wrong with a manifest. `path` is the field's, as in `spec.lora.rank`; `quoted` is whether the
+    rule reads on from the value."""
 
     path: str
     value: object
     rule: str
+    quoted: bool = False
 
     def __str__(self) -> str:
-        shown = "missing" if self.value is None else _shown(self.value)
-        return f"{self.path} is {shown}: {self.rule}"
+        if self.value is None:
+            return f"{self.path} is missing: {'must be set' if self.quoted else self.rule}"
+        shown = _shown(self.value)
+        return f"{self.path} is {shown}{', which' if self.quoted else ':'} {self.rule}"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,9 +45,9 @@ class Reader:
     strict: bool = False
     seen: set[str] = field(default_factory=set)
 
-    def complain(self, key: str, value: object, rule: str) -> None:
-        """Note a problem of the field `key`."""
-        self.problems.append(Problem(path=self.path_of(key), value=value, rule=rule))
+    def complain(self, key: str, value: object, rule: str, *, quoted: bool = False) -> None:
+        """Note a problem of the field `key`; see `Problem`."""
+        self.problems.append(Problem(path=self.path_of(key), value=value, rule=rule, quoted=quoted))
 
     def path_of(self, key: str) -> str:
         """The path of the field `key`; that of the whole document is empty."""

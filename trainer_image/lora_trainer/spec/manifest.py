@@ -174,7 +174,7 @@ def _check_kind(root: Reader) -> None:
 def _identity(metadata: Reader) -> tuple[str, str]:
     name, namespace = metadata.get("name"), metadata.get("namespace") or "default"
     if not isinstance(name, str) or not NAME.allows(name):
-        metadata.complain("name", name, NAME.message)
+        metadata.complain("name", name, NAME.message, quoted=NAME.quoted)
         name = "invalid"
     metadata.seen.update(_METADATA)
     metadata.finish()

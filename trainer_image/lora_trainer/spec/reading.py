@@ -105,7 +105,7 @@ def _amount(field: Described, section: Reader) -> str | None:
     """Written as a text or as a whole number."""
     value = section.get(field.key)
     if isinstance(value, bool) or not isinstance(value, str | int):
-        section.complain(field.key, value, field.rules[0].message)
+        section.complain(field.key, value, field.rules[0].message, quoted=field.rules[0].quoted)
         return None
     return str(value)
 
@@ -122,7 +122,7 @@ def _decimal(field: Described, section: Reader) -> float | None:
         return None
     for rule in field.rules:
         if not rule.allows(value):
-            section.complain(key, value, rule.message)
+            section.complain(key, value, rule.message, quoted=rule.quoted)
             return None
     return float(value)
 
@@ -144,7 +144,8 @@ def _keep(rules: Iterable[Rule], section: Reader, key: str, texts: Iterable[Any]
         wrong = next((text for text in texts if isinstance(text, str) and not rule.allows(text)), None)
         if wrong is not None:
             near = nearest(wrong, rule.among)
-            section.complain(key, wrong, f"{rule.message}; did you mean {near}?" if near else rule.message)
+            message = f"{rule.message}; did you mean {near}?" if near else rule.message
+            section.complain(key, wrong, message, quoted=rule.quoted)
             return
 
 
