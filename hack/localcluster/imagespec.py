@@ -43,7 +43,7 @@ class Image:
 # What holds a run's folder, without the rest of the trainer.
 _LOCK = (
     "trainer_image/lora_trainer/errors.py",
-    "trainer_image/lora_trainer/host/__init__.py",
+    "trainer_image/lora_trainer/storage/__init__.py",
     "trainer_image/lora_trainer/storage/lock.py",
 )
 _CONTRACT = ("trainer_image/lora_trainer/__init__.py", "trainer_image/lora_trainer/spec")
