@@ -34,7 +34,7 @@ PARTS = {
     "loss before training": "evaluation before the training",
     "step 1/": "first step",
 }
-IMPORTS = ("torch", "torch, transformers, peft", "lora_trainer.recipe.run")
+IMPORTS = ("torch", "torch, transformers, peft", "lora_trainer.train.run")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY / "trainer_image"), "HF_HUB_OFFLINE": "1"}
 
 

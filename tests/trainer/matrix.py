@@ -17,13 +17,14 @@ from tests.trainer.runs import prepared
 from lora_trainer.distributed.reports import Reporter
 from lora_trainer.errors import TrainerError
 from lora_trainer.model.loading import Loaded, load_model
-from lora_trainer.recipe.run import RunContext, run_training
+from lora_trainer.result.export import write_result
 from lora_trainer.result.merge_stage import merge_result
 from lora_trainer.result.verify import verify
 from lora_trainer.spec.config import Merge, TrainConfig
 from lora_trainer.storage.base import Base
 from lora_trainer.storage.hub import Hub
 from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.run import RunContext, run_training
 
 Sections = Mapping[str, Any]
 
@@ -178,7 +179,14 @@ def train_cell(config: TrainConfig, claims: Path, folder: Path) -> Outcome:
         try:
             data = prepared(config, volumes, folder / "prepared")
             run_training(
-                config, data, volumes, Hub(), folder=adapter, reporter=Reporter(None), run_context=RunContext()
+                config,
+                data,
+                volumes,
+                Hub(),
+                folder=adapter,
+                reporter=Reporter(None),
+                run_context=RunContext(),
+                write_result=write_result,
             )
         except TrainerError as error:
             return Outcome(refusal=str(error), weights_read=bool(read))

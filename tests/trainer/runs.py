@@ -15,13 +15,13 @@ from tests.trainer import tiny
 
 from lora_trainer.model.device import choose_device
 from lora_trainer.model.options import check_options
-from lora_trainer.recipe.inputs import prepare
 from lora_trainer.spec.config import TrainConfig
 from lora_trainer.spec.manifest import RunOptions, train_config
 from lora_trainer.spec.summary import Summary
 from lora_trainer.storage.hub import Hub
 from lora_trainer.storage.run_folders import FOLDER
 from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.inputs import prepare
 
 TRAINER = Path(__file__).parents[2] / "trainer_image"
 # For whatever a whole trainer does: on a busy machine its imports alone take a minute. Longer is a hang.

@@ -14,9 +14,9 @@ from typing import Any
 import peft  # noqa: F401 - what the stages would import
 import transformers.models.llama.modeling_llama  # noqa: F401 - as above
 
-import lora_trainer.recipe.run
 import lora_trainer.result.merge_stage
-import lora_trainer.result.verify  # noqa: F401 - as above
+import lora_trainer.result.verify
+import lora_trainer.train.run  # noqa: F401 - as above
 from lora_trainer import stage
 from lora_trainer.distributed import logs
 from lora_trainer.storage.lock import held

@@ -19,7 +19,7 @@ from tests.trainer.test_held_out import REWRITES
 from lora_trainer.distributed.reports import Reporter
 from lora_trainer.errors import NonFiniteLossError
 from lora_trainer.plan.hints import spoken
-from lora_trainer.recipe.run import RunContext, run_training
+from lora_trainer.result.export import write_result
 from lora_trainer.spec.advice import Code
 from lora_trainer.spec.reasons import Reason
 from lora_trainer.storage.hub import Hub
@@ -27,6 +27,7 @@ from lora_trainer.storage.manifest import Manifest, read_manifest
 from lora_trainer.storage.volumes import Volumes
 from lora_trainer.train import evaluator, loop
 from lora_trainer.train.evaluate import Evaluation, evaluate
+from lora_trainer.train.run import RunContext, run_training
 from lora_trainer.train.step import run_step
 
 
@@ -42,7 +43,16 @@ def trained(folder: Path, model: Path, rows: int, turns: int = 1, **sections: An
     config, volumes = make_config(**sections), Volumes(claims=claims)
     data = prepared(config, volumes, folder / "prepared")
     where = folder / "adapter"
-    run_training(config, data, volumes, Hub(), folder=where, reporter=Reporter(None), run_context=RunContext())
+    run_training(
+        config,
+        data,
+        volumes,
+        Hub(),
+        folder=where,
+        reporter=Reporter(None),
+        run_context=RunContext(),
+        write_result=write_result,
+    )
     return read_manifest(where)
 
 

@@ -14,7 +14,7 @@ from lora_trainer.data.formats import Conversation
 from lora_trainer.data.messages import Message
 from lora_trainer.data.tokens import Encoder
 from lora_trainer.distributed.reports import Reporter
-from lora_trainer.recipe.run import RunContext, run_training
+from lora_trainer.result.export import write_result
 from lora_trainer.result.export_checkpoint import export_checkpoint
 from lora_trainer.result.inputs import base_and_rows
 from lora_trainer.result.merge_stage import merge_result
@@ -26,6 +26,7 @@ from lora_trainer.storage.hub import Hub
 from lora_trainer.storage.manifest import Manifest, read_manifest
 from lora_trainer.storage.run_folders import FOLDER
 from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.run import RunContext, run_training
 
 FIRST, NEXT = date(2026, 7, 26), date(2026, 8, 3)
 DATED = (
@@ -82,6 +83,7 @@ class Runs:
             folder=result,
             reporter=Reporter(None),
             run_context=RunContext(folder=self.checkpoints(name)),
+            write_result=write_result,
         )
         return result
 

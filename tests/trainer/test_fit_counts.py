@@ -28,11 +28,11 @@ from lora_trainer.plan import adapter as fit
 from lora_trainer.plan.adapter import kinds
 from lora_trainer.plan.architecture import ModelArchitecture
 from lora_trainer.plan.families import DEFAULTS, architecture_of
-from lora_trainer.recipe.preflight import target_names
 from lora_trainer.spec.config import Layers, LoraConfig, Quantization, Variant
 from lora_trainer.storage.base import Base
 from lora_trainer.storage.base_architecture import architecture_in
 from lora_trainer.storage.tensor_files import read_entries
+from lora_trainer.train.preflight import target_names
 
 SMALLER = {"num_hidden_layers": 2, "n_layer": 2}
 """Layers beyond the second repeat it; whole public models are counted by their files in the unit tests."""

@@ -25,12 +25,12 @@ from lora_trainer.model.adapter import plan_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.model.loading import load_model, set_input_casts, skeleton
 from lora_trainer.model.quantize import quantization_settings
-from lora_trainer.result.export import versions
 from lora_trainer.spec.config import LoraConfig as AdapterConfig
 from lora_trainer.spec.config import Optimizer, Quantization, TrainingConfig
 from lora_trainer.stage import expected_quantization
 from lora_trainer.storage.base import Base
 from lora_trainer.train.optimizers import make_optimizer
+from lora_trainer.train.versions import versions
 
 
 def test_peft_knows_the_options_of_the_adapter(tiny_base: Base) -> None:

@@ -19,12 +19,12 @@ from tests.trainer.test_resume import damage, place_of, weights
 
 from hub.server import HubServer
 from lora_trainer.errors import NotFoundError, VerificationError
-from lora_trainer.recipe.inputs import fetch
 from lora_trainer.result.export_checkpoint import export_checkpoint
 from lora_trainer.result.inputs import base_and_rows
 from lora_trainer.storage.hub import Hub
 from lora_trainer.storage.manifest import read_manifest
 from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.inputs import fetch
 from lora_trainer.train.resume_overrides import with_kept_commits
 
 DATASET = {"uri": "hf://org/chats", "validationUri": "hf://org/held@main", "validationFraction": None}

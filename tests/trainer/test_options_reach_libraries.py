@@ -20,8 +20,8 @@ from transformers import LlamaForCausalLM
 
 from lora_trainer.distributed.reports import Reporter
 from lora_trainer.model.loading import Adapted, adapt
-from lora_trainer.recipe import account
-from lora_trainer.recipe.run import RunContext, run_training
+from lora_trainer.result import export
+from lora_trainer.result.export import write_result
 from lora_trainer.spec.config import LoraConfig, TrainingConfig
 from lora_trainer.storage.hub import Hub
 from lora_trainer.storage.volumes import Volumes
@@ -29,6 +29,7 @@ from lora_trainer.train import evaluator, loop, session, step
 from lora_trainer.train.batches import Batch, collate
 from lora_trainer.train.evaluate import Evaluation, evaluate
 from lora_trainer.train.optimizers import make_optimizer
+from lora_trainer.train.run import RunContext, run_training
 
 
 @dataclass(slots=True)
@@ -108,7 +109,7 @@ def watch(patch: pytest.MonkeyPatch, seen: Seen) -> None:
     patch.setattr(step, "collate", record_collate)
     patch.setattr(evaluator, "evaluate", record_evaluate)
     for name in ("write_adapter", "write_curves", "write_manifest"):
-        patch.setattr(account, name, lambda *args, **kwargs: None)
+        patch.setattr(export, name, lambda *args, **kwargs: None)
 
 
 def _rows(batch: Batch) -> int:
@@ -134,6 +135,7 @@ def observe(root: Path, model: Path, lora: Mapping[str, Any], training: Mapping[
             folder=root / "adapter",
             reporter=Reporter(None),
             run_context=RunContext(),
+            write_result=write_result,
         )
     return seen
 

@@ -19,12 +19,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from lora_trainer.errors import ConfigError, DatasetError
 from lora_trainer.plan.families import TABLES, positions_of
 from lora_trainer.plan.hints import spoken
-from lora_trainer.recipe.preflight import preflight
 from lora_trainer.spec.advice import Code
 from lora_trainer.spec.reasons import Reason
 from lora_trainer.spec.summary import Summary
 from lora_trainer.storage.hub import Hub
 from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.preflight import preflight
 
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "ffn_dim", "dff"), 32),

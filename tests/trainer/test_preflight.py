@@ -29,7 +29,6 @@ from lora_trainer.model.loading import skeleton
 from lora_trainer.plan.answer import Asked
 from lora_trainer.plan.hints import spoken
 from lora_trainer.plan_run import plan_run
-from lora_trainer.recipe.preflight import preflight
 from lora_trainer.spec.advice import Code
 from lora_trainer.spec.codec import encode
 from lora_trainer.spec.config import Quantization
@@ -40,6 +39,7 @@ from lora_trainer.spec.summary import Summary
 from lora_trainer.storage.base import open_folder
 from lora_trainer.storage.hub import Hub
 from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.preflight import preflight
 
 WITHOUT_TORCH = (
     "import sys\n"
@@ -397,7 +397,7 @@ def test_only_what_cannot_fit_a_known_device_is_refused(
 ) -> None:
     """With exit code 64, a reason of its own, and the plan that says what would fit."""
     plan = _plan(fits=fits, device=device)
-    monkeypatch.setattr("lora_trainer.recipe.preflight.plan_of", lambda *_, **__: plan)
+    monkeypatch.setattr("lora_trainer.train.preflight.plan_of", lambda *_, **__: plan)
     monkeypatch.setattr("lora_trainer.distributed.logs.set_up", lambda **_options: None)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     manifest = workplace.root / "run.yaml"

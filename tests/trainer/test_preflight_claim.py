@@ -14,12 +14,12 @@ from tests.unit.advice_facts import make_plan
 from lora_trainer import commands
 from lora_trainer.errors import StorageError
 from lora_trainer.plan.architecture import GUESSED
-from lora_trainer.recipe.claim_room import check_claim, check_room
-from lora_trainer.recipe.preflight import preflight
 from lora_trainer.spec.exit_codes import ExitCode
 from lora_trainer.spec.reasons import Reason
 from lora_trainer.storage.hub import Hub
 from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.claim_room import check_claim, check_room
+from lora_trainer.train.preflight import preflight
 
 ON_DATA = {"uri": "pvc://data/tone"}
 """The claim of the rows, which is mounted, is that of the checkpoints, too."""
@@ -30,7 +30,7 @@ STOPS_EARLY = {"training": {"evalSteps": 5, "earlyStoppingPatience": 2}}
 def free(monkeypatch: pytest.MonkeyPatch) -> Any:
     """How many bytes volumes have free."""
     usage = SimpleNamespace(free=0)
-    monkeypatch.setattr("lora_trainer.recipe.claim_room.shutil", SimpleNamespace(disk_usage=lambda _: usage))
+    monkeypatch.setattr("lora_trainer.train.claim_room.shutil", SimpleNamespace(disk_usage=lambda _: usage))
     return usage
 
 

@@ -13,11 +13,12 @@ from tests.trainer.runs import prepared
 
 from lora_trainer.distributed.reports import Reporter
 from lora_trainer.errors import TerminatedError
-from lora_trainer.recipe.run import RunContext, run_training
+from lora_trainer.result.export import write_result
 from lora_trainer.storage.hub import Hub
 from lora_trainer.storage.manifest import read_manifest
 from lora_trainer.storage.volumes import Volumes
 from lora_trainer.train.loop import Training
+from lora_trainer.train.run import RunContext, run_training
 from lora_trainer.train.state import State, TrainerState, read_state
 
 TRAINING = {"maxSteps": 4, "effectiveBatchSize": 8, "learningRate": "0.01"}
@@ -39,7 +40,16 @@ def test_the_state_is_let_go_of_before_the_training(
 
     def attempt() -> None:
         run_context = RunContext(folder=tmp_path / "run")
-        run_training(config, data, volumes, Hub(), folder=adapter, reporter=Reporter(None), run_context=run_context)
+        run_training(
+            config,
+            data,
+            volumes,
+            Hub(),
+            folder=adapter,
+            reporter=Reporter(None),
+            run_context=run_context,
+            write_result=write_result,
+        )
 
     take, run = Training._take, Training.run
     read_tensors: list[weakref.ref[Any]] = []

@@ -34,8 +34,6 @@ from lora_trainer.errors import ConfigError, StorageError
 from lora_trainer.host.child import StageFailedError, Stages
 from lora_trainer.host.supervisor import Settings, Supervisor
 from lora_trainer.plan.families import Positions
-from lora_trainer.recipe import inputs
-from lora_trainer.recipe.preflight import preflight
 from lora_trainer.spec.config import TrainConfig
 from lora_trainer.spec.exit_codes import ExitCode, reason_of
 from lora_trainer.storage.base import Base
@@ -44,8 +42,10 @@ from lora_trainer.storage.hub import Hub
 from lora_trainer.storage.model_headers import read_headers
 from lora_trainer.storage.run_folders import FOLDER, folder_of_run
 from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train import inputs
 from lora_trainer.train.checkpoint import Checkpoint, Checkpoints
 from lora_trainer.train.objective import encoder_of
+from lora_trainer.train.preflight import preflight
 from lora_trainer.train.stopping import Stop
 
 NAME = f"rows-{'ab' * 8}"
@@ -271,7 +271,7 @@ def test_an_encoding_shows_that_it_began(workplace: Workplace, tmp_path: Path, m
         signs.append(len([*cached_rows(os.environ).glob("*.begun")]))
         raise StorageError("and no more")
 
-    monkeypatch.setattr("lora_trainer.recipe.inputs.datasets.read_or_encode", look)
+    monkeypatch.setattr("lora_trainer.train.inputs.datasets.read_or_encode", look)
     assert not fill(make_config(), workplace)
     assert signs == [1]
     assert not [*cached_rows(os.environ).glob("*.begun")]

@@ -30,9 +30,8 @@ from lora_trainer.errors import GpuFaultError, VerificationError
 from lora_trainer.model import gates, liger, lora_kernel
 from lora_trainer.model.device import Device
 from lora_trainer.model.sharding import stream
-from lora_trainer.recipe import run as training
-from lora_trainer.recipe.run import RunContext, run_training
 from lora_trainer.result import verify as verifying
+from lora_trainer.result.export import write_result
 from lora_trainer.result.verify import verify
 from lora_trainer.spec import codec
 from lora_trainer.spec.config import Quantization, TrainConfig
@@ -40,8 +39,10 @@ from lora_trainer.storage.hub import Hub
 from lora_trainer.storage.manifest import LOG, Manifest, file_entries, read_manifest
 from lora_trainer.storage.sealed import MANIFEST
 from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train import run as training
 from lora_trainer.train.batches import Batch
 from lora_trainer.train.loss import token_losses
+from lora_trainer.train.run import RunContext, run_training
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -57,7 +58,16 @@ def trained(
     folder = root / "adapter"
     folder.mkdir()
     data = prepared(config, volumes, root / "prepared")
-    run_training(config, data, volumes, Hub(), folder=folder, reporter=Reporter(None), run_context=RunContext())
+    run_training(
+        config,
+        data,
+        volumes,
+        Hub(),
+        folder=folder,
+        reporter=Reporter(None),
+        run_context=RunContext(),
+        write_result=write_result,
+    )
     return folder, volumes
 
 

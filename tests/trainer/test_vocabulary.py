@@ -13,13 +13,13 @@ from tests.trainer.conftest import make_config
 from tests.trainer.test_advising import trained
 from transformers import AutoTokenizer
 
+from lora_trainer.data.vocabulary import embeddings_in
 from lora_trainer.errors import ConfigError
-from lora_trainer.recipe.preflight import preflight
-from lora_trainer.recipe.vocabulary import embeddings_in
 from lora_trainer.spec.exit_codes import FINAL
 from lora_trainer.spec.reasons import Reason
 from lora_trainer.storage.hub import Hub
 from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.preflight import preflight
 
 ROWS = 200
 

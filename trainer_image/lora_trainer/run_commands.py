@@ -74,8 +74,8 @@ def preflight(options: argparse.Namespace) -> int:
     try:
         config = local_config(options.file) if options.file else TrainConfig.from_json(read(options.config))
         # NumPy and HTTP, which the supervisor of a run does without.
-        from lora_trainer.recipe.preflight import preflight as check_inputs  # noqa: PLC0415
         from lora_trainer.storage.hub import Hub  # noqa: PLC0415
+        from lora_trainer.train.preflight import preflight as check_inputs  # noqa: PLC0415
 
         with view(options.log_format):
             summary = check_inputs(config, volumes(options), Hub(), fill=options.fill_cache)

@@ -24,7 +24,6 @@ from lora_trainer.distributed.parent import end_with_parent
 from lora_trainer.distributed.reports import Report, Reporter, open_report
 from lora_trainer.errors import StorageError
 from lora_trainer.host.guard import guarded, leave
-from lora_trainer.recipe.inputs import fetch, prepare
 from lora_trainer.spec.config import Quantization, TrainConfig
 from lora_trainer.spec.manifest import checkpoint_claim
 from lora_trainer.spec.progress import Phase
@@ -37,6 +36,7 @@ from lora_trainer.storage.manifest import read_manifest
 from lora_trainer.storage.outputs import open_publisher
 from lora_trainer.storage.run_folders import folder_of_run
 from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.inputs import fetch, prepare
 from lora_trainer.train.resume_overrides import kept_quantization, with_kept_commits
 from lora_trainer.train.stopping import Stop
 
@@ -109,7 +109,8 @@ def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
         prepare(config, volumes, Hub(), data, check=check, kept=rows, workspace=folder)
     with importing_libraries():
         import_peft(expected_quantization(config, folder))
-        from lora_trainer.recipe.run import RunContext, run_training  # noqa: PLC0415
+        from lora_trainer.result.export import write_result  # noqa: PLC0415
+        from lora_trainer.train.run import RunContext, run_training  # noqa: PLC0415
 
     # A process that fails to prepare it takes the others along.
     while not data.is_dir():
@@ -117,7 +118,16 @@ def _train(config: TrainConfig, options: argparse.Namespace, volumes: Volumes, r
     run_context = RunContext(
         folder=options.workspace, rows=rows, may_write=lambda: _check_lock(options), stop=options.stop
     )
-    run_training(config, data, volumes, Hub(), folder=options.folder, reporter=reporter, run_context=run_context)
+    run_training(
+        config,
+        data,
+        volumes,
+        Hub(),
+        folder=options.folder,
+        reporter=reporter,
+        run_context=run_context,
+        write_result=write_result,
+    )
 
 
 def _check_options(config: TrainConfig, folder: Path | None, base: Base) -> None:

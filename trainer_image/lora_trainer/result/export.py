@@ -1,29 +1,67 @@
 """The trained adapter to a folder in PEFT's format, with a model card, and the manifest as the last file."""
 
-import importlib.metadata
-import platform
+import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
+from lora_trainer.data.held_out import copy_held_out_rows
 from lora_trainer.errors import storage_error
 from lora_trainer.model.convert import Adapter, save_adapter
 from lora_trainer.model.device import Device
 from lora_trainer.plan.memory import communicators_of, outside_bytes
 from lora_trainer.result.card import CARD, card_of
+from lora_trainer.result.curves import write_curves
 from lora_trainer.result.serving import TEMPLATE, adapter_serving
 from lora_trainer.result.tensorboard import TENSORBOARD, write_events
 from lora_trainer.spec.advice import Advice
 from lora_trainer.spec.config import DeviceConfig, Tracker, TrainConfig
-from lora_trainer.spec.release import RELEASE
 from lora_trainer.spec.run_plan import RunPlan
-from lora_trainer.spec.summary import ResolvedRun
 from lora_trainer.storage.curve_records import METRICS, read_records
 from lora_trainer.storage.manifest import Manifest, Measured, write_sealed
+from lora_trainer.train.account import Account
+from lora_trainer.train.advising import advise_at_end
+from lora_trainer.train.checkpoint import MARGIN_BYTES
 from lora_trainer.train.evaluate import Evaluation, improvement_standard_error
+from lora_trainer.train.session import Result
 from lora_trainer.train.state import RunRecord, TrainerState
+from lora_trainer.train.versions import versions
 
-_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
-_LIGER = "liger-kernel"
+_ADAPTER_BYTES = 8
+"""What a trained parameter takes in the result: fp32, and twice where PiSSA or OLoRA is written as a plain adapter."""
+
+
+def write_result(account: Account, result: Result, folder: Path, make_room: Callable[[int], None]) -> None:
+    """Write the result on the process that has its adapter: with its curves, and with the manifest, which completes
+    it. Raises `StorageError`."""
+    if result.adapter is None:
+        return
+    make_room(_ADAPTER_BYTES * result.resolved.trainable_parameters + MARGIN_BYTES)
+    data = account.data
+    copy_held_out_rows(account.prepared, folder)
+    measured = measured_by(
+        result.trainer_state,
+        result.before,
+        result.after,
+        account.device,
+        config=account.setup.config,
+        plan=account.setup.plan,
+        held_out=data.held_out,
+        seconds=time.monotonic() - account.began_s,
+        resumed=account.start.resumed_step if account.start else None,
+    )
+    advice = advise_at_end(account.facts(result.resolved, result.left_alone), result, held_out=data.held_out)
+    write_adapter(result.adapter, folder, data.template)
+    write_curves(folder, held_out=data.held_out)
+    write_manifest(
+        folder,
+        account.record(result.resolved, result.before),
+        measured,
+        noise=result.noise,
+        verbatim=data.verbatim,
+        day=data.day,
+        advice=advice,
+    )
 
 
 def write_adapter(adapter: Adapter, folder: Path, template: str | None) -> None:
@@ -122,11 +160,3 @@ def write_manifest(
         return write_sealed(folder, manifest)
     except OSError as error:
         raise storage_error(error, "the adapter") from error
-
-
-def versions(resolved: ResolvedRun) -> dict[str, str]:
-    """Of this project, Python, and the libraries that compute; Liger's where a run takes a kernel of it."""
-    liger = any(kernel.startswith("liger-") for kernel in resolved.kernels or ())
-    names = (*_LIBRARIES, _LIGER) if liger else _LIBRARIES
-    libraries = {library: importlib.metadata.version(library) for library in names}
-    return {"lora-finetune-operator": RELEASE, "python": platform.python_version(), **libraries}

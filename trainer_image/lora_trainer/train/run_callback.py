@@ -5,14 +5,14 @@ from pathlib import Path
 from lora_trainer.distributed.collectives import Ranks
 from lora_trainer.distributed.reports import Reporter
 from lora_trainer.plan.hint_checks import LeftAlone
-from lora_trainer.recipe.account import Account
-from lora_trainer.recipe.advising import advise_before
-from lora_trainer.result.export import versions
 from lora_trainer.spec.summary import ResolvedRun
 from lora_trainer.storage.curve_records import metrics_beside
+from lora_trainer.train.account import Account
+from lora_trainer.train.advising import advise_before
 from lora_trainer.train.evaluate import Evaluation
 from lora_trainer.train.reporting import ReportingCallback
 from lora_trainer.train.resolve_auto import peak_share
+from lora_trainer.train.versions import versions
 
 
 class RunCallback(ReportingCallback):

@@ -13,21 +13,24 @@ from lora_trainer.distributed.group import join, local_rank
 from lora_trainer.distributed.reports import Report, Reporter
 from lora_trainer.model.device import choose_device, same_type
 from lora_trainer.model.quantize import check_kernels
-from lora_trainer.recipe.account import Account
-from lora_trainer.recipe.inputs import base_of
-from lora_trainer.recipe.run_callback import RunCallback
-from lora_trainer.recipe.starting import agreed, beginning, check_claim
 from lora_trainer.spec.config import TrainConfig
 from lora_trainer.spec.progress import Phase
 from lora_trainer.storage.hub import Hub
 from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.account import Account
 from lora_trainer.train.checkpoint import Checkpoints
 from lora_trainer.train.identity import identity
+from lora_trainer.train.inputs import base_of
 from lora_trainer.train.resolve_auto import resolve_setup
-from lora_trainer.train.session import Session
+from lora_trainer.train.run_callback import RunCallback
+from lora_trainer.train.session import Result, Session
+from lora_trainer.train.starting import agreed, beginning, check_claim
 from lora_trainer.train.stopping import Stop
 
 log = logging.getLogger(__name__)
+
+WriteResult = Callable[[Account, Result, Path, Callable[[int], None]], None]
+"""Writes a training's result into a folder, after it has had room made for so many bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +58,10 @@ def run_training(
     folder: Path,
     reporter: Reporter,
     run_context: RunContext,
+    write_result: WriteResult,
 ) -> None:
-    """Train on what was `prepared` in a folder, together with the other processes of the run; the first of them writes
-    the adapter with its manifest into `folder`. Raises `TrainerError`."""
+    """Train on what was `prepared` in a folder, together with the other processes of the run; the first of them has
+    the adapter written into `folder`, with its manifest. Raises `TrainerError`."""
     began_s = time.monotonic()
     device = choose_device(config.device, config.training.precision, local_rank())
     log.info("device %s, compute type %s", device.name, device.dtype_name)
@@ -104,7 +108,7 @@ def run_training(
             checkpoint_policy=account.checkpoint_policy,
             callback=RunCallback(account, reporter, folder, group),
         )
-        account.write(result, folder, run_context.make_room)
+        write_result(account, result, folder, run_context.make_room)
 
 
 def _checkpoints(config: TrainConfig, run_context: RunContext, ranks: Ranks) -> Checkpoints | None:

@@ -8,6 +8,7 @@ from lora_trainer.data.chosen_template import chosen_template
 from lora_trainer.data.row_facts import count_rows
 from lora_trainer.data.survey import load_index
 from lora_trainer.data.tokenizer import check_tokenizer
+from lora_trainer.data.vocabulary import check_token
 from lora_trainer.distributed.activity import begun
 from lora_trainer.errors import ConfigError, DoesNotFitError, one_sentence
 from lora_trainer.plan.adapter import Adapter, AdapterError, plan_adapter, short_names
@@ -16,9 +17,6 @@ from lora_trainer.plan.choice import refusal
 from lora_trainer.plan.families import counted, described
 from lora_trainer.plan.hints import before
 from lora_trainer.plan.planning import plan_by_weights, plan_of
-from lora_trainer.recipe.claim_room import check_claim
-from lora_trainer.recipe.inputs import fetch_model, keep_encoded
-from lora_trainer.recipe.vocabulary import check_token
 from lora_trainer.spec.config import TrainConfig
 from lora_trainer.spec.preflight import ModelFacts, OutputCheck, Preflight, RowFacts
 from lora_trainer.spec.reasons import Reason
@@ -29,6 +27,8 @@ from lora_trainer.storage.hub import Hub
 from lora_trainer.storage.model_headers import ModelHeaders, read_headers
 from lora_trainer.storage.outputs import open_publisher
 from lora_trainer.storage.volumes import Volumes
+from lora_trainer.train.claim_room import check_claim
+from lora_trainer.train.inputs import fetch_model, keep_encoded
 from lora_trainer.train.objective import encoder_of
 
 log = logging.getLogger(__name__)

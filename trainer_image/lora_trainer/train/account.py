@@ -1,33 +1,24 @@
 """What a run says of itself: in its checkpoints, in its result, and to those that advise."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_trainer.data.dataset import Data
-from lora_trainer.data.held_out import copy_held_out_rows
 from lora_trainer.errors import ConfigError
 from lora_trainer.model.device import Device
 from lora_trainer.plan.architecture import ArchitectureError, ModelArchitecture
 from lora_trainer.plan.hint_checks import Facts, LeftAlone, Rows
-from lora_trainer.recipe.advising import advise_at_end
-from lora_trainer.result.curves import write_curves
-from lora_trainer.result.export import measured_by, versions, write_adapter, write_manifest
 from lora_trainer.spec.summary import ResolvedRun
 from lora_trainer.storage.base import Base
 from lora_trainer.storage.base_architecture import architecture_in
-from lora_trainer.train.checkpoint import MARGIN_BYTES, Checkpoints
+from lora_trainer.train.checkpoint import Checkpoints
 from lora_trainer.train.checkpoint_policy import CheckpointPolicy
 from lora_trainer.train.evaluate import Evaluation
 from lora_trainer.train.identity import Identity
 from lora_trainer.train.resolve_auto import RunSetup
 from lora_trainer.train.resume import Saved
-from lora_trainer.train.session import Result
 from lora_trainer.train.state import RunRecord
-
-_ADAPTER_BYTES = 8
-"""What a trained parameter takes in the result: fp32, and twice where PiSSA or OLoRA is written as a plain adapter."""
+from lora_trainer.train.versions import versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,35 +87,3 @@ class Account:
             return None
         checkpoint = self.setup.config.checkpoint
         return CheckpointPolicy(checkpoints=self.checkpoints, config=checkpoint, record=self.record(resolved, before))
-
-    def write(self, result: Result, folder: Path, make_room: Callable[[int], None]) -> None:
-        """Write the result on the process that has its adapter: with its curves, and with the manifest, which completes
-        it. Raises `StorageError`."""
-        if result.adapter is None:
-            return
-        make_room(_ADAPTER_BYTES * result.resolved.trainable_parameters + MARGIN_BYTES)
-        data = self.data
-        copy_held_out_rows(self.prepared, folder)
-        measured = measured_by(
-            result.trainer_state,
-            result.before,
-            result.after,
-            self.device,
-            config=self.setup.config,
-            plan=self.setup.plan,
-            held_out=data.held_out,
-            seconds=time.monotonic() - self.began_s,
-            resumed=self.start.resumed_step if self.start else None,
-        )
-        advice = advise_at_end(self.facts(result.resolved, result.left_alone), result, held_out=data.held_out)
-        write_adapter(result.adapter, folder, data.template)
-        write_curves(folder, held_out=data.held_out)
-        write_manifest(
-            folder,
-            self.record(result.resolved, result.before),
-            measured,
-            noise=result.noise,
-            verbatim=data.verbatim,
-            day=data.day,
-            advice=advice,
-        )

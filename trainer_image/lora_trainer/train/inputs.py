@@ -17,8 +17,8 @@ from lora_trainer.data.dataset_files import locate, locate_validation
 from lora_trainer.data.kept_rows import UNUSED_S, KeptRows, folder_name
 from lora_trainer.data.survey import DatasetIndex, choose_rows, find_sources
 from lora_trainer.data.tokens import Encoder
+from lora_trainer.data.vocabulary import check_token
 from lora_trainer.errors import KernelOutOfMemoryError, StorageError, TransientError, one_sentence
-from lora_trainer.recipe.vocabulary import check_token
 from lora_trainer.spec.config import TrainConfig
 from lora_trainer.spec.preflight import RowFacts
 from lora_trainer.spec.uri import ClaimUri, at_commit, parse_uri

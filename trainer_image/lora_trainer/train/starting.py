@@ -5,10 +5,10 @@ from pathlib import Path
 
 from lora_trainer.distributed.collectives import Ranks
 from lora_trainer.errors import TransientError
-from lora_trainer.recipe.claim_room import check_room
 from lora_trainer.spec.config import TrainConfig
 from lora_trainer.storage.volumes import Volumes
 from lora_trainer.train.checkpoint import Checkpoints
+from lora_trainer.train.claim_room import check_room
 from lora_trainer.train.identity import Identity, difference
 from lora_trainer.train.resolve_auto import RunSetup
 from lora_trainer.train.resume import Saved, find_saved

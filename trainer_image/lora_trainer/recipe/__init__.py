@@ -1,1 +1,0 @@
-"""A run, top-down: what is found out before it (`preflight`), its inputs (`inputs`), the training (`run`)."""
