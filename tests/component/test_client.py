@@ -122,8 +122,6 @@ def test_every_problem_is_a_sentence(user: Person, lora: Lora) -> None:
             "learningRate": 0.0001,
             "optimizer": "adamw_8bit",
             "schedule": "cosine",
-            "epochs": "1",
-            "maxSteps": 2,
         },
         "resources": {"gpus": "two"},
         "output": {"uri": "ftp://x"},
@@ -139,7 +137,6 @@ def test_every_problem_is_a_sentence(user: Person, lora: Lora) -> None:
         "spec.training.learningRate",
         "spec.training.optimizer",
         "spec.training.schedule",
-        "spec.training.maxSteps",
         "spec.resources.gpus",
         "spec.output.uri",
     }

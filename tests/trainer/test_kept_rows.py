@@ -221,7 +221,7 @@ def full(*_: object) -> None:
             "they take 0.0 MiB, more than half of the 0.0 MiB that the volume has free",
         ),
         (
-            "artifact.sealed.sync",
+            "storage.sealed.sync",
             full,
             "the encoded rows are not kept for later attempts: No space left on device",
         ),

@@ -289,7 +289,7 @@ def test_a_stage_reports_its_work(workplace: Workplace) -> None:
     attempt = finish(place)
     assert attempt.process.exitcode == 0
     what = [line["activity"]["what"] for line in attempt.lines() if line.get("activity")]
-    assert list(dict.fromkeys(what)) == ["reading rows", "encoding rows", "loading libraries", "evaluating rows"]
+    assert list(dict.fromkeys(what)) == ["reading rows", "loading libraries", "encoding rows", "evaluating rows"]
 
 
 def test_a_supervisor_shows_what_it_hears_of_its_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from lora_trainer.errors import ConfigError
 from lora_trainer.spec.config import TrainConfig
 from lora_trainer.spec.manifest import checkpoint_claim
 
-RENDEZVOUS = "LORA_RENDEZVOUS"
+RENDEZVOUS_ADDRESS = "LORA_RENDEZVOUS"
 NODE_INDEX = "JOB_COMPLETION_INDEX"
 GRACE = "LORA_GRACE_SECONDS"
 _DEFAULT_GRACE_S = 120
@@ -24,7 +24,7 @@ _BY_FILES = (
 """How the processes of one node meet, also where its name leads nowhere. A store of torchrun's that listens, as that of
 `--standalone`, asks nobody who they are, is open to the whole network whatever the address, and torchrun unpickles what
 it finds there: any pod of the cluster could run code in this one. `lora_trainer.host.torchrun` names the file."""
-RENDEZVOUS = "lora-rounds"
+RENDEZVOUS = "lora-rendezvous"
 """How the nodes of a run meet: torchrun's name for `lora_trainer.host.rendezvous`."""
 _MEETING_S = 900
 """How long a node waits for the others at least. Kubernetes makes its pod again after up to ten minutes, each node's at
@@ -73,11 +73,11 @@ def this_node(config: TrainConfig, environment: Mapping[str, str]) -> Node:
             f"resources.nodes is {nodes}, and no claim is there for checkpoints, without which a node that is replaced "
             "could not continue: set checkpoint.volumeClaimName"
         )
-    index, rendezvous = environment.get(NODE_INDEX, ""), environment.get(RENDEZVOUS, "")
+    index, rendezvous = environment.get(NODE_INDEX, ""), environment.get(RENDEZVOUS_ADDRESS, "")
     address, _, port = rendezvous.rpartition(":")
     if not (index.isdigit() and int(index) < nodes and address and port.isdigit()):
         raise ConfigError(
-            f"resources.nodes is {nodes}, but {NODE_INDEX} is {index!r} and {RENDEZVOUS} is {rendezvous!r}: they must "
+            f"resources.nodes is {nodes}, but {NODE_INDEX} is {index!r} and {RENDEZVOUS_ADDRESS} is {rendezvous!r}: they must "
             f"be a number below {nodes} and host:port, as in the pods that the operator makes; elsewhere set "
             "resources.nodes: 1"
         )
