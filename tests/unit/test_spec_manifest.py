@@ -158,8 +158,16 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "spec.dataset.templateArguments.enable_thinking is false",
         'must be quoted, of at most 256 characters, as in enable_thinking: "false"',
     ),
-    ({"dataset": {"uri": "pvc://a/b", "templateArguments": {}}}, "spec.dataset.templateArguments is {}", "a map of 1 to 16"),
-    ({"dataset": {"uri": "pvc://a/b", "maxValidationRows": 0}}, "spec.dataset.maxValidationRows is 0", "from 1 to 10000000"),
+    (
+        {"dataset": {"uri": "pvc://a/b", "templateArguments": {}}},
+        "spec.dataset.templateArguments is {}",
+        "a map of 1 to 16",
+    ),
+    (
+        {"dataset": {"uri": "pvc://a/b", "maxValidationRows": 0}},
+        "spec.dataset.maxValidationRows is 0",
+        "from 1 to 10000000",
+    ),
     ({"output": {"uri": "pvc://a/" + "b" * 600}}, "spec.output.uri", "of at most 512 characters"),
     ({"lora": {"rank": 0}}, "spec.lora.rank is 0", "from 1 to 1024"),
     ({"lora": {"rank": True}}, "spec.lora.rank is true", "whole number"),
