@@ -77,8 +77,8 @@ def this_node(config: TrainConfig, environment: Mapping[str, str]) -> Node:
     address, _, port = rendezvous.rpartition(":")
     if not (index.isdigit() and int(index) < nodes and address and port.isdigit()):
         raise ConfigError(
-            f"resources.nodes is {nodes}, but {NODE_INDEX} is {index!r} and {RENDEZVOUS_ADDRESS} is {rendezvous!r}: they "
-            f"must be a number below {nodes} and host:port, as in the pods that the operator makes; elsewhere set "
+            f"resources.nodes is {nodes}, but {NODE_INDEX} is {index!r} and {RENDEZVOUS_ADDRESS} is {rendezvous!r}: "
+            f"they must be a number below {nodes} and host:port, as in the pods that the operator makes; elsewhere set "
             "resources.nodes: 1"
         )
     return Node(index=int(index), nodes=nodes, address=address, port=int(port))
