@@ -1,10 +1,10 @@
 """Values in which each pair of choices occurs: with all combinations of them nothing could be tested."""
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
-from itertools import combinations, product
 from typing import Any
+
+from allpairspy import AllPairs
 
 Values = Mapping[str, Any]
 
@@ -106,65 +106,19 @@ SWITCHES: Mapping[str, Sequence[Values]] = {
     "extra": ({}, {"extraObjects": [EXTRA]}),
 }
 
-_TRIES = 50
 Row = tuple[int, ...]
-Pair = tuple[tuple[int, int], tuple[int, int]]
-
-
-def pairs(sizes: Sequence[int]) -> set[Pair]:
-    """Every two choices of different switches, each as the number of its switch and of the choice."""
-    return {
-        ((one, a), (other, b))
-        for one, other in combinations(range(len(sizes)), 2)
-        for a, b in product(range(sizes[one]), range(sizes[other]))
-    }
-
-
-def covered(row: Row) -> set[Pair]:
-    """The pairs of a row."""
-    return set(combinations(enumerate(row), 2))
-
-
-def pairwise(sizes: Sequence[int]) -> Iterator[Row]:
-    """Rows in which every pair occurs, the first one of defaults alone; each is the best of some that are tried."""
-    left = pairs(sizes)
-    row: Row = (0,) * len(sizes)
-    order = random.Random(0)  # noqa: S311 - the same rows each time
-    while True:
-        yield row
-        left -= covered(row)
-        if not left:
-            return
-        tried = [_grown(order, left, sizes) for _ in range(_TRIES)]
-        row = max(tried, key=lambda new: len(left & covered(new)))
-
-
-def _grown(order: random.Random, left: set[Pair], sizes: Sequence[int]) -> Row:
-    """A row with a missing pair and then, switch by switch, the choice that adds most of what is missing."""
-    chosen = dict(order.choice(sorted(left)))
-    others = [switch for switch in range(len(sizes)) if switch not in chosen]
-    order.shuffle(others)
-    for switch in others:
-        chosen[switch] = max(range(sizes[switch]), key=lambda choice: _gain(left, chosen, (switch, choice)))
-    return tuple(chosen[switch] for switch in range(len(sizes)))
-
-
-def _gain(left: set[Pair], chosen: Mapping[int, int], new: tuple[int, int]) -> int:
-    return sum((min(new, other), max(new, other)) in left for other in chosen.items())
-
-
-def fewest(rows: Sequence[Row]) -> list[Row]:
-    """The first of these rows, some of the others in which each choice occurs, and the first again."""
-    kept = [rows[0]]
-    left = {choice for row in rows for choice in enumerate(row)} - set(enumerate(rows[0]))
-    while left:
-        kept.append(max(rows, key=lambda row: len(left & set(enumerate(row)))))
-        left -= set(enumerate(kept[-1]))
-    return [*kept, rows[0]]
-
+"""Of each switch the number of its choice."""
 
 SIZES = [len(choices) for choices in SWITCHES.values()]
-ROWS = list(pairwise(SIZES))
+ROWS: Sequence[Row] = [tuple(row) for row in AllPairs([range(size) for size in SIZES])]
+"""Rows in which every two choices of different switches occur together, the first one of defaults alone."""
+
+RECORDED: Mapping[str, Row] = {
+    "defaults": (0,) * len(SIZES),
+    "second-choices": (1,) * len(SIZES),
+    "last-choices": tuple(size - 1 for size in SIZES),
+}
+"""The rows whose renderings are kept in tests/golden/chart: each choice is in one of them."""
 
 
 def merged(base: Values, change: Values) -> dict[str, Any]:

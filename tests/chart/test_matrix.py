@@ -1,4 +1,4 @@
-"""Every two choices together: what is rendered is known, linted, and the same by Helm 3 and 4.
+"""Every two choices together are linted and restricted; three rows are recorded, and the same by Helm 3 and 4.
 
 After a change that is meant: `UPDATE_GOLDEN=1 pytest tests/chart/test_matrix.py`, and read the difference.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.chart import helms
-from tests.chart.matrix import IMAGES, ROWS, SIZES, SWITCHES, Values, covered, merged, pairs, values_of
+from tests.chart.matrix import IMAGES, RECORDED, ROWS, SWITCHES, Row, Values, merged, values_of
 from tests.chart.objects import Manifest, Render, parsed, pods_of
 from tests.chart.target import CHART
 
@@ -37,13 +37,6 @@ def assert_lint_is_clean(helm: helms.Helm, values: Values) -> None:
     assert "[WARNING]" not in linted
 
 
-def test_each_two_choices_occur_together() -> None:
-    """In a dozen rows or so, rather than in tens of thousands."""
-    assert set().union(*map(covered, ROWS)) == pairs(SIZES)
-    assert ROWS[0] == (0,) * len(SIZES)
-    assert len(ROWS) < 20
-
-
 def test_each_value_of_the_chart_is_in_the_matrix_or_left_out_for_a_reason() -> None:
     """So nothing can be switched on that was never installed."""
     tried = {path for choices in SWITCHES.values() for choice in choices for path in paths(choice)}
@@ -63,41 +56,31 @@ def paths(values: Values, above: str = "") -> Iterator[str]:
             yield above + name
 
 
-@pytest.mark.parametrize("number", range(len(ROWS)))
-def test_a_row_renders_as_it_is_recorded(documents: Render, helm: helms.Helm, number: int) -> None:
-    """Its objects, without the content of definition, dashboards and alerts, tested elsewhere; lint finds nothing."""
-    values = values_of(ROWS[number])
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_row_renders_as_it_is_recorded(documents: Render, name: str) -> None:
+    """Its objects, without the content of definition, dashboards and alerts; Helm 4 makes the same."""
+    values = values_of(RECORDED[name])
     objects = sorted(documents(**values), key=_place)
     text = f"# {json.dumps(values)}\n" + yaml.dump_all(
         map(_short, objects), Dumper=_Readable, sort_keys=False, default_flow_style=None, width=110
     )
-    file = GOLDEN / f"{number:02}.yaml"
+    file = GOLDEN / f"{name}.yaml"
     if UPDATE:
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
     assert text == file.read_text()
+    helm = helms.built(tools.HELM4)
+    assert sorted(parsed(helm.template(values).stdout), key=_place) == objects
     assert_lint_is_clean(helm, values)
 
 
-@pytest.mark.parametrize("number", range(len(ROWS)))
-def test_helm_4_renders_a_row_as_helm_3_does(documents: Render, number: int) -> None:
-    """In whole, so that what other tests read of Helm 3's renderings is said of Helm 4's; lint finds nothing either."""
-    values, helm = values_of(ROWS[number]), helms.built(tools.HELM4)
-    assert sorted(parsed(helm.template(values).stdout), key=_place) == sorted(documents(**values), key=_place)
-    assert_lint_is_clean(helm, values)
-
-
-def test_there_is_no_record_without_a_row() -> None:
-    """What is left of a longer matrix."""
-    assert [file.name for file in sorted(GOLDEN.iterdir())] == [f"{number:02}.yaml" for number in range(len(ROWS))]
-
-
-@pytest.mark.parametrize("number", range(len(ROWS)))
+@pytest.mark.parametrize("row", ROWS, ids=str)
 def test_whatever_is_switched_on_no_pod_asks_for_more_than_the_restricted_standard_allows(
-    documents: Render, number: int
+    documents: Render, helm: helms.Helm, row: Row
 ) -> None:
-    """The rules of the standard, on the pods of the operator and of helm test."""
-    pods = pods_of(documents(**values_of(ROWS[number])))
+    """The rules of the standard, on the pods of the operator and of helm test; lint finds nothing."""
+    values = values_of(row)
+    pods = pods_of(documents(**values))
     assert pods
     for pod in pods:
         assert pod["securityContext"]["runAsNonRoot"] is True
@@ -109,6 +92,7 @@ def test_whatever_is_switched_on_no_pod_asks_for_more_than_the_restricted_standa
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
             assert container["securityContext"]["readOnlyRootFilesystem"] is True
             assert {"requests", "limits"} <= set(container["resources"])
+    assert_lint_is_clean(helm, values)
 
 
 class _Readable(yaml.SafeDumper):

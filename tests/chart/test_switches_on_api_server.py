@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from tests.chart import helms
-from tests.chart.matrix import ROWS, fewest, merged, values_of
+from tests.chart.matrix import RECORDED, ROWS, merged, values_of
 from tests.chart.objects import parsed, pods_of
 from tests.chart.operating import operating
 from tests.chart.target import RELEASE, Target
@@ -69,14 +69,12 @@ def definition(kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.helms(3, 4)
-def test_every_two_choices_install_and_follow_each_other(
-    target: Target, helm: helms.Helm, prometheus_definitions: None
-) -> None:
+def test_choices_install_and_follow_each_other(target: Target, prometheus_definitions: None) -> None:
     """Row after row as upgrades of one release; admission takes the pods of each in a restricted namespace.
 
-    Helm 4, which renders the same, applies each choice once, and all rows in the soak.
+    Each choice once, and every two of them in the soak.
     """
-    rows = ROWS if SOAK or helm == helms.built(tools.HELM) else fewest(ROWS)
+    rows = ROWS if SOAK else (*RECORDED.values(), RECORDED["defaults"])
     amounts: set[int] = set()
     for row in rows:
         values = values_of(row)

@@ -1,7 +1,5 @@
 """Trainings of every family with every option: a pairwise covering array, and what becomes of one of its cells."""
 
-import itertools
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from allpairspy import AllPairs
 from tests.trainer import tiny
 from tests.trainer.conftest import make_config
 from tests.trainer.families import FAMILIES
@@ -59,54 +58,16 @@ Cell = Mapping[str, str]
 
 
 @cache
-def covering_array(seed: int = 0) -> tuple[Cell, ...]:
-    """Cells in which every two values of different options meet, and every value with every family.
+def covering_array() -> tuple[Cell, ...]:
+    """Cells in which every two values of different options meet, and every value with every family."""
+    names = ("family", *OPTIONS)
 
-    Greedy, as in AETG (Cohen, Dalal, Fredman and Patton, IEEE Transactions on Software Engineering 23(7), 1997): each
-    cell is the best of some random ones that hold a pair that is still missing.
-    """
-    chance = random.Random(seed)  # noqa: S311 - reproducible, no secret
-    factors = {"family": list(FAMILIES), **{name: list(values) for name, values in OPTIONS.items()}}
-    missing = {
-        ((first, one), (second, other))
-        for first, second in itertools.combinations(factors, 2)
-        for one in factors[first]
-        for other in factors[second]
-        if {(first, one), (second, other)} not in FORBIDDEN
-    }
-    cells: list[Cell] = []
-    while missing:
-        wanted = min(missing)
-        cell = max(
-            (_candidate(factors, dict(wanted), missing, chance) for _ in range(8)), key=lambda c: _new(c, missing)
-        )
-        missing -= set(itertools.combinations(cell.items(), 2))
-        cells.append(cell)
-    return tuple(cells)
+    def allowed(row: Sequence[str]) -> bool:
+        chosen = set(zip(names, row, strict=False))
+        return not any(pair <= chosen for pair in FORBIDDEN)
 
-
-def _candidate(
-    factors: Mapping[str, Sequence[str]], start: dict[str, str], missing: set[Any], chance: random.Random
-) -> dict[str, str]:
-    cell = dict(start)
-    for name in chance.sample(list(factors), len(factors)):
-        if name not in cell:
-            options = [
-                value for value in chance.sample(list(factors[name]), len(factors[name])) if _fits(cell, name, value)
-            ]
-            cell[name] = max(options, key=lambda value: _new({**cell, name: value}, missing, name))
-    return {name: cell[name] for name in factors}
-
-
-def _fits(cell: Cell, name: str, value: str) -> bool:
-    return not any({item, (name, value)} in FORBIDDEN for item in cell.items())
-
-
-def _new(cell: Cell, missing: set[Any], about: str | None = None) -> int:
-    """How many missing pairs a cell holds, or those of one option."""
-    order = {name: place for place, name in enumerate(("family", *OPTIONS))}
-    pairs = itertools.combinations(sorted(cell.items(), key=lambda item: order[item[0]]), 2)
-    return sum(pair in missing for pair in pairs if about is None or about in (pair[0][0], pair[1][0]))
+    rows = AllPairs([list(FAMILIES), *map(list, OPTIONS.values())], filter_func=allowed)
+    return tuple(dict(zip(names, row, strict=True)) for row in rows)
 
 
 def single_changes() -> Iterator[Cell]:

@@ -20,7 +20,7 @@ from tests.trainer.matrix import (
 
 from lora_trainer.spec.manifest import ManifestError
 
-CELLS = 60
+CELLS = 30
 """How many are run outside of the soak: all families and all values of options are among them."""
 REFUSED = frozenset({"bert", "t5", "bart"})
 """Families that are no causal language models."""
