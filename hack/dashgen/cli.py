@@ -1,12 +1,12 @@
 """The command line of hack/dashboards."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from dashgen import fleet, run
 from dashgen.board import render
 from docgen.command import write_or_check
+from docgen.text import dense_json
 
 FOLDER = Path("helm/lora-finetune-operator/dashboards")
 
@@ -19,4 +19,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def outputs() -> dict[Path, str]:
     """Every dashboard with its text."""
     boards = {"fleet.json": fleet.BOARD, "run.json": run.BOARD}
-    return {FOLDER / name: json.dumps(render(board), indent=1) + "\n" for name, board in boards.items()}
+    return {FOLDER / name: dense_json(render(board)) + "\n" for name, board in boards.items()}

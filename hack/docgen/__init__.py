@@ -1,7 +1,7 @@
 """Pages and copies that are made from one source each, so that they cannot disagree with it.
 
-crds/lorafinetunes.yaml                                 from the classes of lora_trainer.spec (see docgen.crd)
-helm/lora-finetune-operator/files/lorafinetunes.yaml    from the same
+helm/lora-finetune-operator/files/lorafinetunes.yaml    from the classes of lora_trainer.spec (see docgen.crd);
+                                                        crds/lorafinetunes.yaml is a link to it
 docs/api-reference.md                                   from the same
 docs/states.md                                          from state_tables.py, vocabulary.py and decide/states.py
 docs/metrics.md                                         from the metrics' registries

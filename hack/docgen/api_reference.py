@@ -1,10 +1,12 @@
 """docs/api-reference.md: every field of the resource, from its definition."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from textwrap import fill
 
-from docgen.schema import Definition, Field, walk
-from docgen.text import code, sentence_list, table
+from docgen.schema import Definition, Field
+from docgen.text import code, table
 
 _HEAD = """\
 <!-- Generated from the classes of lora_trainer.spec by hack/docs: edit these, then run `make docs`. -->
@@ -12,21 +14,31 @@ _HEAD = """\
 
 {description}
 
-The same texts come from the cluster itself: `kubectl explain {short}.spec.training`.
-
 ```yaml
 {example}```
 
-Conventions:
+[Write a run](write-a-run.md) explains the fields by task. `kubectl explain {short}.spec.training` shows the same texts.
 
-* Fractions are quoted strings (`"0.0002"`), so that no tool rounds or reformats them on the way.
-* A default in the table is filled in when the resource is created. Where the description says what an absent field
-  means, the field stays absent, and what was used is shown in `status.resolved`.
-* What defines a run cannot be changed afterwards, and the attempt is refused with "immutable". What can be changed is
-  {mutable}.
-* Unknown fields are refused by `kubectl apply`.
+* **Fractions** are quoted strings (`"0.0002"`), so that no tool rounds them.
+* **Quantities** are
+  [Kubernetes' quantities](https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/).
+* **Defaults** are filled in when you create the resource. If the description says what an absent field means, the field
+  stays absent, and `status.resolved` shows the value used.
+* **Refused** are unknown fields, values outside of their limits, and settings that contradict each other. The message
+  names the field, the value, the rule and the remedy.
 
 """
+_POD = "https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/#scheduling"
+_FOREIGN = {
+    "spec.scheduling.affinity": (
+        f"See [Kubernetes' affinity]({_POD}), of which `matchFields`, `namespaceSelector`, `matchLabelKeys` and "
+        "`mismatchLabelKeys` are not supported, nor more than 8 terms or 8 expressions in one."
+    ),
+    "spec.scheduling.tolerations": f"See [Kubernetes' tolerations]({_POD}).",
+    "status.resolved.pod.tolerations": "",
+}
+"""Kubernetes' own types, which its reference describes, and what to say of them."""
+_PATH = re.compile(r"\b(?:spec|status|model|dataset|training|output|checkpoint|defaults)(?:\.[a-z]\w*)+")
 
 
 def render(definition: Definition, example: str) -> str:
@@ -37,62 +49,83 @@ def render(definition: Definition, example: str) -> str:
         group=spec["group"],
         version=definition.version["name"],
         short=names["shortNames"][0],
-        description=definition.root.description,
+        description=_paragraph(definition.root),
         example=example,
-        mutable=sentence_list([code(path) for path in mutable_fields(definition)], "and"),
     )
-    sections = [_section(field) for field in (*_objects(definition, "spec"), *_objects(definition, "status"))]
+    sections = [_section(field) for top in ("spec", "status") for field in _objects(definition.field(top))]
     return head + _name(definition) + "".join(sections) + _columns(definition)
 
 
-def mutable_fields(definition: Definition) -> list[str]:
-    """Paths of the fields of `spec` that can be changed after creation."""
-    leaves = (field for field in definition.field("spec").children if not field.children)
-    return [field.path for field in leaves if not field.immutable]
-
-
-def _objects(definition: Definition, top: str) -> Iterator[Field]:
-    field = definition.field(top)
+def _objects(field: Field) -> Iterator[Field]:
+    """What has a section of its own, parents first."""
     yield field
-    yield from (child for child in walk(field) if child.children)
+    for child in field.children:
+        if _has_section(child):
+            yield from _objects(child)
+
+
+def _has_section(field: Field) -> bool:
+    """Whether it has fields to show; a single one stands in its parent's table."""
+    return len(field.children) > 1 and field.path not in _FOREIGN
 
 
 def _name(definition: Definition) -> str:
-    field = definition.field("metadata.name")
-    return f"## metadata.name\n\n{field.description}\n\n"
+    return f"## metadata.name\n\n{_paragraph(definition.field('metadata.name'))}\n\n"
+
+
+def _text(field: Field) -> str:
+    """Its description with paths of fields as code."""
+    return _PATH.sub(r"`\g<0>`", field.description)
+
+
+def _paragraph(field: Field) -> str:
+    return fill(_text(field), 120)
+
+
+def _title(field: Field) -> str:
+    return field.path + ("[]" if "items" in field.schema else "")
 
 
 def _section(field: Field) -> str:
     depth = 2 if "." not in field.path else 3
-    title = field.path + ("[]" if "items" in field.schema else "")
-    rows = [
-        [code(child.name), child.type_name, _default(child), child.bounds, child.description]
-        for child in field.children
-    ]
-    body = table(["Field", "Type", "Default", "Limits", "Description"], rows)
-    rules = [line for each in (field, *_leaves(field)) for line in _rules(each)]
-    text = f"{'#' * depth} {title}\n\n{field.description}\n\n{body}\n"
-    return text + ("Refused, with the field's name and this explanation:\n\n" + "".join(rules) + "\n" if rules else "")
+    rows: list[Sequence[str]] = [("Field", "Type", "Default", "Description"), *map(_row, field.children)]
+    if not any(default for _, _, default, _ in rows[1:]):
+        rows = [(name, kind, description) for name, kind, _, description in rows]
+    return f"{'#' * depth} {_title(field)}\n\n{_paragraph(field)}\n\n{table(rows[0], rows[1:])}\n"
 
 
-def _leaves(field: Field) -> Iterator[Field]:
-    return (child for child in field.children if not child.children)
+def _row(field: Field) -> list[str]:
+    """Name, type with its limits, default, and what it is, or where that stands."""
+    default, limits = _default(field), field.bounds
+    if _has_section(field):
+        return [code(field.name), field.type_name, default, f"See [{_title(field)}](#{_anchor(field)})."]
+    if len(field.children) == 1 and field.path not in _FOREIGN:
+        (child,) = field.children
+        return [code(f"{field.name}.{child.name}"), child.type_name, default, _text(field) + _about(child)]
+    kind = limits if "enum" in field.schema else ", ".join(filter(None, (field.type_name, limits)))
+    description = " ".join(filter(None, (_text(field), _FOREIGN.get(field.path))))
+    return [code(field.name), kind, default, description]
+
+
+def _about(child: Field) -> str:
+    """What a single field adds to what its object says."""
+    return "" if child.parent.endswith("secretRef") else f" {_text(child)}"
+
+
+def _anchor(field: Field) -> str:
+    return "".join(letter for letter in _title(field).lower() if letter.isalnum())
 
 
 def _default(field: Field) -> str:
     if field.required:
-        return "required"
+        return "required" if field.path.startswith("spec") else ""
     default = field.schema.get("default")
     return "" if default is None or isinstance(default, dict) else code(json.dumps(default))
 
 
-def _rules(field: Field) -> Iterator[str]:
-    return (f"* `{rule.path}`: {rule.message}\n" for rule in field.rules if not rule.message.startswith("immutable"))
-
-
 def _columns(definition: Definition) -> str:
     rows = [
-        [column["name"].upper(), "always" if not column.get("priority") else "-o wide", code(column["jsonPath"])]
+        [column["name"].upper(), "always" if not column.get("priority") else "`-o wide`", code(column["jsonPath"])]
         for column in definition.version["additionalPrinterColumns"]
     ]
     return "## Columns of kubectl get\n\n" + table(["Column", "Shown", "From"], rows)

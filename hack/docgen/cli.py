@@ -42,7 +42,6 @@ def outputs() -> dict[Path, str]:
         Path("docs/metrics.md"): metrics_reference.render(),
         Path("docs/api-reference.md"): api_reference.render(definition, example),
         Path("operator/lora_client/spec.py"): spec_types.render(definition.field("spec")),
-        Path("crds/lorafinetunes.yaml"): crd.render(),
         CHART / "files/lorafinetunes.yaml": crd.render(),
         CHART / "README.md": chart_readme.render(chart, values, values_schema, str(CHART)),
     }

@@ -1,4 +1,4 @@
-"""crds/lorafinetunes.yaml: the definition, from the contract's classes and what they say of their fields (`api`)."""
+"""The CRD of the chart, from the contract's classes and what they say of their fields (`api`)."""
 
 import dataclasses
 import enum
@@ -25,21 +25,21 @@ _NUMBER = 20
 _FRACTION = 32
 _GROUP, _, _VERSION = API_VERSION.partition("/")
 _RESOURCE = (
-    "A LoRAFineTune is one fine-tuning run: it trains a LoRA adapter for a base model on a data set and publishes the "
-    "verified result to a volume, a bucket, the Hub or a registry. Apply it, then watch it with `kubectl get lft -w`. "
-    "What defines a run cannot be changed afterwards; create a new LoRAFineTune instead."
+    "A LoRAFineTune is one fine-tuning run: it trains a LoRA adapter for a base model on a dataset, verifies it and "
+    "publishes it to a volume, a bucket, the Hub or a registry. Apply it, then watch it with `kubectl get lft -w`. "
+    "What defines a run is immutable: create a new LoRAFineTune to change it."
 )
 _SPEC = (
-    "What to train. Only suspend, maxRetries, activeDeadlineSeconds, pendingTimeoutSeconds and ttlSecondsAfterFinished "
-    "can be changed after creation."
+    "What to train. After creation you can change only suspend, maxRetries, activeDeadlineSeconds, "
+    "pendingTimeoutSeconds and ttlSecondsAfterFinished."
 )
 _STATUS = (
-    "What happened so far, written by the operator only. A finished run is Complete with a verified adapter, or Failed "
-    "with a reason; completionTime is set in both cases."
+    "What happened so far; only the operator writes it. A finished run is Complete with a verified adapter, or "
+    "Failed with a reason, and has a completionTime."
 )
 _ABOUT_NAME = (
-    "Name of the run, which becomes part of the names of its Job and pods: at most 52 lower-case letters, digits and "
-    '"-", starting with a letter.'
+    'Name of the run. Its Job and pods are named after it: at most 52 lower-case letters, digits and "-", starting '
+    "with a letter."
 )
 _WAITING = [
     {
@@ -297,7 +297,7 @@ def _columns() -> list[Schema]:
             "Peak Memory",
             "string",
             f"{progress}.peakMemory",
-            "Highest memory used so far, of the GPU or, on a CPU, of the process.",
+            "Peak memory so far, of the GPU or, on a CPU, of the process.",
         ),
         ("Tokens/s", "string", f"{progress}.tokensPerSecond", "Training speed."),
         ("Adapter", "string", ".status.artifact.uri", "Where the verified adapter is."),

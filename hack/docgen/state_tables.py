@@ -33,7 +33,7 @@ STEPS: Mapping[Group | None, Mapping[Group, str]] = {
         Group.FAILED: "the pod had failed for good",
     },
     Group.RUNNING: {
-        Group.WAITING: "preflight has passed, its Job was deleted, or a node stopped answering",
+        Group.WAITING: "the preflight passed, its Job was deleted, or a node stopped answering",
         Group.HELD: "suspended, or preempted",
         Group.RETRYING: "a failure worth a retry, or the cluster took the pod",
         Group.FAILING: "a failure that is final, or one too many",
@@ -61,20 +61,6 @@ STEPS: Mapping[Group | None, Mapping[Group, str]] = {
 }
 """From which group a run may come into which, and what does it. The operator may have slept over what lay between."""
 
-USUAL_WAY: tuple[tuple[Reason, Reason], ...] = (
-    (Reason.PREFLIGHT, Reason.STARTING),
-    (Reason.STARTING, Reason.PREPARING),
-    (Reason.PREPARING, Reason.LOADING_MODEL),
-    (Reason.LOADING_MODEL, Reason.TRAINING),
-    (Reason.TRAINING, Reason.EVALUATING),
-    (Reason.EVALUATING, Reason.TRAINING),
-    (Reason.TRAINING, Reason.CHECKPOINTING),
-    (Reason.CHECKPOINTING, Reason.TRAINING),
-    (Reason.TRAINING, Reason.STALLED),
-    (Reason.EVALUATING, Reason.PUBLISHING),
-)
-"""How a training that goes well goes through the states of Running; asked now and then, it may seem to skip some."""
-
 _ONGOING = frozenset().union(*(STATES[group] for group in Group if group not in ENDS))
 _REFUSED = frozenset(
     {
@@ -98,89 +84,89 @@ class Statement:
 
 CONDITIONS: Mapping[Type, tuple[Statement, ...]] = {
     Type.ACCEPTED: (
-        Statement(status="Unknown", meaning="No operator has seen the resource", reasons=frozenset({Reason.PENDING})),
+        Statement(status="Unknown", meaning="no operator has seen the resource", reasons=frozenset({Reason.PENDING})),
         Statement(
             status="True",
-            meaning="The spec is valid and the cluster took the Job",
+            meaning="the spec is valid and the cluster accepted the Job",
             reasons=frozenset({Reason.ACCEPTED}),
         ),
         Statement(
             status="False",
-            meaning="A rule is broken, or the API server refuses the Job",
+            meaning="the spec breaks a rule, or the API server refuses the Job",
             reasons=_REFUSED | {Reason.CONFIG_INVALID},
         ),
     ),
     Type.QUOTA_RESERVED: (
         Statement(
             status="True",
-            meaning="The queue has reserved what the run needs",
+            meaning="the queue has reserved the quota",
             reasons=frozenset({Reason.QUOTA_RESERVED}),
         ),
         Statement(
             status="False",
-            meaning="It waits for its queue, lost its place there, or holds no quota; absent without a queue",
+            meaning="it waits, was preempted, or holds no quota; absent without a queue",
             reasons=_ONGOING | STATES[Group.FAILED] | STATES[Group.SUCCEEDED],
         ),
     ),
     Type.PREFLIGHT_PASSED: (
         Statement(
             status="Unknown",
-            meaning="Model, data, output and memory are being checked; absent where `spec.preflight` is Skip",
+            meaning="the checks go on; absent with `preflight: Skip`",
             reasons=_ONGOING,
         ),
         Statement(
             status="True",
-            meaning="Nothing was found that would make the run fail",
+            meaning="nothing was found that would fail the run",
             reasons=frozenset({Reason.PREFLIGHT_PASSED}),
         ),
-        Statement(status="False", meaning="The run would fail, or its preflight did", reasons=STATES[Group.FAILED]),
+        Statement(status="False", meaning="the run would fail, or its preflight did", reasons=STATES[Group.FAILED]),
     ),
     Type.PODS_READY: (
-        Statement(status="True", meaning="The trainer runs, on every node", reasons=frozenset({Reason.POD_RUNNING})),
+        Statement(status="True", meaning="the trainer runs on every node", reasons=frozenset({Reason.POD_RUNNING})),
         Statement(
             status="False",
-            meaning="It does not run yet, at the moment, or any longer",
+            meaning="it does not run yet, or no longer",
             reasons=_ONGOING | STATES[Group.FAILED] | STATES[Group.SUCCEEDED],
         ),
     ),
     Type.CHECKPOINT_SAVED: (
-        Statement(status="True", meaning="A valid checkpoint exists", reasons=frozenset({Reason.CHECKPOINT_SAVED})),
+        Statement(status="True", meaning="a valid checkpoint exists", reasons=frozenset({Reason.CHECKPOINT_SAVED})),
         Statement(
             status="False",
-            meaning="There is none yet, there is no claim for one, none is whole, or the run ended before it",
+            meaning="there is none, no PVC for one, or none is valid",
             reasons=STATES[Group.FAILED] | {Reason.PENDING, Reason.NO_CHECKPOINT_CLAIM, Reason.SUCCEEDED},
         ),
     ),
     Type.SUSPENDED: (
         Statement(
             status="True",
-            meaning="The run is held by `spec.suspend`, its queue or another client",
+            meaning="`spec.suspend`, the queue or another client holds the run",
             reasons=STATES[Group.HELD],
         ),
-        Statement(status="False", meaning="Nothing holds it", reasons=frozenset({Reason.NOT_SUSPENDED})),
+        Statement(status="False", meaning="nothing holds it", reasons=frozenset({Reason.NOT_SUSPENDED})),
     ),
     Type.ARTIFACT_PUBLISHED: (
         Statement(
             status="Unknown",
-            meaning="The run continues",
+            meaning="the run continues",
             reasons=frozenset({Reason.PENDING, Reason.PUBLISHING}),
         ),
         Statement(
             status="True",
-            meaning="The verified adapter is at status.artifact.uri",
+            meaning="the adapter is at `status.artifact.uri`",
             reasons=frozenset({Reason.SUCCEEDED}),
         ),
-        Statement(status="False", meaning="There will be none", reasons=STATES[Group.FAILED]),
+        Statement(status="False", meaning="there will be none", reasons=STATES[Group.FAILED]),
     ),
     Type.COMPLETE: (
-        Statement(status="Unknown", meaning="The run continues; the reason is its STATE", reasons=_ONGOING),
-        Statement(status="True", meaning="The run succeeded", reasons=STATES[Group.SUCCEEDED]),
-        Statement(status="False", meaning="The run failed", reasons=STATES[Group.FAILED]),
+        Statement(status="Unknown", meaning="the run continues; the reason is its STATE", reasons=_ONGOING),
+        Statement(status="True", meaning="the run succeeded", reasons=STATES[Group.SUCCEEDED]),
+        Statement(status="False", meaning="the run failed", reasons=STATES[Group.FAILED]),
     ),
     Type.FAILED: (
-        Statement(status="Unknown", meaning="The run continues; the reason is its STATE", reasons=_ONGOING),
-        Statement(status="False", meaning="The run succeeded", reasons=STATES[Group.SUCCEEDED]),
-        Statement(status="True", meaning="The run failed", reasons=STATES[Group.FAILED]),
+        Statement(status="Unknown", meaning="the run continues; the reason is its STATE", reasons=_ONGOING),
+        Statement(status="False", meaning="the run succeeded", reasons=STATES[Group.SUCCEEDED]),
+        Statement(status="True", meaning="the run failed", reasons=STATES[Group.FAILED]),
     ),
 }
 """What each condition may say."""

@@ -1,6 +1,8 @@
-"""Small pieces of Markdown."""
+"""Small pieces of Markdown and JSON."""
 
+import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def sentence_list(items: Sequence[str], last: str) -> str:
@@ -17,3 +19,17 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def code(value: object) -> str:
     """The value as code, or nothing for None."""
     return "" if value is None else f"`{value}`"
+
+
+def dense_json(value: Any, margin: int = 0) -> str:
+    """JSON with each map and list on one line where it fits within 120 columns."""
+    line = json.dumps(value, ensure_ascii=False)
+    if len(line) + margin <= 120 or not isinstance(value, dict | list):
+        return line
+    inner = margin + 1
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(key)}: {dense_json(each, inner)}" for key, each in value.items()]
+    else:
+        parts = [dense_json(each, inner) for each in value]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{opening}\n" + ",\n".join(" " * inner + part for part in parts) + f"\n{' ' * margin}{closing}"

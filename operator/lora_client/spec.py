@@ -4,20 +4,20 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 
 class ModelSecretRef(TypedDict):
-    """Secret of the same namespace with the credentials for a gated or private model: the key HF_TOKEN ...."""
+    """Secret of the namespace for a gated or private model: HF_TOKEN for hf://; AWS_ACCESS_KEY_ID, ...."""
 
     name: str
 
 
 class Model(TypedDict):
-    """The base model, which stays unchanged, and how to get at it."""
+    """The base model and how to access it."""
 
     uri: str
     secretRef: NotRequired[ModelSecretRef]
 
 
 class DatasetSecretRef(TypedDict):
-    """Secret of the same namespace with the credentials for a gated or private data set, validationUri ...."""
+    """Secret of the namespace for a gated or private dataset, validationUri included, with the keys of ...."""
 
     name: str
 
@@ -82,7 +82,7 @@ class Training(TypedDict):
 
 
 class Resources(TypedDict):
-    """What the training asks of the cluster; each of several nodes is asked for the same."""
+    """What each training pod requests from the cluster."""
 
     gpus: NotRequired[int]
     nodes: NotRequired[int]
@@ -97,7 +97,7 @@ class Resources(TypedDict):
 
 
 class SchedulingTolerations(TypedDict):
-    """Taints of nodes that the pod tolerates, as in the specification of a pod."""
+    """Taints that the pods tolerate, as in the spec of a pod."""
 
     key: NotRequired[str]
     operator: NotRequired[Literal["Exists", "Equal"]]
@@ -107,7 +107,7 @@ class SchedulingTolerations(TypedDict):
 
 
 class Scheduling(TypedDict):
-    """Where in the cluster the training pods may run."""
+    """Where the training pods may run."""
 
     nodeSelector: NotRequired[dict[str, str]]
     tolerations: NotRequired[list[SchedulingTolerations]]
@@ -117,13 +117,13 @@ class Scheduling(TypedDict):
 
 
 class OutputSecretRef(TypedDict):
-    """Secret of the same namespace with the credentials to write there: the key HF_TOKEN for hf://, ...."""
+    """Secret of the namespace with write access: HF_TOKEN for hf://; AWS_ACCESS_KEY_ID, ...."""
 
     name: str
 
 
 class Output(TypedDict):
-    """Where the result goes, and what it is."""
+    """Where the result goes, and in which form."""
 
     uri: str
     merge: NotRequired[Literal["Adapter", "Merged", "Both"]]
@@ -132,7 +132,7 @@ class Output(TypedDict):
 
 
 class Checkpoint(TypedDict):
-    """How the state of the training is saved, so that a run that was stopped continues where it was."""
+    """How the training state is saved, so that an interrupted run resumes."""
 
     intervalSeconds: NotRequired[int]
     intervalSteps: NotRequired[int]
@@ -141,13 +141,13 @@ class Checkpoint(TypedDict):
 
 
 class TrackingSecretRef(TypedDict):
-    """Secret of the same namespace with the tracker's credentials: the key WANDB_API_KEY for WandB; ...."""
+    """Secret of the namespace with the tracker's credentials: WANDB_API_KEY for WandB; ...."""
 
     name: str
 
 
 class Tracking(TypedDict):
-    """Where the run's curves also go."""
+    """Where the training curves also go."""
 
     kind: NotRequired[Literal["None", "TensorBoard", "MLflow", "WandB"]]
     project: NotRequired[str]
@@ -155,7 +155,7 @@ class Tracking(TypedDict):
 
 
 class ResumeFrom(TypedDict):
-    """Continue from another run's last valid checkpoint, with its optimizer and its place in the data: ...."""
+    """Continue from another run's last valid checkpoint, with more steps or after a failure."""
 
     name: str
 

@@ -200,11 +200,10 @@ class ModelConfig:
 
     uri: str = field(
         metadata=api(
-            "Where the base model is. hf://org/name or hf://org/name@revision takes it from the Hugging Face Hub, "
-            "where revision is a branch, tag or commit (absent: main); the commit that was really used is kept in "
-            "status.resolved.modelRevision. s3://bucket/prefix takes the files below a prefix of a bucket, "
-            "pvc://claim/path a folder of a PersistentVolumeClaim of the same namespace, both in the format of "
-            "save_pretrained. Weights must be safetensors; code that comes with a model is never run.",
+            "Address of the base model: hf://org/name[@revision] on the Hugging Face Hub (a branch, tag or commit; "
+            "absent: main), s3://bucket/prefix, or pvc://claim/path on a PVC of the namespace. S3 and PVC hold a "
+            "folder in the format of save_pretrained. Weights must be safetensors; the model's own code is never "
+            "run. status.resolved.modelRevision shows the commit.",
             longest=512,
             rules=MODEL_RULES,
         )
@@ -222,12 +221,10 @@ class DatasetConfig:
 
     uri: str = field(
         metadata=api(
-            "Where the data is, as files that end in .jsonl, .ndjson, .json, .csv or .parquet; text may be "
-            "compressed, as in .jsonl.gz or .csv.zst. pvc://claim/path takes a file or a folder of files from a "
-            "PersistentVolumeClaim; s3://bucket/path takes an object or all directly below a prefix of a bucket; "
-            "configmap://name/key takes one key of a ConfigMap (at most 1 MiB); hf://org/name or "
-            "hf://org/name@revision takes the files of a data set on the Hugging Face Hub that belong to split. "
-            "Claims and ConfigMaps are those of the same namespace.",
+            "Address of the data: hf://org/name[@revision] (the files of split), s3://bucket/path (an object, or all "
+            "directly below a prefix), pvc://claim/path (a file or a folder) or configmap://name/key (at most 1 "
+            "MiB). Files end in .jsonl, .ndjson, .json, .csv or .parquet; text may be compressed, as in .jsonl.gz or "
+            ".csv.zst.",
             longest=512,
             rules=DATASET_RULES,
         )
@@ -235,19 +232,19 @@ class DatasetConfig:
     format: DatasetFormat = field(
         default=DatasetFormat.AUTO,
         metadata=api(
-            "What a row looks like. Messages has a column messages with a list of role and content (chat), and "
-            "perhaps a column tools with the functions that may be called; PromptCompletion has prompt and "
-            "completion; Instruction has instruction, output and perhaps input; Text has text, all of which is "
-            "learned. Auto finds out from the names of the columns, the common conversations, question and answer "
-            "included, and says which columns it saw if none fits."
+            "Format of a row. Messages has a column messages with role and content, and optionally tools. "
+            "PromptCompletion has prompt and completion. Instruction has instruction, output and optionally input. "
+            "Text has text, all of which is learned. Auto picks the first format whose columns exist in the first "
+            "row, after mapping; it also knows conversations, and question with answer. If none fits, the error "
+            "lists the columns."
         ),
     )
     columns: Mapping[str, str] = field(
         default_factory=dict,
         metadata=api(
-            "Names of the data set's columns where they differ from the role that they play, as a map from role "
-            "to column. Roles are messages, tools, system, prompt, completion, instruction, input, output and "
-            "text. Example: prompt: ticket, completion: reply.",
+            "Your columns by the role that they play, if their names differ: messages, tools, system, prompt, "
+            "completion, instruction, input, output or text. Name roles of one format, and each column once. "
+            "Example: prompt: ticket, completion: reply.",
             fewest=1,
             most=MOST_COLUMNS,
             item=Api(about="The column that plays this role.", shortest=1, longest=128),
@@ -258,7 +255,7 @@ class DatasetConfig:
     split: str = field(
         default="train",
         metadata=api(
-            "Which split of a data set on the Hub is learned, for instance train_sft. Other sources have no splits.",
+            "Split of a Hub dataset to train on, for example train_sft. Only for hf://.",
             longest=64,
             rules=(
                 matching(
@@ -283,9 +280,9 @@ class DatasetConfig:
     validation_uri: str | None = field(
         default=None,
         metadata=api(
-            "Where the held-out rows are on which the loss is measured, in the same forms and with the same "
-            "columns as uri. Instead of validationFraction, not with it. Of a data set on the Hub its split "
-            "validation or test is taken, or, where it has neither and is not that of uri, the one in split.",
+            "Address of the validation set, in the same forms and with the same columns as uri. Not with "
+            "validationFraction. Of a Hub dataset the split validation or test is used; if there is neither, and uri "
+            "names another dataset, the one in split.",
             longest=512,
             rules=DATASET_RULES,
         ),
@@ -293,9 +290,9 @@ class DatasetConfig:
     validation_fraction: float = field(
         default=0.02,
         metadata=api(
-            "Share of the rows that is held out to measure the loss before and after training: a quoted number "
-            'from "0" to below "1". Absent: "0.02". The seed chooses the rows, and rows of equal content stay '
-            'together. With "0" the loss is measured on training rows, which says little.',
+            'Share of the rows held out as the validation set: a quoted number from "0" to below "1". Absent: '
+            '"0.02". The seed chooses the rows; equal rows stay together. With "0" the loss is measured on training '
+            "rows. Not with validationUri.",
             low=0,
             high=1,
             filled=False,
@@ -315,11 +312,9 @@ class DatasetConfig:
     max_validation_rows: int | None = field(
         default=None,
         metadata=api(
-            "Largest number of held-out rows, each of which is evaluated at least three times. If "
-            "validationFraction asks for more, the rest is trained on; if validationUri holds more, the rest is "
-            "not used. Seed and content choose the rows, and held_out_rows.json beside the result lists them. "
-            "Absent: 2000 with validationFraction, all rows with validationUri; the number is kept in "
-            "status.resolved.maxValidationRows.",
+            "Maximum rows of the validation set, each of which is evaluated at least three times. With "
+            "validationFraction the rest is trained on; with validationUri it is not used. held_out_rows.json beside "
+            "the result lists the chosen rows. Absent: 2000 with validationFraction, all with validationUri.",
             low=1,
             high=10_000_000,
         ),
@@ -327,8 +322,8 @@ class DatasetConfig:
     split_seed: int = field(
         default=42,
         metadata=api(
-            "Seed that chooses the held-out rows. Runs that differ in training.seed alone, or in anything but the "
-            "data, are measured on the same rows with the same one. Absent: training.seed.",
+            "Seed that chooses the validation set. Runs with the same data and splitSeed are measured on the same "
+            "rows. Absent: training.seed.",
             low=0,
             high=2**31 - 1,
             filled=False,
@@ -337,9 +332,9 @@ class DatasetConfig:
     chat_template: str | None = field(
         default=None,
         metadata=api(
-            "The chat template that writes conversations as text, instead of the model's own. ChatML, Llama3, "
-            "Mistral, Gemma, Qwen and Alpaca are built in; configmap://name/key is one of your own, in Jinja. It "
-            "is stored beside the adapter as chat_template.jinja, to be served with.",
+            "Chat template to use instead of the model's own: ChatML, Llama3, Mistral, Gemma, Qwen, Alpaca, or your "
+            "own in Jinja at configmap://name/key. It is saved beside the adapter as chat_template.jinja, for "
+            "serving.",
             longest=512,
             rules=(template_fields.IS_TEMPLATE,),
         ),
@@ -347,8 +342,8 @@ class DatasetConfig:
     template_arguments: Mapping[str, str] | None = field(
         default=None,
         metadata=api(
-            'Variables of the chat template, as quoted text. "true", "false", "null" and numbers are given to it '
-            'as these, anything else as text. Example: enable_thinking: "false".',
+            'Variables of the chat template, as quoted text. "true", "false", "null" and numbers are converted. '
+            'Example: enable_thinking: "false".',
             fewest=1,
             most=template_fields.MOST,
             item=Api(about="The variable's value.", longest=template_fields.LONGEST),
@@ -367,10 +362,9 @@ class LoraConfig:
     rank: int = field(
         default=16,
         metadata=api(
-            "Rank r of the adapter: the number of its trainable parameters grows in proportion, and with it what "
-            "it can hold, about 2 bits a parameter. Rule of thumb: 4 to 8 for style and tone, or fewer than 5,000 "
-            "rows; 16 to 32 for following instructions; 64 to 128 for code, recall, or more than 50,000 rows; 256 "
-            "and more for deep specialization. vLLM serves ranks above 16 with --max-lora-rank.",
+            "Rank of the adapter; its trainable parameters grow in proportion. Rule of thumb: 16 for most runs; 64 "
+            "and more for code, recall of facts, or more than 50,000 rows. vLLM serves ranks above 16 with "
+            "--max-lora-rank.",
             low=1,
             high=LARGEST_RANK,
         ),
@@ -378,10 +372,9 @@ class LoraConfig:
     alpha: int = field(
         default=32,
         metadata=api(
-            "The adapter's output is multiplied by alpha / rank (see scaling), which works much like a factor on "
-            "the learning rate. Absent: 2 x rank, which did best in Raschka's experiments. Rule of thumb: 1 to 2 "
-            "x rank; alpha = rank where the loss is noisy or diverges; at ranks of 128 and more with 2 x rank, a "
-            "lower learningRate, too.",
+            "The adapter's output is multiplied by alpha / rank (see scaling), which acts like a factor on the "
+            "learning rate. Absent: 2 x rank. Use alpha = rank if the loss is noisy or diverges. From rank 128 on, "
+            "with 2 x rank, lower learningRate too.",
             low=1,
             high=LARGEST_ALPHA,
             filled=False,
@@ -390,11 +383,9 @@ class LoraConfig:
     layers: Layers | None = field(
         default=Layers.ALL_LINEAR,
         metadata=api(
-            "Which layers get an adapter: AllLinear (absent: this one) for all linear layers of attention and MLP "
-            "but never lm_head, Attention, MLP, or QueryValue for the query and value projections of the first "
-            "LoRA paper. AllLinear learns most: attention alone learns less even with the same number of "
-            "parameters, and the MLP matters most (QLoRA; LoRA Without Regret). Instead of targetModules, not "
-            "with it.",
+            "Linear layers that get an adapter: AllLinear (absent: this one) for attention and MLP but never "
+            "lm_head, Attention, MLP, or QueryValue as in the first LoRA paper. AllLinear learns most, even with the "
+            "same number of parameters (LoRA Without Regret). Not with targetModules.",
             filled=False,
             between=(
                 Rule(
@@ -411,18 +402,17 @@ class LoraConfig:
     target_modules: tuple[str, ...] = field(
         default=(),
         metadata=api(
-            "Names of the linear modules that get an adapter, for instance q_proj and v_proj, instead of a preset "
-            "in layers. A name matches every module whose path ends in it. A name that the model lacks fails the "
-            "run with a list of the names it has.",
+            "Names of the linear modules that get an adapter, for example q_proj, instead of layers. A name matches "
+            "every module whose path ends in it. A name that the model lacks fails the run, with a list of the names "
+            "it has.",
             **_names("q_proj", "self_attn.q_proj"),
         ),
     )
     exclude_modules: tuple[str, ...] = field(
         default=(),
         metadata=api(
-            "Names of modules that get no adapter although layers or targetModules would choose them, for "
-            "instance down_proj. A name matches every module whose path ends in it; one that the model lacks "
-            "fails the run.",
+            "Names of modules that get no adapter although layers or targetModules select them, matched in the same "
+            "way.",
             **_names("down_proj", "mlp.down_proj"),
             between=(
                 Rule(
@@ -437,11 +427,10 @@ class LoraConfig:
     dropout: float = field(
         default=0.0,
         metadata=api(
-            'Chance that an input of the adapter is dropped while training: a quoted number from "0" to below '
-            '"1". Where activations are not recomputed, any value above 0 makes them larger, on Llama-3-8B by 39 '
-            "%. The usual 0.05 is a habit more than a finding: QLoRA reports it useful for models of 7B and 13B "
-            "and not for larger ones, without numbers. Try it where the held-out loss rises while the training "
-            "loss falls.",
+            'Probability that an input of the adapter is dropped during training: a quoted number from "0" to below '
+            '"1". Any value above 0 increases activation memory, unless activations are recomputed: for Llama-3-8B '
+            'by 39 %. Not with targetParameters. Try "0.05" if the validation loss rises while the training loss '
+            "falls.",
             low=0,
             high=1,
             decimal=Decimal(noun="a dropout", examples=("0.05",), below_high=True),
@@ -460,9 +449,9 @@ class LoraConfig:
     layer_indices: tuple[int, ...] = field(
         default=(),
         metadata=api(
-            "Numbers of the decoder layers that get an adapter, counted from 0, for instance [0, 1, 2]; absent: "
-            "all. Restricts layers or targetModules. A number that the model has no layer for fails the run "
-            "before weights are loaded.",
+            "Numbers of the decoder layers that get an adapter, counted from 0, for example [0, 1, 2]. Restricts "
+            "layers or targetModules. Absent: all. A number that the model lacks fails the run before weights are "
+            "loaded.",
             fewest=1,
             most=256,
             item=Api(about="Number of a layer.", low=0, high=LARGEST_LAYER_INDEX),
@@ -471,15 +460,15 @@ class LoraConfig:
     scaling: Scaling = field(
         default=Scaling.CLASSIC,
         metadata=api(
-            "Factor on the adapter's output: Classic is alpha / rank, RankStabilized (rsLoRA) is alpha / "
-            "sqrt(rank), which keeps learning stable at ranks of 64 and more."
+            "Factor on the adapter's output: Classic is alpha / rank; RankStabilized (rsLoRA) is alpha / sqrt(rank), "
+            "which keeps learning stable from rank 64 on."
         ),
     )
     variant: Variant = field(
         default=Variant.LORA,
         metadata=api(
-            "LoRA, or DoRA, which also learns the length of each weight column: often a little better at low "
-            "ranks, slower, and not served by vLLM unless the adapter is merged (output.merge).",
+            "LoRA, or DoRA, which also learns the magnitude of each weight column. DoRA is often a little better at "
+            "low ranks, and slower. vLLM serves it only merged (output.merge). Not with targetParameters.",
             between=(
                 Rule(
                     cel="!has(self.targetParameters) || self.variant != 'DoRA'",
@@ -494,10 +483,10 @@ class LoraConfig:
     init: Init = field(
         default=Init.DEFAULT,
         metadata=api(
-            "Start values of the adapter. Default and Gaussian start from no change. PiSSA and OLoRA start from "
-            "the main directions of the base weights and often learn faster; they change the base while training, "
-            "so the result is converted to a plain adapter for the unchanged base, of up to twice the rank "
-            "(status.artifact.rank). Not with quantization, DoRA or targetParameters.",
+            "Initial weights of the adapter. Default and Gaussian start from no change. PiSSA and OLoRA start from "
+            "the principal directions of the base weights and often learn faster; the result is converted to a plain "
+            "adapter of up to twice the rank (status.artifact.rank). Not with quantization, DoRA or "
+            "targetParameters.",
             between=(
                 Rule(
                     cel="!has(self.variant) || !has(self.init) || self.variant != 'DoRA' || !(self.init in ['PiSSA', "
@@ -524,8 +513,8 @@ class LoraConfig:
     rank_pattern: Mapping[str, int] = field(
         default_factory=dict,
         metadata=api(
-            "Ranks of single modules that differ from rank, as a map from a module's name, or the end of its "
-            "path, to a rank. Example: q_proj: 32.",
+            "Ranks of single modules that differ from rank, by a module's name or the end of its path. Example: "
+            "q_proj: 32.",
             fewest=1,
             most=64,
             rules=(_MODULE_KEYS,),
@@ -535,8 +524,8 @@ class LoraConfig:
     alpha_pattern: Mapping[str, int] = field(
         default_factory=dict,
         metadata=api(
-            "Alphas of single modules that differ from alpha, as a map from a module's name, or the end of its "
-            "path, to an alpha. Example: q_proj: 64.",
+            "Alphas of single modules that differ from alpha, by a module's name or the end of its path. Example: "
+            "q_proj: 64.",
             fewest=1,
             most=64,
             rules=(_MODULE_KEYS,),
@@ -546,18 +535,17 @@ class LoraConfig:
     modules_to_save: tuple[str, ...] = field(
         default=(),
         metadata=api(
-            "Names of modules that are trained whole and saved with the adapter, for instance embed_tokens and "
-            "lm_head after adding tokens. Costs memory for the full weights and their optimizer state; vLLM "
-            "serves such an adapter only merged.",
+            "Names of modules that are trained in full and saved with the adapter, for example embed_tokens and "
+            "lm_head after adding tokens. They need memory for full weights and their optimizer state. vLLM serves "
+            "such an adapter only merged.",
             **_names("lm_head"),
         ),
     )
     target_parameters: tuple[str, ...] = field(
         default=(),
         metadata=api(
-            "Names of parameters outside of linear modules that get an adapter, such as the experts of a mixture "
-            "of experts: mlp.experts.gate_up_proj and mlp.experts.down_proj. Absent: none. In addition to layers "
-            "or targetModules.",
+            "Names of parameters outside of linear modules that get an adapter, in addition to layers or "
+            "targetModules. Example for the experts of an MoE: mlp.experts.gate_up_proj, mlp.experts.down_proj.",
             **_names("mlp.experts.gate_up_proj", noun="parameter"),
         ),
     )
@@ -570,11 +558,9 @@ class TrainingConfig:
     epochs: float | None = field(
         default=1.0,
         metadata=api(
-            'How often the data is passed through: a whole number, as in 1, or a quoted number, as in "0.5", '
-            "above 0 up to 100. Absent, and without maxSteps: 1. Rule of thumb: one. A second pass over "
-            "instructions often overfits (Raschka); facts to recall may take more. Where the held-out loss still "
-            "falls at the end, more data helps more than more passes. With more than one, set evalSteps and "
-            "earlyStoppingPatience, which keep the best step.",
+            'Passes over the data: a whole number, or a quoted one as in "0.5", above 0 up to 100. Absent, and '
+            "without maxSteps: 1. Not with maxSteps. More passes help recall of facts, and may overfit on "
+            "instructions; then set evalSteps and earlyStoppingPatience, which keep the best step.",
             low=0,
             high=100,
             filled=False,
@@ -594,7 +580,7 @@ class TrainingConfig:
     max_steps: int | None = field(
         default=None,
         metadata=api(
-            "Number of optimizer steps to stop after, instead of epochs; the data is repeated as often as needed.",
+            "Optimizer steps after which training stops, instead of epochs. The data is repeated as often as needed.",
             low=1,
             high=10_000_000,
         ),
@@ -602,8 +588,8 @@ class TrainingConfig:
     learning_rate: float = field(
         default=0.0002,
         metadata=api(
-            'Peak learning rate: a quoted number above "0" up to "1", as in "0.0002" or "2e-4". LoRA takes about '
-            "ten times that of full fine-tuning.",
+            'Peak learning rate: a quoted number above "0" up to "1", as in "0.0002" or "2e-4". LoRA takes about ten '
+            "times that of full fine-tuning; a run of few steps may need more.",
             low=0,
             high=1,
             decimal=Decimal(noun="a learning rate", examples=("0.0002", "2e-4"), above_low=True),
@@ -611,9 +597,7 @@ class TrainingConfig:
     )
     schedule: Schedule = field(
         default=Schedule.COSINE,
-        metadata=api(
-            "How the learning rate changes after the warm-up: Cosine and Linear fall towards zero, Constant stays."
-        ),
+        metadata=api("Learning rate after warm-up: Cosine and Linear fall towards zero, Constant stays."),
     )
     warmup_ratio: float = field(
         default=0.03,
@@ -628,8 +612,8 @@ class TrainingConfig:
     effective_batch_size: int = field(
         default=16,
         metadata=api(
-            "Number of examples that each optimizer step learns from, over all micro-batches, GPUs and nodes, "
-            "packed or not. More than 32 tends to hurt LoRA.",
+            "Examples per optimizer step, over all micro-batches, GPUs and nodes, packed or not; at least one per "
+            "training process. More than 32 tends to hurt LoRA.",
             low=1,
             high=65536,
         ),
@@ -637,9 +621,8 @@ class TrainingConfig:
     micro_batch_size: int | None = field(
         default=None,
         metadata=api(
-            "Number of examples of the longest length on a device at once, a divisor of effectiveBatchSize; the "
-            "gradients of effectiveBatchSize / microBatchSize micro-batches are accumulated. Changes memory and "
-            "speed, not the result. Absent: chosen by the trainer and shown in status.resolved.microBatchSize.",
+            "Examples of the maximum length on a device at once; a divisor of effectiveBatchSize. It changes memory "
+            "and speed, not the result. Absent: chosen by the trainer (status.resolved.microBatchSize).",
             low=1,
             high=65536,
             between=(
@@ -658,7 +641,8 @@ class TrainingConfig:
     max_sequence_length: int = field(
         default=2048,
         metadata=api(
-            "Longest example in tokens. Longer ones are cut off, and counted in status.dataset.truncatedSamples.",
+            "Maximum length of an example in tokens. Longer examples are truncated, and counted in "
+            "status.dataset.truncatedSamples.",
             low=8,
             high=1_048_576,
         ),
@@ -666,23 +650,22 @@ class TrainingConfig:
     loss_on: LossOn = field(
         default=LossOn.COMPLETION,
         metadata=api(
-            "Which tokens are learned: Completion for the answers only (the assistant's turns, the completion, "
-            "the output), All for the prompts too. The format Text has no prompts, so all of it is learned either "
-            "way."
+            "Loss tokens: Completion for the answers only (assistant turns, completion, output), All for the prompts "
+            "too. In the format Text everything is learned."
         ),
     )
     precision: Precision = field(
         default=Precision.AUTO,
         metadata=api(
-            "Number format of the computation. Auto takes BF16 on a GPU that has it natively, FP16 on older ones "
-            "and FP32 on a CPU; the choice is shown in status.resolved.computeDtype."
+            "Compute type. Auto takes BF16 on GPUs with native support, FP16 on older GPUs and FP32 on CPUs; "
+            "status.resolved.computeDtype shows the choice."
         ),
     )
     seed: int = field(
         default=42,
         metadata=api(
-            "Seed of everything random: the held-out rows (see dataset.splitSeed), the order of the examples, the "
-            "start values of the adapter, dropout.",
+            "Seed of everything random: the validation set (see dataset.splitSeed), the order of the examples, the "
+            "adapter's initial weights and dropout.",
             low=0,
             high=2**31 - 1,
         ),
@@ -690,22 +673,21 @@ class TrainingConfig:
     packing: Packing = field(
         default=Packing.ENABLED,
         metadata=api(
-            "Enabled lays examples one after the other without padding, each isolated from the others, which "
-            "saves time wherever lengths differ and does not change the result; Disabled pads to the longest "
-            "example of a micro-batch."
+            "Enabled packs examples into micro-batches without padding, isolated from each other, which saves time "
+            "and does not change the result. Disabled pads to the longest example."
         ),
     )
     optimizer: Optimizer = field(
         default=Optimizer.ADAMW,
         metadata=api(
-            "AdamW, or AdamW of bitsandbytes with 8-bit state, paged out to main memory where asked for. The "
-            "state of an adapter is small, so this pays with modulesToSave or very high ranks only."
+            "AdamW, or AdamW of bitsandbytes with 8-bit state, optionally paged to main memory. 8-bit state pays off "
+            "only with modulesToSave or very high ranks."
         ),
     )
     weight_decay: float = field(
         default=0.0,
         metadata=api(
-            'Decoupled weight decay of the trained weights: a quoted number from "0" to "1".',
+            'Decoupled weight decay: a quoted number from "0" to "1".',
             low=0,
             high=1,
             decimal=Decimal(noun="a weight decay", examples=("0.01",)),
@@ -714,8 +696,8 @@ class TrainingConfig:
     max_grad_norm: float = field(
         default=1.0,
         metadata=api(
-            "Gradients whose norm, over all trained weights, is larger are scaled down to it: a quoted number "
-            'above "0" up to "1000".',
+            "Maximum gradient norm over all trained weights; larger gradients are scaled down: a quoted number above "
+            '"0" up to "1000".',
             low=0,
             high=1000,
             decimal=Decimal(noun="a norm of gradients", examples=("1",), above_low=True),
@@ -724,29 +706,24 @@ class TrainingConfig:
     activation_checkpointing: ActivationCheckpointing = field(
         default=ActivationCheckpointing.AUTO,
         metadata=api(
-            "Full recomputes each layer's activations in the backward pass, which saves most of their memory for "
-            "up to half more time. Selective recomputes those of MLPs and keeps those of attention: of "
-            "Llama-3-8B's it saves three fifths for about a third more time, by the plan. Auto does as much as "
-            "the GPU's memory demands by the plan, and nothing on a CPU; status.resolved.activationCheckpointing "
-            "and selectiveCheckpointing show it."
+            "Full recomputes each layer's activations in the backward pass, which saves most of their memory and "
+            "takes up to half more time. Selective recomputes those of MLPs only. Auto recomputes as much as the "
+            "GPU's memory requires, and nothing on a CPU; status.resolved shows it."
         ),
     )
     kernels: Kernels = field(
         default=Kernels.AUTO,
         metadata=api(
-            "Auto computes with what is fast for the model's family: fused adapters, Liger's kernels and "
-            "attention over packs. On a GPU their gradients and an evaluation's loss are compared with plain "
-            "PyTorch's before the first step, and what differs by more than rounding is left out. "
-            "status.resolved.kernels shows what is taken. Reference takes nothing of it; the loss is the "
-            "trainer's own in both."
+            "Auto uses the fast kernels of the model's family: fused adapters, Liger kernels and attention over "
+            "packs. On a GPU they are compared with plain PyTorch before the first step, and a kernel that deviates "
+            "too far is left out; status.resolved.kernels lists those in use. Reference uses plain PyTorch only."
         ),
     )
     eval_steps: int | None = field(
         default=None,
         metadata=api(
-            "Optimizer steps between evaluations on the held-out rows. With earlyStoppingPatience the weights of "
-            "the evaluation with the lowest loss are published, without it those after the last step. Absent: one "
-            "evaluation before and one after the training.",
+            "Optimizer steps between evaluations on the validation set. Absent: one evaluation before and one after "
+            "training.",
             low=1,
             high=10_000_000,
         ),
@@ -754,8 +731,9 @@ class TrainingConfig:
     early_stopping_patience: int | None = field(
         default=None,
         metadata=api(
-            "The training ends early after so many evaluations in a row without a lower held-out loss. Needs "
-            "evalSteps and held-out rows. Absent: it continues to its last step.",
+            "Evaluations in a row without a lower validation loss after which training stops. The weights with the "
+            "lowest loss are published. Needs evalSteps and a validation set. Absent: training continues to its last "
+            "step, whose weights are published.",
             low=1,
             high=1000,
             between=(
@@ -810,7 +788,7 @@ class CheckpointConfig:
     interval_s: int = field(
         default=600,
         metadata=api(
-            "Seconds between checkpoints, and so the most that a sudden end can cost.",
+            "Seconds between checkpoints. A sudden end loses the steps since the last one.",
             name="intervalSeconds",
             low=1,
             high=604_800,
@@ -819,8 +797,8 @@ class CheckpointConfig:
     interval_steps: int | None = field(
         default=None,
         metadata=api(
-            "Optimizer steps between checkpoints, in addition to intervalSeconds; whichever comes first counts. "
-            "Absent: time alone decides.",
+            "Optimizer steps between checkpoints, in addition to intervalSeconds; whichever comes first. Absent: "
+            "time alone decides.",
             low=1,
             high=10_000_000,
         ),
@@ -828,8 +806,8 @@ class CheckpointConfig:
     keep: int = field(
         default=2,
         metadata=api(
-            "How many checkpoints are kept while the run lasts; the oldest is deleted once a newer one is "
-            "verified. After the end the newest stays, for resumeFrom.",
+            "Checkpoints kept during the run; the oldest is deleted after a newer one is verified. The newest stays "
+            "after the end, for resumeFrom.",
             low=1,
             high=100,
         ),
@@ -837,10 +815,9 @@ class CheckpointConfig:
     claim: str | None = field(
         default=None,
         metadata=api(
-            "PersistentVolumeClaim of the same namespace for checkpoints. Absent: the output's claim, if it goes "
-            "to one, else the operator's default (the chart's defaults.checkpointClaim). Without any the run has "
-            "no checkpoints, and what takes its pod away loses its work; with several nodes or resumeFrom it ends "
-            "as ConfigInvalid.",
+            "PVC of the namespace for checkpoints. Absent: the output's PVC, otherwise the operator's default (the "
+            "chart's defaults.checkpointClaim). Without a PVC an interrupted run starts over, and a run with several "
+            "nodes or resumeFrom fails with ConfigInvalid.",
             name="volumeClaimName",
             longest=253,
             rules=(
@@ -856,16 +833,14 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputConfig:
-    """Where the result goes, and what it is."""
+    "Where the result goes, and in which form."
 
     uri: str = field(
         metadata=api(
-            "Where the result goes: pvc://claim/path is a folder on a PersistentVolumeClaim of the same "
-            "namespace, s3://bucket/prefix a prefix of a bucket, hf://org/name a repository on the Hugging Face "
-            "Hub, which is created private where it does not exist, and oci://registry/repository:tag an artifact "
-            "in a registry (absent tag: latest). What is there already is never overwritten or deleted; a "
-            "repository on the Hub gets a new commit of main. status.artifact.uri shows where the verified result "
-            "is in the end.",
+            "Destination of the result: pvc://claim/path, s3://bucket/prefix, hf://org/name (created private if it "
+            "does not exist) or oci://registry/repository:tag (absent: latest). Existing files are never overwritten "
+            "or deleted; a repository on the Hub gets a new commit on main. status.artifact.uri shows the final "
+            "address.",
             longest=512,
             rules=OUTPUT_RULES,
         )
@@ -873,16 +848,15 @@ class OutputConfig:
     merge: Merge = field(
         default=Merge.ADAPTER,
         metadata=api(
-            "What is published: the Adapter, the base model with the adapter Merged into it, for servers that "
-            "load no adapters, or Both, the merged model then in a folder merged. Merging happens on the CPU."
+            "What to publish: Adapter; Merged, the base model with the adapter merged into it, for servers that load "
+            "no adapters; or Both, with the merged model in the folder merged. Merging happens on the CPU."
         ),
     )
     merge_precision: MergePrecision = field(
         default=MergePrecision.AUTO,
         metadata=api(
-            "Type of the merged model's weights. With Auto each has that of the base model; with 16 bits small "
-            "updates are then rounded away. With FP32 all are 32-bit floating point: merging rounds nothing away, "
-            "and the model takes twice the space of a 16-bit one. Only with merge Merged or Both.",
+            "Type of the merged weights. Auto keeps the base model's type; with 16 bits, small updates are rounded "
+            "away. FP32 rounds nothing away and takes twice the space of 16 bits. Only with merge Merged or Both.",
             between=(
                 Rule(
                     cel="self.mergePrecision == 'Auto' || self.merge != 'Adapter'",
@@ -904,14 +878,14 @@ class TrackingConfig:
     kind: Tracker = field(
         default=Tracker.NONE,
         metadata=api(
-            "None; TensorBoard for event files beside the result; MLflow or WandB for a server, whose address is "
-            "the operator's configuration."
+            "TensorBoard writes event files beside the result. MLflow and WandB use the server that the "
+            "administrator configured."
         ),
     )
     project: str | None = field(
         default=None,
         metadata=api(
-            "Experiment of MLflow or project of W&B that the run is filed under. Absent: lora-finetune.",
+            "Experiment of MLflow or project of W&B for the run. Absent: lora-finetune. Only with these two.",
             shortest=1,
             longest=128,
             between=(

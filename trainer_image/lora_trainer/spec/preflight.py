@@ -25,26 +25,21 @@ class ModelFacts:
     counts but `parameters` are guesses.
     """
 
-    revision: str = field(
-        metadata=fact(
-            "Commit of the base model on the Hub, or the digest of its listing in a bucket; empty for a volume, "
-            "whose digest would take all of its bytes."
-        )
-    )
-    model_type: str = field(metadata=fact("Architecture of the base model, as in its config.json."))
-    parameters: int = field(metadata=fact("Number of parameters of the base model."))
-    weight_bytes: int = field(metadata=fact("Size of the files that hold its weights, in bytes."))
-    linear_modules: int = field(metadata=fact("Linear modules that an adapter could be put on."))
-    adapted: int = field(metadata=fact("How many of them get one."))
+    revision: str = field(metadata=fact("Commit on the Hub, or digest of the file list in a bucket; empty for a PVC."))
+    model_type: str = field(metadata=fact("Architecture of the base model, as in config.json."))
+    parameters: int = field(metadata=fact("Parameters of the base model."))
+    weight_bytes: int = field(metadata=fact("Size of the weight files, in bytes."))
+    linear_modules: int = field(metadata=fact("Linear modules that could get an adapter."))
+    adapted: int = field(metadata=fact("Linear modules that get an adapter."))
     target_modules: tuple[str, ...] = field(
         metadata=names_of("Names of the modules that get an adapter.", "A module's name.")
     )
-    trainable_parameters: int = field(metadata=fact("Number of parameters that are trained."))
+    trainable_parameters: int = field(metadata=fact("Parameters that are trained."))
     known: bool = field(
         default=True,
         metadata=fact(
-            "Whether the architecture is one whose modules are known by name; else the counts are guesses, and "
-            "the training checks them when it has loaded the model."
+            "Whether the architecture's modules are known by name. If not, the counts are guesses, which the "
+            "training checks."
         ),
     )
 
@@ -58,38 +53,38 @@ class RowFacts:
     or `learned` and its text.
     """
 
-    format: str = field(metadata=fact("Format of the rows, found or given."))
-    fingerprint: str = field(metadata=fact("Digest of the training data; the same data give the same one."))
+    format: str = field(metadata=fact("Format of the rows, detected or given."))
+    fingerprint: str = field(metadata=fact("Digest of the training data; equal data have equal digests."))
     train_samples: int = field(metadata=fact("Rows to train on."))
-    validation_samples: int = field(metadata=fact("Samples of the rows that are held out."))
+    validation_samples: int = field(metadata=fact("Samples of the validation set."))
     tokens: int = field(metadata=fact("Tokens of the training rows."))
-    target_tokens: int = field(metadata=fact("Tokens of them that are learned."))
-    p50_tokens: int = field(metadata=fact("Median length of the training rows before the cut, in tokens."))
+    target_tokens: int = field(metadata=fact("Loss tokens among them."))
+    p50_tokens: int = field(metadata=fact("Median length of the training rows before truncation, in tokens."))
     p95_tokens: int = field(
-        metadata=fact("Length before the cut that 95 of 100 training rows do not exceed, in tokens.")
+        metadata=fact("95th percentile of the training rows' lengths before truncation, in tokens.")
     )
-    longest_tokens: int = field(metadata=fact("Length of the longest training row, before the cut."))
-    truncated_samples: int = field(metadata=fact("Rows that are cut at maxSequenceLength."))
+    longest_tokens: int = field(metadata=fact("Length of the longest training row before truncation, in tokens."))
+    truncated_samples: int = field(metadata=fact("Rows that are truncated to maxSequenceLength."))
     truncated_tokens: int = field(metadata=fact("Tokens that are cut off."))
-    skipped_samples: int = field(metadata=fact("Rows without anything to learn, which are left out."))
+    skipped_samples: int = field(metadata=fact("Rows without loss tokens, which are left out."))
     duplicate_samples: int = field(metadata=fact("Rows that occur more than once."))
     shared_samples: int = field(
         default=0,
-        metadata=fact("Rows that are not trained on, since they are among the held-out ones of dataset.validationUri."),
+        metadata=fact("Rows that are left out of training because validationUri also has them."),
     )
-    validation_rows: int | None = field(default=None, metadata=fact("Rows that are held out."))
+    validation_rows: int | None = field(default=None, metadata=fact("Rows of the validation set."))
     sampled: int | None = field(
         default=None,
-        metadata=fact("Rows whose lengths were counted, chosen at random by the seed; absent where all were."),
+        metadata=fact("Rows whose lengths were counted, chosen at random; absent if all were."),
     )
     tokens_standard_error: int | None = field(
-        default=None, metadata=fact("Standard error of tokens, where only some rows were counted.")
+        default=None, metadata=fact("Standard error of tokens, if only some rows were counted.")
     )
     first_row: str = field(
         default="",
         metadata=fact(
-            "The first row as the model will see it, in JSON, as stretches of text that are learned or not; long "
-            "ones are cut."
+            "The first row as the model sees it: JSON with stretches of text that are learned or not, truncated if "
+            "long."
         ),
     )
 
@@ -98,17 +93,16 @@ class RowFacts:
 class Preflight:
     """All that preflight found out; a failure has none of it, but a reason and a sentence."""
 
-    model: ModelFacts = field(metadata=fact("The base model, by its configuration and the headers of its files."))
+    model: ModelFacts = field(metadata=fact("The base model, from its configuration and the headers of its files."))
     dataset: RowFacts = field(
         metadata=fact(
-            "The data set, in tokens of the base model's tokenizer; token counts are after the cut at "
-            "maxSequenceLength."
+            "The dataset, in tokens of the base model. Token counts are after truncation to maxSequenceLength."
         )
     )
     output: OutputCheck = field(
         metadata=fact(
-            "Checked where the address of the output was tried with its credentials; AtTraining where that is "
-            "done when the training begins, as for a claim.",
+            "Checked if the credentials were tried at the output's address; AtTraining if the training does that, as "
+            "for a PVC.",
             longest=None,
         )
     )

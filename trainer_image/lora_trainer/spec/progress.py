@@ -34,23 +34,19 @@ class Progress:
     total_steps: int | None = field(default=None, metadata=fact("Optimizer steps planned."))
     epoch: float | None = field(default=None, metadata=fact("Passes over the data so far."))
     loss: float | None = field(
-        default=None, metadata=fact("Training loss of the last reported steps, per target token in nats.")
+        default=None, metadata=fact("Training loss of the last reported steps, per loss token in nats.")
     )
-    eval_loss: float | None = field(
-        default=None, metadata=fact("Last loss on the held-out rows, per target token in nats.")
-    )
-    learning_rate: float | None = field(default=None, metadata=fact("Present learning rate."))
+    eval_loss: float | None = field(default=None, metadata=fact("Last validation loss, per loss token in nats."))
+    learning_rate: float | None = field(default=None, metadata=fact("Current learning rate."))
     tokens_per_second: float | None = field(default=None, metadata=fact("Training speed, in tokens per second."))
     estimated_remaining_seconds: int | None = field(
         default=None, metadata=fact("Estimated seconds until the last step.")
     )
     peak_memory_bytes: int | None = field(
-        default=None, metadata=fact("Highest memory used so far, of the GPU or, on a CPU, of the process.")
+        default=None, metadata=fact("Peak memory so far, of the GPU or, on a CPU, of the process.")
     )
     checkpoint_step: int | None = field(default=None, metadata=fact("Optimizer step of the last checkpoint."))
-    resumed_step: int | None = field(
-        default=None, metadata=fact("Optimizer step at which the present pod resumed from a checkpoint.")
-    )
+    resumed_step: int | None = field(default=None, metadata=fact("Optimizer step at which the current pod resumed."))
     updated_at: float = 0.0
     resolved: ResolvedRun | None = None
 

@@ -96,7 +96,7 @@ class AddressSecret:
 
     name: str = field(
         metadata=api(
-            "Name of the Secret, which must have the keys that the address needs.", longest=253, rules=(_SECRET_NAME,)
+            "Name of the Secret, which has the keys that the address needs.", longest=253, rules=(_SECRET_NAME,)
         )
     )
 
@@ -106,9 +106,7 @@ class UseSecret:
     """A Secret that opens a result's place, or a tracker."""
 
     name: str = field(
-        metadata=api(
-            "Name of the Secret, which must have the keys that its use needs.", longest=253, rules=(_SECRET_NAME,)
-        )
+        metadata=api("Name of the Secret, which has the keys that its use needs.", longest=253, rules=(_SECRET_NAME,))
     )
 
 
@@ -119,10 +117,9 @@ class Model(ModelConfig):
     secret_ref: AddressSecret | None = field(
         default=None,
         metadata=api(
-            "Secret of the same namespace with the credentials for a gated or private model: the key HF_TOKEN "
-            "with a Hugging Face token for hf://, the keys AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and perhaps "
-            "AWS_SESSION_TOKEN for s3://. Absent for s3://: the identity of the trainer's service account, or "
-            "none. The operator itself never reads Secrets.",
+            "Secret of the namespace for a gated or private model: HF_TOKEN for hf://; AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY and optionally AWS_SESSION_TOKEN for s3://. Absent for s3://: the identity of the "
+            "trainer's service account, or anonymous. Not for pvc://. The operator never reads Secrets.",
             between=(
                 Rule(
                     cel="!has(self.secretRef) || !self.uri.startsWith('pvc://')",
@@ -142,11 +139,9 @@ class Dataset(DatasetConfig):
     secret_ref: AddressSecret | None = field(
         default=None,
         metadata=api(
-            "Secret of the same namespace with the credentials for a gated or private data set, validationUri "
-            "included: the key HF_TOKEN with a Hugging Face token for hf://, the keys AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY and perhaps AWS_SESSION_TOKEN for s3://. Absent: the Secret of "
-            "model.secretRef, where model and data set are both on the Hub or both in a bucket; else for s3:// "
-            "the identity of the trainer's service account, or none. The operator itself never reads Secrets.",
+            "Secret of the namespace for a gated or private dataset, validationUri included, with the keys of "
+            "model.secretRef. Absent: model.secretRef, if both are on the Hub or both on S3; otherwise for s3:// the "
+            "identity of the trainer's service account, or anonymous.",
             between=(
                 Rule(
                     cel="!has(self.secretRef) || self.uri.startsWith('hf://') || self.uri.startsWith('s3://') || "
@@ -173,10 +168,9 @@ class Output(OutputConfig):
     secret_ref: UseSecret | None = field(
         default=None,
         metadata=api(
-            "Secret of the same namespace with the credentials to write there: the key HF_TOKEN for hf://, the "
-            "keys AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and perhaps AWS_SESSION_TOKEN for s3://, the key "
-            ".dockerconfigjson (a Secret of type kubernetes.io/dockerconfigjson) for oci://. The operator itself "
-            "never reads Secrets.",
+            "Secret of the namespace with write access: HF_TOKEN for hf://; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
+            "and optionally AWS_SESSION_TOKEN for s3://; .dockerconfigjson (type kubernetes.io/dockerconfigjson) for "
+            "oci://. Not for pvc://. The operator never reads Secrets.",
             between=(
                 Rule(
                     cel="!has(self.secretRef) || !self.uri.startsWith('pvc://')",
@@ -197,8 +191,8 @@ class Tracking(TrackingConfig):
     secret_ref: UseSecret | None = field(
         default=None,
         metadata=api(
-            "Secret of the same namespace with the tracker's credentials: the key WANDB_API_KEY for WandB; the "
-            "keys MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for MLflow.",
+            "Secret of the namespace with the tracker's credentials: WANDB_API_KEY for WandB; "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for MLflow.",
             between=(
                 Rule(
                     cel="!has(self.secretRef) || !(self.kind in ['None', 'TensorBoard'])",
@@ -220,8 +214,8 @@ class ResumeFrom:
 
     name: str = field(
         metadata=api(
-            "Name of a LoRAFineTune of the same namespace, which need not exist any more; its checkpoints must be "
-            "on this run's claim for checkpoints.",
+            "Name of a LoRAFineTune of the namespace, which need not exist any more. Its checkpoints must be on this "
+            "run's checkpoint PVC.",
             longest=52,
             rules=(
                 matching(
@@ -272,9 +266,8 @@ class Resources:
     gpus: int = field(
         default=1,
         metadata=api(
-            "Number of GPUs of each node, one training process for each; 0 trains on the CPU, which is slow and "
-            "meant for small models. A pod that was given a GPU and sees none fails with GPUFault rather than "
-            "train on the CPU in silence.",
+            "GPUs of each node, with one training process per GPU. 0 trains on the CPU, which is slow and meant for "
+            "small models. A pod that requested GPUs and sees none fails with GPUFault.",
             low=0,
             high=64,
         ),
@@ -282,9 +275,8 @@ class Resources:
     nodes: int = field(
         default=1,
         metadata=api(
-            "Number of pods that train together, each with the GPUs, CPU and memory given here. More than one "
-            "need a claim for output or checkpoints that several nodes can mount (ReadWriteMany), and nodes that "
-            "reach each other's pods.",
+            "Pods that train together, each with the resources given here. More than one needs a ReadWriteMany PVC "
+            "for the output or for checkpoints, and nodes that reach each other's pods.",
             low=1,
             high=64,
         ),
@@ -292,9 +284,8 @@ class Resources:
     gpu_resource_name: str | None = field(
         default=None,
         metadata=api(
-            "Name under which the cluster's nodes offer their GPUs, for instance nvidia.com/gpu, or "
-            "nvidia.com/mig-3g.40gb for a slice of one. Absent: the operator's default, nvidia.com/gpu unless the "
-            "cluster's administrator sets another.",
+            "Resource name of the GPUs, for example nvidia.com/gpu, or nvidia.com/mig-3g.40gb for a slice of one. "
+            "Absent: the operator's default, which is nvidia.com/gpu unless the administrator changes it.",
             longest=253,
             appears="has(self.gpuResourceName) == has(oldSelf.gpuResourceName) || has(oldSelf.gpuResourceName) && "
             "oldSelf.gpuResourceName == 'nvidia.com/gpu'",
@@ -312,9 +303,9 @@ class Resources:
     gpu_min_memory_gib: int | None = field(
         default=None,
         metadata=api(
-            "Memory that each GPU must have at least, in GiB as it is sold with: 24 takes an L4 or an RTX 4090. "
-            "Pods go only to nodes that GPU feature discovery labels so (nvidia.com/gpu.memory), and Auto settles "
-            "for the smallest such GPU before one is asked for. Absent: any GPU.",
+            "Minimum memory of each GPU, in GiB as sold: 24 includes an L4 or an RTX 4090. Pods go only to nodes "
+            "with a matching label nvidia.com/gpu.memory of GPU feature discovery, and the plan assumes the smallest "
+            "such GPU. Absent: any GPU.",
             name="gpuMinMemoryGiB",
             low=1,
             high=LARGEST_GPU_GIB,
@@ -336,9 +327,8 @@ class Resources:
     gpu_products: tuple[str, ...] = field(
         default=(),
         metadata=api(
-            "GPUs that the run may take, as GPU feature discovery labels their nodes (nvidia.com/gpu.product), as "
-            "in NVIDIA-L4 and NVIDIA-A100-SXM4-80GB. Where the memory of each is known, Auto settles for the "
-            "smallest before one is asked for. Absent: any GPU.",
+            "GPUs that the run may take, by the node label nvidia.com/gpu.product of GPU feature discovery, as in "
+            "NVIDIA-L4. If the memory of each is known, the plan assumes the smallest. Absent: any GPU.",
             fewest=1,
             most=16,
             item=Api(
@@ -358,8 +348,7 @@ class Resources:
     cpu: str | None = field(
         default=None,
         metadata=api(
-            'CPU cores that the pod requests, as a quantity: 4 or "500m". Absent: the operator\'s default for each '
-            "GPU.",
+            'Requested CPU cores, as in 4 or "500m". Absent: the operator\'s default per GPU.',
             quantity=True,
             rules=(above_zero("an amount of CPU", 'write cores above 0 as a quantity, as in 4 or "500m"'),),
         ),
@@ -367,8 +356,8 @@ class Resources:
     memory: str | None = field(
         default=None,
         metadata=api(
-            'Main memory that the pod requests and is limited to, as a quantity: "16Gi". Absent: the operator\'s '
-            "default for each GPU, or status.plan.podMemory where that is more. This is not GPU memory.",
+            'Requested and maximum main memory, as in "16Gi"; not GPU memory. Absent: the operator\'s default per '
+            "GPU, or status.plan.podMemory if that is more.",
             quantity=True,
             rules=(at_least_16_mi("memory", "16Gi"),),
         ),
@@ -376,8 +365,8 @@ class Resources:
     shared_memory: str | None = field(
         default=None,
         metadata=api(
-            'Size of /dev/shm, through which processes of one pod exchange data, as a quantity: "2Gi". It counts '
-            "as part of memory. Absent: 1Gi.",
+            'Size of /dev/shm, through which processes of one pod exchange data, as in "2Gi". It is part of memory. '
+            "Absent: 1Gi.",
             quantity=True,
             rules=(at_least_16_mi("shared memory", "2Gi"),),
             between=(
@@ -396,8 +385,8 @@ class Resources:
     ephemeral_storage: str | None = field(
         default=None,
         metadata=api(
-            "Disk of the node that the pod requests for its logs, temporary files and, without a claim for the "
-            'cache, model and data, as a quantity: "100Gi". Absent: none is requested.',
+            "Requested disk of the node for logs, temporary files and, without a cache PVC, model and data, as in "
+            '"100Gi". Absent: none.',
             quantity=True,
             rules=(at_least_16_mi("disk", "100Gi"),),
         ),
@@ -405,8 +394,8 @@ class Resources:
     extended_resources: Mapping[str, int] = field(
         default_factory=dict,
         metadata=api(
-            "Devices that each pod gets beside its GPUs, as a map from the name under which nodes offer them to "
-            "their number. Example, for RDMA: rdma/hca_shared_devices_a: 1.",
+            "Devices that each pod gets beside its GPUs, by resource name. Example for RDMA: "
+            "rdma/hca_shared_devices_a: 1.",
             fewest=1,
             most=4,
             item=Api(about="How many of them.", low=1, high=64),
@@ -656,7 +645,7 @@ class Scheduling:
     node_selector: Mapping[str, str] = field(
         default_factory=dict,
         metadata=api(
-            "Labels that a node must have, for instance nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3.",
+            "Labels that a node must have, for example nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3.",
             most=32,
             item=Api(
                 about="Value that the label must have.",
@@ -683,8 +672,8 @@ class Scheduling:
     tolerations: tuple[Mapping[str, Any], ...] = field(
         default=(),
         metadata=api(
-            "Taints of nodes that the pod tolerates, as in the specification of a pod. GPU nodes often carry one, "
-            "for instance key: nvidia.com/gpu, operator: Exists, effect: NoSchedule.",
+            "Taints that the pods tolerate, as in the spec of a pod. Example: {key: nvidia.com/gpu, operator: "
+            "Exists, effect: NoSchedule}.",
             most=32,
             item=Api(about="One tolerated taint."),
             document=Toleration,
@@ -694,16 +683,15 @@ class Scheduling:
     affinity: Mapping[str, Any] = field(
         default_factory=dict,
         metadata=api(
-            "Which nodes the training pods go to, as the affinity of a pod has it: by labels of nodes, or beside "
-            "other pods or away from them. What gpuMinMemoryGiB and gpuProducts ask for is added to each term. "
-            "Absent, as any field here: the operator's default (the chart's defaults), or none.",
+            "Node and pod affinity, as in the spec of a pod. The operator adds what gpuMinMemoryGiB and gpuProducts "
+            "require to each term.",
             document=Affinity,
         ),
     )
     runtime_class_name: str | None = field(
         default=None,
         metadata=api(
-            "RuntimeClass of the training pods, as in nvidia where the runtime for GPUs is not the nodes' own. It "
+            "RuntimeClass of the training pods, for example nvidia if the nodes' default runtime has no GPUs. It "
             "must exist in the cluster.",
             longest=253,
             rules=(_is_name_of("RuntimeClass"),),
@@ -712,7 +700,7 @@ class Scheduling:
     priority_class_name: str | None = field(
         default=None,
         metadata=api(
-            "PriorityClass of the pod: one of higher priority may preempt others. It must exist in the cluster.",
+            "PriorityClass of the pods, by which they may preempt others. It must exist in the cluster.",
             longest=253,
             rules=(_is_name_of("PriorityClass"),),
         ),
@@ -723,7 +711,7 @@ class Scheduling:
 class Spec:
     """All that a LoRAFineTune asks for."""
 
-    model: Model = field(metadata=api("The base model, which stays unchanged, and how to get at it."))
+    model: Model = field(metadata=api("The base model and how to access it."))
     dataset: Dataset = field(metadata=api("The training data and how to read it."))
     lora: LoraConfig = field(
         default_factory=LoraConfig,
@@ -747,14 +735,12 @@ class Spec:
     quantization: Quantization = field(
         default=Quantization.AUTO,
         metadata=api(
-            "How the frozen base weights are stored while training. Auto keeps them in the training precision "
-            "wherever the run fits its GPU so, with recomputed activations and smaller micro-batches if need be, "
-            "and else stores linear layers in NF4; status.plan has the reason, status.resolved.quantization the "
-            "result. None keeps them in the training precision; NF4 (QLoRA) and FP4 store linear layers in about "
-            "half a byte per parameter, with double quantization, INT8 in one byte; of the two with 4 bits NF4 "
-            "loses less. What is learned is about equally good (QLoRA; Raschka), but each micro-batch waits for "
-            "the weights to be unpacked: half as much time again with 110 tokens in a micro-batch (published), a "
-            "few per cent from 4,096 tokens on (estimated). So quantize only what does not fit otherwise.",
+            "How the frozen base weights are stored during training. None keeps the training precision. NF4 (QLoRA) "
+            "and FP4 take about half a byte per parameter, with double quantization; NF4 loses less. INT8 takes one "
+            "byte. Auto keeps the training precision if the run fits its GPU, with recomputed activations and "
+            "smaller micro-batches if needed, and otherwise uses NF4; status.plan.reason says why. Quantize only "
+            "what does not fit otherwise: 4-bit weights can cost accuracy, and unpacking them slows every "
+            "micro-batch.",
             fixed="self == oldSelf || self == 'Auto' && oldSelf == 'None'",
         ),
     )
@@ -792,69 +778,63 @@ class Spec:
     )
     resources: Resources = field(
         default_factory=Resources,
-        metadata=api("What the training asks of the cluster; each of several nodes is asked for the same."),
+        metadata=api("What each training pod requests from the cluster."),
     )
     scheduling: Scheduling = field(
         default_factory=Scheduling,
         metadata=api(
-            "Where in the cluster the training pods may run. What is absent here is as the operator's defaults "
-            "have it, which the cluster's administrator sets; status.resolved.pod shows what a run got."
+            "Where the training pods may run. An absent field takes the operator's default, which the administrator "
+            "sets with the chart's defaults; status.resolved.pod shows the result."
         ),
     )
-    output: Output = field(metadata=api("Where the result goes, and what it is."))
+    output: Output = field(metadata=api("Where the result goes, and in which form."))
     checkpoint: CheckpointConfig = field(
         default_factory=CheckpointConfig,
         metadata=api(
-            "How the state of the training is saved, so that a run that was stopped continues where it was. "
-            "Checkpoints are in .lora-checkpoints on a claim; without one a stopped run starts from the "
-            "beginning."
+            "How the training state is saved, so that an interrupted run resumes. Checkpoints go to "
+            ".lora-checkpoints on a PVC; without a PVC an interrupted run starts over."
         ),
     )
     tracking: Tracking = field(
-        default_factory=Tracking, metadata=api("Where the run's curves also go. Losing a tracker never fails a run.")
+        default_factory=Tracking,
+        metadata=api("Where the training curves also go. A failing tracker never fails a run."),
     )
     resume_from: ResumeFrom | None = field(
         default=None,
         metadata=api(
-            "Continue from another run's last valid checkpoint, with its optimizer and its place in the data: for "
-            "more steps, or after a failure. The base model and lora, dropout aside, must be the same (else "
-            "ResumeMismatch). Where the data, the batch size, the seed or the optimizer differ, the run starts at "
-            "step 0 with the other's published weights."
+            "Continue from another run's last valid checkpoint, with more steps or after a failure. The base model "
+            "and lora, except dropout, must be the same; otherwise the run fails with ResumeMismatch. If the data, "
+            "the batch size, the seed or the optimizer differ, the run starts at step 0 from the other run's "
+            "weights."
         ),
     )
     preflight: Preflight = field(
         default=Preflight.RUN,
         metadata=api(
-            "Run has a small pod without a GPU look at the run before GPUs are asked for: whether model and data "
-            "set can be read and go together, how long the rows are, whether the output's address takes the "
-            "credentials, and how much memory and time the training will need. What it finds is in "
-            "status.preflight and status.plan; what would make the training fail ends the run there, with the "
-            "reason that the training would have given, or DoesNotFit. A claim that the output goes to is tried "
-            "when the training begins. With a cache it also fetches model and data into it. Skip begins with the "
-            "training, which checks the same, but plans nothing. A run that had a Job for its training before "
-            "there was this field gets no preflight."
+            "Run validates the run in a CPU pod before requesting GPUs: the model, the dataset, the output's "
+            "credentials, and the memory and time that training needs. With a cache PVC it also downloads model and "
+            "data. The findings are in status.preflight and status.plan. An error ends the run with the reason that "
+            "training would give, or with DoesNotFit. An output on a PVC is checked when training begins. Skip "
+            "starts with training, which makes the same checks."
         ),
     )
     suspend: bool = field(
         default=False,
         metadata=api(
-            "true stops the training pods, which save a checkpoint where the run has a claim for it, frees their "
-            "GPUs and holds the run until it is set to false again; then it continues from the checkpoint. The "
-            "time in between does not count towards activeDeadlineSeconds. Can be changed at any time; on a "
-            "finished run it does nothing.",
+            "true saves a checkpoint if the run has a PVC for it, stops the training pods, frees their GPUs and "
+            "holds the run. false resumes it from the checkpoint. Suspended time does not count towards "
+            "activeDeadlineSeconds. It does nothing on a finished run.",
             fixed=None,
         ),
     )
     max_retries: int = field(
         default=3,
         metadata=api(
-            "How often a failed run is tried again, from its last checkpoint, where trying again can help; a bad "
-            "spec, bad data, a missing model, refused access, a loss that is not a number or too little GPU "
-            "memory are not retried. A deleted Job counts like a failed pod, and all attempts together have these "
-            "retries. Failed pods count as the Jobs count them, those of several nodes in one round as one. Pods "
-            "that were preempted, drained or lost with their node do not count; those that somebody deletes do, "
-            "and so does a round of several nodes in which one is lost without a word, and a pod that a node "
-            "evicts because it is short of memory or disk, as long as it is there. Can be changed.",
+            "How often a failed run is retried from its last checkpoint, over all its Jobs. Failed pods count; those "
+            "of several nodes in one round count once. Deleted pods, deleted Jobs and pods evicted because their "
+            "node lacks memory or disk count too. Pods that were preempted, drained or lost with their node do not, "
+            "unless a run of several nodes loses one without notice. An invalid spec, bad data, a missing model, "
+            "refused access, a loss that is not finite and too little GPU memory are never retried.",
             low=0,
             high=20,
             fixed=None,
@@ -863,10 +843,9 @@ class Spec:
     active_deadline_s: int | None = field(
         default=None,
         metadata=api(
-            "Seconds that the run may be active, over all its attempts and retries and with the preflight, before "
-            "it is stopped and fails with DeadlineExceeded. Time that it spends suspended or in a queue does not "
-            "count; status.runSeconds shows what is used up. Absent: no limit. Can be raised or removed later, "
-            "but not lowered or added.",
+            "Seconds that the run may be active, preflight and retries included, before it fails with "
+            "DeadlineExceeded. Suspended and queued time does not count; status.runSeconds shows the time used. "
+            "Absent: no limit. You can raise or remove it later, but not lower or add it.",
             name="activeDeadlineSeconds",
             wide=True,
             low=1,
@@ -893,11 +872,9 @@ class Spec:
     pending_timeout_s: int | None = field(
         default=None,
         metadata=api(
-            "Longest time in seconds that the run may wait without all its pods running: for a node, an image, a "
-            "volume, or because the cluster refuses its Job. Then it is stopped and fails with PendingTimeout and "
-            "what it waited for. Time that it spends suspended, in a queue, at work on the preflight, or in the "
-            "ten minutes for which a Job may make no pod after one that failed does not count. Absent: no limit. "
-            "Can be changed.",
+            "Seconds that the run may wait until all its pods run: for a node, an image, a volume, or because the "
+            "cluster refuses its Job. Then it fails with PendingTimeout and the cause. Suspended and queued time, a "
+            "preflight at work and a Job's back-off after a failed pod do not count. Absent: no limit.",
             name="pendingTimeoutSeconds",
             wide=True,
             low=1,
@@ -908,10 +885,9 @@ class Spec:
     ttl_s: int | None = field(
         default=None,
         metadata=api(
-            "Seconds after a Job's end at which Kubernetes deletes it once the run has ended, with its pods and "
-            "their logs; the preflight's Job ends before the training's. The LoRAFineTune, its status and the "
-            "adapter stay. Absent: Jobs stay as long as the LoRAFineTune. Can be changed; if it is removed after "
-            "the run's end, Jobs keep the last one.",
+            "Seconds after which Kubernetes deletes the Jobs of a finished run, with their pods and logs. The "
+            "LoRAFineTune, its status and the adapter stay. Absent: the operator's default, otherwise Jobs stay as "
+            "long as the LoRAFineTune. If you remove it after the end, the Jobs keep the last value.",
             name="ttlSecondsAfterFinished",
             wide=True,
             low=0,

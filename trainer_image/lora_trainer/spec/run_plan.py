@@ -10,11 +10,9 @@ from lora_trainer.spec.config import ActivationCheckpointing, Quantization
 class Alternative:
     """Another way to run it. `change` says by which fields, as in `quantization: NF4`."""
 
-    change: str = field(metadata=fact("What to write into the spec of a new LoRAFineTune."))
-    peak_bytes: int = field(metadata=fact("Highest memory that the training would be expected to use, in bytes."))
-    fits: bool | None = field(
-        default=None, metadata=fact("Whether it would fit the GPU of the plan; absent where that cannot be determined.")
-    )
+    change: str = field(metadata=fact("What to write into a new LoRAFineTune."))
+    peak_bytes: int = field(metadata=fact("Expected peak memory, in bytes."))
+    fits: bool | None = field(default=None, metadata=fact("Whether it fits the GPU of the plan; absent if unknown."))
     tokens_per_second: float | None = field(
         default=None,
         metadata=fact("Expected speed, in tokens per second; absent where the speed of the GPU is not known."),
@@ -35,72 +33,53 @@ class RunPlan:
 
     quantization: Quantization = field(
         metadata=fact(
-            "How the base weights will be stored; Auto where that is left to the device that the training finds.",
+            "How the base weights are stored; Auto if the training decides on its device.",
             longest=32,
         )
     )
     activation_checkpointing: bool = field(metadata=fact("Whether activations are recomputed in the backward pass."))
     selective_checkpointing: bool = field(
-        default=False, metadata=fact("Whether only those of MLPs are recomputed, and those of attention kept.")
+        default=False, metadata=fact("Whether only the activations of MLPs are recomputed.")
     )
-    micro_batch_tokens: int = field(metadata=fact("Most tokens on the device at once."))
-    sharded: bool = field(default=False, metadata=fact("Whether each process holds only a part of the base model."))
+    micro_batch_tokens: int = field(metadata=fact("Maximum tokens on the device at once."))
+    sharded: bool = field(default=False, metadata=fact("Whether the base model is sharded over processes."))
     sharded_over: int | None = field(
-        default=None, metadata=fact("Over how many processes the base model is divided, those of one node or of all.")
+        default=None, metadata=fact("Over how many processes the base model is sharded: those of one node, or all.")
     )
-    device: str | None = field(
-        default=None, metadata=fact("The GPU that the plan is for; absent where it is not known which one it will be.")
-    )
+    device: str | None = field(default=None, metadata=fact("The GPU of the plan; absent if unknown."))
     device_bytes: int | None = field(default=None, metadata=fact("Memory of that GPU, in bytes."))
-    fits: bool | None = field(
-        default=None, metadata=fact("Whether the run fits that GPU; absent where that cannot be determined.")
-    )
-    peak_bytes: int = field(
-        metadata=fact(
-            "Highest memory that the training is expected to use, of the GPU or, without one, of the pod, in bytes."
-        )
-    )
-    weight_bytes: int = field(metadata=fact("What the base model takes of it, in bytes."))
-    adapter_bytes: int = field(
-        metadata=fact("What the adapter takes of it, with gradients and optimizer states, in bytes.")
-    )
-    activation_bytes: int = field(metadata=fact("What activations and logits take of it, in bytes."))
-    other_bytes: int = field(metadata=fact("What the rest takes of it, in bytes."))
+    fits: bool | None = field(default=None, metadata=fact("Whether the run fits that GPU; absent if unknown."))
+    peak_bytes: int = field(metadata=fact("Expected peak memory of the GPU or, without one, of the pod, in bytes."))
+    weight_bytes: int = field(metadata=fact("Share of the base model in peakBytes."))
+    adapter_bytes: int = field(metadata=fact("Share of the adapter, its gradients and optimizer state in peakBytes."))
+    activation_bytes: int = field(metadata=fact("Share of activations and logits in peakBytes."))
+    other_bytes: int = field(metadata=fact("The rest of peakBytes."))
     pod_memory_bytes: int = field(
-        metadata=fact("Main memory that the pod needs, in bytes: what resources.memory should be at least.")
+        metadata=fact("Main memory that the pod needs, in bytes: the minimum for resources.memory.")
     )
-    trainable_parameters: int = field(metadata=fact("Number of parameters that are trained."))
+    trainable_parameters: int = field(metadata=fact("Parameters that are trained."))
     adapter_file_bytes: int = field(metadata=fact("Size of the adapter, in bytes."))
     checkpoint_bytes: int = field(default=0, metadata=fact("Size of one checkpoint, in bytes."))
     claim_bytes: int = field(
         default=0,
         metadata=fact(
-            "What the run takes at most of the claim for its checkpoints, in bytes: one checkpoint more than "
-            "checkpoint.keep says, and the result, which waits there to be published."
+            "Maximum space on the checkpoint PVC, in bytes: checkpoint.keep and one more checkpoint, and the result."
         ),
     )
     tokens_per_second: float | None = field(
         default=None,
-        metadata=fact(
-            "Expected speed of the training, in tokens per second; absent where the speed of the GPU is not known."
-        ),
+        metadata=fact("Expected tokens per second; absent if the GPU's speed is unknown."),
     )
     seconds: int | None = field(default=None, metadata=fact("Expected length of the training, in seconds."))
     price: float | None = field(
         default=None,
-        metadata=fact(
-            "What the run's GPUs cost for so long, by the price an hour in the operator's setting gpus; absent "
-            "where that or the length is not known."
-        ),
+        metadata=fact("Expected cost, from the price per hour in the operator's setting gpus; absent if unknown."),
     )
     price_per_hour: float | None = field(
         default=None,
-        metadata=fact(
-            "What the run's GPUs cost an hour, by the price in the operator's setting gpus; absent where that is "
-            "not known."
-        ),
+        metadata=fact("Cost per hour, from the price in the operator's setting gpus; absent if unknown."),
     )
-    spread: float = field(default=0.0, metadata=fact("By which share the estimates may be off."))
+    spread: float = field(default=0.0, metadata=fact("Relative uncertainty of the estimates."))
     reason: str = field(metadata=fact("Why it was planned so."))
     alternatives: tuple[Alternative, ...] = field(
         default=(), metadata=fact("Other ways to run it, by quantization.", most=256, item=Api(about="One other way."))

@@ -33,8 +33,8 @@ class Condition:
         default=None, metadata=fact("The metadata.generation that the condition is about.")
     )
     last_transition_time: datetime = field(metadata=fact("When status last changed."))
-    reason: str = field(metadata=fact("Why, as one word of the published vocabulary.", longest=64, shortest=1))
-    message: str = field(metadata=fact("Why, as a sentence for people.", longest=4096))
+    reason: str = field(metadata=fact("Why, as one word of the documented reasons.", longest=64, shortest=1))
+    message: str = field(metadata=fact("Why, as a sentence.", longest=4096))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,15 +44,15 @@ class Retries:
     used: int | None = field(
         default=None,
         metadata=fact(
-            "What counts against maxRetries: failed pods as the Jobs count them, of several nodes those of the "
-            "node with most of them, and Jobs that somebody deleted. One more than maxRetries ends the run.",
+            "Retries that count against maxRetries: failed pods, as the Jobs count them, and deleted Jobs. With "
+            "several nodes, the pods of the node that failed most. One more than maxRetries ends the run.",
             wide=False,
         ),
     )
     preempted: int | None = field(
         default=None,
         metadata=fact(
-            "How often the run was preempted, drained or evicted, at least. That does not count against maxRetries.",
+            "How often the run was preempted, drained or evicted, at least. This does not count against maxRetries.",
             wide=False,
         ),
     )
@@ -62,12 +62,12 @@ class Retries:
 class AdviceItem:
     """A piece of advice, put into words."""
 
-    code: str = field(metadata=fact("What it is about, one word.", longest=64, shortest=1))
+    code: str = field(metadata=fact("Topic of the advice, as one word.", longest=64, shortest=1))
     severity: Severity = field(
-        metadata=fact("Warning where work may be lost or the result may not be what it seems, else Info.", longest=None)
+        metadata=fact("Warning if work may be lost or the result may mislead, otherwise Info.", longest=None)
     )
     message: str = field(metadata=fact("What to do, and why."))
-    evidence: str | None = field(default=None, metadata=fact("What was seen."))
+    evidence: str | None = field(default=None, metadata=fact("What was seen in this run."))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,18 +85,16 @@ class PodToleration:
 class Pod:
     """What each training pod asks for."""
 
-    gpu_resource_name: str | None = field(
-        default=None, metadata=fact("Name of the resource under which nodes offer the GPUs.", longest=253)
-    )
+    gpu_resource_name: str | None = field(default=None, metadata=fact("Resource name of the GPUs.", longest=253))
     cpu: str | None = field(default=None, metadata=fact("Requested CPU cores.", longest=64))
-    memory: str | None = field(default=None, metadata=fact("Main memory, requested and at most.", longest=64))
+    memory: str | None = field(default=None, metadata=fact("Requested and maximum main memory.", longest=64))
     node_selector: Mapping[str, str] | None = field(
         default=None,
         metadata=fact("Labels that a node must have.", most=32, item=Api(about="Value of the label.", longest=63)),
     )
     tolerations: tuple[PodToleration, ...] | None = field(
         default=None,
-        metadata=fact("Taints of nodes that the pods tolerate.", most=32, item=Api(about="One tolerated taint.")),
+        metadata=fact("Taints that the pods tolerate.", most=32, item=Api(about="One tolerated taint.")),
     )
     affinity: Mapping[str, Any] | None = field(
         default=None,
@@ -106,11 +104,9 @@ class Pod:
         default=None, metadata=fact("RuntimeClass of the training pods.", longest=253)
     )
     priority_class_name: str | None = field(default=None, metadata=fact("PriorityClass of the pods.", longest=253))
-    queue: str | None = field(
-        default=None, metadata=fact("Queue of Kueue for a run whose labels name none.", longest=253)
-    )
+    queue: str | None = field(default=None, metadata=fact("Kueue queue of a run whose labels name none.", longest=253))
     ttl_seconds_after_finished: int | None = field(
-        default=None, metadata=fact("Time to live of a run whose spec names none.", low=1)
+        default=None, metadata=fact("TTL of the Jobs of a run whose spec names none.", low=1)
     )
     environment: Mapping[str, str] | None = field(
         default=None,
@@ -124,7 +120,7 @@ class Pod:
         default=None, metadata=fact("PersistentVolumeClaim of the checkpoints.", longest=253)
     )
     cache_claim: str | None = field(
-        default=None, metadata=fact("PersistentVolumeClaim that keeps models and data.", longest=253)
+        default=None, metadata=fact("PersistentVolumeClaim of the cache for models and data.", longest=253)
     )
 
 
@@ -137,38 +133,37 @@ class Resolved(ResolvedRun):
     )
     max_validation_rows: int | None = field(
         default=None,
-        metadata=fact("How many rows are held out at most. Absent where there is no limit.", low=1, wide=False),
+        metadata=fact("Maximum rows of the validation set; absent if unlimited.", low=1, wide=False),
     )
     rank: int | None = field(default=None, metadata=fact("Rank of the adapter.", wide=False))
     alpha: int | None = field(default=None, metadata=fact("Alpha of the adapter.", wide=False))
     dropout: str | None = field(default=None, metadata=fact("Dropout of the adapter's input.", longest=32))
     scaling: str | None = field(default=None, metadata=fact("Scaling of the adapter.", longest=32))
     variant: str | None = field(default=None, metadata=fact("Variant of the adapter.", longest=32))
-    init: str | None = field(default=None, metadata=fact("Start values of the adapter.", longest=32))
+    init: str | None = field(default=None, metadata=fact("Initial weights of the adapter.", longest=32))
     image: str | None = field(default=None, metadata=fact("Image of the trainer."))
     epochs: str | None = field(
-        default=None, metadata=fact("Passes over the data, if that decided when to stop.", longest=32)
+        default=None, metadata=fact("Passes over the data, if they decided when to stop.", longest=32)
     )
     max_steps: int | None = field(
-        default=None, metadata=fact("Optimizer steps, if that decided when to stop.", wide=False)
+        default=None, metadata=fact("Optimizer steps, if they decided when to stop.", wide=False)
     )
     learning_rate: str | None = field(default=None, metadata=fact("Peak learning rate.", longest=32))
     schedule: str | None = field(default=None, metadata=fact("Schedule of the learning rate.", longest=32))
     warmup_ratio: str | None = field(
         default=None, metadata=fact("Share of the steps in which the learning rate rose.", longest=32)
     )
-    effective_batch_size: int | None = field(
-        default=None, metadata=fact("Examples for each optimizer step.", wide=False)
+    effective_batch_size: int | None = field(default=None, metadata=fact("Examples per optimizer step.", wide=False))
+    max_sequence_length: int | None = field(
+        default=None, metadata=fact("Maximum length of an example in tokens.", wide=False)
     )
-    max_sequence_length: int | None = field(default=None, metadata=fact("Longest example in tokens.", wide=False))
     weight_decay: str | None = field(default=None, metadata=fact("Weight decay of the trained weights.", longest=32))
-    max_grad_norm: str | None = field(
-        default=None, metadata=fact("Norm that gradients were scaled down to.", longest=32)
-    )
+    max_grad_norm: str | None = field(default=None, metadata=fact("Maximum gradient norm.", longest=32))
     eval_steps: int | None = field(
-        default=None, metadata=fact("Optimizer steps between evaluations, if there were any on the way.", wide=False)
+        default=None,
+        metadata=fact("Optimizer steps between evaluations, if there were any during training.", wide=False),
     )
-    loss_on: str | None = field(default=None, metadata=fact("Which tokens were learned.", longest=32))
+    loss_on: str | None = field(default=None, metadata=fact("Which tokens were loss tokens.", longest=32))
     precision: str | None = field(
         default=None, metadata=fact("The precision asked for; see computeDtype for the one used.", longest=32)
     )
@@ -176,8 +171,8 @@ class Resolved(ResolvedRun):
     pod: Pod | None = field(
         default=None,
         metadata=fact(
-            "What each training pod asks of the cluster, and what else the operator's defaults decided when the "
-            "run's first Job was made: a default that is changed later reaches new runs alone."
+            "What each training pod requests, and the operator's other defaults when the first Job was created. "
+            "Later changes of defaults affect new runs only."
         ),
     )
 
@@ -186,9 +181,9 @@ class Resolved(ResolvedRun):
 class Plan(RunPlan):
     """A plan with its sizes for people."""
 
-    device_memory: str | None = field(default=None, metadata=fact("The same for people, as in 79.6 GiB.", longest=32))
-    peak_memory: str | None = field(default=None, metadata=fact("The same for people, as in 18.7 GiB.", longest=32))
-    pod_memory: str | None = field(default=None, metadata=fact("The same for people, as in 12.4 GiB.", longest=32))
+    device_memory: str | None = field(default=None, metadata=fact("deviceBytes, readable, as in 79.6 GiB.", longest=32))
+    peak_memory: str | None = field(default=None, metadata=fact("peakBytes, readable, as in 18.7 GiB.", longest=32))
+    pod_memory: str | None = field(default=None, metadata=fact("podMemoryBytes, readable, as in 12.4 GiB.", longest=32))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,11 +192,17 @@ class Course(Progress):
 
     steps: str | None = field(default=None, metadata=fact("Steps done and planned, as in 120/400.", longest=64))
     percentage: int | None = field(
-        default=None, metadata=fact("Share of the steps done, from 0 to 100.", wide=False, high=100)
+        default=None, metadata=fact("Share of the steps done, in per cent.", wide=False, high=100)
     )
-    eta: str | None = field(default=None, metadata=fact("The same for people, as in 1h12m.", longest=32))
-    peak_memory: str | None = field(default=None, metadata=fact("The same for people, as in 18.7 GiB.", longest=32))
-    checkpoint_time: datetime | None = field(default=None, metadata=fact("When that checkpoint was first reported."))
+    eta: str | None = field(
+        default=None, metadata=fact("estimatedRemainingSeconds, readable, as in 1h12m.", longest=32)
+    )
+    peak_memory: str | None = field(
+        default=None, metadata=fact("peakMemoryBytes, readable, as in 18.7 GiB.", longest=32)
+    )
+    checkpoint_time: datetime | None = field(
+        default=None, metadata=fact("When the checkpoint of checkpointStep was first reported.")
+    )
     last_update_time: datetime | None = field(default=None, metadata=fact("When the trainer last reported."))
 
 
@@ -215,10 +216,8 @@ class Status:
     conditions: tuple[Condition, ...] | None = field(
         default=None,
         metadata=fact(
-            "State of the run in the usual form. Complete and Failed are the terminal pair, Accepted, "
-            "QuotaReserved (in a queue of Kueue), PreflightPassed (where spec.preflight is Run), PodsReady, "
-            "CheckpointSaved, Suspended and ArtifactPublished give details. The reason of Complete is what "
-            "kubectl get shows as STATE.",
+            "Conditions in the usual form. Complete and Failed are the terminal pair. The reason of Complete is the "
+            "STATE in kubectl get.",
             most=16,
             item=Api(about="One aspect of the run's state."),
             key="type",
@@ -227,35 +226,35 @@ class Status:
     attempt: int | None = field(
         default=None,
         metadata=fact(
-            "Number of training Jobs made for this run. It is above 1 only if a Job was deleted before it was "
-            "done; retries of pods are the Job's own, and are counted in retries.",
+            "Number of training Jobs created. It is above 1 only if a Job was deleted before it was done; retried "
+            "pods count in retries.",
             wide=False,
         ),
     )
     state_since: datetime | None = field(
-        default=None, metadata=fact("Since when the run is in its present STATE, the reason of the condition Complete.")
+        default=None, metadata=fact("When the present STATE, the reason of Complete, began.")
     )
     start_time: datetime | None = field(default=None, metadata=fact("When the first Job started."))
-    completion_time: datetime | None = field(default=None, metadata=fact("When the run ended, successfully or not."))
+    completion_time: datetime | None = field(default=None, metadata=fact("When the run succeeded or failed."))
     run_seconds: int | None = field(
         default=None,
         metadata=fact(
-            "Seconds that the run was active until activeUntil, over all attempts and with the preflight; this "
-            "and the time since activeSince are what activeDeadlineSeconds limits."
+            "Active seconds until activeUntil, over all attempts and with the preflight. activeDeadlineSeconds "
+            "limits them together with the time since activeSince."
         ),
     )
     active_since: datetime | None = field(
         default=None,
-        metadata=fact("Since when the run is active; absent while it is suspended, in a queue or without a Job."),
+        metadata=fact(
+            "When the present active time began; absent while the run is suspended, queued or without a Job."
+        ),
     )
-    active_until: datetime | None = field(default=None, metadata=fact("Up to when runSeconds counts."))
-    retries: Retries | None = field(
-        default=None, metadata=fact("How often the run was begun again; absent where it never was.")
-    )
+    active_until: datetime | None = field(default=None, metadata=fact("The time up to which runSeconds counts."))
+    retries: Retries | None = field(default=None, metadata=fact("How often the run was retried; absent if never."))
     advice: tuple[AdviceItem, ...] | None = field(
         default=None,
         metadata=fact(
-            "What would make this run, or the next one, go better, warnings first; it never stops a run.",
+            "What would improve this run, or the next one, warnings first. Advice never stops a run.",
             most=16,
             item=Api(about=""),
             key="code",
@@ -265,32 +264,28 @@ class Status:
     pod_name: str | None = field(default=None, metadata=fact("The latest pod, for kubectl logs.", longest=253))
     preflight: Preflight | None = field(
         default=None,
-        metadata=fact(
-            "What was found out before a GPU was asked for; absent where spec.preflight is Skip, and where the "
-            "preflight failed."
-        ),
+        metadata=fact("What preflight found; absent if spec.preflight is Skip or the preflight failed."),
     )
     plan: Plan | None = field(
         default=None,
         metadata=fact(
-            "How the run computes, and the memory and time that it is expected to take, as preflight found, or at "
-            "the end the training where preflight knew no GPU. docs/fit.md explains how accurate the estimates "
-            "are."
+            "How the run computes, and its expected memory and time. If preflight did not know the GPU, the training "
+            "writes it at its end."
         ),
     )
     resolved: Resolved | None = field(
-        default=None, metadata=fact("Every value that the run really used, defaults and computed ones included.")
+        default=None, metadata=fact("Every value that the run used, defaults and computed ones included.")
     )
-    dataset: DatasetStats | None = field(default=None, metadata=fact("What was found in the data set."))
+    dataset: DatasetStats | None = field(default=None, metadata=fact("What the trainer found in the dataset."))
     progress: Course | None = field(
-        default=None, metadata=fact("Where the training is, updated every few seconds while it runs.")
+        default=None, metadata=fact("The state of the training, updated every few seconds.")
     )
     checkpoint: SavedState | None = field(
         default=None,
-        metadata=fact("The last valid checkpoint that the run left, for resumeFrom or lora-trainer export."),
+        metadata=fact("The last valid checkpoint, for resumeFrom or lora-trainer export."),
     )
     results: Results | None = field(
         default=None,
-        metadata=fact("What the run achieved. Losses are means per target token in nats; lower is better."),
+        metadata=fact("What the run achieved. Losses are means per loss token in nats; lower is better."),
     )
-    artifact: Artifact | None = field(default=None, metadata=fact("The adapter, once it is published and verified."))
+    artifact: Artifact | None = field(default=None, metadata=fact("The adapter, published and verified."))

@@ -22,28 +22,26 @@ CAUSAL_CLASS = "AutoModelForCausalLM"
 class ResolvedRun:
     """What the run turned out to use, once the trainer knew. `sharded_over` is None where the base model is whole."""
 
-    device: str = field(metadata=fact('What it ran on, "cpu" or the name of the GPU.'))
-    compute_dtype: str = field(metadata=fact("Number format of the computation, bf16, fp16 or fp32."))
-    model_type: str = field(metadata=fact("Architecture of the base model, as in its config.json."))
-    model_revision: str = field(
-        metadata=fact("Commit of the base model on the Hub, or the digest of its files on a volume.")
-    )
-    dataset_format: str = field(metadata=fact("Format of the rows, found or given."))
-    dataset_fingerprint: str = field(metadata=fact("Digest of the training data; the same data give the same one."))
+    device: str = field(metadata=fact('Device of the run: "cpu" or the name of the GPU.'))
+    compute_dtype: str = field(metadata=fact("Compute type: bf16, fp16 or fp32."))
+    model_type: str = field(metadata=fact("Architecture of the base model, as in config.json."))
+    model_revision: str = field(metadata=fact("Commit of the base model on the Hub, or the digest of its files."))
+    dataset_format: str = field(metadata=fact("Format of the rows, detected or given."))
+    dataset_fingerprint: str = field(metadata=fact("Digest of the training data; equal data have equal digests."))
     target_modules: tuple[str, ...] = field(
         metadata=names_of("Names of the modules that got an adapter.", "A module's name.")
     )
-    trainable_parameters: int = field(metadata=fact("Number of parameters that were trained, exactly."))
-    total_parameters: int = field(metadata=fact("Number of parameters of base model and adapter together, exactly."))
-    micro_batch_size: int = field(metadata=fact("Examples on the device at once."))
-    gradient_accumulation_steps: int = field(metadata=fact("Micro-batches for each optimizer step."))
+    trainable_parameters: int = field(metadata=fact("Exact number of trained parameters."))
+    total_parameters: int = field(metadata=fact("Exact number of parameters of base model and adapter together."))
+    micro_batch_size: int = field(metadata=fact("Examples on a device at once."))
+    gradient_accumulation_steps: int = field(metadata=fact("Micro-batches per optimizer step."))
     quantization: str = field(default="None", metadata=fact("How the base weights were stored."))
     packing: bool = field(default=False, metadata=fact("Whether examples were packed without padding."))
     attention: str = field(
         default="sdpa",
         metadata=fact(
-            "What computed attention: varlen (FlashAttention over packs), sdpa (rows one by one), or, for "
-            "families whose rows are not packed, the model's own."
+            "Attention implementation: varlen (FlashAttention over packs), sdpa (rows one by one), or the model's "
+            "own for families whose rows are not packed."
         ),
     )
     optimizer: str = field(default="AdamW", metadata=fact("The optimizer."))
@@ -59,24 +57,26 @@ class ResolvedRun:
         default=CAUSAL_CLASS, metadata=fact("Class of Transformers that the base model is loaded with.")
     )
     kernels: tuple[str, ...] = field(
-        default=(), metadata=names_of("Fast paths that were taken; empty where none was.", "A fast path's name.")
+        default=(), metadata=names_of("Fast kernels that were used.", "A fast path's name.")
     )
     kernels_left_out: tuple[str, ...] = field(
         default=(),
         metadata=names_of(
-            "Fast paths that did not pass the check on the GPU, and why; absent where none was left out.",
+            "Fast kernels that failed the check on the GPU, and why.",
             "A fast path's name with the reason.",
         ),
     )
     kernels_unchecked: bool = field(
         default=False,
-        metadata=fact("Whether the GPU's memory did not suffice to check the fast paths, which were taken even so."),
+        metadata=fact(
+            "Whether the fast kernels were used unchecked, because the GPU's memory did not suffice for the check."
+        ),
     )
     selective_checkpointing: bool = field(
         default=False, metadata=fact("Whether only those of MLPs were recomputed, and those of attention kept.")
     )
     micro_batch_tokens: int = field(
-        metadata=fact("Most tokens on a device at once, as the run began; less where memory did not suffice.")
+        metadata=fact("Maximum tokens on a device at once at the start; fewer if memory did not suffice.")
     )
 
 
@@ -87,33 +87,31 @@ class DatasetStats:
     None is what a trainer says that does not count them.
     """
 
-    train_samples: int = field(metadata=fact("Samples to learn from. A row is one, or several, see splitSamples."))
-    validation_samples: int = field(metadata=fact("Samples of rows that were held out to measure the loss."))
-    train_tokens: int = field(metadata=fact("Tokens of the rows to learn from, after cutting."))
-    target_tokens: int = field(metadata=fact("Those of trainTokens that the loss is computed on."))
-    longest_tokens: int = field(metadata=fact("Tokens of the longest row."))
-    truncated_samples: int = field(metadata=fact("Rows that were cut off at training.maxSequenceLength."))
-    truncated_tokens: int = field(default=0, metadata=fact("Tokens that this cut off."))
-    skipped_samples: int = field(
-        metadata=fact("Rows that were left out because they are empty or nothing in them can be learned.")
+    train_samples: int = field(
+        metadata=fact("Samples to train on. A row gives one sample, or several, see splitSamples.")
     )
+    validation_samples: int = field(metadata=fact("Samples of the validation set."))
+    train_tokens: int = field(metadata=fact("Tokens of the training samples, after truncation."))
+    target_tokens: int = field(metadata=fact("Loss tokens among trainTokens."))
+    longest_tokens: int = field(metadata=fact("Tokens of the longest row."))
+    truncated_samples: int = field(metadata=fact("Rows that were truncated to training.maxSequenceLength."))
+    truncated_tokens: int = field(default=0, metadata=fact("Tokens that were cut off."))
+    skipped_samples: int = field(metadata=fact("Rows without loss tokens, which were left out."))
     duplicate_samples: int = field(metadata=fact("Rows that repeat an earlier one."))
     split_samples: int | None = field(
         default=None,
         metadata=fact(
-            "Rows that became several samples, since the chat template rewrites or does not end earlier answers."
+            "Rows that became several samples, because the chat template rewrites earlier answers or does not end them."
         ),
     )
     learned_answers: int | None = field(default=None, metadata=fact("Answers that are learned, over both splits."))
     skipped_answers: int | None = field(
         default=None,
-        metadata=fact(
-            "Answers of these rows that are not, because they are empty or are beyond training.maxSequenceLength."
-        ),
+        metadata=fact("Answers that are not learned, because they are empty or beyond training.maxSequenceLength."),
     )
     unended_answers: int | None = field(
         default=None,
-        metadata=fact("Learned answers without a learned end-of-turn token, most often because they were cut."),
+        metadata=fact("Learned answers without a learned end-of-turn token, usually because they were truncated."),
     )
 
 
@@ -124,19 +122,19 @@ class Verification:
     `noise` is None where a trainer does not measure it.
     """
 
-    loss: float = field(metadata=fact("The loss it measured."))
-    difference: float = field(metadata=fact("How far that is from the loss at the end of the training."))
+    loss: float = field(metadata=fact("Loss in the verification."))
+    difference: float = field(metadata=fact("Difference to the loss at the end of the training."))
     noise: float | None = field(
         default=None,
         metadata=fact(
-            "How much a loss of the same weights changes where embeddings are rounded otherwise and rows come in "
-            "other batches, on this base model and device. Nats per token."
+            "Change of a loss of the same weights if embeddings are rounded differently and rows come in other "
+            "batches, in nats per token."
         ),
     )
     tolerance: float = field(
         metadata=fact(
-            "How far it may be: three times the noise, within limits that the type of computation and the "
-            "measured improvement set."
+            "Largest allowed difference: three times the noise, within limits of the compute type and the measured "
+            "improvement."
         )
     )
 
@@ -152,65 +150,62 @@ class Results:
     """
 
     steps: int = field(metadata=fact("Optimizer steps done."))
-    trained_tokens: int = field(metadata=fact("Tokens that went through training, repeated ones included."))
+    trained_tokens: int = field(metadata=fact("Tokens trained on, repetitions included."))
     train_loss: float = field(
-        metadata=fact("Mean training loss per learned token over the last tenth of the steps, at most 1000 of them.")
+        metadata=fact("Mean training loss per loss token over the last tenth of the steps, at most 1000 of them.")
     )
-    eval_loss_before: float = field(metadata=fact("Loss of the base model on the held-out rows."))
-    eval_loss_after: float = field(metadata=fact("Loss with the adapter on the held-out rows."))
+    eval_loss_before: float = field(metadata=fact("Validation loss of the base model."))
+    eval_loss_after: float = field(metadata=fact("Validation loss with the adapter."))
     eval_loss_before_standard_error: float | None = field(
-        default=None, metadata=fact("Its standard error over the rows; absent for a single one.")
+        default=None, metadata=fact("Its standard error over the rows; absent for a single row.")
     )
     eval_loss_after_standard_error: float | None = field(
-        default=None, metadata=fact("Its standard error over the rows; absent for a single one.")
+        default=None, metadata=fact("Its standard error over the rows; absent for a single row.")
     )
     improvement_standard_error: float | None = field(
         default=None,
         metadata=fact(
-            "Standard error of the difference between before and after, paired by row; absent for a single one."
+            "Standard error of the difference between before and after, paired by row; absent for a single row."
         ),
     )
     held_out: bool = field(
         metadata=fact(
-            "Whether the evaluation used held-out rows; false where there were none, with a validationFraction of "
-            '"0" or too few rows for it, and training rows were used instead.'
+            "Whether the evaluation used a validation set; false if there was none and training rows were used."
         )
     )
     duration_seconds: float = field(metadata=fact("Seconds that the trainer took."))
     tokens_per_second: float = field(metadata=fact("Mean training speed, in tokens per second."))
-    peak_memory_bytes: int = field(metadata=fact("Highest memory used, of the GPU or, on a CPU, of the process."))
+    peak_memory_bytes: int = field(metadata=fact("Peak memory of the GPU or, on a CPU, of the process."))
     best_step: int | None = field(
-        default=None, metadata=fact("Optimizer step of the published adapter, where evaluations on the way chose it.")
+        default=None, metadata=fact("Optimizer step of the published adapter, if early stopping chose it.")
     )
     stopped_early: bool = field(
         default=False, metadata=fact("Whether earlyStoppingPatience ended the training before its last step.")
     )
-    resumed_step: int | None = field(
-        default=None, metadata=fact("Optimizer step at which the last pod resumed from a checkpoint.")
-    )
+    resumed_step: int | None = field(default=None, metadata=fact("Optimizer step at which the last pod resumed."))
     micro_batch_fill: float | None = field(
         default=None,
-        metadata=fact("Share of the room of all micro-batches that their tokens took, without padding, from 0 to 1."),
+        metadata=fact("Share of the micro-batches' capacity that tokens filled, from 0 to 1."),
     )
-    merged_loss: float | None = field(default=None, metadata=fact("Loss of the merged model over the same rows."))
+    merged_loss: float | None = field(default=None, metadata=fact("Validation loss of the merged model."))
     merged_expected_loss: float | None = field(
         default=None,
         metadata=fact(
-            "Loss of the unquantized base model with the adapter beside it; the difference between both is the "
-            "cost of rounding."
+            "Validation loss of the unquantized base model with the adapter beside it; the difference is the cost of "
+            "rounding."
         ),
     )
     merge_failure: str | None = field(default=None, metadata=fact("Why there is no merged model beside the adapter."))
     estimated_peak_memory_bytes: int | None = field(
-        default=None, metadata=fact("What the plan expected peakMemoryBytes to be.")
+        default=None, metadata=fact("peakMemoryBytes as the plan expected it.")
     )
     estimated_seconds: int | None = field(
-        default=None, metadata=fact("What the plan expected the training to take, in seconds.")
+        default=None, metadata=fact("Length of the training in seconds, as the plan expected it.")
     )
     verification: Verification = field(
         metadata=fact(
-            "How the written adapter was checked: a fresh process applied it to the pristine base model and "
-            "measured the held-out loss again."
+            "How the written adapter was verified: a fresh process applied it to the original base model and "
+            "measured the validation loss again."
         )
     )
 
@@ -223,27 +218,21 @@ class Artifact:
     `format` is peft, merged or peft+merged. Where it is not `servable`, `serving` is the reason.
     """
 
-    uri: str = field(metadata=fact("Where it is."))
-    digest: str = field(metadata=fact("SHA-256 of its manifest, which lists the SHA-256 of every file."))
-    size_bytes: int = field(metadata=fact("Size of its files together."))
-    format: str = field(metadata=fact("Format of the files."))
-    base_model: str = field(metadata=fact("The base model that it belongs to."))
+    uri: str = field(metadata=fact("Address of the result."))
+    digest: str = field(metadata=fact("SHA-256 of the manifest, which lists the SHA-256 of every file."))
+    size_bytes: int = field(metadata=fact("Total size of the files, in bytes."))
+    format: str = field(metadata=fact("Format of the result: peft, merged or peft+merged."))
+    base_model: str = field(metadata=fact("Base model of the adapter."))
     base_revision: str = field(metadata=fact("The base model's commit or digest."))
-    rank: int = field(metadata=fact("Its rank."))
+    rank: int = field(metadata=fact("Rank of the adapter."))
     servable: bool = field(metadata=fact("Whether servers such as vLLM load it as it is."))
     serving: str = field(
         default="",
-        metadata=fact(
-            "Flags with which vLLM serves it (a path among them is relative to the result), or the reason why it "
-            "cannot."
-        ),
+        metadata=fact("vLLM flags for it (paths are relative to the result), or the reason why vLLM cannot serve it."),
     )
     serving_needs: str = field(
         default="",
-        metadata=fact(
-            "Oldest release that serves it correctly, where not every one does: older ones ignore patterns of "
-            "rank and alpha."
-        ),
+        metadata=fact("Oldest vLLM release that serves it correctly; absent if every release does."),
     )
 
 
@@ -251,8 +240,8 @@ class Artifact:
 class SavedState:
     """The last valid checkpoint that a run left."""
 
-    uri: str = field(metadata=fact("Where it is."))
-    step: int = field(metadata=fact("Optimizer step after which it was saved."))
+    uri: str = field(metadata=fact("Address of the checkpoint."))
+    step: int = field(metadata=fact("Optimizer step of the checkpoint."))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
