@@ -2,7 +2,7 @@
 #   make demo    nine lines of YAML become a verified adapter on a local Kubernetes; MONITORING=1 watches it
 #   make test    everything: lint, types, unit, trainer, control plane, cluster, chart, end to end
 #   make unit    the pure layers alone, seconds
-#   make soak    the long versions: thousands of examples, each point of a crash, an hour of random life
+#   make soak    the long versions: thousands of examples, each point of a crash, an hour of random life; PART=name for one
 #   make bench   the numbers of docs/benchmarks.md
 #   make audit   checkov over all recorded renderings of the chart
 #   make release images, chart and client, signed, with bills of materials, in build/release; checked from there
@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest
 # Of the tests: most wait for a cluster, the others compute.
 WORKERS ?= 4
 
-.PHONY: help demo test unit lint python client venv everything cluster servers cluster-and-servers soak soak-generated soak-lives soak-cluster bench audit release docs site clean
+.PHONY: help demo test unit lint python client venv everything cluster servers cluster-and-servers soak bench audit release docs site clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -81,25 +81,9 @@ test: servers
 	@$(MAKE) --no-print-directory lint
 	@$(PYTEST) -n $(WORKERS) --durations=30 tests
 
-# A part that fails keeps no other from running: all of them take two hours.
+# A part that fails keeps no other from running: all of them take two hours. PART=crashes runs that one.
 soak: servers
-	@$(MAKE) --no-print-directory --keep-going soak-generated soak-lives soak-cluster
-
-soak-generated: servers
-	@HYPOTHESIS_PROFILE=soak $(PYTEST) -n $(WORKERS) tests/unit tests/golden tests/model tests/faults \
-	  tests/trainer/test_kills.py tests/trainer/test_matrix.py tests/trainer/test_memory_simulation.py \
-	  tests/chart/test_prometheus_operator.py tests/chart/test_switches_on_api_server.py \
-	  tests/e2e/test_prometheus_operator.py --timeout=7200
-
-soak-lives: servers
-	@$(MAKE) --no-print-directory --keep-going -j2 life-0 life-2 life-3 life-4
-
-soak-cluster: servers
-	@$(PYTEST) -n $(WORKERS) tests/component tests/cluster tests/e2e
-
-# A quarter of an hour of random life on an API server of its own; of the seed 0 another one each time.
-life-%: servers
-	@RANDOM_LIFE_SEED=$* RANDOM_LIFE_SECONDS=900 $(PYTEST) -q tests/component/test_random_life.py --timeout=3000
+	@$(BIN)/python hack/soak $(PART)
 
 bench: everything
 	@$(BIN)/python benchmarks/footprint.py

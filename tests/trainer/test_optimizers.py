@@ -14,6 +14,7 @@ from lora_trainer.model.device import Device
 from lora_trainer.spec.config import LoraConfig, Optimizer, TrainingConfig
 from lora_trainer.storage.base import Base
 from lora_trainer.train.optimizers import load_state, make_optimizer
+from lora_trainer.train.state import read_nested, write_nested
 
 KINDS = {
     Optimizer.ADAMW: torch.optim.AdamW,
@@ -80,7 +81,7 @@ def pages(self: Any, parameter: torch.Tensor, dtype: torch.dtype = torch.float32
 def test_paged_state_is_paged_again_after_a_resumption(
     cpu: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a file, whose tensors keep the marks of pages and are none; the next step is the uninterrupted run's."""
+    """From a file, whose tensors are no pages; the next step is the uninterrupted run's."""
     monkeypatch.setattr(PagedAdamW8bit, "get_state_buffer", pages)
     monkeypatch.setattr(PagedAdamW8bit, "prefetch_state", lambda self, parameter: None)
     large, small = torch.nn.Parameter(torch.ones(400, 300)), torch.nn.Parameter(torch.ones(64, 64))
@@ -93,11 +94,12 @@ def test_paged_state_is_paged_again_after_a_resumption(
 
     first: Any = make_optimizer([large, small], config, gpu)
     step(first)
-    torch.save(first.state_dict(), tmp_path / "optimizer.pt")
+    with (tmp_path / "optimizer.safetensors").open("wb") as file:
+        write_nested(first.state_dict(), file)
     first.page_mng.paged_tensors.clear()
     second: Any = make_optimizer([large, small], config, gpu)
     second.param_groups[0]["weight_decay"] = 0.25
-    load_state(second, torch.load(tmp_path / "optimizer.pt"))
+    load_state(second, read_nested(tmp_path / "optimizer.safetensors"))
     owned = {id(tensor) for tensor in second.page_mng.paged_tensors}
     assert {id(second.state[large][name]) for name in ("state1", "state2")} == owned
     assert second.param_groups[0]["weight_decay"] == 0.25, "its own, not that of the state"

@@ -77,7 +77,7 @@ def weights(place: Place) -> bytes:
 
 def damage(place: Place, step: int) -> None:
     """Cut a file of a checkpoint."""
-    path = place.workspace / f"step-{step:08d}/optimizer.pt"
+    path = place.workspace / f"step-{step:08d}/optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
 
 
@@ -297,7 +297,7 @@ def test_too_little_room_ends_a_training_before_it_loads_weights(workplace: Work
     others.write_bytes(bytes(max(0, shutil.disk_usage(full_volume).free - int(1.5 * size) - 2**20)))
     partial = place.workspace / ".step-00000006.0123abcd"
     partial.mkdir()
-    (partial / "optimizer.pt").write_bytes(bytes(size // 2 + 2**20))
+    (partial / "optimizer.safetensors").write_bytes(bytes(size // 2 + 2**20))
     attempt = finish(place)
     assert (attempt.process.exitcode, attempt.resumed_step()) == (0, 4)
 

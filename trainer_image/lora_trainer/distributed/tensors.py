@@ -25,36 +25,36 @@ def on_all(value: T, ranks: Ranks, device: torch.device) -> T:
     """
     if ranks.world == 1:
         return value
-    outline = ranks.broadcast_value(_outline(value) if ranks.is_main else None, Any)
+    outline = ranks.broadcast_value(outline_of(value) if ranks.is_main else None, Any)
     if not ranks.is_main:
-        received: T = _filled(outline, lambda gap: _received(gap, ranks, device))
+        received: T = filled(outline, lambda gap: _received(gap, ranks, device))
         return received
-    for tensor in _tensors(value):
+    for tensor in tensors_of(value):
         _send(tensor, ranks)
     return value
 
 
-def _outline(value: Any) -> Any:
+def outline_of(value: Any) -> Any:
     """The value as JSON can have it, with the type and the shape of each tensor in its place."""
     if isinstance(value, torch.Tensor):
         return {"tensor": [str(value.dtype), *value.shape]}
     if isinstance(value, dict):
-        return {"dict": [[key, _outline(inner)] for key, inner in value.items()]}
+        return {"dict": [[key, outline_of(inner)] for key, inner in value.items()]}
     if isinstance(value, list | tuple):
-        return {"tuple" if isinstance(value, tuple) else "list": [_outline(inner) for inner in value]}
+        return {"tuple" if isinstance(value, tuple) else "list": [outline_of(inner) for inner in value]}
     return value
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors_of(value: Any) -> Iterator[torch.Tensor]:
     """Its tensors, in the order of its outline."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict | list | tuple):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(inner)
+            yield from tensors_of(inner)
 
 
-def _filled(outline: Any, tensor: Callable[[list[Any]], torch.Tensor]) -> Any:
+def filled(outline: Any, tensor: Callable[[list[Any]], torch.Tensor]) -> Any:
     """The value of an outline; `tensor` makes one, from its type and shape."""
     if not isinstance(outline, dict):
         return outline
@@ -62,24 +62,24 @@ def _filled(outline: Any, tensor: Callable[[list[Any]], torch.Tensor]) -> Any:
     if kind == "tensor":
         return tensor(inner)
     if kind == "dict":
-        return {key: _filled(item, tensor) for key, item in inner}
-    items = [_filled(item, tensor) for item in inner]
+        return {key: filled(item, tensor) for key, item in inner}
+    items = [filled(item, tensor) for item in inner]
     return tuple(items) if kind == "tuple" else items
 
 
 def _send(tensor: torch.Tensor, ranks: Ranks) -> None:
-    for piece in _pieces(tensor.detach().cpu().contiguous()):
+    for piece in pieces_of(tensor.detach().cpu().contiguous()):
         ranks.broadcast(piece)
 
 
 def _received(gap: list[Any], ranks: Ranks, device: torch.device) -> torch.Tensor:
     kind, *shape = gap
     tensor = torch.empty(shape, dtype=_TYPES[kind])
-    for piece in _pieces(tensor):
+    for piece in pieces_of(tensor):
         ranks.broadcast(piece)
     return tensor.to(device) if shape else tensor
 
 
-def _pieces(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def pieces_of(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Its bytes: gloo does not send all types."""
     return torch.split(tensor.view(-1).view(torch.uint8), PIECE_BYTES) if tensor.numel() else ()

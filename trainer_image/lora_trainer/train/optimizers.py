@@ -53,8 +53,7 @@ def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> No
 
 
 def _load_paged(paged: Any, state: Mapping[str, Any]) -> None:
-    """bitsandbytes would move the state to the GPU whole, where it stays, and keeps the marks of pages on what was read
-    from a file and is none."""
+    """bitsandbytes would move the state to the GPU whole, where it stays; what was read from a file is no page yet."""
     paged.load_state_dict(dict(state), move_to_device=False)
     for parameter, values in paged.state.items():
         for name in _PAGED & values.keys():

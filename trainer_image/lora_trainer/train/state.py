@@ -5,6 +5,7 @@ There is no state of random numbers: everything random in a step follows from th
 with smaller micro-batches, draws what it drew before.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
 from lora_trainer.distributed.collectives import Ranks
-from lora_trainer.distributed.tensors import on_all
+from lora_trainer.distributed.tensors import filled, on_all, outline_of, pieces_of, tensors_of
 from lora_trainer.errors import CheckpointError, one_sentence
 from lora_trainer.model.convert import Start
 from lora_trainer.spec import codec
@@ -26,13 +28,26 @@ from lora_trainer.spec.config import TrainConfig
 from lora_trainer.spec.reasons import Reason
 from lora_trainer.spec.summary import DatasetStats, ResolvedRun
 from lora_trainer.storage.sealed import Write
+from lora_trainer.storage.tensor_files import Entry, header_of
 from lora_trainer.train.checkpoint import RUN_FILE
 from lora_trainer.train.evaluate import Evaluation
 from lora_trainer.train.guards import LossGuard
 
 _ADAPTER, _BEST, _STARTS = "adapter.safetensors", "best.safetensors", "starts.safetensors"
-_OPTIMIZER = "optimizer.pt"
+_OPTIMIZER = "optimizer.safetensors"
 _STATE = "state.json"
+_OUTLINE = "outline"
+_STORED_AS = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -134,7 +149,7 @@ class State:
     def size_bytes(self) -> int:
         """About what its files take."""
         tensors = [*self.adapter.values(), *(self.best or {}).values(), *_start_tensors(self.starts).values()]
-        tensors += _tensors(self.optimizer)
+        tensors += tensors_of(self.optimizer)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + 256 * len(tensors) + 2**16
 
     def taken_over(self, *, patient: bool) -> "State":
@@ -158,7 +173,7 @@ class State:
             _STATE: lambda file: file.write(_json(self.trainer_state)),
             _ADAPTER: lambda file: file.write(safetensors.torch.save(dict(self.adapter))),
             _STARTS: lambda file: file.write(safetensors.torch.save(_start_tensors(self.starts))),
-            _OPTIMIZER: lambda file: torch.save({"optimizer": self.optimizer, "scaler": self.scaler}, file),
+            _OPTIMIZER: lambda file: write_nested({"optimizer": self.optimizer, "scaler": self.scaler}, file),
         }
         best = self.best
         if best is not None:
@@ -188,7 +203,7 @@ def read_state(folder: Path) -> State:
     try:
         adapter = safetensors.torch.load_file(folder / _ADAPTER)
         best = safetensors.torch.load_file(folder / _BEST) if (folder / _BEST).exists() else None
-        rest = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
+        rest = read_nested(folder / _OPTIMIZER)
         starts = _starts(safetensors.torch.load_file(folder / _STARTS))
     except Exception as error:  # files of a volume: what the readers raise on foreign ones is not bounded
         raise _unreadable(folder, error) from error
@@ -252,11 +267,34 @@ def _starts(tensors: Tensors) -> dict[str, Start]:
     }
 
 
-def _tensors(value: object) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return [tensor for item in inner for tensor in _tensors(item)]
+def write_nested(value: Any, file: Any) -> None:
+    """Dictionaries, lists and tuples with tensors in them, as a safetensors file: an outline in its metadata says which
+    tensor, by number, stands where. One tensor at a time is copied, and nothing in such a file can be executed."""
+    tensors = {f"{number:08}": tensor.detach() for number, tensor in enumerate(tensors_of(value))}
+    # Readers map the file: the widest numbers first, so that each tensor begins at a multiple of its numbers' size.
+    order = sorted(tensors, key=lambda name: -tensors[name].element_size())
+    starts = itertools.accumulate((tensors[name].nbytes for name in order), initial=0)
+    entries = [
+        Entry(
+            name=name,
+            dtype=_STORED_AS[tensors[name].dtype],
+            shape=tuple(tensors[name].shape),
+            start=start,
+            size_bytes=tensors[name].nbytes,
+        )
+        for name, start in zip(order, starts, strict=False)
+    ]
+    file.write(header_of(entries, {_OUTLINE: json.dumps(outline_of(value))}))
+    for name in order:
+        for piece in pieces_of(tensors[name].cpu().contiguous()):
+            file.write(piece.numpy())
+
+
+def read_nested(path: Path) -> Any:
+    """What `write_nested` wrote, its tensors on the CPU."""
+    with safetensors.safe_open(path, framework="pt") as stored:
+        tensors = (stored.get_tensor(name) for name in sorted(stored.keys()))
+        return filled(json.loads(stored.metadata()[_OUTLINE]), lambda _gap: next(tensors))
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
