@@ -9,13 +9,13 @@ from lora_trainer.errors import ConfigError
 from lora_trainer.model.linear import language_model
 from lora_trainer.model.targets import inside
 from lora_trainer.plan.adapter import kinds
+from lora_trainer.plan.families import STATE_SPACE
 from lora_trainer.plan.hint_checks import LeftAlone
 from lora_trainer.plan.limits import LARGEST_UNQUANTIZED_SHARE
 from lora_trainer.spec.config import Quantization
 
-_MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
-"""Kinds of which PEFT 0.21 refuses the modules below, whose weights their kernels read by themselves."""
-_MAMBA_NAMES = frozenset({"out_proj", "conv1d"})
+_READ_BY_KERNELS = frozenset({"out_proj", "conv1d"})
+"""Modules whose weights the kernels of some kinds read by themselves."""
 
 
 def reserved_names(model: Any) -> frozenset[str]:
@@ -30,7 +30,7 @@ def reserved_names(model: Any) -> frozenset[str]:
     tables: Any = conversion
     pattern = tables._MODEL_TO_CONVERSION_PATTERN.get(kind)
     old = tables._MOE_TARGET_MODULE_MAPPING.get(pattern, {})
-    return frozenset(old) | (_MAMBA_NAMES if kind in _MAMBA else frozenset())
+    return frozenset(old) | (_READ_BY_KERNELS if kind in STATE_SPACE else frozenset())
 
 
 def check_experts(model: Any, quantization: Quantization) -> None:

@@ -341,6 +341,8 @@ _MOST_HEADS, _LARGEST_VOCABULARY = 2**14, 2**25
 
 READS_WEIGHTS = frozenset({"mamba", "falcon_mamba", "gemma3n_text"})
 """Kinds of models that compute with weights, or clamp them, which bitsandbytes would have packed."""
+STATE_SPACE = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+"""Kinds of which PEFT 0.21 refuses the modules whose weights a kernel reads by itself."""
 CONVERTED = frozenset({"hrm_text", "lara_mini", "minimax_m3_vl", "molmo2", "sarvam_moe"})
 """Of the kinds that Transformers 5.24 loads as a language model those whose files have linear modules stacked."""
 
