@@ -140,7 +140,7 @@ _WHAT: tuple[Panel, ...] = (
     ),
     Table(
         title="Advice",
-        description="What the operator would do differently; docs/advice.md says more, and kubectl describe has the "
+        description="What the operator would do differently; docs/states.md says more, and kubectl describe has the "
         f"numbers. {_RUNS}",
         unit="none",
         queries=[Query(expr=_max("lorafinetune_advice", "code, severity"), legend="{{severity}}: {{code}}")],

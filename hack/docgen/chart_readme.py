@@ -13,8 +13,8 @@ _PAGE = """\
 
 {description}
 
-Chart {version} installs release {application}. It needs Kubernetes {kubernetes}, and Helm 3.17 or later or Helm 4. The
-three images are yours to build and push, so two values have no default, and lora-preflight is beside lora-trainer:
+Chart {version} installs release {application}. It needs Kubernetes {kubernetes}, and Helm 3.17 or later or Helm 4. You
+build and push the three images, so two values have no default. Keep lora-preflight beside lora-trainer:
 
 ```sh
 helm install lora-finetune-operator {path} --namespace lora-system --create-namespace \\
@@ -23,26 +23,18 @@ helm install lora-finetune-operator {path} --namespace lora-system --create-name
 helm test lora-finetune-operator --namespace lora-system
 ```
 
-The notes after the installation hold a first run to paste, and the next step for what was switched on. `helm test`
-tries that run without creating it, and looks for an operator at work; a fault is a sentence. `helm uninstall` keeps the
-definition, every LoRAFineTune, Jobs that run and all volumes. `docs/install.md` of the project has the rest: rights,
-network and admission policies, monitoring, upgrade and removal.
+The notes after the installation show a first run to paste. `helm test` checks that the operator works and that the
+cluster would accept that run. `helm uninstall` keeps the CRD, every LoRAFineTune, running Jobs and all volumes.
+[Install](../../docs/install.md) and [Operate](../../docs/operate.md) explain permissions, monitoring, GitOps and
+upgrades.
 
-## With GitOps
-
-* Argo CD before 3.0 writes the Application's name into each object's label `app.kubernetes.io/instance`, by which the
-  ServiceMonitor finds the Service: leave `releaseName` unset, so that both names are the same, or set
-  `application.resourceTrackingMethod: annotation` in `argocd-cm`.
-* `helm template` into `kubectl apply` needs `--skip-tests`, and Kustomize's `helmCharts` needs `skipTests: true`: the
-  Job of `helm test` and its rights would stay installed.
-* A parent chart can have `condition: {name}.enabled`.
-* Of several releases, one alone can have `metrics.grafanaDashboard.enabled`, since the dashboards' addresses are fixed.
+A parent chart can use `condition: {name}.enabled`. Enable `metrics.grafanaDashboard` in one release only, because the
+dashboards' UIDs are fixed.
 
 ## Values
 
-`values.schema.json` refuses unknown keys and impossible values before anything is installed. Helm names the path of
-each, from 3.18 on as in `at '/logLevel'`, and its row below says what it may be; "additional properties" are keys that
-do not exist.
+`values.schema.json` refuses unknown keys ("additional properties") and invalid values before Helm installs anything.
+Helm names the path of each, as in `at '/logLevel'`.
 {groups}"""
 
 

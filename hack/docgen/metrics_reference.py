@@ -14,45 +14,37 @@ _HEAD = """\
 <!-- Generated from the metrics' own registries by hack/docs: edit them, then run `make docs`. -->
 # Metrics
 
-In the format of Prometheus and OpenMetrics. Units are base units (seconds, bytes, ratios from 0 to 1); counters end in
-`_total`; a histogram has `_bucket`, `_count` and `_sum`. No metric carries an error text, an address with credentials
-or a secret. The operator's `/metrics` is compressed where the scraper takes that.
+The operator and every training pod serve metrics in the format of Prometheus and OpenMetrics. Units are seconds, bytes
+and ratios from 0 to 1. A histogram has `_bucket`, `_count` and `_sum`. No metric carries an error text, an address with
+credentials or a secret. [Monitoring](monitoring.md) explains how to scrape them, with dashboards and alerts.
 
-"""
-_OPERATOR = """\
-## The operator: `/metrics` on `httpPort` (8080)
+## Operator
 
-`lora_operator_*` is about the operator itself.
+`/metrics` on `httpPort` (8080).
 
 """
 _FLEET = """
-## Runs that the operator manages
+## All runs
 
-Counted since the operator's process began, when the status that reports it is written: a restart counts nothing twice.
-What happened while no operator ran is counted when the next one notices it, often before its first scrape, so that
-`increase()` misses it. By namespace and reason, take `lorafinetune_state` and
-`lorafinetune_completed_timestamp_seconds` below.
+Counters reset when the operator restarts, and a restart counts nothing twice. If a run ends while no operator runs, the
+next one counts it, often before its first scrape: `increase()` misses it then. To count by namespace and reason, use
+`lorafinetune_state` and `lorafinetune_completed_timestamp_seconds` below.
 
 """
 _OBJECTS = """
-## One set of series for each LoRAFineTune
+## Each LoRAFineTune
 
-Absent with `runMetrics: false`, for a Prometheus that cannot hold some 12 series for each of them.
-
-Read from the resource at each scrape by the operator that leads, and gone with the resource. A number that is not known
-has no series. A run has at most 10 while it goes on and 8 after its end, and beside those one for each piece of advice
-(16 at most) and `lorafinetune_retries_total` (2, and after the end those that are not 0). A pod's own series end with
-the pod.
+The leading operator reads these series from the resource at each scrape. They end with the resource. A value that is
+not known has no series. A run has at most 10 series while it is active and 8 after its end, plus one for each piece of
+advice and those of `lorafinetune_retries_total`. `config.runMetrics: false` turns them off.
 
 """
 _TRAINER = """
-## A training pod: `/metrics` on port 9090
+## Training pods
 
-They end with the pod. The chart's PodMonitor gives each of them the labels `name` (of the LoRAFineTune), `uid`,
-`attempt`, `role` and `completion_index`, so that they join with `lorafinetune_*` by `namespace` and `name`.
-
-A counter begins with 0; a quantity has no series before its first value. Of several nodes, the first one's pod has the
-run's numbers, and each has the memory of its own GPUs.
+`/metrics` on port 9090. The series end with the pod. The chart's PodMonitor adds the labels `name` (of the
+LoRAFineTune), `uid`, `attempt`, `role` and `completion_index`, so that they join with `lorafinetune_*` by `namespace`
+and `name`. With several nodes the first node's pod has the run's numbers, and each pod the memory of its own GPUs.
 
 """
 _EXAMPLE = {
@@ -77,7 +69,7 @@ def render() -> str:
     """The whole page."""
     own, objects, trainer = _families()
     parts = (
-        (_OPERATOR, [metric for metric in own if metric.name.startswith("lora_operator_")]),
+        ("", [metric for metric in own if metric.name.startswith("lora_operator_")]),
         (_FLEET, [metric for metric in own if not metric.name.startswith("lora_operator_")]),
         (_OBJECTS, objects),
         (_TRAINER, trainer),

@@ -9,12 +9,12 @@ _HEAD = """\
 <!-- Generated from the rules in decide/decide.py: edit their docstrings, then run `make docs`. -->
 # What happens when
 
-After every change the operator goes through this table from top to bottom. The first rule that applies to a run decides
-what is done: objects to create, change and delete, the status, its Events, and when to look again. So a run that is
-being deleted is never started again, and a stored verdict is never changed.
+After every change the operator goes through this table from top to bottom. The first rule that applies decides: which
+objects to create, change and delete, the status, its Events, and when to look again. So a run that is being deleted is
+never started again, and a stored verdict never changes.
 
-`lora-operator explain NAMESPACE/NAME` in [the operator's pod](operations.md#why-does-this-run-wait) says which rule
-applies to a run now.
+To see which rule applies to a run now, call `lora-operator explain NAMESPACE/NAME` in
+[the operator's pod](operate.md#why-does-this-run-wait).
 
 """
 

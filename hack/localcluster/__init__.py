@@ -1,5 +1,5 @@
 """A real Kubernetes on one Linux machine, built from source, for the demo and the tests.
 
 Standard library only: this code runs before any virtual environment exists.
-`hack/cluster` is its command line, `docs/local-cluster.md` its manual.
+`hack/cluster` is its command line, `CONTRIBUTING.md` its manual.
 """

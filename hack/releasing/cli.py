@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _HELP = """\
 Make a release, an OCI image layout with signatures and bills of materials; check one from there; copy it to a
-registry. docs/release.md has all of it.
+registry. CONTRIBUTING.md has all of it.
 """
 _OUTPUT = REPOSITORY / "build" / "release"
 # Beside a layout that was signed by a key of its own.

@@ -14,7 +14,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from tests.chart import promql
 from tests.chart.matrix import IMAGES, merged
-from tests.chart.objects import Render, only, parsed
+from tests.chart.objects import Render, only
 from tests.chart.target import CHART
 
 from lora_operator.controller.metrics import Metrics
@@ -187,23 +187,6 @@ def test_the_rules_read_what_there_is(render: Render, namespaces: list[str]) -> 
             assert found == [], entry
             if "record" in entry:
                 known[entry["record"]] = tuple(entry["record"].partition(":")[0].split("_"))
-
-
-def test_the_pages_three_lines_switch_everything_on(helm: Any) -> None:
-    """Run by Bash, with what stands in for helm."""
-    page = (REPOSITORY / "docs/monitoring.md").read_text()
-    (lines,) = re.findall(r"^```sh\n(stack=.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert lines.count("\n") == 3
-    script = "helm() { printf '%s\\n' \"$@\"; }\n" + lines
-    done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
-    flags = [argument for argument in done.stdout.splitlines() if argument.startswith("--set=")]
-    assert len(flags) == 8
-    rendered = helm.template({}, *flags)
-    assert rendered.returncode == 0, rendered.stderr
-    labels = {o["kind"]: o["metadata"].get("labels", {}) for o in parsed(rendered.stdout)}
-    for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule"):
-        assert labels[kind]["release"] == "kube-prometheus-stack"
-    assert rendered.stdout.count('grafana_dashboard: "1"') == 2
 
 
 def test_what_a_query_reads_is_found() -> None:

@@ -17,8 +17,6 @@ from tests.chart.objects import parsed, pods_of
 from tests.chart.operating import operating
 from tests.chart.target import RELEASE, Target
 from tests.component.patience import eventually
-from tests.pages.blocks import block
-from tests.pages.typed import typed
 
 from localcluster import tools
 from localcluster.client import Client, CommandError
@@ -209,17 +207,6 @@ def test_where_runs_have_a_queue_by_default_a_new_one_may_name_none(target: Targ
     with pytest.raises(CommandError, match=f"metadata.labels has no {QUEUE}"):
         client.kubectl("label", "lft", "queued", here, f"{QUEUE}-")
     client.kubectl("delete", "lft", "queued", here)
-
-
-def test_the_page_quotes_the_rule_of_its_flags(target: Target, tmp_path: Path) -> None:
-    """docs/install.md, as a user is told who breaks it."""
-    (call,) = typed(block("docs/install.md", "--set policies.enabled=true").commands, tmp_path).calls
-    flags = call.arguments[call.arguments.index("--set") :]
-    target.install("--set=watch.namespaces={" + target.team + "}", *flags)
-    sentence = block("docs/install.md", "spec.model.uri is").text.strip()
-    worst = run_of(model={"uri": "hf://else/model"})
-    eventually(lambda: "#ml-platform" in refused(target, worst), "the rule is in force")
-    assert sentence in refused(target, worst)
 
 
 def prometheus(namespace: str, **spec: Any) -> str:

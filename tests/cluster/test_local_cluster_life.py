@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.pages.blocks import block
-from tests.pages.executed import Substitution, execute, substituted
+from tests.pages.executed import execute
 
 from localcluster import client, lifecycle, ports, processes, settings
 from localcluster.client import HACK_CLUSTER, Client
@@ -215,16 +214,15 @@ def test_down_leaves_no_process_mount_network_or_cgroup_and_keeps_volumes(runnin
 
 
 def test_control_planes_stand_side_by_side(control_plane: Client) -> None:
-    """Each has ports, objects and an end of its own; by the commands of the page on the local cluster."""
+    """Each has ports, objects and an end of its own."""
     name = f"tests-other-{os.getpid()}"
-    last = "hack/cluster down"
-    replaced = (
-        Substitution(shown="--name try", typed=f"--name={name}", why="several sessions may do this at once"),
-        Substitution(shown=last, typed=f"kubectl create namespace only-here\n{last}", why="something to look for"),
-    )
-    shown = block("docs/local-cluster.md", '$ eval "$(hack/cluster up --profile')
+    typed = f"""eval "$(hack/cluster up --profile control-plane --name {name})"
+kubectl apply --server-side -f crds/
+kubectl create namespace only-here
+hack/cluster down --name {name}
+"""
     try:
-        printed = execute(substituted(shown.commands, replaced), os.environ, settings.REPOSITORY)
+        printed = execute(typed, os.environ, settings.REPOSITORY)
         assert "lorafinetunes.lora-operator.io serverside-applied" in printed
         assert "namespace/only-here created" in printed
         assert lifecycle.load_record(settings.places(name)) is None

@@ -1,4 +1,4 @@
-"""What docs/gitops.md has people paste, on a real API server: its CEL is evaluated there, and its kubectl run."""
+"""What docs/operate.md has people paste, on a real API server: its CEL is evaluated there, and its kubectl run."""
 
 import json
 from collections.abc import Iterator

@@ -7,7 +7,6 @@ from pathlib import Path
 import yaml
 from tests.e2e.conftest import Installed
 from tests.e2e.support import PATIENCE_S
-from tests.pages.blocks import block
 from tests.pages.executed import execute
 
 JOB = Path(__file__).resolve().parents[2] / "examples/gpu-acceptance.yaml"
@@ -25,9 +24,8 @@ def test_the_image_builds_an_extension_through_triton_as_a_pods_user(
     container["args"] = ["--device=cpu", "--tiny", "--parts=device", "--json=-"]
     container["resources"] = {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "4Gi"}}
     client.apply(job, namespace=namespace)
-    follow = block("docs/gpu.md", "kubectl create -f examples/gpu-acceptance.yaml").commands.splitlines()[1]
-    here = follow.replace("kubectl logs", f"kubectl logs --namespace={namespace}")
-    log = execute(here, client.environment, tmp_path, errors=True, timeout_s=PATIENCE_S)
+    follow = f"until kubectl logs --namespace={namespace} --follow job/gpu-acceptance; do sleep 5; done"
+    log = execute(follow, client.environment, tmp_path, errors=True, timeout_s=PATIENCE_S)
     client.wait("job/gpu-acceptance", "condition=Complete", namespace=namespace, timeout_s=PATIENCE_S)
     found = {one["check"]: one for one in json.loads(log[log.index("\n{") :])["findings"]}
     assert found["extension by Triton's compiler"]["state"] == "passed", found

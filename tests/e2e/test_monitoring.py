@@ -2,7 +2,7 @@
 goes wrong wakes somebody, once."""
 
 import json
-import os
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -28,8 +28,6 @@ from tests.e2e.support import (
     wait_end,
     wait_reason,
 )
-from tests.pages.blocks import block
-from tests.pages.executed import Substitution, execute, substituted
 
 from dashgen import prometheus
 from demoflow.monitoring import FLAGS
@@ -187,18 +185,12 @@ def test_what_goes_wrong_with_a_run_wakes_somebody_once(scene: Scene) -> None:
     assert {alert: scene.woken()[alert] for alert in WOKEN} == dict.fromkeys(WOKEN, 1)
 
 
-def test_a_picture_of_a_run_is_drawn_as_the_page_has_it(scene: Scene, tmp_path: Path) -> None:
-    """By the page's command, of the Prometheus that watches it."""
+def test_a_picture_of_a_run_is_drawn(scene: Scene, tmp_path: Path) -> None:
+    """Of the Prometheus that watches it."""
     picture = tmp_path / "run.png"
-    replaced = (
-        Substitution(shown="http://127.0.0.1:9090", typed=scene.url, why="its address is chosen"),
-        Substitution(shown=" run.png", typed=f" {picture}", why="nothing is left in the checkout"),
-        Substitution(shown="team-a", typed=scene.namespace, why="a namespace of the test"),
-        Substitution(shown="support-tone", typed="stalls", why="a run of it"),
-    )
-    shown = block("docs/monitoring.md", "hack/dashboard-picture")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    execute(substituted(shown.commands, replaced), environment, settings.REPOSITORY)
+    command = [sys.executable, "hack/dashboard-picture", "run", scene.url, str(picture)]
+    run = ("--namespace", scene.namespace, "--name", "stalls", "--minutes", "180")
+    subprocess.run([*command, *run], cwd=settings.REPOSITORY, check=True)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -5,7 +5,6 @@ say what the page promises.
 """
 
 import dataclasses
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,6 +90,7 @@ def _operator(client: Client) -> str:
     return name
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("shown", RUNBOOKS, ids=lambda shown: Path(shown.page).stem)
 def test_a_runbook_s_commands_work_as_pasted(on_call: Reader, shown: Block) -> None:
     """Each answers, but for those that look for what is wrong; where the operator explains, it is about the run."""
@@ -102,60 +102,6 @@ def test_a_runbook_s_commands_work_as_pasted(on_call: Reader, shown: Block) -> N
         assert "saved the state after step" in printed
     elif '"$pod"' in shown.commands:
         assert "step" in printed
-
-
-def test_questions_to_the_operator_s_log_are_answered(on_call: Reader) -> None:
-    """By jq, of the real log; what was written for the run is in it, and when."""
-    printed = on_call.types(block("docs/operations.md", "log() {"))
-    assert re.search(r"^\d{4}-\d\d-\d\dT\S+ Training status$", printed, re.MULTILINE), printed
-
-
-def test_the_operator_s_pod_explains_a_run_as_the_page_has_it(on_call: Reader) -> None:
-    """By the line of the page on operations."""
-    printed = on_call.types(block("docs/operations.md", "$ kubectl exec -n lora-system"))
-    assert f"run: {on_call.namespace}/{RUN}\n" in printed
-
-
-def test_a_run_is_suspended_and_resumed_by_either_program(on_call: Reader) -> None:
-    """The commands of the page on watching: the client's, then kubectl's."""
-    for begin in ("lora suspend", "kubectl patch lft"):
-        shown = block("docs/watch.md", begin)
-        pause, resume = shown.commands.splitlines()
-        on_call.types(dataclasses.replace(shown, text=pause))
-        wait_reason(on_call.client, on_call.namespace, RUN, "Complete", "SuspendedByUser")
-        on_call.types(dataclasses.replace(shown, text=resume))
-        wait_reason(on_call.client, on_call.namespace, RUN, "Complete", "Training")
-    assert status(on_call.client, on_call.namespace, RUN)["progress"]["step"] > 0
-
-
-def test_an_administrator_looks_after_the_chart(on_call: Reader) -> None:
-    """A roll-out that is done, `helm test`, an upgrade with the same values, and all runs at a glance."""
-    shown = block("docs/install.md", "kubectl -n lora-system rollout status")
-    assert "successfully rolled out" in on_call.types(dataclasses.replace(shown, text=shown.text.splitlines()[-1]))
-    assert "STATUS: deployed" in on_call.types(block("docs/install.md", "helm upgrade lora-finetune-operator"))
-    printed = on_call.types(block("docs/upgrade.md", "helm test"))
-    assert "Phase:          Succeeded" in printed
-    assert RUN in printed
-
-
-def test_a_team_s_namespace_gets_claims_and_a_file_on_one(installed: Installed, namespace: str, tmp_path: Path) -> None:
-    """By a pod that the strictest namespace takes."""
-    reader = _reader(installed, namespace, tmp_path)
-    installed.client.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
-    row = '{"prompt": "a", "completion": "b"}\n'
-    (tmp_path / "support-chats.jsonl").write_text(row)
-    reader.types(block("docs/install.md", "metadata: {name: datasets}"))
-    upgraded = Substitution(shown="helm upgrade ...", typed=": helm upgrade", why="the chart is the other tests' too")
-    reader.types(block("docs/install.md", "metadata: {name: lora-cache}"), upgraded)
-    reader.types(block("docs/install.md", "kubectl -n team-a create secret"))
-    look = "kubectl -n team-a exec copy -- cat /data/support-chats.jsonl\n"
-    last = "kubectl -n team-a delete"
-    printed = reader.types(
-        block("docs/install.md", "metadata: {name: copy}"),
-        Substitution(shown="registry.example.com/lora-trainer:0.1.0", typed=installed.images.trainer, why="as pushed"),
-        Substitution(shown=last, typed=look + last, why="what was copied is looked at"),
-    )
-    assert row in printed
 
 
 @pytest.fixture

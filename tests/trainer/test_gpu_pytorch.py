@@ -1,7 +1,6 @@
 """The PyTorch that the acceptance of a GPU runs with: one that is too old for packs is named, and a user's own one has
 the other packages beside it."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -40,16 +39,3 @@ def test_an_older_pytorch_is_told_with_what_it_lacks(cpu: Device, monkeypatch: p
     outcome = _found(cpu)
     assert outcome.state is State.FAILED
     assert "does not take scale, window_size" in outcome.said
-
-
-def test_the_page_installs_all_but_pytorch() -> None:
-    """Beside a PyTorch of the user's own: its CUDA packages are another's, and pip would take it for theirs."""
-    page = (REPOSITORY / "docs/gpu.md").read_text(encoding="utf-8")
-    command = next(line for line in page.splitlines() if line.startswith("grep "))
-    done = subprocess.run(
-        ["bash", "-c", command.partition(">")[0]], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    pinned = (REPOSITORY / "requirements/trainer.txt").read_text(encoding="utf-8")
-    left_out = {line.partition("==")[0] for line in {*pinned.splitlines()} - {*done.stdout.splitlines()}}
-    assert {"torch", "triton", "nvidia-cublas", "cuda-toolkit"} <= left_out
-    assert all(name.startswith(("torch", "triton", "nvidia-", "cuda-")) for name in left_out)

@@ -1,4 +1,4 @@
-"""The health checks of docs/gitops.md, as they stand there to be pasted, and what they are to say."""
+"""The health checks of docs/operate.md, as they stand there to be pasted, and what they are to say."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from tests.unit.builders import Object
 
 from lora_operator.decide.states import Group
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/gitops.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs/operate.md"
 ARGO_KEY = "resource.customizations.health.lora-operator.io_LoRAFineTune"
 # For Argo CD, and for Flux, which knows no suspension.
 HEALTH = {
@@ -37,6 +37,7 @@ def argo_check() -> str:
 
 def flux_check() -> Object:
     """Which kind is checked, and the expressions."""
-    (manifest,) = re.findall(r"(?ms)^```yaml\n(.*?)^```$", PAGE.read_text())
+    shown = re.findall(r"(?ms)^```yaml\n(.*?)^```$", PAGE.read_text())
+    (manifest,) = [block for block in shown if "healthCheckExprs" in block]
     (check,) = yaml.safe_load(manifest)["spec"]["healthCheckExprs"]
     return dict(check)

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.pages.blocks import block
 from typer.main import get_command
 
 from demoflow import ask, cli, cluster, monitoring, packages, picture, progress, report, run
 from demoflow.cluster import Images
 from demoflow.errors import DemoError
 from demoflow.packages import Packages
-from localcluster import client, prometheus, settings
+from localcluster import client
 from localcluster.client import Client
 from localcluster.console import Console
 from lora_client.commands import app
@@ -369,17 +368,6 @@ def test_a_watch_that_cannot_be_is_refused(
     monkeypatch.setenv("CLUSTER", cluster)
     with pytest.raises(DemoError, match=words):
         monitoring.is_wanted()
-
-
-def test_a_watched_demo_ends_with_what_the_page_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where the ports are free, but for the user's home."""
-    addresses = {program: f"http://127.0.0.1:{port}" for program, port in prometheus.PORTS.items()}
-    monkeypatch.setattr(prometheus, "addresses", lambda _places: addresses)
-    monkeypatch.setattr(monitoring, "_draw", lambda *_: None)
-    monkeypatch.setattr(settings, "cache_directory", lambda: tmp_path)
-    shown = monitoring.show("support-tone", "lora-demo", 3, Console())
-    page = block("docs/monitoring.md", "Monitoring:").text
-    assert f"{shown}\n" == page.replace("/root/.cache/lora-operator", str(tmp_path))
 
 
 def test_the_local_cluster_is_not_sent_to_the_real_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The health check that docs/gitops.md gives to Argo CD, run as Argo CD runs it, over every state of a run."""
+"""The health check that docs/operate.md gives to Argo CD, run as Argo CD runs it, over every state of a run."""
 
 from collections.abc import Mapping
 from typing import Any

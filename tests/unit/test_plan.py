@@ -128,16 +128,6 @@ def test_a_column_that_there_is_no_room_for_is_said_to_be_left_out(
     assert f"no room for {left_out}: a wider terminal" in text if left_out else "no room" not in text
 
 
-def test_the_page_shows_what_the_command_prints(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """docs/fit.md, whose numbers would grow old unseen."""
-    write(model={"uri": "hf://meta-llama/Llama-3.1-8B-Instruct"})
-    manifest = Path("x.yaml").read_text(encoding="utf-8").replace("name: tone", "name: support-tone")
-    Path("x.yaml").write_text(manifest, encoding="utf-8")
-    os.environ["COLUMNS"] = "100"
-    page = (TRAINER.parent / "docs" / "fit.md").read_text(encoding="utf-8")
-    assert printed(capsys, "--tokens", "5000000") in page
-
-
 def test_a_named_gpu_replaces_the_list(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By name or by memory; of the latter the speed is not known."""
     text = printed(capsys, "--gpu", "h100", "--gpu", "24GiB")

@@ -255,7 +255,7 @@ def storage_error(error: OSError, what: str) -> StorageError:
     if error.errno in (errno.EACCES, errno.EPERM):
         return StorageError(
             f"{what} cannot be written: {error.strerror}; let user {os.geteuid()} and group {os.getegid()} of the "
-            "trainer write there: NFS, EFS and others may ignore fsGroup (docs/storage.md)"
+            "trainer write there: NFS, EFS and others may ignore fsGroup (docs/namespaces.md)"
         )
     return StorageError(f"{what} cannot be written: {error.strerror or error}")
 

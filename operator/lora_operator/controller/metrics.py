@@ -26,22 +26,21 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.reconciles = Counter(
             "lora_operator_reconcile",
-            "Turns of a LoRAFineTune: success; retry where the API server could not be reached, was in trouble or in "
-            "the middle of something; error where it refused what the operator must be able to do, or something "
-            "unexpected happened.",
+            "Reconciles of a LoRAFineTune: success; retry if the API server was unreachable or in trouble; error if "
+            "it refused a permission that the operator needs, or something unexpected happened.",
             ["result"],
             registry=registry,
         )
         self.reconcile_seconds = Histogram(
             "lora_operator_reconcile_duration_seconds",
-            "Duration of a turn of a LoRAFineTune, its requests to the API server included.",
+            "Duration of a reconcile, its requests to the API server included.",
             buckets=_RECONCILE_SECONDS,
             registry=registry,
         )
         self.requests = Counter(
             "lora_operator_api_requests",
-            "Requests to the API server by what they do (get includes lists) and HTTP status; "
-            "code is error where no answer came.",
+            "Requests to the API server, by verb (get includes lists) and HTTP status; code is error if no answer "
+            "came.",
             ["verb", "code"],
             registry=registry,
         )
@@ -55,14 +54,14 @@ class Metrics:
         )
         self.left_out_namespaces = Gauge(
             "lora_operator_left_out_namespace",
-            "1 for each listed namespace that is not watched, because a right to list or watch is missing there.",
+            "1 for each listed namespace that is not watched, because the permission to list or watch is missing.",
             ["namespace"],
             registry=registry,
         )
         self.watch_last_event = Gauge(
             "lora_operator_watch_last_event_timestamp_seconds",
-            "When a watch last brought an event or a bookmark, or a list came; of several namespaces the longest ago, "
-            "and 0 before the first.",
+            "When a watch last received an event, a bookmark or a list; the oldest of several namespaces, and 0 "
+            "before the first.",
             ["resource"],
             registry=registry,
         )
@@ -70,14 +69,14 @@ class Metrics:
         build.info({"version": RELEASE, "python": platform.python_version()})
         self.finished = Counter(
             "lorafinetune_finished",
-            "Runs whose verdict this process has written, by result (succeeded or failed).",
+            "Runs whose verdict this process wrote, by result (succeeded or failed).",
             ["result"],
             registry=registry,
         )
         self.wait_seconds = Histogram(
             "lorafinetune_queue_wait_seconds",
-            "Time from the creation of a LoRAFineTune to its first pod that trains, which a queue, a quota, the "
-            "preflight or spec.suspend delays; the pod's own wait for a node is added to it.",
+            "Time from the creation of a LoRAFineTune to the creation of its first training pod. The pod's own wait "
+            "for a node is not included.",
             buckets=_WAIT_SECONDS,
             registry=registry,
         )

@@ -163,91 +163,88 @@ _FAMILIES = (
     _Family(
         name="lorafinetune",
         kind="info",
-        help="What is trained and how; quantization is the one that is used, once that is known, and queue is empty "
-        "without one.",
+        help="Base model, quantization (the one used, once known) and queue (empty without one).",
         stays=True,
         read=_facts,
     ),
     _Family(
         name="lorafinetune_state",
-        help="1 for the STATE that the run is in and its group (docs/states.md); no series for the others.",
+        help="1 for the run's STATE and its group (docs/states.md); other states have no series.",
         stays=True,
         read=_state,
     ),
     _Family(
         name="lorafinetune_state_since_timestamp_seconds",
-        help="Since when the run is in its state.",
+        help="When the present state began.",
         read=_state_since,
     ),
     _Family(
         name="lorafinetune_completed_timestamp_seconds",
-        help="When the run ended, successfully or not.",
+        help="When the run succeeded or failed.",
         stays=True,
         read=lambda finetune, _: _timestamp(finetune.status.get("completionTime")),
     ),
     _Family(
         name="lorafinetune_active_seconds",
-        help="How long the run has been active, over all attempts and with the preflight: what activeDeadlineSeconds "
-        "limits.",
+        help="Active seconds, over all attempts and with the preflight, which activeDeadlineSeconds limits.",
         read=_active_seconds,
     ),
     _Family(
         name="lorafinetune_requested_gpus",
-        help="GPUs that the run asks for, of all its nodes together; 0 for a run on the CPU.",
+        help="Requested GPUs of all nodes together; 0 for a run on the CPU.",
         read=_requested_gpus,
     ),
     _Family(
         name="lorafinetune_gpu_seconds",
-        help="The time for which the run has been active times the GPUs that it asks for. A gauge: take delta(), as "
-        "the end of a period of activity corrects it by some seconds.",
+        help="Active seconds times requested GPUs. A gauge: use delta(), because the end of an active period "
+        "corrects it by some seconds.",
         stays=True,
         read=_gpu_seconds,
     ),
     _Family(
         name="lorafinetune_attempts",
-        help="Training Jobs made for the run so far; above 1 only where one was deleted before it was done.",
+        help="Training Jobs created; above 1 only if one was deleted before it was done.",
         read=lambda finetune, _: _number(finetune.status.get("attempt", 0)),
     ),
     _Family(
         name="lorafinetune_retries",
         kind="counter",
-        help="How often the run was begun again, by kind as in status.retries: used counts against maxRetries, "
-        "preempted does not; after the end only those that there were.",
+        help="Retries by kind: used counts against maxRetries, preempted does not. After the end only kinds above 0.",
         stays=True,
         read=_retries,
     ),
     _Family(
         name="lorafinetune_advice",
-        help="1 for each piece of advice in the status, by what it is about and its severity, Info or Warning.",
+        help="1 for each piece of advice in the status.",
         stays=True,
         read=_advice,
     ),
     _Family(
         name="lorafinetune_progress_ratio",
-        help="Share of the optimizer steps that are done, from 0 to 1; none before the first report.",
+        help="Share of the optimizer steps done, from 0 to 1; absent before the first report.",
         stays=True,
         read=_progress_ratio,
     ),
     _Family(
         name="lorafinetune_checkpoint_step",
-        help="Step after which the last valid checkpoint was saved; none before the first.",
+        help="Step of the last valid checkpoint; absent before the first.",
         stays=True,
         read=_checkpoint_step,
     ),
     _Family(
         name="lorafinetune_estimated_memory_bytes",
-        help="Highest memory that the training is expected to use, of a GPU or, without one, of the pod.",
+        help="Expected peak memory of a GPU or, without one, of the pod.",
         read=_status_number("plan", "peakBytes"),
     ),
     _Family(
         name="lorafinetune_final_eval_loss",
-        help="Held-out loss of a run that succeeded, in nats per target token.",
+        help="Validation loss of a run that succeeded, in nats per loss token.",
         stays=True,
         read=_status_number("results", "evalLossAfter"),
     ),
     _Family(
         name="lorafinetune_final_eval_loss_before",
-        help="Held-out loss of the base model, before the training of a run that succeeded, in nats per target token.",
+        help="Validation loss of the base model, for a run that succeeded, in nats per loss token.",
         stays=True,
         read=_status_number("results", "evalLossBefore"),
     ),

@@ -38,7 +38,7 @@ def test_the_page_s_commands_install_client_and_plugin(tmp_path: Path) -> None:
             why="it finds those packages; one that they lack is an error",
         ),
     ]
-    shown = block("docs/client.md", "pip install").commands
+    shown = block("README.md", "pip install '.[client]'").commands
     assert all(each.shown in shown for each in replaced)
     environment = {"HOME": str(home), "PATH": f"{programs}:/usr/bin:/bin", "TMPDIR": str(tmp_path)}
     printed = execute(substituted(shown, replaced), environment, folder)

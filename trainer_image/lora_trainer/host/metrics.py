@@ -17,31 +17,30 @@ from lora_trainer.spec.progress import Phase, Progress
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _STEP_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 _GAUGES = {
-    "loss": "Training loss of the last optimizer step, in nats per learned token.",
-    "eval_loss": "Loss on the held-out rows, in nats per learned token.",
+    "loss": "Training loss of the last optimizer step, in nats per loss token.",
+    "eval_loss": "Validation loss, in nats per loss token.",
     "learning_rate": "Learning rate of the last optimizer step.",
     "grad_norm": "Norm of the gradient before clipping.",
     "step": "Optimizer steps taken.",
     "steps": "Optimizer steps of the whole run.",
     "epoch": "Passes over the training data.",
     "tokens_per_second": "Training tokens per second over the last steps.",
-    "micro_batch_fill": "Share of the room of the last step's micro-batches that its tokens took, padding not.",
-    "mfu_ratio": "Share of the GPUs' dense 16-bit peak that the training reaches, for 4N operations a token, N the "
-    "parameters that a token is multiplied with: what is computed again does not count. None where the GPU is not "
-    "known, or computes in fp32.",
-    "peak_memory_bytes": "Most memory used: of the GPU, or of the process on a CPU.",
-    "heartbeat_timestamp_seconds": "When the pod last did something for the run, in whatever stage.",
-    "checkpoint_interval_seconds": "Seconds between two checkpoints, at most; none where nothing outlives the pod, and "
-    "after the evaluation with which the training ends.",
-    "unsaved_seconds": "Seconds of optimizer steps that no checkpoint holds: they are done again if the pod ends now. "
-    "None where checkpoint_interval_seconds has none.",
-    "checkpoint_last_success_timestamp_seconds": "When the last checkpoint was proven.",
+    "micro_batch_fill": "Share of the last step's micro-batches that tokens filled, without padding.",
+    "mfu_ratio": "Share of the GPUs' dense 16-bit peak that the training reaches, at 4N operations per token with N "
+    "parameters per token; recomputation does not count. Absent for unknown GPUs and fp32.",
+    "peak_memory_bytes": "Peak memory of the GPU or, on a CPU, of the process.",
+    "heartbeat_timestamp_seconds": "When the pod last worked for the run, in any stage.",
+    "checkpoint_interval_seconds": "Longest time between two checkpoints; absent without a checkpoint PVC and after "
+    "the final evaluation.",
+    "unsaved_seconds": "Seconds of optimizer steps since the last checkpoint, which are lost if the pod ends now. "
+    "Absent like checkpoint_interval_seconds.",
+    "checkpoint_last_success_timestamp_seconds": "When the last checkpoint was verified.",
 }
 _OF_THE_TRAINING = ("tokens_per_second", "mfu_ratio", "checkpoint_interval_seconds", "unsaved_seconds")
 _GPU_GAUGES = {
-    "allocated": "Memory that tensors take on a GPU of this pod; gpu is its number in the pod.",
-    "reserved": "Memory that PyTorch has taken from a GPU of this pod.",
-    "peak": "Most memory that tensors have taken on a GPU of this pod.",
+    "allocated": "Memory of tensors on a GPU of this pod; gpu is its number in the pod.",
+    "reserved": "Memory that PyTorch has reserved on a GPU of this pod.",
+    "peak": "Peak memory of tensors on a GPU of this pod.",
 }
 
 
@@ -78,19 +77,19 @@ class TrainingMetrics:
             self._saves.labels(result)
         self._left_out = Counter(
             "lora_training_nonfinite_values",
-            "Optimizer steps left out because loss or gradients were not finite, where no smaller scale of the loss in "
-            "FP16 can help: the third in a row ends the run.",
+            "Optimizer steps skipped because the loss or gradients were not finite, and a smaller FP16 loss scale "
+            "could not help. The third in a row ends the run.",
             registry=self.run,
         )
         self._scaled_down = Counter(
             "lora_training_scaled_down_steps",
-            "Optimizer steps left out because gradients were beyond the range of FP16: the loss is scaled by less from "
-            "then on. Several in a row are normal at the start.",
+            "Optimizer steps skipped because gradients exceeded the range of FP16; the loss scale is then reduced. "
+            "Several in a row are normal at the start.",
             registry=self.run,
         )
         self._halvings = Counter(
             "lora_training_micro_batch_halvings",
-            "Times that memory did not suffice and micro-batches were halved.",
+            "Times that micro-batches were halved because memory did not suffice.",
             registry=self.run,
         )
         self._seen = Counters()
@@ -159,7 +158,7 @@ class TrainingMetrics:
             self._values["unsaved_seconds"] *= not saved
 
     def _run_families(self) -> Iterable[Metric]:
-        phase = GaugeMetricFamily("lora_training_phase", "1 for the phase that the run is in.", labels=["phase"])
+        phase = GaugeMetricFamily("lora_training_phase", "1 for the run's phase.", labels=["phase"])
         phase.add_metric([self._phase.value], 1.0)
         yield phase
         for name, text in _GAUGES.items():

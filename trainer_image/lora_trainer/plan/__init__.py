@@ -8,7 +8,7 @@ speed       floating-point operations, and seconds at a share of a device's peak
 choice      quantization and recomputation: what fits, and the fastest of it
 planning    the plan of a run on its device, and all other settings there
 remedies    what would make a run fit that does not
-hints       what would make a run, or the next one, go better: the table (docs/advice.md explains it)
+hints       what would make a run, or the next one, go better: the table (docs/states.md explains it)
 hint_checks what is known of a run, and whether a rule of the table holds
 answer      all of a plan that `lora-trainer plan` shows
 show        the same as tables, JSON and YAML

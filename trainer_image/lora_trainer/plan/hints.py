@@ -1,5 +1,5 @@
-"""The table of all rules of advice, and what they say before and after a training, in which words. docs/advice.md has
-when each is given, and by which source.
+"""The table of all rules of advice, and what they say before and after a training, in which words. docs/states.md
+has when each is given, and by which source.
 """
 
 from collections.abc import Callable, Iterable, Mapping

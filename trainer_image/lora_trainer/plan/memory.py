@@ -1,5 +1,5 @@
 """Memory by part at the peak of a training, as this project's trainer has it, of a merge and of a checkpoint.
-docs/fit.md has each formula's proof.
+docs/memory-and-time.md shows what comes of it.
 
 Symbols of the comments: s bytes of the compute type, C hidden size, Q width of all queries, KV of all keys, I of the
 MLP, H heads, r rank, V vocabulary, T tokens of a micro-batch.
