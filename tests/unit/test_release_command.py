@@ -23,7 +23,6 @@ from releasing.layout import Layout
 from releasing.signing import Cosign, Identity, Key, PublicKey
 
 WORKFLOW = Path(__file__).parents[2] / ".github" / "workflows" / "release.yaml"
-PAGE = (Path(__file__).parents[2] / "docs" / "release.md").read_text()
 IDENTITY = Identity(subject="https://example.com/w@refs/tags/v1", issuer="https://issuer.example.com")
 
 
@@ -205,24 +204,3 @@ def test_the_workflow_makes_and_publishes_what_the_command_knows() -> None:
     flags = made.partition('RELEASE_FLAGS="')[2].rstrip('"').split()
     assert parser.parse_args(["build", *flags]).keyless
     assert parser.parse_args(shlex.split(published.partition("hack/release ")[2])).identity
-
-
-def test_the_page_verifies_as_the_check_does() -> None:
-    """Every command of cosign trusts the key alone, without a log, as hack/release does."""
-    lines = [line for line in PAGE.replace("\\\n", " ").splitlines() if line.startswith("cosign verify")]
-    assert len(lines) == 4
-    trusted = " ".join(PublicKey(path=Path("cosign.pub")).trusts())
-    names = {line.split()[-1].partition(":")[0].rpartition("/")[2] for line in lines if " | " not in line}
-    assert all(f" {trusted} " in line for line in lines)
-    assert names < set(artifacts.NAMES)
-    assert artifacts.REQUIREMENTS in PAGE
-
-
-def test_the_page_uses_flags_that_there_are() -> None:
-    """Of `make release` and of hack/release itself."""
-    flags = re.findall(r'RELEASE_FLAGS="(.*?)"', PAGE)
-    commands = re.findall(r"python hack/release ([a-z]+ [^`\n]*)", PAGE)
-    assert len(flags) == 1
-    assert len(commands) == 2
-    for command in (*(f"build {each}" for each in flags), *commands):
-        cli.parser().parse_args(command.split())
