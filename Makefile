@@ -3,7 +3,7 @@
 #   make test    everything: lint, types, unit, trainer, control plane, cluster, chart, end to end
 #   make unit    the pure layers alone, seconds
 #   make soak    the long versions: thousands of examples, each point of a crash, an hour of random life; PART=name for one
-#   make bench   the numbers of docs/benchmarks.md
+#   make bench   the numbers of docs/performance.md: the operator's into benchmarks/results/results.yaml
 #   make audit   checkov over all recorded renderings of the chart
 #   make release images, chart and client, signed, with bills of materials, in build/release; checked from there
 SHELL := /bin/bash
@@ -88,8 +88,7 @@ soak: servers
 bench: everything
 	@$(BIN)/python benchmarks/footprint.py
 	@$(BIN)/python benchmarks/operator_scale.py --record
-	@$(BIN)/python benchmarks/monitoring.py --record
-	@$(BIN)/python benchmarks/installation.py
+	@$(BIN)/python benchmarks/trainer.py
 
 AUDIT := .venv-audit
 audit: $(AUDIT)/.installed

@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/footprint.py [--rounds 3]
 
 Needs `make test` once before, so that everything is built: it measures warm times. It ends a running
-local cluster and starts it again. Prints rows for docs/benchmarks.md; medians of `--rounds`.
+local cluster and starts it again. Prints a table with medians of `--rounds`.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 Trains SmolLM2-135M 30 times on 1,000 short rows of `benchmarks/study/rows.py` and measures the loss of 200 held-out
 rows, row by row. What a training found is appended to `--results` when it ends; started again, those that are there
 are passed over, so the study goes on where it stopped. The first seed of all settings comes first. `--record` trains
-nothing and writes the tables and the plot of docs/hyperparameters.md from the results.
+nothing: it writes benchmarks/results/hyperparameters.md and docs/hyperparameters.svg from the results.
 """
 
 import argparse
@@ -20,16 +20,19 @@ from benchmarks.study.order import missing
 from benchmarks.study.records import RESULTS, append, read
 from benchmarks.study.settings import SEEDS
 
-PAGE = REPOSITORY / "docs/hyperparameters.md"
+TABLES = RESULTS.with_suffix(".md")
+PICTURE = REPOSITORY / "docs/hyperparameters.svg"
 
 
 def main() -> int:
     """Train what is not there yet, or record what is."""
     options = _options()
     if options.record:
-        from benchmarks.study.page import record  # noqa: PLC0415 - imports matplotlib
+        from benchmarks.study.report import draw, render  # noqa: PLC0415 - training does without
 
-        record(PAGE, read(options.results))
+        runs = read(options.results)
+        TABLES.write_text(render(runs), encoding="utf-8")
+        draw(PICTURE, runs)
         return 0
     from benchmarks.study.training import train  # noqa: PLC0415 - imports torch
 
@@ -51,7 +54,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of JSON lines that results are added to")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--record", action="store_true", help="train nothing, write docs/hyperparameters.md")
+    parser.add_argument("--record", action="store_true", help="train nothing, write the tables and the plot")
     return parser.parse_args()
 
 

@@ -32,11 +32,10 @@ from benchmarks.scale import kubeflow, parts, tenants
 from benchmarks.scale.kubeflow import Load
 from benchmarks.scale.machine import description
 from benchmarks.scale.processes import SOURCES
-from benchmarks.scale.record import record
-from benchmarks.scale.rows import Point, Row
+from benchmarks.scale.record import commit_of, record
+from benchmarks.scale.rows import Row
 
 PARTS = ("creation", "preflights", "fleet", "scrape", "failure", "training", "hostile", "kubeflow")
-PAGE = REPOSITORY / "docs" / "benchmarks.md"
 
 
 def main() -> int:
@@ -48,12 +47,18 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(description(), flush=True)
     for part in options.parts:
-        found: list[Row | Point] = []
-        for item in _measure(part, options):
-            print(item, flush=True)
-            found.append(item)
+        found: list[Row] = []
+        for row in _measure(part, options):
+            print(row, flush=True)
+            found.append(row)
         if options.record:
-            record(PAGE, part, found, description(), datetime.now(UTC).date())
+            record(
+                f"benchmarks/{Path(__file__).name} --parts {part}",
+                found,
+                commit=commit_of(options.operator or REPOSITORY),
+                machine=description(),
+                day=datetime.now(UTC).date(),
+            )
     return 0
 
 
@@ -64,11 +69,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--loads", nargs="+", type=int, choices=(1, 2, 3), default=(1, 2, 3), help="of part kubeflow")
     parser.add_argument("--rest", type=float, default=60, help="seconds to watch the operator at rest")
     parser.add_argument("--operator", type=Path, help="checkout of another release, whose operator is to be measured")
-    parser.add_argument("--record", action="store_true", help="put what the parts found into docs/benchmarks.md")
+    parser.add_argument("--record", action="store_true", help="put what the parts found into results/results.yaml")
     return parser.parse_args()
 
 
-def _measure(part: str, options: argparse.Namespace) -> Iterator[Row | Point]:
+def _measure(part: str, options: argparse.Namespace) -> Iterator[Row]:
     def share_of(count: int) -> int:
         return max(10, int(count * options.scale))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.scale.connections import Connection, Connections, Object, Watch, dump
 from benchmarks.scale.machine import percentile
+from benchmarks.scale.rows import Measure
 
 from localcluster.api import Api
 
@@ -36,12 +37,20 @@ class Creation:
     after_last_s: float
     creations_per_second: float
 
-    def __str__(self) -> str:
-        p50, p99, longest = (percentile(self.latencies_s, share) for share in (0.5, 0.99, 1.0))
-        return (
-            f"p50 {p50:.3f} s, p99 {p99:.3f} s, max {longest:.3f} s; last Job {self.last_job_s:.1f} s after the first "
-            f"creation and {self.after_last_s:.2f} s after the last, {self.creations_per_second:.0f} creations/s"
-        )
+    def measures(self) -> list[Measure]:
+        """The numbers of a row."""
+        return [
+            *latencies(self.latencies_s),
+            Measure("last Job after the first creation", self.last_job_s, "s"),
+            Measure("last Job after the last creation", self.after_last_s, "s"),
+            Measure("creations", self.creations_per_second, "1/s"),
+        ]
+
+
+def latencies(found_s: Sequence[float]) -> list[Measure]:
+    """Of times from a creation to its Job."""
+    shares = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+    return [Measure(name, percentile(found_s, share), "s") for name, share in shares.items()]
 
 
 def create(api: Api, kind: Kind, names: Sequence[str], rate: float | None) -> Creation:

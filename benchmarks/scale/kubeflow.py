@@ -18,7 +18,7 @@ from benchmarks.scale.fleet import finetunes, looked_at, make_namespaces
 from benchmarks.scale.machine import Busy, percentile
 from benchmarks.scale.playing import Preflights
 from benchmarks.scale.processes import a_full_cluster, define, operator_in, wait_until
-from benchmarks.scale.rows import Row
+from benchmarks.scale.rows import Measure, Row
 
 from localcluster import lifecycle, settings
 from localcluster.api import Api
@@ -115,26 +115,25 @@ def _rows(load: Load, rounds: list[Round], busy: float) -> Iterator[Row]:
     """The last round of each, and how they compare: the medians where there were several."""
     several = f" (the last of {load.rounds} rounds)" if load.rounds > 1 else ""
     for who, done in rounds[-1].items():
-        yield Row(what=f"{who}: apply to Job, {load}{several}", wanted="", measured=str(done), busy=busy)
+        yield Row(what=f"{who}: apply to Job, {load}{several}", found=done.measures(), busy=busy)
     facts = (
         ("p99", lambda done: percentile(done.latencies_s, 0.99)),
         ("last creation to last Job", lambda done: done.after_last_s),
         ("last Job", lambda done: done.last_job_s),
     )
     for side, (name, read) in itertools.product((_OURS, _WITH_PREFLIGHT), facts):
-        theirs, ours = ([read(done[who]) for done in rounds] for who in (_THEIRS, side))
-        ratio = statistics.median(ours) / max(statistics.median(theirs), 0.001)
+        theirs, ours = (statistics.median(read(done[who]) for done in rounds) for who in (_THEIRS, side))
         with_preflight = " with a preflight" if side == _WITH_PREFLIGHT else ""
         yield Row(
             what=f"{name}{with_preflight} against Kubeflow Trainer's, {load}",
             wanted="" if with_preflight else load.wanted.get(name, ""),
-            measured=f"{ratio:.2f} x: {_listed(ours)} against {_listed(theirs)} s{', medians' if several else ''}",
+            found=[
+                Measure("ratio", ours / max(theirs, 0.001)),
+                Measure("this operator, median", ours, "s"),
+                Measure("Kubeflow Trainer, median", theirs, "s"),
+            ],
             busy=busy,
         )
-
-
-def _listed(values: list[float]) -> str:
-    return ", ".join(f"{value:.3f}" for value in values)
 
 
 def _trainjobs(namespace: str) -> Kind:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.scale.connections import Watch
-from benchmarks.scale.creation import WARM_UP, create
+from benchmarks.scale.creation import WARM_UP, create, latencies
 from benchmarks.scale.fleet import (
     Ending,
     add_finished,
@@ -33,7 +33,7 @@ from benchmarks.scale.playing import (
     settle,
 )
 from benchmarks.scale.processes import Operator, a_control_plane, an_operator, wait_until
-from benchmarks.scale.rows import Point, Row
+from benchmarks.scale.rows import Measure, Row
 from benchmarks.scale.server import cpu_s, write_percentile_s
 
 from localcluster.api import Api
@@ -63,7 +63,11 @@ def creation(rate: float | None, count: int, wanted: str) -> Row:
         return Row(
             what=f"apply to Job, {count} {pace}",
             wanted=wanted,
-            measured=f"{done}; {after.cpu_s - before.cpu_s:.1f} CPU s of the operator, {looks:.1f} passes a run",
+            found=[
+                *done.measures(),
+                Measure("CPU of the operator", after.cpu_s - before.cpu_s, "s"),
+                Measure("passes a run", looks),
+            ],
             busy=busy.share(),
         )
 
@@ -87,13 +91,16 @@ def preflights(count: int) -> Iterator[Row]:
             yield Row(
                 what=f"apply to the training's Job, {count:,} as fast as the API server takes them, each with a "
                 f"preflight; the controllers' requests: {requests_per_second or '20, the default,'} a second",
-                wanted="",
-                measured=f"{done}; {after.cpu_s - before.cpu_s:.1f} CPU s and {reads:.0f} reads of the operator",
+                found=[
+                    *done.measures(),
+                    Measure("CPU of the operator", after.cpu_s - before.cpu_s, "s"),
+                    Measure("reads of the operator", reads),
+                ],
                 busy=busy.share(),
             )
 
 
-def fleet(finished: int, active: int, rest_s: float) -> Iterator[Row | Point]:
+def fleet(finished: int, active: int, rest_s: float) -> Iterator[Row]:
     """(b) A cluster that fills up with finished resources, and then the whole fleet: cold start, memory, rest.
 
     All have a preflight with Job and pod of its own; the latency is that of the training's Job behind it.
@@ -115,17 +122,19 @@ def fleet(finished: int, active: int, rest_s: float) -> Iterator[Row | Point]:
             made = target
             with an_operator(plane.kubeconfig) as operator:
                 settle(operator, made)
-                count = active // steps
+                count, busy = active // steps, Busy()
                 names = [f"wait-{step}-{number:05}" for number in range(count)]
                 with Preflights(api, _TEAMS[step]):
                     done = create(api, finetunes(_TEAMS[step], looked_at), names, _LOOKED_AT_A_SECOND)
                 settle(operator, made)
-                yield Point(
-                    resources=made + count * (step + 1),
-                    p50_s=percentile(done.latencies_s, 0.5),
-                    p99_s=percentile(done.latencies_s, 0.99),
-                    ready_s=operator.ready_s,
-                    resident_bytes=operator.usage().resident_bytes,
+                yield Row(
+                    what=f"apply to Job at {_LOOKED_AT_A_SECOND}/s among {made + count * (step + 1):,} LoRAFineTunes",
+                    found=[
+                        *latencies(done.latencies_s),
+                        Measure("ready after", operator.ready_s, "s"),
+                        Measure("memory", operator.usage().resident_bytes / MIB, "MiB"),
+                    ],
+                    busy=busy.share(),
                 )
         yield from _whole_fleet(plane.kubeconfig, questions, finished, active, rest_s)
 
@@ -136,22 +145,33 @@ def _whole_fleet(kubeconfig: Path, questions: float, finished: int, active: int,
     with an_operator(kubeconfig) as operator:
         settle(operator, finished + active)
         start, cost = operator.writes(), operator.usage()
-        stated = f"ready after {operator.ready_s:.1f} s, {start - questions:.0f} writes, {cost.cpu_s:.1f} CPU s"
-        yield Row(what=f"cold start over {total}", wanted="ready <= 8 s, 0 writes", measured=stated, busy=busy.share())
+        yield Row(
+            what=f"cold start over {total}",
+            wanted="ready <= 8 s, 0 writes",
+            found=[
+                Measure("ready after", operator.ready_s, "s"),
+                Measure("writes", start - questions),
+                Measure("CPU", cost.cpu_s, "s"),
+            ],
+            busy=busy.share(),
+        )
         busy, before, first = Busy(), operator.requests(), operator.usage()
         time.sleep(rest_s)
         last, after, share = operator.usage(), operator.requests(), busy.share()
         reads = sum(after.values()) - sum(before.values())
         cpu = 100 * (last.cpu_s - first.cpu_s) / rest_s
-        stated = f"{operator.writes() - start:.0f} writes, {cpu:.2f} % of a core, {reads:.0f} requests"
         yield Row(
             what=f"idle for {rest_s:.0f} s, {total}",
             wanted="0 writes, <= 1 % of a core",
-            measured=stated,
+            found=[
+                Measure("writes", operator.writes() - start),
+                Measure("CPU", cpu, "% of a core"),
+                Measure("requests", reads),
+            ],
             busy=share,
         )
-        stated = f"{last.resident_bytes / MIB:.0f} MiB idle, {last.peak_bytes / MIB:.0f} MiB at most"
-        yield Row(what=f"memory with {total}", wanted="<= 200 MiB", measured=stated, busy=share)
+        memory = [Measure("idle", last.resident_bytes / MIB, "MiB"), Measure("at most", last.peak_bytes / MIB, "MiB")]
+        yield Row(what=f"memory with {total}", wanted="<= 200 MiB", found=memory, busy=share)
         yield _scraped(operator, total, "<= 1.22 s, <= 220 MiB")
 
 
@@ -172,23 +192,25 @@ def _scraped(operator: Operator, total: str, wanted: str) -> Row:
     """The second scrape, as the first one also makes what later ones use again."""
     operator.scrape()
     busy = Busy()
-    text, taken = _timed_scrape(operator, "identity")
+    text, plain = _timed_scrape(operator, "identity")
     share = busy.share()
-    packed, taken_packed = _timed_scrape(operator, "gzip")
+    _, packed = _timed_scrape(operator, "gzip")
     series = sum(not line.startswith(b"#") for line in text.splitlines())
-    stated = (
-        f"{series:,} series in {taken}; {len(text) / 1e6:.2f} MB; compressed {len(packed) / 1e6:.2f} MB in "
-        f"{taken_packed}; {operator.usage().peak_bytes / MIB:.0f} MiB at most"
-    )
-    return Row(what=f"one scrape of /metrics, {total}", wanted=wanted, measured=stated, busy=share)
+    peak = Measure("memory at most", operator.usage().peak_bytes / MIB, "MiB")
+    found = [Measure("series", series), *plain, *packed, peak]
+    return Row(what=f"one scrape of /metrics, {total}", wanted=wanted, found=found, busy=share)
 
 
-def _timed_scrape(operator: Operator, encoding: str) -> tuple[bytes, str]:
+def _timed_scrape(operator: Operator, encoding: str) -> tuple[bytes, list[Measure]]:
     """What came, and in what time."""
     begin_s, first = time.monotonic(), operator.usage()
     body = operator.scrape(encoding)
     seconds, last = time.monotonic() - begin_s, operator.usage()
-    return body, f"{seconds:.2f} s, {last.cpu_s - first.cpu_s:.2f} CPU s"
+    return body, [
+        Measure(f"{encoding}, size", len(body) / 1e6, "MB"),
+        Measure(f"{encoding}, time", seconds, "s"),
+        Measure(f"{encoding}, CPU", last.cpu_s - first.cpu_s, "s"),
+    ]
 
 
 def mass_failure(count: int) -> list[Row]:
@@ -229,27 +251,30 @@ def mass_failure(count: int) -> list[Row]:
             Row(
                 what=f"mass failure of {count:,} runs",
                 wanted="all Failed with the right reason",
-                measured=(
-                    f"{found.right} of {count} right, the last after {told_s:.1f} s ({played_s:.1f} s of them to play "
-                    f"the failures); Job failed to run Failed: p50 {percentile(lags, 0.5):.2f} s, "
-                    f"p99 {percentile(lags, 0.99):.2f} s; {used:.1f} CPU s of the operator; "
-                    f"status writes p99 {p99_s:.2f} s"
-                ),
+                found=[
+                    Measure("runs with the right reason", found.right),
+                    Measure("last after", told_s, "s"),
+                    Measure("of it to play the failures", played_s, "s"),
+                    Measure("Job failed to run Failed, p50", percentile(lags, 0.5), "s"),
+                    Measure("Job failed to run Failed, p99", percentile(lags, 0.99), "s"),
+                    Measure("CPU of the operator", used, "s"),
+                    Measure("status writes, p99", p99_s, "s"),
+                ],
                 busy=share,
             ),
             Row(
                 what="writes of a whole run beside progress, Events included",
                 wanted="<= 8",
-                measured=(
-                    f"{for_all:.2f} from creation to Failed, {for_the_end:.2f} of them for the end; "
-                    f"{found.events / count:.2f} Events a run"
-                ),
+                found=[
+                    Measure("from creation to Failed", for_all),
+                    Measure("of them for the end", for_the_end),
+                    Measure("Events", found.events / count),
+                ],
                 busy=share,
             ),
             Row(
                 what="CPU of the API server for a whole run, its Job, pod and all watches included",
-                wanted="",
-                measured=f"{1000 * server_s / count:.1f} ms",
+                found=[Measure("CPU", 1000 * server_s / count, "ms")],
                 busy=share,
             ),
         ]

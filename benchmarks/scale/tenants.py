@@ -11,7 +11,7 @@ from benchmarks.scale.fleet import finetunes, finetunes_path, make_namespaces, p
 from benchmarks.scale.machine import MIB, Busy, percentile
 from benchmarks.scale.playing import CONTROLLER_RATE, connections_to, play, running_run, server_metrics, settle
 from benchmarks.scale.processes import ControlPlane, a_control_plane, an_operator, wait_until
-from benchmarks.scale.rows import Row
+from benchmarks.scale.rows import Measure, Row
 from benchmarks.scale.server import cpu_s
 from benchmarks.scale.trainers import ANSWERING, SLOW, played_trainers
 
@@ -43,11 +43,13 @@ def training(count: int, watch_s: float) -> Iterator[Row]:
         yield Row(
             what=f"{count:,} runs that train, for {watch_s:.0f} s",
             wanted="<= 20 statuses/s",
-            measured=(
-                f"{statuses / watch_s:.1f} statuses/s, {_most_in_a_second(moments)} in the fullest second; "
-                f"{reads:.0f} other requests; {100 * (used.cpu_s - cost.cpu_s) / watch_s:.1f} % of a core for the "
-                f"operator, {100 * (after - server) / watch_s:.1f} % for the API server"
-            ),
+            found=[
+                Measure("statuses", statuses / watch_s, "1/s"),
+                Measure("statuses in the fullest second", _most_in_a_second(moments)),
+                Measure("other requests", reads),
+                Measure("CPU of the operator", 100 * (used.cpu_s - cost.cpu_s) / watch_s, "% of a core"),
+                Measure("CPU of the API server", 100 * (after - server) / watch_s, "% of a core"),
+            ],
             busy=share,
         )
 
@@ -86,14 +88,17 @@ def hostile(suspended_runs: int, pods: int, round_s: float) -> Iterator[Row]:
         found.append(_measure(load, suspended_runs, pods, round_s))
         last = found[-1]
         more = (last.memory_bytes - found[0].memory_bytes) / MIB
+        against = [Measure("memory above small ones", more, "MiB")] if len(found) > 1 else []
         yield Row(
             what=f"a namespace beside {suspended_runs:,} suspended runs and {pods:,} pods that train, {load.what}",
             wanted="p99 <= 2 x alone, memory <= 40 MiB above small ones" if len(found) > 1 else "",
-            measured=(
-                f"apply to Job p99 {last.beside_s:.3f} s, alone {last.alone_s:.3f} s; memory "
-                f"{last.memory_bytes / MIB:.0f} MiB, {last.peak_bytes / MIB:.0f} MiB at most"
-                + (f"; {more:+.0f} MiB against small ones" if len(found) > 1 else "")
-            ),
+            found=[
+                Measure("apply to Job, p99", last.beside_s, "s"),
+                Measure("alone, p99", last.alone_s, "s"),
+                Measure("memory", last.memory_bytes / MIB, "MiB"),
+                Measure("memory at most", last.peak_bytes / MIB, "MiB"),
+                *against,
+            ],
             busy=busy.share(),
         )
 

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def outputs() -> dict[Path, str]:
     """Every generated file with the text that it should have."""
     example = read(Path("examples/minimal.yaml"))
-    client = Path("docs/client.md")
+    client = Path("docs/cli.md")
     chart = yaml.safe_load(read(CHART / "Chart.yaml"))
     values = yaml.safe_load(read(CHART / "values.yaml"))
     values_schema = json.loads(read(CHART / "values.schema.json"))

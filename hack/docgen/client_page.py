@@ -1,4 +1,4 @@
-"""The reference of the client's verbs in docs/client.md, from the command line itself."""
+"""The commands in docs/cli.md, from the command line itself."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from typer.main import get_command
 from docgen.text import code, table
 from lora_client.commands import app
 
-BEGIN = "<!-- Begin of the verbs, written by hack/docs -->\n"
-END = "<!-- End of the verbs -->\n"
+BEGIN = "<!-- Begin of the commands, written by hack/docs -->\n"
+END = "<!-- End of the commands -->\n"
 _EVERYWHERE = ("--context", "--namespace", "--output")
 
 
@@ -19,26 +19,39 @@ def insert(page: str) -> str:
     if not begin or not end:
         raise ValueError(f"the page lacks the marks {BEGIN.strip()} and {END.strip()}")
     commands: dict[str, Any] = getattr(get_command(app), "commands")  # noqa: B009 - typer does not annotate it
-    return f"{before}{BEGIN}\n{''.join(_verb(name, command) for name, command in commands.items())}{END}{after}"
+    return f"{before}{BEGIN}\n{''.join(_section(name, command) for name, command in commands.items())}{END}{after}"
 
 
-def _verb(name: str, command: Any) -> str:
+def _section(name: str, command: Any) -> str:
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option"]
     own = [option for option in options if option.opts[0] not in _EVERYWHERE and option.name != "help"]
-    words = [p.metavar if p.required else f"[{p.metavar.strip('[]')}]" for p in _arguments(command)]
-    head = " ".join(["lora", name, *words])
-    text = f"### `{head}`\n{' '.join(command.help.split())}\n\n"
-    rows = [[", ".join(map(code, _spelt(option))), " ".join((option.help or "").split())] for option in own]
-    return text + (table(["option", "meaning"], rows) + "\n" if rows else "")
+    needed = [f"{_short(option)} {option.metavar}" for option in own if option.required]
+    optional = ["[OPTIONS]"] if any(not option.required for option in own) else []
+    usage = " ".join(["lora", name, *map(_shown, arguments), *needed, *optional])
+    left_out = [(code(argument.metavar.strip("[]")), _meaning(argument)) for argument in arguments if not argument.required]
+    rows = [*left_out, *((", ".join(map(code, _spelt(option))), _meaning(option)) for option in own)]
+    head = "argument or option" if left_out else "option"
+    options_table = table([head, "meaning"], rows) + "\n" if rows else ""
+    return f"### lora {name}\n\n`{usage}`\n\n{' '.join(command.help.split())}\n\n{options_table}"
 
 
-def _arguments(command: Any) -> list[Any]:
-    found = [p for p in command.params if p.param_type_name == "argument"]
-    for parameter in found:
-        parameter.metavar = parameter.metavar or parameter.name.upper()
-    return found
+def _shown(argument: Any) -> str:
+    metavar = (argument.metavar or argument.name.upper()).strip("[]")
+    return metavar if argument.required else f"[{metavar}]"
+
+
+def _short(option: Any) -> str:
+    return min(option.opts, key=len)
 
 
 def _spelt(option: Any) -> list[str]:
-    value = f" {option.metavar}" if option.metavar and not option.is_flag else ""
+    value = "" if option.is_flag else f" {option.metavar or option.name.upper()}"
     return [f"{word}{value}" for word in [*option.opts, *option.secondary_opts]]
+
+
+def _meaning(parameter: Any) -> str:
+    text = " ".join((parameter.help or "").split())
+    default = parameter.default
+    told = "default" in text.lower() or isinstance(default, bool) or default in (None, "", "-")
+    return text if told or parameter.required else f"{text} Default: {code(default)}."

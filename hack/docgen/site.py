@@ -22,6 +22,8 @@ PAGES = {
     "security-policy.md": "SECURITY.md",
     "changelog.md": "CHANGELOG.md",
     "chart.md": "helm/lora-finetune-operator/README.md",
+    "tests.md": "tests/README.md",
+    "faults.md": "tests/faults/README.md",
 }
 COPIES = "files/"
 _LINK = re.compile(r"(!?\[[^\]]*\])\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")

@@ -1,4 +1,4 @@
-"""The fenced code blocks of README.md and docs/, and why no test reads one, where none does.
+"""The fenced code blocks of README.md, CONTRIBUTING.md and docs/, and why no test reads one, where none does.
 
 Pages that `hack/docs` writes are left out: `make lint` holds them against their sources, blocks included.
 """
@@ -75,7 +75,7 @@ def _reason(before: str) -> str:
 
 def pages() -> dict[str, str]:
     """The text of each page that people write, by its path in the repository."""
-    paths = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+    paths = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
     texts = {str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8") for path in paths}
     return {page: text for page, text in texts.items() if not text.startswith("<!-- Generated ")}
 

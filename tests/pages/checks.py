@@ -83,6 +83,8 @@ def python(arguments: Sequence[str]) -> str | None:
     """A script of the repository or a module of hack/, with flags that its source names."""
     if not arguments:
         return "no script"
+    if arguments[:2] == ("-m", "pytest"):
+        return next((f"no file {each}" for each in arguments if "/" in each and not (REPOSITORY / each).exists()), None)
     if arguments[0] == "-m":
         path, rest = REPOSITORY / "hack" / f"{arguments[1].replace('.', '/')}.py", arguments[2:]
     else:

@@ -166,7 +166,7 @@ MORE = (
     cell("Phi-2", (512,) * 8, selective=True),
     cell("Mixtral-8x7B", (512,) * 8, selective=True),
 )
-"""What docs/fit-accuracy.md has."""
+"""What benchmarks/results/fit_accuracy.md has."""
 WHOLE = (
     cell("Pythia-160M", (512,), LoraConfig(modules_to_save=("embed_in",))),
     cell("Pythia-160M", (512,), LoraConfig(modules_to_save=("lm_head",))),

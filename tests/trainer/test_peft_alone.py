@@ -15,7 +15,7 @@ from tests.trainer import tiny
 from tests.trainer.families import make_family
 from tests.trainer.matrix import OPTIONS, Cell, config_of, lay_out, name_of, train_cell
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks/peft_alone.py"
+SCRIPT = Path(__file__).with_name("peft_alone.py")
 PLAIN: Cell = {name: next(iter(values)) for name, values in OPTIONS.items()}
 HELD_OUT = {"validationUri": "pvc://data/held-out.jsonl", "validationFraction": None}
 CELLS: tuple[Cell, ...] = tuple(

@@ -1,4 +1,4 @@
-"""The study behind docs/hyperparameters.md: its rows, its order, its comparisons, and the page that shows them."""
+"""The study behind docs/hyperparameters.md: its rows, its order, its comparisons and its claims."""
 
 import math
 from dataclasses import replace

@@ -8,15 +8,15 @@ from docgen.site import DIAGRAM, PAGES, as_table, with_site_links
 @pytest.mark.parametrize(
     ("uri", "text", "expected"),
     [
-        pytest.param("fit.md", "[a](gpu.md#speed)", "[a](gpu.md#speed)", id="a page"),
-        pytest.param("index.md", "[a](docs/gpu.md)", "[a](gpu.md)", id="a page, from the root"),
+        pytest.param("watch.md", "[a](install.md#check)", "[a](install.md#check)", id="a page"),
+        pytest.param("index.md", "[a](docs/install.md)", "[a](install.md)", id="a page, from the root"),
         pytest.param("gitops.md", "[a](../CONTRIBUTING.md)", "[a](contributing.md)", id="a page of the root"),
-        pytest.param("runbooks/x.md", "[a](../fit.md)", "[a](../fit.md)", id="a page, from a folder"),
+        pytest.param("runbooks/x.md", "[a](../watch.md)", "[a](../watch.md)", id="a page, from a folder"),
         pytest.param("runbooks/x.md", "[a](../../LICENSE)", "[a](../files/LICENSE)", id="a file"),
         pytest.param("index.md", "[examples](examples)", "examples", id="a folder"),
-        pytest.param("fit.md", "[a](gone.md) [b](#here)", "[a](gone.md) [b](#here)", id="what does not exist stays"),
-        pytest.param("fit.md", "```\n[a](../LICENSE)\n```\n", "```\n[a](../LICENSE)\n```\n", id="code"),
-        pytest.param("fit.md", "Text:\n* a\n* b\n", "Text:\n\n* a\n* b\n", id="a list after a paragraph"),
+        pytest.param("watch.md", "[a](gone.md) [b](#here)", "[a](gone.md) [b](#here)", id="what does not exist stays"),
+        pytest.param("watch.md", "```\n[a](../LICENSE)\n```\n", "```\n[a](../LICENSE)\n```\n", id="code"),
+        pytest.param("watch.md", "Text:\n* a\n* b\n", "Text:\n\n* a\n* b\n", id="a list after a paragraph"),
     ],
 )
 def test_links_lead_to_pages_and_copies(uri: str, text: str, expected: str) -> None:

@@ -1,4 +1,4 @@
-"""Log lines with stable fields, as text or as JSON; docs/operations.md is their reference.
+"""Log lines with stable fields, as text or as JSON; docs/operate.md is their reference.
 
 What is logged within a turn, the work on one LoRAFineTune from its take out of the queue on, carries the run and the
 number of the turn by itself. No line holds anything that looks like a secret, whoever wrote it.
@@ -160,7 +160,7 @@ def _masked_lines(text: str) -> str:
 
 
 def about(finetune: tuple[str, str], uid: str = "", **fields: Any) -> Mapping[str, Any]:
-    """The `extra` of a line about a run. Raises KeyError for a field that docs/operations.md does not know."""
+    """The `extra` of a line about a run. Raises KeyError for a field that docs/operate.md does not know."""
     unknown = fields.keys() - FIELDS.keys()
     if unknown:
         raise KeyError(", ".join(sorted(unknown)))

@@ -36,9 +36,8 @@ _TABLE = (
         severity=Severity.WARNING,
         check=checks.rank_too_low,
         message="Raise spec.lora.rank, adapt more layers, or take a larger model or fewer tokens: rank {enough} would "
-        "hold what there is to learn; as a guide, 4 to 8 suffice for style or fewer than 5,000 rows, 16 to 32 for "
-        "following instructions, 64 to 128 for code, recall or more than 50,000 rows, 256 and more for deep "
-        "specialization",
+        "hold what there is to learn; as a guide, 16 suffices for most runs, and 64 or more for code, recall or more "
+        "than 50,000 rows",
         evidence="Rank {rank} gives {parameters} trained parameters, which hold about {capacity} bits; {tokens} tokens "
         "are learned, about 1 bit each",
     ),

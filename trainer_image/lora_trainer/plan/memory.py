@@ -688,7 +688,7 @@ def merge_memory(config: TrainConfig, parameters: int, shape: ModelArchitecture 
 
     With the whole model in memory are merged experts, which are stacked when they are read, other matrices that files
     of a few kinds hold otherwise than the model does, and embeddings that are tied there and were trained apart. All
-    bytes are measured on models with random weights of some 300 MB in 16 bits, by `benchmarks/merge_memory.py`.
+    bytes are measured on models with random weights of some 300 MB in 16 bits (`benchmarks/results/results.yaml`).
 
     Without its `shape` nobody knows whether embeddings are tied.
     """

@@ -1,4 +1,4 @@
-"""The tables of docs/hyperparameters.md, between two markers, and the plot beside it."""
+"""What the study found: its tables under benchmarks/results, and the picture of docs/hyperparameters.md."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,21 +10,11 @@ from benchmarks.study.records import Run, by_setting
 from benchmarks.study.rows import Kind
 from benchmarks.study.settings import BASE, RATES, SEEDS, SETTINGS, UNTRAINED, Setting
 
-BEGIN, END = "<!-- hyperparameters.py: begin -->", "<!-- hyperparameters.py: end -->"
-PLOT = "hyperparameters.svg"
 _COLUMNS = (
     *("setting", "trained parameters", "seeds", "loss", "recall", "rule"),
     *("difference from the base, all rows", "recall", "rule"),
 )
 _KINDS: tuple[Kind | None, ...] = (None, "recall", "rule")
-
-
-def record(page: Path, runs: Sequence[Run]) -> None:
-    """Write the tables between the markers and the plot beside the page. Raises ValueError for a page without them."""
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    page.write_text(f"{before}{BEGIN}\n{render(runs)}{END}{after}", encoding="utf-8")
-    draw(page.with_name(PLOT), runs)
 
 
 def _recorded(runs: Sequence[Run], settings: Sequence[Setting]) -> int:
@@ -38,9 +28,11 @@ def render(runs: Sequence[Run]) -> str:
     counted = f"{done} of {wanted} trainings of the settings are recorded, {rates} at other learning rates"
     return "\n".join(
         (
-            f"{counted}, and {untrained} models without training.",
+            "# Hyperparameters: results of the study",
             "",
-            f"![Difference of each setting from the base]({PLOT})",
+            f"{counted}, and {untrained} models without training.",
+            "Losses are nats a learned token on held-out rows. ± is one standard error; **bold** is a difference of",
+            "more than two, over at least two seeds.",
             "",
             f"| {' | '.join(_COLUMNS)} |",
             "|---|---|---|---|---|---|---|---|---|",

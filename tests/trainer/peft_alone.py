@@ -1,6 +1,6 @@
 """Reproduce the reported loss of published adapters with Transformers and PEFT alone: nothing of this project is used.
 
-    python benchmarks/peft_alone.py ADAPTER BASE ROWS.jsonl [ADAPTER BASE ROWS.jsonl ...]
+    python tests/trainer/peft_alone.py ADAPTER BASE ROWS.jsonl [ADAPTER BASE ROWS.jsonl ...]
 
 ADAPTER is a published folder, BASE the folder of its base model, ROWS the file of `dataset.validationUri`, with a list
 `messages` in each row. Prints a line for each adapter, and ends with 1 where a loss is not the reported one.
