@@ -62,7 +62,7 @@ def _torch() -> Outcome:
     lacking = ", ".join(name for name in _OF_PACKS if name not in taken)
     said = (
         f"torch {torch.__version__} is older than {_LEAST_TORCH}: its varlen_attn, which packs need, does not take "
-        f"{lacking}; install torch {_LEAST_TORCH} or later (docs/gpu.md)"
+        f"{lacking}; install torch {_LEAST_TORCH} or later (docs/install.md)"
     )
     return judged(not lacking, said if lacking else f"{_LEAST_TORCH} or later, as packs need")
 

@@ -29,7 +29,8 @@ def _section(name: str, command: Any) -> str:
     needed = [f"{_short(option)} {option.metavar}" for option in own if option.required]
     optional = ["[OPTIONS]"] if any(not option.required for option in own) else []
     usage = " ".join(["lora", name, *map(_shown, arguments), *needed, *optional])
-    left_out = [(code(argument.metavar.strip("[]")), _meaning(argument)) for argument in arguments if not argument.required]
+    optionally = [argument for argument in arguments if not argument.required]
+    left_out = [(code(argument.metavar.strip("[]")), _meaning(argument)) for argument in optionally]
     rows = [*left_out, *((", ".join(map(code, _spelt(option))), _meaning(option)) for option in own)]
     head = "argument or option" if left_out else "option"
     options_table = table([head, "meaning"], rows) + "\n" if rows else ""
@@ -37,7 +38,7 @@ def _section(name: str, command: Any) -> str:
 
 
 def _shown(argument: Any) -> str:
-    metavar = (argument.metavar or argument.name.upper()).strip("[]")
+    metavar: str = (argument.metavar or argument.name.upper()).strip("[]")
     return metavar if argument.required else f"[{metavar}]"
 
 

@@ -127,7 +127,7 @@ def test_every_alert_has_a_test_a_runbook_and_thresholds_and_none_is_left_over(r
 def test_a_runbook_answers_what_whoever_is_woken_asks(page: Path) -> None:
     """In the same order in each; its commands are Bash, and its queries read what there is."""
     text = page.read_text()
-    titles = ["# " + page.stem, "## What it means", "## Diagnosis", "## What to do", "## When to ignore it"]
+    titles = ["# " + page.stem, "## Meaning", "## Impact", "## Diagnosis", "## Mitigation"]
     assert re.findall(r"^#+ .*", text, re.MULTILINE) == titles
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert [kind for kind, _ in blocks] == ["sh", "promql"]
@@ -150,7 +150,7 @@ def _is_field(path: str) -> bool:
 def test_the_runbook_of_runs_that_do_not_start_says_what_to_do_in_each_state() -> None:
     """Those that the alert is about; the states of a failure are told as one."""
     (page,) = [page for page in RUNBOOKS if page.stem == "LoRAFineTuneStuckPending"]
-    told = set(re.findall(r"`(\w+)`", page.read_text().partition("## What to do")[2].partition("## When")[0]))
+    told = set(re.findall(r"`(\w+)`", page.read_text().partition("## Mitigation")[2]))
     suspended = {"SuspendedByUser", "SuspendedExternally"}
     states = STATES[Group.WAITING] | STATES[Group.RETRYING] | STATES[Group.HELD]
     assert {state.value for state in states} - suspended - told == set()

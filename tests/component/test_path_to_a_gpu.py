@@ -7,7 +7,6 @@ tests/e2e/test_newcomer.py.
 import dataclasses
 import json
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +93,10 @@ class Shown:
 def of_the_readme(folder: Path) -> Shown:
     """Its first lines of YAML, and what it has somebody type in the team's namespace."""
     (folder / "my-finetune.yaml").write_text(block("README.md", RUN).text)
-    (flag,) = re.findall(r"nodes are tainted, add `([^`]+)`", (REPOSITORY / "README.md").read_text())
     typed = block("README.md", "kubectl create secret generic hf-token").commands
-    return Shown(flags=shlex.split(flag), commands=typed.partition("kubectl wait")[0])
+    return Shown(
+        flags=["--values", str(REPOSITORY / "examples/values/small.yaml")], commands=typed.partition("kubectl wait")[0]
+    )
 
 
 def of_the_quickstart(folder: Path) -> Shown:

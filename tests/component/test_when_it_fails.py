@@ -1,4 +1,4 @@
-"""What docs/when-it-fails.md says that `kubectl apply` answers to mistakes, on a real API server."""
+"""What docs/troubleshooting.md says that `kubectl apply` answers to mistakes, on a real API server."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from tests.component.stage import REPOSITORY, Stage
 from localcluster.client import CommandError
 from lora_trainer.spec.manifest import API_VERSION, KIND
 
-PAGE = (REPOSITORY / "docs/when-it-fails.md").read_text(encoding="utf-8")
+PAGE = (REPOSITORY / "docs/troubleshooting.md").read_text(encoding="utf-8")
 RUN: dict[str, Any] = {
     "model": {"uri": "hf://acme/base"},
     "dataset": {"uri": "hf://acme/support-chats"},

@@ -136,7 +136,8 @@ def test_the_quickstart_on_gpus_is_typed_as_it_stands(first: Reader) -> None:
     assert verdict(status(first.client, first.namespace, RUN))[1] == "Succeeded"
     assert "adapter" in first.types(block(QUICKSTART, "lora ask support-tone"))
     assert (first.folder / "support-tone/adapter_model.safetensors").is_file()
-    first.types(block("docs/client.md", "lora clone"), Substitution(shown="lora compare", typed=_ENDED, why="it ends"))
+    first.types(block("docs/cli.md", "lora clone"), Substitution(shown="lora compare", typed=_ENDED, why="it ends"))
     printed = first.types(block("docs/watch.md", "lora watch"))
     assert "loss before training" in printed
+    first.types(block("docs/watch.md", "kubectl delete lft"))
     assert first.client.get("lft", f"--namespace={first.namespace}")["items"][0]["metadata"]["name"] == f"{RUN}-2"

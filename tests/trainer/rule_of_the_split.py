@@ -1,4 +1,4 @@
-"""The rule of the split as docs/trainer-data.md states it, written anew with the standard library alone."""
+"""The rule of the split, written anew with the standard library alone."""
 
 import hashlib
 from collections.abc import Sequence

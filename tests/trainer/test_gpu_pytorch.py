@@ -33,7 +33,7 @@ def test_an_older_pytorch_is_told_with_what_it_lacks(cpu: Device, monkeypatch: p
     assert outcome.state is State.FAILED
     assert outcome.said == (
         "torch 2.10.0+cu128 is older than 2.11: its varlen_attn, which packs need, does not take window_size; "
-        "install torch 2.11 or later (docs/gpu.md)"
+        "install torch 2.11 or later (docs/install.md)"
     )
     monkeypatch.setitem(sys.modules, varlen.__name__, None)
     outcome = _found(cpu)

@@ -1,4 +1,4 @@
-"""`held_out_rows.json`: anyone finds the same rows with the rule of docs/trainer-data.md and the files alone."""
+"""`held_out_rows.json`: anyone finds the same rows with the rule of the split and the files alone."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""The commands of docs/run-without-a-cluster.md, executed as they stand but for a declared list of substitutions."""
+"""The commands of docs/try-without-a-gpu.md, executed as they stand but for a declared list of substitutions."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from tests.trainer.test_publishing import KEYS, stored
 
 from hub.server import HubServer
 
-PAGE = "docs/run-without-a-cluster.md"
+PAGE = "docs/try-without-a-gpu.md"
 MODEL = "tests/tiny"
 _REPLACED = (
     Substitution(shown="python3 -m venv .venv && ", typed="", why="the tests run in one"),
@@ -62,7 +62,7 @@ def environment(tmp_path: Path, tiny_folder: Path) -> Iterator[Mapping[str, str]
 
 def test_every_command_of_the_page_does_what_it_says(clone: Path, environment: Mapping[str, str]) -> None:
     """From the training to what can be made of its result and of a checkpoint."""
-    execute(substituted(block(PAGE, "$ pip install").commands, _REPLACED), environment, clone)
+    execute(substituted(block(PAGE, "pip install").commands, _REPLACED), environment, clone)
     checkpoints = sorted((clone / "volumes/adapters/.lora-checkpoints").glob("support-tone-*/step-*"))
     assert checkpoints
     others = (
@@ -73,7 +73,7 @@ def test_every_command_of_the_page_does_what_it_says(clone: Path, environment: M
         ),
         Substitution(shown="s3://my-bucket/", typed="s3://results/", why="the bucket is one's own"),
     )
-    commands = substituted(block(PAGE, "$ lora-trainer ask").commands, (*others, *_REPLACED))
+    commands = substituted(block(PAGE, "lora-trainer ask").commands, (*others, *_REPLACED))
     path = f"{clone}/.venv/bin:{environment['PATH']}"
     printed = execute(commands, {**environment, "PATH": path}, clone)
     assert printed.count("Where is my order?") >= 1

@@ -74,7 +74,7 @@ def test_a_volume_that_does_not_follow_the_group_of_the_pod_has_a_remedy_that_he
     said = str(storage_error(OSError(errno.EACCES, "Permission denied"), "output.uri pvc://adapters/x"))
     assert said == (
         f"output.uri pvc://adapters/x cannot be written: Permission denied; let user {os.geteuid()} and group "
-        f"{os.getegid()} of the trainer write there: NFS, EFS and others may ignore fsGroup (docs/storage.md)"
+        f"{os.getegid()} of the trainer write there: NFS, EFS and others may ignore fsGroup (docs/namespaces.md)"
     )
 
 

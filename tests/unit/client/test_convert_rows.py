@@ -1,4 +1,4 @@
-"""Each row of docs/coming-from.md that leads from an option to a field is one that `lora convert` follows."""
+"""Each row of docs/migrate.md that leads from an option to a field is one that `lora convert` follows."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from lora_client.errors import ClientError
 from lora_client.foreign.convert import convert
 from lora_trainer.spec.manifest import RunOptions, train_config
 
-PAGE = Path(__file__).resolve().parents[3] / "docs/coming-from.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs/migrate.md"
 SECTIONS = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
 BASE: dict[str, dict[str, Any]] = {
     "PEFT": {"peft_type": "LORA", "base_model_name_or_path": "a/b", "dataset_name": "c/d"},

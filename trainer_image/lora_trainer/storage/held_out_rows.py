@@ -23,7 +23,7 @@ class FileRows:
 class HeldOutRows:
     """`evaluated` says in words which rows were; `files` lists them where they were chosen among others.
 
-    They are `held_out` of the `rows` in which there is something to learn, chosen by the rule in docs/trainer-data.md
+    They are `held_out` of the `rows` in which there is something to learn, chosen by `lora_trainer.data.split`
     from `seed` and `validation_fraction` (0 for rows of `dataset.validationUri`), at most `max_validation_rows`, None
     for any number.
     """
