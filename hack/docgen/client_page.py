@@ -38,12 +38,12 @@ def _section(name: str, command: Any) -> str:
 
 
 def _shown(argument: Any) -> str:
-    metavar: str = (argument.metavar or argument.name.upper()).strip("[]")
-    return metavar if argument.required else f"[{metavar}]"
+    metavar = (argument.metavar or argument.name.upper()).strip("[]")
+    return str(metavar if argument.required else f"[{metavar}]")
 
 
 def _short(option: Any) -> str:
-    return min(option.opts, key=len)
+    return str(min(option.opts, key=len))
 
 
 def _spelt(option: Any) -> list[str]:

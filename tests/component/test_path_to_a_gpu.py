@@ -92,7 +92,7 @@ class Shown:
 
 def of_the_readme(folder: Path) -> Shown:
     """Its first lines of YAML, and what it has somebody type in the team's namespace."""
-    (folder / "my-finetune.yaml").write_text(block("README.md", RUN).text)
+    (folder / "run.yaml").write_text(block("README.md", RUN).text)
     typed = block("README.md", "kubectl create secret generic hf-token").commands
     return Shown(
         flags=["--values", str(REPOSITORY / "examples/values/small.yaml")], commands=typed.partition("kubectl wait")[0]

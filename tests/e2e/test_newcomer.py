@@ -171,7 +171,7 @@ def test_a_newcomer_gets_an_adapter_by_typing_the_readme(newcomer: Newcomer) -> 
     shown, folder = "\n".join(block.text for block in SHOWN), newcomer.folder
     assert [each for each in newcomer.replaced if each.shown not in shown] == []
     run = substituted(next(block.text for block in SHOWN if block.language == "yaml"), newcomer.replaced)
-    (folder / "my-finetune.yaml").write_text(run)
+    (folder / "run.yaml").write_text(run)
     for name in ("quickstart.yaml", "values/small.yaml"):
         file = folder / "examples" / name
         file.write_text(substituted(file.read_text(), newcomer.replaced))

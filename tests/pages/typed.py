@@ -23,7 +23,7 @@ printf '%s\\0' '{name}' "$@" > "$noted"
 """
 _FLAGS_OF_HELM = "helm upgrade lora-finetune-operator helm/lora-finetune-operator --namespace lora-system "
 GIVEN = (
-    *("axolotl.yaml", "claim.yaml", "claims.yaml", "config.json", "my-finetune.yaml"),
+    *("axolotl.yaml", "claim.yaml", "claims.yaml", "config.json", "run.yaml"),
     *("support-chats.jsonl", "support-tone.yaml"),
 )
 """Files that the pages let their readers have."""

@@ -20,7 +20,7 @@ MODEL = "tests/tiny"
 _REPLACED = (
     Substitution(shown="python3 -m venv .venv && ", typed="", why="the tests run in one"),
     Substitution(shown="pip install '.[trainer]'", typed=":", why="what it installs is among the tests' packages"),
-    Substitution(shown="my-finetune.yaml", typed="examples/quickstart.yaml", why="it is the reader's own"),
+    Substitution(shown="run.yaml", typed="examples/quickstart.yaml", why="it is the reader's own"),
 )
 
 

@@ -18,12 +18,14 @@ from tests.pages.blocks import BLOCKS, REPOSITORY, Block
 from tests.pages.checks import fault, missing_files
 from tests.pages.typed import typed
 
+from docgen.schema import load
 from lora_client import interface
 from lora_client.runs import ClusterRun
 from lora_client.views.answers import Answer
 from lora_trainer.spec.manifest import KIND, RunOptions, train_config
 
 CHART = REPOSITORY / "helm/lora-finetune-operator"
+FIELDS = {field.name for field in load(REPOSITORY / "crds/lorafinetunes.yaml").field("spec").children}
 CHECKED = [each for each in BLOCKS if not each.reason]
 
 
@@ -57,7 +59,7 @@ def test_a_block_is_one_that_an_interactive_zsh_takes_as_pasted(shown: Block) ->
 
 
 @pytest.mark.parametrize("shown", **named([each for each in CHECKED if each.yaml]))
-def test_yaml_is_a_manifest_or_values_of_the_chart(shown: Block) -> None:
+def test_yaml_is_a_manifest_fields_of_one_or_values_of_the_chart(shown: Block) -> None:
     """Runs by the trainer's rules, values by the chart's schema; tests/component/test_pages.py applies them."""
     for text in shown.yaml:
         documents = [document for document in yaml.safe_load_all(text) if document]
@@ -65,6 +67,11 @@ def test_yaml_is_a_manifest_or_values_of_the_chart(shown: Block) -> None:
         for document in documents:
             if document.get("kind") == KIND:
                 assert train_config(document, RunOptions(uid="u", strict=True))
+            elif shown.language == "yaml" and document.keys() <= FIELDS:
+                whole = yaml.safe_load((REPOSITORY / "examples/quickstart.yaml").read_text())
+                assert train_config(
+                    {**whole, "spec": merged(whole["spec"], document)}, RunOptions(uid="u", strict=True)
+                )
             elif "kind" not in document and shown.language == "yaml":
                 schema = json.loads((CHART / "values.schema.json").read_text())
                 values = yaml.safe_load((CHART / "values.yaml").read_text())
