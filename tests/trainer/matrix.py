@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,14 @@ def covering_array() -> tuple[Cell, ...]:
         return not any(pair <= chosen for pair in FORBIDDEN)
 
     rows = AllPairs([list(FAMILIES), *map(list, OPTIONS.values())], filter_func=allowed)
-    return tuple(dict(zip(names, row, strict=True)) for row in rows)
+    cells = [dict(zip(names, row, strict=True)) for row in rows]
+    met = {pair for cell in cells for pair in combinations(cell.items(), 2)}
+    # Where pairs are forbidden, it gives up others that are not.
+    for cell in single_changes():
+        if not (pairs := set(combinations(cell.items(), 2))) <= met:
+            cells.append(dict(cell))
+            met |= pairs
+    return tuple(cells)
 
 
 def single_changes() -> Iterator[Cell]:
