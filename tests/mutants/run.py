@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Seeded defects of the operator and of the trainer, and what notices each: the baselines of two restructurings.
+"""Seeded defects of operator, trainer, client and chart, and what notices each: the baselines of restructurings.
 
-`operator.yaml` and `trainer.yaml` list each mutant by what the program then does wrong. `baseline` is its form for the
-code of the list's commit in BASELINES, `present` that for the code of today: a file, a text that stands there once, and
-what takes its place. What was noticed at the baseline is to be noticed today; a survivor is a promise without a test.
-`results` has for each form the first suspect that noticed it, `survived` and what that outlived, or `inert`, for a form
-that changes no behaviour. A suspect is a black-box test, or `oracle:ID`, a case of tests/oracle: it notices where the
-mutant does otherwise than the baseline. Suites of the operator are tests/model, tests/faults and tests/component, never
-tests/unit. Of `suspects` the oracle comes first, and of tests the quickest.
+`operator.yaml`, `trainer.yaml` and `client.yaml`, which has the chart's, too, list each mutant by what the program then
+does wrong. `baseline` is its form for the code of the list's commit in BASELINES, `present` that for the code of today:
+a file, a text that stands there once, and what takes its place. Without a form for today it stands where it stood. What
+was noticed at the baseline is to be noticed today; a survivor is a promise without a test. `results` has for each form
+the first suspect that noticed it, `survived` and what that outlived, or `inert`, for a form that changes no behaviour.
+A suspect is a black-box test, or `oracle:ID`, a case of tests/oracle: it notices where the mutant does otherwise than
+the baseline. Suites of the operator are tests/model, tests/faults and tests/component, never tests/unit. Of `suspects`
+the oracle comes first, and of tests the quickest.
 
     tests/mutants/run.py check                     every form applies, and its modules import
     tests/mutants/run.py control                   the suspects without a mutant: what fails then proves nothing
@@ -37,7 +38,7 @@ from typing import Any
 
 import yaml
 
-BASELINES = {"operator": "a9df28d8", "trainer": "f4833ece"}
+BASELINES = {"operator": "a9df28d8", "trainer": "f4833ece", "client": "ff000731"}
 """The commit of each list."""
 REPOSITORY = Path(__file__).resolve().parents[2]
 ORACLE = "oracle:"
@@ -170,6 +171,8 @@ def check(mutants: list[Mutant], form: str, commit: str) -> None:
     with worktree(commit) as place:
         for mutant in mutants:
             with applied(mutant, form, place):
+                if not mutant[form]["file"].endswith(".py"):
+                    continue
                 module = mutant[form]["file"].partition("/")[2].removesuffix(".py").replace("/", ".")
                 source = f"import sys; sys.path[:0] = ['operator', 'trainer_image']; import {module}"
                 subprocess.run([sys.executable, "-c", source], cwd=place, check=True)
@@ -190,7 +193,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     listed = Path(__file__).with_name(f"{given.of}.yaml")
     commit = BASELINES[given.of] if given.form == "baseline" else "HEAD"
-    mutants = [m for m in yaml.safe_load(listed.read_text()) if given.form in m]
+    listed_mutants = yaml.safe_load(listed.read_text())
+    mutants = [m if given.form in m else {**m, given.form: m["baseline"]} for m in listed_mutants]
     if given.what == "check":
         check(mutants, given.form, commit)
     elif given.what == "control":
